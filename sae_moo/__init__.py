@@ -1,0 +1,103 @@
+"""Search merges of fine-tuned language models for the Pareto front of accuracy against sparsity.
+
+Names are imported when they are first used, so that ``import sae_moo`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sae_moo.build import Bench, search
+    from sae_moo.config import Config
+    from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
+    from sae_moo.experts import ExpertPool
+    from sae_moo.materializer import WeightCache, materialize
+    from sae_moo.objectives import Constraint, Evaluation, Objective
+    from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+    from sae_moo.run import Run
+    from sae_moo.schedule import Schedule
+    from sae_moo.searchers.annealing import CyclicAnnealing
+    from sae_moo.searchers.nsga import NsgaSearcher
+    from sae_moo.searchers.operators import (
+        AttractionMating,
+        LineageSampling,
+        PruneMergeMutation,
+        RecipeDuplicates,
+        ZeroAwareCrossover,
+    )
+    from sae_moo.searchers.problem import MergeProblem
+    from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+
+_HOMES = {
+    "build": ("Bench", "search"),
+    "config": ("Config",),
+    "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
+    "experts": ("ExpertPool",),
+    "materializer": ("WeightCache", "materialize"),
+    "objectives": ("Constraint", "Evaluation", "Objective"),
+    "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
+    "run": ("Run",),
+    "schedule": ("Schedule",),
+    "searchers.annealing": ("CyclicAnnealing",),
+    "searchers.nsga": ("NsgaSearcher",),
+    "searchers.operators": (
+        "AttractionMating",
+        "LineageSampling",
+        "PruneMergeMutation",
+        "RecipeDuplicates",
+        "ZeroAwareCrossover",
+    ),
+    "searchers.problem": ("MergeProblem",),
+    "searchers.space": ("CoefficientSpace", "Ground", "LineageSpace"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AttractionMating",
+    "Bench",
+    "Cast",
+    "CoefficientSpace",
+    "Config",
+    "Constraint",
+    "CyclicAnnealing",
+    "Evaluation",
+    "Expert",
+    "ExpertPool",
+    "Ground",
+    "InputError",
+    "Interrupted",
+    "LineageSampling",
+    "LineageSpace",
+    "Merge",
+    "MergeProblem",
+    "NsgaSearcher",
+    "Objective",
+    "Prune",
+    "PruneMergeMutation",
+    "Recipe",
+    "RecipeDuplicates",
+    "Run",
+    "RunError",
+    "SaeMooError",
+    "Schedule",
+    "WeightCache",
+    "ZeroAwareCrossover",
+    "materialize",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sae_moo' has no attribute {name!r}")
+    value = getattr(import_module(f"sae_moo.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,431 @@
+"""The composition root: from a configuration to objects, and the whole jobs made of them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.config import Config, TaskSection, differences
+from sae_moo.errors import InputError
+from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.task import Split, Task
+from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
+from sae_moo.execute.local import LocalExecutor
+from sae_moo.experts import ExpertPool, load_model
+from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
+from sae_moo.materializer import WeightCache, materialize, measured_sparsity
+from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.run import POINTER, RUNS, Run
+from sae_moo.schedule import Schedule
+from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.searcher import Searcher
+from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
+from sae_moo.study import Listener, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What evaluating needs, opened and checked once.
+
+    Args:
+        config: the configuration.
+        pool: the experts.
+        tasks: the tasks, tokenised.
+        device: where models live.
+    """
+
+    config: Config
+    pool: ExpertPool
+    tasks: tuple[Task, ...]
+    device: str
+
+    @classmethod
+    def open(cls, config: Config) -> Bench:
+        """Open experts and tasks; everything that can be wrong is found here, before the first evaluation.
+
+        Raises:
+            InputError: listing what cannot be opened or does not fit.
+        """
+        models = config.models
+        pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory)
+        return cls(config, pool, open_tasks(config, pool), resolve_device(models.device))
+
+    def live_model(self) -> Any:
+        """Return the live model in the configured dtype, on the device."""
+        return self.pool.live_model(self.config.models.dtype, self.device)
+
+    def evaluator(self) -> Evaluator:
+        """Return an evaluator over a live model of its own."""
+        cache = WeightCache(int(self.config.models.cache_gib * 2**30))
+        return Evaluator(self.pool, self.live_model(), Scorer(self.tasks, self.device), cache)
+
+    def searcher(self) -> Searcher:
+        """Return a fresh searcher."""
+        config = self.config
+        highest = [
+            limit.high for limit in config.constraint_list() if not limit.objective.tasks and limit.high is not None
+        ]
+        prunable = {info.group for info in self.pool.tensors if info.prunable}
+        ground = Ground(
+            experts=tuple(name for name in self.pool.names if name != BASE),
+            prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
+            dtype=config.models.dtype,
+            granularity=config.space.granularity,
+            criterion=config.pruning.criterion,
+            scope=config.pruning.scope,
+            most=min(0.95, *highest, 0.95),
+        )
+        annealing = config.annealing
+        return NsgaSearcher(
+            LineageSpace(ground) if config.space.kind == "lineage" else CoefficientSpace(ground),
+            config.objective_list(),
+            config.constraint_list(),
+            algorithm=config.search.algorithm,
+            population=config.search.population,
+            seed=config.study.seed,
+            schedule=Schedule(annealing.schedule, annealing.low, annealing.high, annealing.period, annealing.growth),
+            pace=config.search.pace,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study must not change while it is resumed: settings, experts, tasks, device."""
+        base = self.pool.checkpoints[BASE].config
+        shape = {key: value for key, value in base.items() if key not in ("_name_or_path", "transformers_version")}
+        return {
+            **self.config.identity(),
+            **{f"weights of {name}": fingerprint for name, fingerprint in self.pool.fingerprints.items()},
+            "order of experts": list(self.pool.names),
+            "config.json of base": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
+            **{f"items of {task.name}": task.fingerprint for task in self.tasks},
+            "device": torch.device(self.device).type,
+        }
+
+
+def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:
+    """Build the configured tasks.
+
+    Args:
+        config: the configuration.
+        pool: the experts; the base says how many tokens the model takes.
+        tokenizer: None means the base's.
+
+    Raises:
+        InputError: listing the faults of every task.
+    """
+    tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
+    longest = pool.checkpoints[BASE].config.get("max_position_embeddings")
+    tasks: list[Task] = []
+    faults = []
+    for section in config.tasks:
+        try:
+            tasks.append(_task(section, config.directory, tokenizer, longest if isinstance(longest, int) else None))
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return tuple(tasks)
+
+
+def _task(section: TaskSection, directory: Path, tokenizer: Any, longest: int | None) -> Task:
+    if section.data is None:
+        items, kind = zoo_items(section.name)
+    else:
+        assert section.kind is not None  # the configuration was checked
+        items, kind = read_items(directory / Path(section.data).expanduser(), section.kind), section.kind
+    splits = split_items(section.name, items, section.search, section.test)
+    return ItemTask(section.name, kind, splits, tokenizer, longest)
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: if torch does not know it, or the machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"models.device: torch has no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def versions() -> str:
+    """Return the versions of what evaluates, as one text."""
+    return ", ".join(f"{name} {version(name)}" for name in ("sae-moo", "torch", "transformers", "pymoo", "optuna"))
+
+
+def search(
+    config: Config,
+    listener: Listener = lambda event: None,
+    root: str | Path = RUNS,
+    fresh: bool = False,
+    opened: Callable[[Bench], None] = lambda bench: None,
+) -> Run:
+    """Run a search, or go on with one.
+
+    Args:
+        config: the configuration.
+        listener: told of every finished trial.
+        root: folder of run folders; the run lies in ``root/NAME``.
+        fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
+        opened: called once everything is checked, before the first evaluation.
+
+    Returns:
+        The run, to look at.
+
+    Raises:
+        InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
+        Interrupted: on Ctrl-C, after saving.
+    """
+    bench = Bench.open(config)
+    folder = Path(root) / config.study.name
+    place = config.study.storage
+    if fresh and place is not None:
+        raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
+    with _locked(folder, fresh) as folder:
+        storage = open_storage(place or folder / JOURNAL, write=True)
+        study = create_or_load(storage, config.study.name, config.objective_list())
+        stored = study.user_attrs.get("identity")
+        if stored is None:
+            study.set_user_attr("config", config.model_dump(mode="json"))
+            study.set_user_attr("directory", str(config.directory))
+            study.set_user_attr("fingerprints", bench.pool.fingerprints)
+            study.set_user_attr("groups", list(bench.pool.groups))
+            study.set_user_attr("identity", bench.identity())
+            (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
+        else:
+            _check_same(folder, stored, bench)
+        opened(bench)
+        evaluator = bench.evaluator()
+        Study(
+            TrialStorage(
+                storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
+            ),
+            bench.searcher(),
+            LocalExecutor(evaluator.evaluate),
+            bench.pool.fingerprints,
+            bench.pool.groups,
+            config.search.evaluations,
+            versions(),
+            listener,
+        ).run()
+    return Run.open(folder)
+
+
+def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
+    """Raise InputError if a run of that name exists under other settings; writes nothing."""
+    folder = Path(root) / config.study.name
+    if (folder / POINTER).is_file():
+        run = Run.open(folder)
+        _check_same(folder, run.identity, bench)
+
+
+def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench) -> None:
+    found = differences(stored, bench.identity())
+    if found:
+        raise InputError(
+            f"{folder}: the study was made under other settings and is not resumed:\n"
+            + "\n".join(f"  - {difference}" for difference in found)
+            + "\n  use another study.name, or --fresh to put the old run aside"
+        )
+
+
+def evaluate(target: str, config: Config, split: Split) -> tuple[dict[str, Score], float]:
+    """Score a model folder, a hub id, ``zoo:NAME`` or a recipe with the configured tasks.
+
+    Args:
+        target: what to score; a path ending in ``.json`` is a recipe over the configured experts.
+        config: the configuration.
+        split: which items to score on.
+
+    Returns:
+        Task name -> score, and the fraction of zeros over all prunable weights.
+
+    Raises:
+        InputError: if the target or the configuration cannot be used.
+    """
+    empty = [section.name for section in config.tasks if split == "test" and not section.test]
+    if empty:
+        raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
+    device = resolve_device(config.models.device)
+    if target.endswith(".json"):
+        bench = Bench.open(config)
+        recipe = _read_recipe(Path(target), bench.pool)
+        pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
+        materialize(recipe, pool, model)
+    else:
+        pool = ExpertPool({BASE: Checkpoint(target)})
+        tasks = open_tasks(config, pool)
+        model = pool.live_model(config.models.dtype, device)
+    return summary(Scorer(tasks, device).score(model, split)), measured_sparsity(pool, model)
+
+
+def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: bool) -> dict[Split, dict[str, Score]]:
+    """Write a trial as a Hugging Face folder.
+
+    Args:
+        run: the run.
+        record: one of its complete trials.
+        why: why this one, for the model card.
+        output: the folder to make.
+        verify: load the folder again and compare every score with the trial's; also scores the test split.
+
+    Returns:
+        Scores per split, as found by verifying; empty without.
+
+    Raises:
+        InputError: if the output is taken or the experts are not those of the study.
+        RunError: if verifying finds any difference; nothing is left behind then.
+    """
+    output = Path(output)
+    check_free(output)
+    bench = Bench.open(run.config)
+    changed = differences(dict(run.fingerprints), bench.pool.fingerprints)
+    if changed:
+        raise InputError("the experts are not those of the study:\n" + "\n".join(f"  - {each}" for each in changed))
+    model = bench.live_model()
+    report = materialize(record.recipe, bench.pool, model)
+    facts = {
+        "study": run.name,
+        "trial": str(record.number),
+        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": run.config.models.dtype,
+        "digest": f"`{record.digest}`",
+        "made with": versions(),
+    }
+    assert record.evaluation is not None
+    known = {
+        task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
+        for task, row in record.evaluation.scores.items()
+    }
+    found: dict[Split, dict[str, Score]] = {}
+
+    def check(folder: Path) -> None:
+        if verify:
+            dtype = getattr(torch, run.config.models.dtype)
+            scorer = Scorer(bench.tasks, bench.device)
+            found.update(
+                verified(folder, scorer, lambda path: load_model(path, dtype, bench.device), record.evaluation.scores)  # type: ignore[union-attr]
+            )
+            (folder / "README.md").write_text(model_card(output.name, why, bench.pool, facts, found), encoding="utf-8")
+
+    card = model_card(output.name, why, bench.pool, facts, {"search": known})
+    write_model(output, model, bench.pool.tokenizer(), recipe_document(record.recipe, bench.pool), card, check)
+    return found
+
+
+def merge(recipe_file: str | Path, output: str | Path, dtype: str = "float32") -> float:
+    """Write the model of a recipe file, without any search.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it.
+        output: the folder to make.
+        dtype: dtype of the model if the recipe does not end in a cast.
+
+    Returns:
+        The fraction of zeros over all prunable weights.
+
+    Raises:
+        InputError: if the file is no such recipe, or an expert is not what it was.
+    """
+    path, output = Path(recipe_file), Path(output)
+    check_free(output)
+    document = _read_document(path)
+    experts = document.get("experts")
+    if (
+        not isinstance(experts, dict)
+        or BASE not in experts
+        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
+    ):
+        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
+    sources = {name: entry["source"] for name, entry in experts.items()}
+    pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent)
+    recipe = _read_recipe(path, pool)
+    model = pool.live_model(getattr(recipe, "dtype", dtype))
+    report = materialize(recipe, pool, model)
+    facts = {"sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros", "made with": versions()}
+    card = model_card(output.name, f"Merged by the recipe {path.name}", pool, facts, {})
+    write_model(output, model, pool.tokenizer(), recipe_document(recipe, pool), card, lambda folder: None)
+    return report.sparsity
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    if path.suffix in (".yaml", ".yml"):
+        raise InputError(f"{path}: mergekit configurations are not read by this version; give a recipe as JSON")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: expected a recipe as JSON: {reason}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected a recipe as a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _read_recipe(path: Path, pool: ExpertPool) -> Recipe:
+    document = _read_document(path)
+    try:
+        recipe = decode(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    experts = document.get("experts")
+    for name, entry in experts.items() if isinstance(experts, Mapping) else ():
+        fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
+        if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
+            raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
+    return recipe
+
+
+@contextmanager
+def _locked(folder: Path, fresh: bool) -> Iterator[Path]:
+    """Hold a run folder for one writer.
+
+    Raises:
+        InputError: if it cannot be written, or another process is searching there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "search.lock").open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: the run folder cannot be written: {error.strerror}") from error
+    with handle:
+        _lock(handle, folder)
+        if fresh and any(path.name != "search.lock" for path in folder.iterdir()):
+            number = 1
+            while folder.with_name(f"{folder.name}.{number}").exists():
+                number += 1
+            folder.rename(folder.with_name(f"{folder.name}.{number}"))
+            folder.mkdir()
+            with (folder / "search.lock").open("a+") as anew:
+                _lock(anew, folder)
+                yield folder
+        else:
+            yield folder
+
+
+def _lock(handle: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        owner = handle.read().strip()
+        raise InputError(
+            f"{folder}: another search is running there" + (f" (process {owner})" if owner else "")
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()

@@ -1,0 +1,228 @@
+"""One checkpoint: a folder of safetensors opened lazily, its facts and its content fingerprint. Never unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_moo import zoo
+from sae_moo.errors import InputError
+
+log = logging.getLogger(__name__)
+
+ZOO = "zoo:"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_embeddings)\.weight$")
+# Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
+_BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """What the header of a safetensors file says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def locate(source: str, relative_to: Path | None = None) -> tuple[Path, str]:
+    """Return the local folder of a checkpoint, fetched if it is a hub id, and a name that finds it from anywhere.
+
+    Args:
+        source: ``zoo:NAME``, a local folder, or a hub id ``owner/name`` (``owner/name@revision``).
+        relative_to: folder that relative paths start from; None means the current one.
+
+    Raises:
+        InputError: if there is no such folder and the hub cannot provide it.
+    """
+    if source.startswith(ZOO):
+        try:
+            return zoo.checkpoint(source.removeprefix(ZOO)), source
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    path = Path(source).expanduser()
+    path = path if path.is_absolute() or relative_to is None else relative_to / path
+    if path.is_dir():
+        return path.resolve(), str(path.resolve())
+    if path.exists():
+        raise InputError(f"expected a folder with a checkpoint, got a file: {path}")
+    if source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
+        raise InputError(f"no such folder: {path}")
+    return _from_hub(source, path), source
+
+
+def _from_hub(source: str, tried: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{source!r} is neither a local folder ({tried}) nor a model the hub gives us: {reason}"
+        ) from error
+
+
+class Checkpoint:
+    """A Hugging Face causal-LM folder, opened for reading tensor by tensor.
+
+    Args:
+        source: as the user wrote it; see `locate`.
+        relative_to: folder that relative paths start from.
+
+    Attributes:
+        folder: where the files are.
+        origin: a name that finds the checkpoint from anywhere: ``zoo:NAME``, a hub id, or an absolute path.
+        config: the parsed ``config.json``.
+        tensors: tensor name -> shape and dtype, sorted by name; buffers and a tied head left out.
+
+    Raises:
+        InputError: if files are missing, truncated, not safetensors, or an adapter instead of a model.
+    """
+
+    def __init__(self, source: str, relative_to: Path | None = None) -> None:
+        self.source = source
+        self.folder, self.origin = locate(source, relative_to)
+        self.config = _read_json(self.folder / "config.json", "a model's config.json")
+        self._handles = {file: _opened(file) for file in self._files()}
+        self._file_of: dict[str, Path] = {}
+        tensors: dict[str, TensorFacts] = {}
+        for file, handle in self._handles.items():
+            for name in handle.keys():  # noqa: SIM118  # a safetensors handle is not a mapping
+                part = handle.get_slice(name)
+                facts = TensorFacts(tuple(part.get_shape()), str(part.get_dtype()))
+                if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
+                    tensors[name] = facts
+                    self._file_of[name] = file
+        head = next((name for name in _HEADS if name in tensors), None)
+        embeddings = next((name for name in tensors if _EMBEDDINGS.search(name)), None)
+        if head and embeddings and self.config.get("tie_word_embeddings") is True:
+            if not torch.equal(self.load(head), self.load(embeddings)):
+                raise InputError(
+                    f"{self.folder}: config.json ties the head to the embeddings, but the file holds a different {head}"
+                )
+            del tensors[head]
+            head = None
+        self.tied = head is None
+        self.vocabulary = tensors[embeddings].shape[0] if embeddings else None
+        self.tensors: Mapping[str, TensorFacts] = dict(sorted(tensors.items()))
+
+    def load(self, name: str) -> Tensor:
+        """Return one tensor as stored, on the CPU, memory-mapped: do not write to it."""
+        tensor: Tensor = self._handles[self._file_of[name]].get_tensor(name)
+        return tensor
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the weights: names, dtypes, shapes and bytes; not of file layout or location.
+
+        Reading every byte is also where NaN and infinities are found. The result is kept per file size and modification
+        time in the user's cache folder, so that a large model is read once.
+
+        Raises:
+            InputError: naming the tensors that hold NaN or an infinity.
+        """
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._handles)]
+        stamp = hashlib.sha256(json.dumps([str(self.folder), stats, list(self.tensors)]).encode()).hexdigest()
+        known = _remembered(stamp)
+        if known:
+            return known
+        whole = hashlib.sha256()
+        broken = []
+        for name, facts in self.tensors.items():
+            tensor = self.load(name).contiguous()
+            if not torch.isfinite(tensor).all():
+                broken.append(name)
+            content = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
+            whole.update(json.dumps([name, facts.dtype, facts.shape, content]).encode())
+        if broken:
+            shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+            raise InputError(f"{self.source}: NaN or infinite weights in {shown}")
+        _remember(stamp, whole.hexdigest())
+        return whole.hexdigest()
+
+    def _files(self) -> Iterator[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        if single.is_file():
+            yield single
+            return
+        if index.is_file():
+            weight_map = _read_json(index, "an index of shards").get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise InputError(f"{index}: expected an object 'weight_map'")
+            missing = sorted({shard for shard in weight_map.values() if not (self.folder / shard).is_file()})
+            if missing:
+                raise InputError(f"{self.folder}: shards named in {index.name} are missing: {', '.join(missing)}")
+            yield from sorted({self.folder / shard for shard in weight_map.values()})
+            return
+        if (self.folder / "adapter_model.safetensors").is_file():
+            raise InputError(f"{self.folder}: holds a LoRA adapter; merge it into its base first, this needs a model")
+        pickles = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
+            path.name for path in self.folder.glob("*.pt*")
+        )
+        if pickles:
+            raise InputError(
+                f"{self.folder}: only pickled weights ({', '.join(pickles[:3])}), which can run code when opened; "
+                "convert them to safetensors (save_pretrained does)"
+            )
+        raise InputError(f"{self.folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: expected {what}, there is no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {what}: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected {what}, got {type(document).__name__}")
+    return document
+
+
+def _memory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_moo" / "fingerprints"
+
+
+def _remembered(stamp: str) -> str | None:
+    try:
+        text = (_memory() / stamp).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None  # never seen, or no readable cache folder: compute it
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+
+def _remember(stamp: str, fingerprint: str) -> None:
+    path = _memory() / stamp
+    partial = path.with_name(f"{stamp}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(fingerprint, encoding="ascii")
+        partial.replace(path)
+    except OSError as error:
+        log.info("fingerprints are not kept: %s", error)  # only costs time on the next start

@@ -1,0 +1,407 @@
+"""The commands of `sae-moo`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from sae_moo.errors import InputError, SaeMooError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_moo.run import Run
+    from sae_moo.storage import TrialRecord
+
+# Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
+
+P = ParamSpec("P")
+app = typer.Typer(
+    name="sae-moo",
+    help="Search merges of fine-tuned language models for the Pareto front of accuracy against sparsity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+class SplitName(StrEnum):
+    """Which items to score on."""
+
+    search = "search"
+    test = "test"
+
+
+class FormatName(StrEnum):
+    """How a model is written."""
+
+    hf = "hf"
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a name under runs/.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make; it must not exist yet.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the configuration.")
+]
+Knee = Annotated[bool, typer.Option("--knee", help="The knee of the front (the default).")]
+Weights = Annotated[str | None, typer.Option("--weights", metavar="A=w,B=w", help="Largest weighted sum.")]
+Where = Annotated[list[str], typer.Option("--where", metavar="'A>=x'", help="Keep a limit; may be given again.")]
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into one message on stderr and the promised exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except SaeMooError as error:
+            print(f"sae-moo: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:  # e.g. piped into head; the reader has what it wanted
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes stdout once more at its end
+            raise typer.Exit(0) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"sae-moo: {where}{error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("sae-moo: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@reported
+def search(
+    config: ConfigFile,
+    evaluations: Annotated[int | None, typer.Option(help="Budget of trials, earlier ones counted.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run of that name aside; start anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search, or go on with one; everything lies under runs/NAME/.
+
+    Example: sae-moo search configs/quickstart.yaml --evaluations 100 --set search.population=16
+    """
+    overrides = list(set_)
+    overrides += [] if evaluations is None else [f"search.evaluations={evaluations}"]
+    overrides += [] if seed is None else [f"study.seed={seed}"]
+    _quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, overrides)
+    from sae_moo import build
+    from sae_moo.cli.display import SearchView, front_table, trial_json
+
+    console = _console(as_json)
+    with SearchView(parsed, console, show=not as_json) as view:
+        run = build.search(parsed, view, fresh=fresh)
+        seconds = view.seconds
+    front = run.front()
+    if as_json:
+        _print_json(
+            {
+                "study": run.name,
+                "run": str(run.folder),
+                "evaluations": len(run.trials()),
+                "seconds": seconds,
+                "hypervolume": run.hypervolume(),
+                "front": [trial_json(record) for record in front],
+            }
+        )
+        return
+    title = f"front of {run.name} (search split, mean ± standard error)"
+    console.print(front_table(front, run.objectives, title))
+    console.print(
+        f"\n{view.evaluated} evaluations in {seconds:.0f} s; hypervolume {run.hypervolume():.4f}\n"
+        f"the study lies in {run.folder}\n",
+        highlight=False,
+    )
+    if front:
+        console.print(_next_commands(run), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+@reported
+def front(run: RunName, as_json: AsJson = False) -> None:
+    """Show the non-dominated trials with scores, standard errors and sparsity (search split).
+
+    Example: sae-moo front quickstart
+    """
+    opened = _open(run)
+    from sae_moo.cli.display import front_table, trials_json
+
+    records = opened.front()
+    if as_json:
+        _print_json(trials_json(opened.name, records, opened.objectives))
+    elif not records:
+        print("the front is empty: no evaluation so far is feasible", file=sys.stderr)
+    else:
+        title = f"front of {opened.name} (search split, mean ± standard error)"
+        _console().print(front_table(records, opened.objectives, title))
+
+
+@app.command()
+@reported
+def trials(run: RunName, as_json: AsJson = False) -> None:
+    """Show every trial: number, state, values, digest, and the reason if it failed.
+
+    Example: sae-moo trials quickstart --json
+    """
+    opened = _open(run)
+    from sae_moo.cli.display import trial_table, trials_json
+
+    records = opened.trials()
+    if as_json:
+        _print_json(trials_json(opened.name, records, opened.objectives))
+    else:
+        _console().print(trial_table(records, opened.objectives))
+
+
+@app.command()
+@reported
+def pick(
+    run: RunName,
+    knee: Knee = False,
+    weights: Weights = None,
+    where: Where = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Pick one trade-off from the front and say why.
+
+    Example: sae-moo pick quickstart --where "sparsity>=0.4"
+    """
+    opened = _open(run)
+    from sae_moo.cli.display import front_table, trial_json
+
+    record, why = _picked(opened, knee, weights, where)
+    if as_json:
+        _print_json({"trial": trial_json(record), "why": why, "test": None})
+        return
+    console = _console()
+    console.print(front_table([record], opened.objectives))
+    console.print(f"{why}\n", highlight=False)
+    console.print(
+        f"next:\n  sae-moo export {shlex.quote(run)} --trial {record.number} --output exported --verify",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command()
+@reported
+def export(
+    run: RunName,
+    output: Output,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
+    knee: Knee = False,
+    weights: Weights = None,
+    where: Where = [],  # noqa: B006  # typer copies it
+    format_: Annotated[FormatName, typer.Option("--format", help="hf: safetensors and tokenizer.")] = FormatName.hf,  # noqa: ARG001  # the one format so far
+    verify: Annotated[bool, typer.Option("--verify", help="Load it again and compare every score.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one trial as a Hugging Face folder, whole or not at all.
+
+    Example: sae-moo export quickstart --knee --output exported --verify
+    """
+    opened = _open(run)
+    if trial is not None and (knee or weights or where):
+        raise InputError("--trial names the model; --knee, --weights and --where choose one: give one or the other")
+    if trial is not None:
+        record, why = opened.trial(trial), f"Trial {trial}, chosen by number"
+    else:
+        record, why = _picked(opened, knee, weights, where)
+        why = why[0].upper() + why[1:]
+    from sae_moo import build
+    from sae_moo.cli.display import score_table, scores_json, trial_json
+
+    scores = build.export(opened, record, why, output, verify)
+    if as_json:
+        found = {split: scores_json(tasks) for split, tasks in scores.items()}
+        _print_json(
+            {"trial": trial_json(record), "why": why, "output": str(output), "verified": verify, "scores": found}
+        )
+        return
+    console = _console()
+    console.print(
+        f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
+    )
+    for split, tasks in scores.items():
+        note = "every instance as in the trial" if split == "search" else "never seen by the search"
+        console.print(score_table(tasks, f"{split} split, {note}"))
+
+
+@app.command()
+@reported
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A HF folder, hub id, zoo:NAME, or recipe.json.")
+    ],
+    config: Annotated[Path, typer.Option("--config", help="Configuration with the tasks (and experts, for a recipe).")],
+    split: Annotated[SplitName, typer.Option(help="Which items to score on.")] = SplitName.test,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Score a model or a recipe with the evaluator of the search.
+
+    Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
+    """
+    _quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, set_)
+    from sae_moo import build
+    from sae_moo.cli.display import score_table, scores_json
+
+    scores, sparsity = build.evaluate(model, parsed, split.value)
+    if as_json:
+        _print_json({"split": split.value, "tasks": scores_json(scores), "sparsity": sparsity})
+        return
+    console = _console()
+    console.print(score_table(scores, f"{model} on the {split.value} split (mean ± standard error)"))
+    console.print(f"sparsity {sparsity:.4f}", highlight=False)
+
+
+@app.command()
+@reported
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with its experts, as export writes it.")],
+    output: Output,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model of a recipe, without any search.
+
+    Example: sae-moo merge exported/recipe.json --output again
+    """
+    _quiet()
+    from sae_moo import build
+
+    sparsity = build.merge(recipe, output)
+    if as_json:
+        _print_json({"output": str(output), "sparsity": sparsity})
+    else:
+        _console().print(f"{output}: sparsity {sparsity:.4f}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@reported
+def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -> None:  # noqa: B006  # typer copies it
+    """Check everything that search would check before its first evaluation; write nothing.
+
+    Example: sae-moo validate configs/quickstart.yaml
+    """
+    _quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, set_)
+    from sae_moo import build
+
+    bench = build.Bench.open(parsed)
+    bench.live_model()
+    build.check_resumable(parsed, bench)
+    facts: dict[str, Any] = {
+        "study": parsed.study.name,
+        "device": bench.device,
+        "experts": list(bench.pool.names),
+        "groups": list(bench.pool.groups),
+        "parameters": sum(info.numel for info in bench.pool.tensors),
+        "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
+        "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    print(f"{config}: fine")
+    print(f"  experts     {', '.join(facts['experts'])} on {bench.device}")
+    groups = len(bench.pool.groups)
+    print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
+    for name, counts in facts["tasks"].items():
+        print(f"  task        {name}: {counts['search']} search and {counts['test']} test instances")
+
+
+@app.command()
+@reported
+def dashboard(run: RunName, port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8080) -> None:
+    """Serve optuna-dashboard for a run on 127.0.0.1, until Ctrl-C.
+
+    Example: sae-moo dashboard quickstart --port 8080
+    """
+    opened = _open(run)
+    from sae_moo.explore.dashboard import HOST, serve
+
+    print(f"http://{HOST}:{port}/dashboard  (Ctrl-C ends it)", file=sys.stderr)
+    serve(opened.storage, port)
+
+
+def _picked(run: Run, knee: bool, weights: str | None, where: list[str]) -> tuple[TrialRecord, str]:
+    if knee and weights:
+        raise InputError("--knee and --weights choose differently: give one of them")
+    return run.pick(where, weights)
+
+
+def _open(run: str) -> Run:
+    _quiet()
+    from sae_moo.run import Run
+
+    return Run.open(run)
+
+
+def _next_commands(run: Run) -> str:
+    name = shlex.quote(str(run.folder))
+    record, _ = run.pick()
+    return (
+        "next:\n"
+        f"  sae-moo front {name}\n"
+        f"  sae-moo pick {name} --knee\n"
+        f"  sae-moo export {name} --trial {record.number} --output exported --verify\n"
+        f"  sae-moo dashboard {name}"
+    )
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a pipe has no width to fit; a folded table is hard to read
+    return console
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def _quiet() -> None:
+    """Keep other libraries' chatter off the screen; our own warnings stay."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="sae-moo: %(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

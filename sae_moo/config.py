@@ -1,0 +1,441 @@
+"""The configuration: a YAML file, read whole, refused whole with every fault and its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+
+from sae_moo import zoo
+from sae_moo.errors import InputError, nearest
+from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
+from sae_moo.recipe import BASE
+from sae_moo.schedule import SHAPES
+
+Key = tuple[str | int, ...]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StudySection(_Section):
+    """``study``: name, seed, and where trials are stored (null: ``runs/NAME/study.journal``, or an Optuna URL)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "study"
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None
+
+
+class ModelsSection(_Section):
+    """``models``: the base, the experts by name, dtype and device of the live model, and the cache of weights."""
+
+    base: str
+    experts: dict[str, str]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    cache_gib: Annotated[float, Field(ge=0.0)] = 2.0
+
+    @field_validator("experts")
+    @classmethod
+    def _some(cls, experts: dict[str, str]) -> dict[str, str]:
+        if not experts:
+            raise ValueError("expected at least one expert, got none")
+        if BASE in experts:
+            raise ValueError(f"{BASE!r} names the base model; give the expert another name")
+        return experts
+
+
+class TaskSection(_Section):
+    """One entry of ``tasks``: a built-in task by name, or one's own items with ``data`` and ``kind``."""
+
+    name: Annotated[str, Field(min_length=1)]
+    data: str | None = None
+    kind: Literal["multiple_choice", "exact_match", "likelihood"] | None = None
+    search: Count = 200
+    test: Annotated[int, Field(ge=0)] = 400
+
+
+class MeanSection(_Section):
+    """An objective that is the mean of several tasks' scores."""
+
+    mean: Annotated[list[str], Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)]
+
+
+class LimitSection(_Section):
+    """Limits on one quantity."""
+
+    min: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    max: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+
+
+class SpaceSection(_Section):
+    """``space``: lineages or coefficients; numbers per block or one set for the whole model."""
+
+    kind: Literal["lineage", "coefficients"] = "lineage"
+    granularity: Literal["block", "model"] = "block"
+
+
+class PruningSection(_Section):
+    """``pruning``: by what weights are ranked, and what competes with what."""
+
+    criterion: Literal["magnitude"] = "magnitude"
+    scope: Literal["tensor", "group", "global"] = "tensor"
+
+
+class AnnealingSection(_Section):
+    """``annealing``: how hard pruning-merging cycles prune; a period counts generations."""
+
+    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published"] = "cosine"
+    low: Sparsity = 0.0
+    high: Sparsity = 0.6
+    period: Count = 8
+    growth: Annotated[float, Field(ge=1.0)] = 2.0
+
+
+class SearchSection(_Section):
+    """``search``: algorithm, population, number of evaluations, generational or steady-state."""
+
+    algorithm: Literal["nsga2", "nsga3"] = "nsga2"
+    population: Annotated[int, Field(ge=4)] = 24
+    evaluations: Count = 400
+    pace: Literal["generational", "steady-state"] = "generational"
+
+
+class ExecutorSection(_Section):
+    """``executor``: where evaluations run."""
+
+    kind: Literal["local"] = "local"
+
+
+assert set(get_args(AnnealingSection.model_fields["schedule"].annotation)) == set(SHAPES)
+
+
+class Config(_Section):
+    """A whole configuration. Read one with `Config.load`, or build it in Python from the sections."""
+
+    study: StudySection = StudySection()
+    models: ModelsSection
+    tasks: Annotated[list[TaskSection], Field(min_length=1)]
+    objectives: Annotated[list[str | MeanSection], Field(min_length=1)]
+    constraints: dict[str, LimitSection] = {}
+    space: SpaceSection = SpaceSection()
+    pruning: PruningSection = PruningSection()
+    annealing: AnnealingSection = AnnealingSection()
+    search: SearchSection = SearchSection()
+    executor: ExecutorSection = ExecutorSection()
+    _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def directory(self) -> Path:
+        """The folder that relative paths in the configuration start from: that of its file."""
+        return self._directory
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+        """Read a configuration.
+
+        Args:
+            path: a YAML file.
+            overrides: changes as ``key.path=value``; the value is YAML too.
+
+        Raises:
+            InputError: listing every fault with file, line, key, what was expected and the nearest valid name.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"cannot read the configuration {path}: {reason}") from error
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not YAML: {error}") from error
+        if not isinstance(raw, dict) or root is None:
+            raise InputError(f"{path}: expected a mapping with the keys {', '.join(cls.model_fields)}")
+        lines = {key: f"{path}:{line}" for key, line in _lines(root)}
+        faults = list(_duplicates(root, str(path)))
+        for override in overrides:
+            faults += _override(raw, lines, override)
+        return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], directory: str | Path = ".") -> Config:
+        """Check a configuration given as nested dictionaries; see `load`."""
+        return cls._checked(json.loads(json.dumps(raw)), {}, "configuration", [], Path(directory).resolve())
+
+    @classmethod
+    def _checked(
+        cls, raw: dict[str, Any], lines: Mapping[Key, str], source: str, faults: list[str], directory: Path
+    ) -> Config:
+        config = None
+        try:
+            config = cls.model_validate(raw)
+        except ValidationError as error:
+            for fault in error.errors():
+                if _of_another_branch(fault):
+                    continue
+                key = _own_key(fault["loc"])
+                faults.append(f"{_place(key, lines, source)}: {_dotted(key)}: {_explained(cls, key, fault)}")
+        faults += [f"{_place(key, lines, source)}: {_dotted(key)}: {text}" for key, text in _cross_faults(raw)]
+        if faults:
+            faults = sorted(dict.fromkeys(faults), key=_line_number)
+            number = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+            raise InputError(f"the configuration has {number}:\n" + "\n".join(f"  {fault}" for fault in faults))
+        assert config is not None
+        config._directory = directory
+        return config
+
+    def objective_list(self) -> tuple[Objective, ...]:
+        """Return the objectives, in order; all are maximized."""
+        return tuple(
+            Objective(entry.name, tuple(entry.mean))
+            if isinstance(entry, MeanSection)
+            else Objective(entry, () if entry == SPARSITY else (entry,))
+            for entry in self.objectives
+        )
+
+    def constraint_list(self) -> tuple[Constraint, ...]:
+        """Return the limits, in order."""
+        known = named_quantities([task.name for task in self.tasks], self.objective_list())
+        return tuple(Constraint(known[name], limit.min, limit.max) for name, limit in self.constraints.items())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study may not change while it is resumed, as flat ``key.path -> value``.
+
+        The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
+        so are places of models and items, whose contents a study is bound to instead.
+        """
+        document = self.model_dump(mode="json")
+        del document["study"]["storage"], document["search"]["evaluations"], document["executor"]
+        del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
+        for task in document["tasks"]:
+            del task["data"]
+        return dict(_flat(document, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference between a study and what it is to be resumed with.
+
+    Args:
+        key: what differs.
+        stored: its value in the study.
+        given: its value now.
+    """
+
+    key: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: the study has {self.stored!r}, now it is {self.given!r}"
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[Difference]:
+    """Return every key whose value differs; a key of one side only counts as None on the other."""
+    keys = sorted({*stored, *given})
+    return [Difference(k, stored.get(k), given.get(k)) for k in keys if stored.get(k) != given.get(k)]
+
+
+def _flat(value: Any, key: Key) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, (*key, name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, (*key, i))
+    else:
+        yield _dotted(key), value
+
+
+def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Yield the faults that concern several keys; parts of the wrong type were reported already and are passed over."""
+    tasks = [task for task in _as(list, raw.get("tasks")) if isinstance(task, dict)]
+    names = [task["name"] for task in tasks if isinstance(task.get("name"), str)]
+    for i, task in enumerate(_as(list, raw.get("tasks"))):
+        if not isinstance(task, dict) or not isinstance(task.get("name"), str):
+            continue
+        if names.count(task["name"]) > 1 and names.index(task["name"]) != i:
+            yield ("tasks", i, "name"), f"expected every task once, {task['name']!r} came before"
+        if task["name"] == SPARSITY:
+            yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
+        if task.get("data") is None and task["name"] not in zoo.TASKS:
+            known = ", ".join(zoo.TASKS)
+            yield (
+                ("tasks", i, "name"),
+                f"no built-in task {task['name']!r}{nearest(task['name'], zoo.TASKS)}; there are "
+                + (f"{known}; your own items need data: FILE"),
+            )
+        if task.get("data") is not None and task.get("kind") is None:
+            yield ("tasks", i), "expected kind: multiple_choice, exact_match or likelihood beside data"
+        if task.get("data") is None and task.get("kind") is not None:
+            yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
+    valid = [*names, SPARSITY]
+    called: list[str] = []
+    for i, entry in enumerate(_as(list, raw.get("objectives"))):
+        if isinstance(entry, str):
+            called.append(entry)
+            if entry not in valid:
+                yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
+        elif isinstance(entry, dict):
+            called += [entry["name"]] if isinstance(entry.get("name"), str) else []
+            for j, task in enumerate(_as(list, entry.get("mean"))):
+                if isinstance(task, str) and task not in names:
+                    yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, names)}"
+            if isinstance(entry.get("name"), str) and entry["name"] in valid:
+                yield ("objectives", i, "name"), f"expected a name of its own, {entry['name']!r} is taken"
+    for name in sorted({name for name in called if called.count(name) > 1}):
+        yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
+    limited = [*valid, *called]
+    for name, limit in _as(dict, raw.get("constraints")).items():
+        if name not in limited:
+            yield (
+                ("constraints", name),
+                f"expected a task, an objective or {SPARSITY!r}, got {name!r}{nearest(name, limited)}",
+            )
+        if isinstance(limit, dict) and _both_numbers(limit, "min", "max") and limit["min"] > limit["max"]:
+            yield ("constraints", name), f"expected min <= max, got {limit['min']} > {limit['max']}"
+    annealing = _as(dict, raw.get("annealing"))
+    if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
+        yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
+
+
+def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:
+    return all(isinstance(section.get(key), (int, float)) for key in keys)
+
+
+def _as(kind: type, value: Any) -> Any:
+    return value if isinstance(value, kind) else kind()
+
+
+def _lines(node: yaml.Node, key: Key = ()) -> Iterator[tuple[Key, int]]:
+    yield key, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            inner = (*key, name.value)
+            for sub, line in _lines(value, inner):
+                yield sub, name.start_mark.line + 1 if sub == inner else line
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _lines(value, (*key, i))
+
+
+def _duplicates(node: yaml.Node, source: str, key: Key = ()) -> Iterator[str]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for name, value in node.value:
+            if name.value in seen:
+                dotted = _dotted((*key, name.value))
+                yield f"{source}:{name.start_mark.line + 1}: {dotted}: expected every key once, it came before"
+            seen.add(name.value)
+            yield from _duplicates(value, source, (*key, name.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _duplicates(value, source, (*key, i))
+
+
+def _override(raw: dict[str, Any], lines: dict[Key, str], override: str) -> list[str]:
+    """Change `raw` by one ``key.path=value``; `lines` then says that the value came from the command line."""
+    path, equals, text = override.partition("=")
+    source = f"--set {override}"
+    if not equals or not path:
+        return [f"{source}: expected key.path=value, e.g. search.population=32"]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        return [f"{source}: the value is not YAML: {str(error).splitlines()[0]}"]
+    keys: list[str | int] = [int(part) if part.isdigit() else part for part in path.split(".")]
+    target: Any = raw
+    for i, key in enumerate(keys[:-1]):
+        if isinstance(target, dict) and target.get(key) is None:
+            target[key] = {}
+        if not _holds(target, key):
+            return [f"{source}: {_dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
+        target = target[key]
+    if isinstance(target, dict) or _holds(target, keys[-1]):
+        target[keys[-1]] = value
+    else:
+        return [f"{source}: {_dotted(tuple(keys))}: there is no such place"]
+    lines[tuple(keys)] = source
+    return []
+
+
+def _holds(target: Any, key: str | int) -> bool:
+    if isinstance(target, list):
+        return isinstance(key, int) and key < len(target)
+    return isinstance(target, dict) and key in target
+
+
+def _of_another_branch(fault: Any) -> bool:
+    """Say whether a fault is only that the value is not of the other type of a union."""
+    if isinstance(fault["input"], dict):
+        return "str" in fault["loc"]
+    return "MeanSection" in fault["loc"] and fault["type"] == "model_type"
+
+
+def _own_key(location: Sequence[str | int]) -> Key:
+    """Drop what pydantic adds to a location: the branch of a union it was in."""
+    return tuple(part for part in location if part not in ("str", "MeanSection", "[key]"))
+
+
+def _place(key: Key, lines: Mapping[Key, str], source: str) -> str:
+    while key and key not in lines:
+        key = key[:-1]
+    return lines.get(key, source)
+
+
+def _line_number(fault: str) -> int:
+    """Return the line a fault is on; faults of the command line come first."""
+    found = re.match(r"[^\n]*?:(\d+): ", fault)
+    return int(found.group(1)) if found else 0
+
+
+def _dotted(key: Key) -> str:
+    return re.sub(r"\.(?=\[)", "", ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in key))
+
+
+def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:
+    got = fault["input"]
+    shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
+    match fault["type"]:
+        case "extra_forbidden":
+            siblings = _keys_beside(model, key)
+            return f"no such key{nearest(str(key[-1]), siblings)}; expected one of {', '.join(siblings)}"
+        case "missing":
+            return "expected this key, it is missing"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+        case "string_pattern_mismatch":
+            return f"expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got {shown}"
+        case "literal_error":
+            near = nearest(str(got), [part.strip("' ") for part in re.split(",| or ", fault["ctx"]["expected"])])
+            return f"expected {fault['ctx']['expected']}, got {shown}{near}"
+        case _:
+            text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
+            return f"expected {text}, got {shown}"
+
+
+def _keys_beside(model: type[BaseModel], key: Key) -> list[str]:
+    current: Any = model
+    for part in key[:-1]:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[str(part)].annotation
+        while not (isinstance(current, type) and issubclass(current, BaseModel)):
+            inner = [each for each in get_args(current) if isinstance(each, type) and each is not str]
+            inner += [each for each in get_args(current) if get_origin(each) is not None]
+            if not inner:
+                break
+            current = inner[-1]
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

@@ -1,0 +1,38 @@
+"""The errors a user can meet. Each carries one message that says what was expected, what came and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaeMooError(Exception):
+    """Base of every error this library raises on purpose; the command line shows its text without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(SaeMooError, ValueError):
+    """The input (configuration, recipe, folder, flag) cannot be used as it is; nothing was computed or written."""
+
+    exit_code = 2
+
+
+class RunError(SaeMooError, RuntimeError):
+    """The work began and failed; everything finished before is kept."""
+
+
+class TaskError(RunError):
+    """A task could not score a model, e.g. because its logits are not finite. Ends one evaluation, not the search."""
+
+
+class Interrupted(SaeMooError):
+    """The user pressed Ctrl-C; every finished evaluation is in the study."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

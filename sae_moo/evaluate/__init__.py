@@ -1,0 +1,1 @@
+"""Scoring live models on tasks."""

@@ -1,0 +1,95 @@
+"""From recipe to evaluation: materialize into the live model, score every task, count sparsity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_moo.errors import TaskError
+from sae_moo.evaluate.scorer import Batches
+from sae_moo.evaluate.task import Split, Task
+from sae_moo.experts import ExpertPool
+from sae_moo.materializer import WeightCache, materialize
+from sae_moo.objectives import Evaluation
+from sae_moo.recipe import Recipe
+
+
+class Scorer:
+    """Scores live models on tasks; the tasks' requests are laid out once per split, on first use.
+
+    Args:
+        tasks: the tasks, in the order of the results.
+        device: where the models live.
+    """
+
+    def __init__(self, tasks: Sequence[Task], device: torch.device | str = "cpu") -> None:
+        self.tasks = tuple(tasks)
+        self._device = device
+        self._batches: dict[Split, Batches] = {}
+
+    def score(self, model: Any, split: Split) -> dict[str, NDArray[np.float64]]:
+        """Return task name -> score per instance, float64 in [0, 1], shape (instances,).
+
+        Raises:
+            TaskError: if the model's answers are not finite.
+        """
+        if split not in self._batches:  # all tasks together: fewer and fuller batches
+            requests = [request for task in self.tasks for request in task.requests(split)]
+            self._batches[split] = Batches(requests, self._device)
+        answers = self._batches[split].score(model)
+        scores = {}
+        start = 0
+        for task in self.tasks:
+            count = len(task.requests(split))
+            scores[task.name] = task.score(split, answers[start : start + count])
+            start += count
+        return scores
+
+
+class Evaluator:
+    """Evaluates recipes on the search split.
+
+    Args:
+        pool: the experts.
+        model: the live model that candidates are written into.
+        scorer: the tasks.
+        cache: weights of candidates seen before, or None.
+    """
+
+    def __init__(self, pool: ExpertPool, model: Any, scorer: Scorer, cache: WeightCache | None = None) -> None:
+        self.pool = pool
+        self.model = model
+        self.scorer = scorer
+        self.cache = cache
+
+    def evaluate(self, recipe: Recipe) -> Evaluation:
+        """Materialize and score one recipe; a failure of the candidate is an evaluation too, with its reason.
+
+        Raises:
+            InputError: if the recipe does not fit the pool, which is an error of the caller.
+        """
+        merged = recipe
+        start = time.perf_counter()
+        try:
+            report = materialize(recipe, self.pool, self.model, self.cache)
+            merged = report.recipe
+            start_score = time.perf_counter()
+            scores = self.scorer.score(self.model, "search")
+        except TaskError as error:
+            return Evaluation(merged, reason=str(error), seconds_score=time.perf_counter() - start)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
+            return Evaluation(merged, reason=reason, seconds_score=time.perf_counter() - start)
+        return Evaluation(
+            merged,
+            {task: tuple(float(score) for score in row) for task, row in scores.items()},
+            report.sparsity,
+            tuple(report.group_sparsity.values()),
+            seconds_merge=report.seconds,
+            seconds_score=time.perf_counter() - start_score,
+        )

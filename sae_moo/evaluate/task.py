@@ -1,0 +1,71 @@
+"""The contract of a task: fixed requests to a model, and how its answers become one score per instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["search", "test"]
+SPLITS: tuple[Split, ...] = ("search", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model: how likely is this continuation of that context?
+
+    Args:
+        context: token ids, at least one.
+        continuation: token ids, at least one.
+        ends: token ids of which one must be the most likely next after the continuation for it to count as greedy;
+            empty when nothing is asked of what follows.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer to a request.
+
+    Args:
+        logprob: sum of the continuation tokens' natural log probabilities, finite, at most 0.
+        tokens: number of continuation tokens.
+        greedy: whether each continuation token is the most likely one, given all before it, and one of the request's
+            `ends` the most likely after them. Greedy decoding then writes exactly the continuation and ends, and only
+            then (by induction over the tokens): one teacher-forced pass tells what generation would do.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+class Task(Protocol):
+    """One task, built once per process and used for every candidate.
+
+    Promises: the requests of a split never change, nor does their order; `score` is a pure function of the answers; the
+    test split shares no item with the search split; `fingerprint` changes when any item or rule of scoring does.
+    """
+
+    @property
+    def name(self) -> str:
+        """The task's name in the configuration."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of items, splits and scoring rule."""
+
+    def instances(self, split: Split) -> int:
+        """Return the number of scored items in a split."""
+
+    def requests(self, split: Split) -> Sequence[Request]:
+        """Return all requests of a split, in a fixed order."""
+
+    def score(self, split: Split, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        """Return one score in [0, 1] per instance, given the answers in the order of `requests`."""

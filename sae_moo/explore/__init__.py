@@ -1,0 +1,1 @@
+"""Looking at a study: picking a trade-off, the dashboard."""

@@ -1,0 +1,141 @@
+"""Evaluations and objectives. The user's objectives are maximized; signs flip here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.recipe import Recipe
+
+SPARSITY = "sparsity"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluating one recipe gave; a value.
+
+    Args:
+        recipe: what was evaluated, with every pruning scope resolved.
+        scores: task name -> score per instance of the search split, each in [0, 1], in the task's fixed order; rounded
+            to six decimals here, once, so that a stored evaluation equals the one the search saw.
+        sparsity: realised fraction of zeros over all prunable weights, in [0, 1).
+        group_sparsity: the same per parameter group, in the pool's order; 0 for a group without prunable weights.
+        reason: None if the evaluation went well, else why it failed (then scores may be empty).
+        seconds_merge: wall time spent materializing.
+        seconds_score: wall time spent scoring.
+    """
+
+    recipe: Recipe
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    sparsity: float = 0.0
+    group_sparsity: tuple[float, ...] = ()
+    reason: str | None = None
+    seconds_merge: float = 0.0
+    seconds_score: float = 0.0
+
+    def __post_init__(self) -> None:
+        scores = {task: tuple(round(float(score), 6) for score in row) for task, row in self.scores.items()}
+        for task, row in scores.items():
+            if not row or not all(0.0 <= score <= 1.0 for score in row):
+                raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are scores to use."""
+        return self.reason is None
+
+    def mean(self, task: str) -> float:
+        """Return the mean score of a task, in [0, 1]."""
+        return float(np.mean(self.scores[task]))
+
+    def stderr(self, task: str) -> float:
+        """Return the standard error of a task's mean score; NaN with a single instance."""
+        row = np.asarray(self.scores[task])
+        return float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One quantity to maximize, in [0, 1].
+
+    Args:
+        name: how tables and trials call it.
+        tasks: the tasks whose mean scores are averaged; empty for sparsity.
+    """
+
+    name: str
+    tasks: tuple[str, ...] = ()
+
+    def value(self, evaluation: Evaluation) -> float:
+        """Return the value in the user's direction (larger is better)."""
+        if not self.tasks:
+            return evaluation.sparsity
+        return float(np.mean([evaluation.mean(task) for task in self.tasks]))
+
+    def stderr(self, evaluation: Evaluation) -> float:
+        """Return the standard error of the value over instances; 0.0 for sparsity, which is counted, not sampled."""
+        return math.sqrt(sum(evaluation.stderr(task) ** 2 for task in self.tasks)) / max(1, len(self.tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A limit on a task's mean score, an objective or sparsity; violated amounts are positive.
+
+    Args:
+        objective: the limited quantity.
+        low: smallest allowed value, or None.
+        high: largest allowed value, or None.
+    """
+
+    objective: Objective
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the limits, ``x min`` before ``x max``; one per entry of `violations`."""
+        both = (("min", self.low), ("max", self.high))
+        return tuple(f"{self.objective.name} {side}" for side, limit in both if limit is not None)
+
+    def violations(self, evaluation: Evaluation) -> tuple[float, ...]:
+        """Return one number per limit: at most 0 when kept, else by how much it is broken."""
+        value = self.objective.value(evaluation)
+        low = () if self.low is None else (self.low - value,)
+        high = () if self.high is None else (value - self.high,)
+        return low + high
+
+
+# pymoo needs finite numbers for a failed evaluation. These lie beyond anything a real one can reach (objectives are in
+# [0, 1], violations at most 1), so a failure is last in every comparison and never mistaken for a score of 0.
+FAILED_OBJECTIVE = 2.0
+FAILED_VIOLATION = 10.0
+
+
+def minimized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return the objectives as the search sees them: minimized; shape (objectives,)."""
+    if not evaluation.ok:
+        return np.full(len(objectives), FAILED_OBJECTIVE)
+    return -np.array([objective.value(evaluation) for objective in objectives])
+
+
+def violations(constraints: Sequence[Constraint], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return all violations, with one more entry that only a failed evaluation breaks; feasible is at most 0."""
+    if not evaluation.ok:
+        return np.full(violation_count(constraints), FAILED_VIOLATION)
+    return np.array([*(v for constraint in constraints for v in constraint.violations(evaluation)), 0.0])
+
+
+def violation_count(constraints: Sequence[Constraint]) -> int:
+    """Return the length of `violations`."""
+    return sum(len(constraint.labels) for constraint in constraints) + 1
+
+
+def named_quantities(tasks: Sequence[str], objectives: Sequence[Objective]) -> dict[str, Objective]:
+    """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity."""
+    single = {task: Objective(task, (task,)) for task in tasks}
+    return single | {objective.name: objective for objective in objectives} | {SPARSITY: Objective(SPARSITY)}

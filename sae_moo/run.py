@@ -1,0 +1,143 @@
+"""A run: a study seen from outside, while it is searched or after. Reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_moo.config import Config
+from sae_moo.errors import InputError
+from sae_moo.explore import pick as picking
+from sae_moo.objectives import Objective, named_quantities
+from sae_moo.pareto import hypervolume, non_dominated
+from sae_moo.recipe import Recipe
+from sae_moo.storage import JOURNAL, OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
+
+RUNS = Path("runs")
+POINTER = "run.json"  # in a run folder: where its study is
+
+
+class Run:
+    """Trials, front and picks of one study.
+
+    Args:
+        storage: the open Optuna storage.
+        name: the study's name.
+        folder: the run folder.
+
+    Attributes:
+        config: the configuration the study was made with.
+        objectives: what is maximized.
+        fingerprints: expert name -> content fingerprint.
+        identity: what the study is bound to; see `build.Bench.identity`.
+    """
+
+    def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
+        self.storage = storage
+        self.name = name
+        self.folder = folder
+        attrs: Mapping[str, Any] = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+        if "config" not in attrs:
+            raise InputError(f"study {name!r} was not made by sae-moo: it holds no configuration")
+        self.config = Config.from_dict(attrs["config"], attrs["directory"])
+        self.objectives = self.config.objective_list()
+        self.fingerprints: Mapping[str, str] = attrs["fingerprints"]
+        self.identity: Mapping[str, Any] = attrs["identity"]
+        self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
+
+    @classmethod
+    def open(cls, run: str | Path, root: Path = RUNS) -> Run:
+        """Open a run by its folder or its name under `root`.
+
+        Raises:
+            InputError: if there is no such run, or its study cannot be read.
+        """
+        folder = Path(run) if Path(run).is_dir() else root / run
+        if not folder.is_dir():
+            known = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+            there = f"; under {root}/ there are {', '.join(known)}" if known else ""
+            raise InputError(f"no run {str(run)!r}: neither a folder nor a name under {root}/{there}")
+        try:
+            pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
+            where, name = pointer["storage"] or folder / JOURNAL, pointer["study"]
+        except FileNotFoundError:
+            where, name = folder / JOURNAL, None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder / POINTER}: expected the place of a study: {error!r}") from error
+        storage = open_storage(where, write=False)
+        try:
+            return cls(storage, name or only_study(storage), folder)
+        except KeyError:
+            raise InputError(f"{where}: holds no study {name!r}") from None
+
+    @property
+    def quantities(self) -> dict[str, Objective]:
+        """Every quantity that a pick may name: tasks, objectives, sparsity."""
+        return named_quantities([task.name for task in self.config.tasks], self.objectives)
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials, in order of their numbers."""
+        return self._trials.records()
+
+    def front(self) -> list[TrialRecord]:
+        """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
+        return front_of(self.trials(), self.objectives)
+
+    def hypervolume(self) -> float:
+        """Return the share of the unit cube of objectives that the front dominates (search split)."""
+        return hypervolume(points(self.front(), self.objectives))
+
+    def recipe(self, number: int) -> Recipe:
+        """Return the whole recipe of a trial."""
+        return self.trial(number).recipe
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a finished trial by its number.
+
+        Raises:
+            InputError: if there is none, or it has no result.
+        """
+        records = self.trials()
+        if not 0 <= number < len(records):
+            raise InputError(f"no trial {number}; there are 0 to {len(records) - 1}")
+        if records[number].state != "complete":
+            evaluation = records[number].evaluation
+            why = f": {evaluation.reason}" if evaluation is not None else ""
+            raise InputError(f"trial {number} has no result, it is {records[number].state}{why}")
+        return records[number]
+
+    def pick(self, where: Sequence[str] = (), weights: str | None = None) -> tuple[TrialRecord, str]:
+        """Return one trial of the front and the reason: the knee, unless weights say otherwise.
+
+        Args:
+            where: conditions such as ``"sparsity>=0.3"``.
+            weights: such as ``"accuracy=2,sparsity=1"``.
+
+        Raises:
+            InputError: for an unknown quantity, or if nothing on the front keeps the conditions.
+        """
+        known = self.quantities
+        conditions = [picking.parse_condition(text, known) for text in where]
+        parsed = None if weights is None else picking.parse_weights(weights, known)
+        return picking.pick(self.front(), self.objectives, known, conditions, parsed)
+
+
+def front_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
+    candidates = [record for record in records if record.feasible and record.repeats is None]
+    if not candidates:
+        return []
+    mask = non_dominated(points(candidates, objectives))
+    first = objectives[0].name
+    kept = [record for record, best in zip(candidates, mask, strict=True) if best]
+    return sorted(kept, key=lambda record: (-record.values[first], record.number))
+
+
+def points(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> np.ndarray:
+    """Return values of shape (trials, objectives), larger is better."""
+    rows = [[record.values[objective.name] for objective in objectives] for record in records]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))

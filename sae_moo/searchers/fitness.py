@@ -1,0 +1,78 @@
+"""The scores that SAE and M2N2 breed by: competition for instances, competition for sparsity, attraction.
+
+Sources: Abrantes et al. 2025 (M2N2, arXiv 2508.16204); Zhang, Zhang et al. 2026 (SAE, arXiv 2602.08218).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def shares(scores: Array, alpha: float = 1.0) -> Array:
+    """Divide each instance's credit among the candidates that solve it: ``s_ij / z_j``, ``z_j = (sum_i s_ij)^alpha``.
+
+    Args:
+        scores: shape (candidates, instances), in [0, 1].
+        alpha: strength of the competition; 0 is none.
+
+    Returns:
+        Same shape. An instance that nobody solves gives nobody anything (z = 1 there).
+    """
+    total = scores.sum(axis=0)
+    z = np.where(total == 0, 1.0, total) ** alpha
+    return np.divide(scores, z)
+
+
+def competition(scores: Array, alpha: float = 1.0) -> Array:
+    """Return ``F_i = sum_j s_ij / z_j / M^alpha`` for M instances; shape (candidates,)."""
+    result: Array = shares(scores, alpha).sum(axis=1) / scores.shape[1] ** alpha
+    return result
+
+
+def sparsity_score(sparsity: Array, tau: float = 1.0) -> Array:
+    """Return ``P_i = softmax_i(rho_i / tau)`` over the candidates, per column if there are several groups.
+
+    Args:
+        sparsity: shape (candidates,) or (candidates, groups), in [0, 1).
+        tau: temperature, above 0.
+    """
+    exponent = sparsity / tau
+    weight = np.exp(exponent - exponent.max(axis=0, keepdims=True))
+    result: Array = weight / weight.sum(axis=0, keepdims=True)
+    return result
+
+
+def total(scores: Array, sparsity: Array, omega: float = 0.5, beta: float = 0.5, tau: float = 1.0) -> Array:
+    """Return ``T_i = omega F_i + beta P_i``; local (one column per group) if `sparsity` has groups.
+
+    Args:
+        scores: shape (candidates, instances).
+        sparsity: shape (candidates,) for the global form or (candidates, groups) for the local one.
+        omega: weight of accuracy.
+        beta: weight of sparsity.
+        tau: temperature of the sparsity score.
+
+    Returns:
+        Shape of `sparsity`.
+    """
+    fitness = competition(scores)
+    if sparsity.ndim == 2:
+        fitness = fitness[:, None]
+    result: Array = omega * fitness + beta * sparsity_score(sparsity, tau)
+    return result
+
+
+def attraction(scores: Array, first: int, alpha: float = 1.0) -> Array:
+    """Return how much each candidate complements one: ``sum_j max(0, s_bj/z_j - s_aj/z_j)``; shape (candidates,).
+
+    Args:
+        scores: shape (candidates, instances).
+        first: row of the candidate a partner is sought for.
+        alpha: strength of the competition.
+    """
+    share = shares(scores, alpha)
+    result: Array = np.maximum(0.0, share - share[first]).sum(axis=1)
+    return result

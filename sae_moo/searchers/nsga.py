@@ -1,0 +1,187 @@
+"""NSGA-II and NSGA-III over merges, as a Searcher: pymoo's algorithms in our own ask/tell loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.algorithms.moo.nsga3 import NSGA3
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.util.ref_dirs import get_reference_directions
+
+from sae_moo.errors import RunError
+from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.schedule import Schedule
+from sae_moo.searchers.annealing import CyclicAnnealing
+from sae_moo.searchers.operators import (
+    ORIGIN,
+    AttractionMating,
+    CoefficientSampling,
+    LineageSampling,
+    Origin,
+    PruneMergeMutation,
+    RecipeDuplicates,
+    ZeroAwareCrossover,
+)
+from sae_moo.searchers.problem import EVALUATION, MergeProblem
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.space import LineageSpace, Space
+
+Pace = Literal["generational", "steady-state"]
+
+
+class NsgaSearcher:
+    """Evolves a population of merges towards the front; see `Searcher` for the contract.
+
+    Args:
+        space: lineages (bred by `searchers.operators`) or coefficients (SBX and polynomial mutation).
+        objectives: what to maximize.
+        constraints: limits.
+        algorithm: ``nsga2`` (rank and crowding) or ``nsga3`` (reference directions, for three objectives and more).
+        population: size of the population, at least 4.
+        seed: seed of everything drawn.
+        schedule: the annealed pruning ratio over generations; used over lineages.
+        pace: ``generational``, or ``steady-state``: every told child takes its place at once, so that no worker waits.
+        operators: replacements for ``selection``, ``crossover`` and ``mutation`` (for ablations), over lineages.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint] = (),
+        algorithm: str = "nsga2",
+        population: int = 24,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+        pace: Pace = "generational",
+        operators: dict[str, Any] | None = None,
+    ) -> None:
+        if population < 4:
+            raise ValueError(f"population: expected at least 4, got {population}")
+        self.problem = MergeProblem(space, objectives, constraints)
+        self._lineage = isinstance(space, LineageSpace)
+        self._pace = pace
+        self._seen: set[Any] = set()
+        schedule = Schedule() if schedule is None else schedule
+        settings: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
+        if isinstance(space, LineageSpace):
+            ground = space.ground
+            sparsest = max(schedule.high, schedule.low)
+            settings |= {
+                "sampling": LineageSampling(ground, sparsest),
+                "selection": AttractionMating(),
+                "crossover": ZeroAwareCrossover(ground),
+                "mutation": PruneMergeMutation(ground, ratio=schedule(0)),
+                "eliminate_duplicates": RecipeDuplicates(self._seen),
+                "callback": CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1),
+            }
+            settings |= operators or {}
+        else:
+            settings |= {
+                "sampling": CoefficientSampling(space, schedule.high),
+                "crossover": SBX(eta=15, prob=0.9),
+                "mutation": PM(eta=20),
+            }
+        if algorithm == "nsga2":
+            self._algorithm = NSGA2(**settings)
+        elif algorithm == "nsga3":
+            self._algorithm = NSGA3(ref_dirs=reference_directions(len(objectives), population), **settings)
+        else:
+            raise ValueError(f"algorithm: expected 'nsga2' or 'nsga3', got {algorithm!r}")
+        self._algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
+        self._first = True
+        self._waiting: deque[Individual] = deque()  # born, not yet asked for
+        self._out: dict[Any, list[Individual]] = {}  # asked for, not yet told
+        self._told: list[Individual] = []
+        self._brood: list[Individual] = []
+
+    def ask(self, n: int) -> Sequence[Proposal]:
+        """Return up to `n` proposals; none while the generation still has evaluations out."""
+        proposals: list[Proposal] = []
+        while len(proposals) < n:
+            if not self._waiting and not self._breed():
+                break
+            individual = self._waiting.popleft()
+            proposal = self._proposal(individual)
+            if self._lineage:
+                self._seen.add(proposal.recipe)
+            self._out.setdefault(proposal.recipe, []).append(individual)
+            proposals.append(proposal)
+        return proposals
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Take in one evaluation.
+
+        Raises:
+            KeyError: if the proposal is not one that is out.
+        """
+        individuals = self._out[proposal.recipe]
+        individual = individuals.pop(0)
+        if not individuals:
+            del self._out[proposal.recipe]
+        individual.F, individual.G = self.problem.outcome(evaluation)
+        individual.set(EVALUATION, evaluation)
+        if self._lineage:  # with scopes resolved, so that children inherit what takes one pass
+            individual.X = np.array([evaluation.recipe], dtype=object)
+        self._told.append(individual)
+        if self._first or self._pace == "generational":
+            if len(self._told) == len(self._brood):
+                self._advance(self._brood)  # in the order asked, whatever order the workers finished in
+        else:
+            self._advance([individual])
+
+    def _advance(self, individuals: Sequence[Individual]) -> None:
+        if self._first and not any(individual.get(EVALUATION).ok for individual in individuals):
+            reasons = sorted({str(individual.get(EVALUATION).reason) for individual in individuals})
+            raise RunError(f"all {len(individuals)} first candidates failed: {'; '.join(reasons[:3])}")
+        self._algorithm.tell(infills=Population.create(*individuals))
+        self._first = False
+        self._told = []
+
+    def _breed(self) -> bool:
+        steady = self._pace == "steady-state" and not self._first
+        if self._out and not steady:
+            return False
+        born = self._algorithm.ask()
+        if born is None or len(born) == 0:
+            return False
+        self._waiting.extend(born)
+        self._brood = list(born)
+        return True
+
+    def _proposal(self, individual: Individual) -> Proposal:
+        origin = individual.get(ORIGIN) or Origin("first vectors" if self._first else "sbx")
+        return Proposal(
+            recipe=self.problem.space.decode(individual.X),
+            parents=tuple(parent.recipe for parent in origin.parents),
+            operator=origin.operator,
+            generation=self._generation(),
+            numbers=dict(origin.numbers),
+        )
+
+    def _generation(self) -> int:
+        done = (self._algorithm.n_iter or 1) - 1
+        if self._pace == "generational" or done == 0:
+            return int(done)
+        return 1 + (int(done) - 1) // int(self._algorithm.pop_size)
+
+
+def reference_directions(objectives: int, population: int) -> Any:
+    """Return the finest Das-Dennis lattice with at most `population` directions; shape (directions, objectives)."""
+    if objectives == 1:
+        return np.ones((1, 1))
+    lattice = get_reference_directions("das-dennis", objectives, n_partitions=1)
+    for partitions in range(2, population + 1):
+        finer = get_reference_directions("das-dennis", objectives, n_partitions=partitions)
+        if len(finer) > population:
+            break
+        lattice = finer
+    return lattice

@@ -1,0 +1,363 @@
+"""Breeding of lineages as pymoo operators: first population, attraction mating, zero-aware crossover, pruning-merging.
+
+Sources: Zhang, Zhang et al. 2026 (SAE, arXiv 2602.08218); Abrantes et al. 2025 (M2N2, arXiv 2508.16204); the group-wise
+draws, the scaling of the child's task vector and the targets per group are ours. What each is worth, measured over
+seeds: `studies/zoo/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.individual import Individual
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.sampling import Sampling
+from pymoo.core.selection import Selection
+
+from sae_moo.objectives import Evaluation
+from sae_moo.recipe import Cast, Merge, Recipe
+from sae_moo.searchers import fitness
+from sae_moo.searchers.problem import EVALUATION
+from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
+
+Rng = np.random.Generator
+ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
+TOTAL = "total"  # key of an individual's local SAE score per group
+FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a candidate comes from.
+
+    Args:
+        operator: what made it.
+        parents: its parents' evaluations.
+        numbers: settings worth plotting.
+    """
+
+    operator: str
+    parents: tuple[Evaluation, ...] = ()
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
+    """First population: every expert, the base, simple merges, then random group-wise merges pruned at random ratios.
+
+    Args:
+        ground: experts, groups, dtype, pruning.
+        sparsest: largest ratio drawn.
+    """
+
+    def __init__(self, ground: Ground, sparsest: float = 0.6) -> None:
+        super().__init__()
+        self.ground = ground
+        self.sparsest = sparsest
+
+    def do(
+        self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
+    ) -> Population:
+        """Return `n_samples` individuals; see the class."""
+        rng = _required(random_state)
+        drawn = self.ground.anchors()[:n_samples]
+        while len(drawn) < n_samples:
+            merged = self.ground.task_arithmetic(self.ground.random_weights(rng))
+            ratio = rng.uniform(0.0, self.sparsest, self.ground.groups)
+            drawn.append(("random merge", self.ground.candidate(self.ground.pruned(merged, ratio))))
+        population = Population.new("X", _objects([recipe for _, recipe in drawn]))
+        for individual, (operator, _) in zip(population, drawn, strict=True):
+            individual.set(ORIGIN, Origin(operator))
+        return population
+
+
+class CoefficientSampling(Sampling):  # type: ignore[misc]
+    """First population of vectors: the same merges as `LineageSampling`, as far as vectors can say them.
+
+    Args:
+        space: the space of vectors.
+        sparsest: largest ratio drawn.
+    """
+
+    def __init__(self, space: CoefficientSpace, sparsest: float = 0.6) -> None:
+        super().__init__()
+        self.space = space
+        self.sparsest = sparsest
+
+    def _do(self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any) -> Any:
+        rng = _required(random_state)
+        count = len(self.space.ground.experts)
+        levels = [*np.eye(count), np.zeros(count), np.full(count, 1 / count)]
+        levels += [np.full(count, scale) for scale in (0.5, 0.7, 1.0)]
+        vectors = [self.space.encode(level) for level in levels][:n_samples]
+        while len(vectors) < n_samples:
+            weights = self.space.ground.random_weights(rng)
+            vectors.append(self.space.encode(weights, rng.uniform(0.0, self.sparsest)))
+        return np.array(vectors)
+
+
+class AttractionMating(Selection):  # type: ignore[misc]
+    """Pair parents: the first by binary tournament, the second because it is good where the first is not.
+
+    The tournament compares constraint violation, then rank, then crowding, then tosses a coin. The second parent is
+    drawn in proportion to its attraction on per-instance scores (`fitness.attraction`), by total score when nobody
+    complements the first. With probability `founder` it is an original expert, so that lost material can come back.
+    Every parent's local SAE score is noted on it for the crossover. Failed evaluations are no parents.
+
+    Args:
+        founder: probability of an original expert as the second parent, in [0, 1].
+        attract: draw the second parent by attraction; else by a second tournament (for ablations).
+    """
+
+    def __init__(self, founder: float = 0.1, attract: bool = True) -> None:
+        super().__init__()
+        self.founder = founder
+        self.attract = attract
+
+    def _do(
+        self,
+        problem: Any,
+        pop: Any,
+        n_select: int,
+        n_parents: int,
+        *args: Any,
+        random_state: Rng | None = None,
+        algorithm: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if n_parents != 2:
+            raise ValueError(f"AttractionMating: expected a crossover of 2 parents, got {n_parents}")
+        rng = _required(random_state)
+        usable = [individual for individual in pop if individual.get(EVALUATION).ok]
+        if not usable:
+            raise ValueError("AttractionMating: expected at least one candidate whose evaluation did not fail")
+        founders = _founders(usable, algorithm)
+        everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
+        scores = np.stack([_instances(individual) for individual in everyone])
+        sparsity = np.array([individual.get(EVALUATION).group_sparsity for individual in everyone])
+        for individual, total in zip(everyone, fitness.total(scores, sparsity), strict=True):
+            individual.set(TOTAL, total)
+        scores = scores[: len(usable)]
+        overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]))
+        pairs = np.empty((n_select, 2), dtype=object)
+        for pair in pairs:
+            first = _tournament(usable, rng)
+            pair[0] = usable[first]
+            if founders and rng.random() < self.founder:
+                pair[1] = founders[int(rng.integers(len(founders)))]
+            elif self.attract:
+                weight = fitness.attraction(scores, first)
+                weight = weight if weight.sum() > 0 else overall
+                pair[1] = usable[int(rng.choice(len(usable), p=weight / weight.sum()))]
+            else:
+                pair[1] = usable[_tournament(usable, rng)]
+        return pairs
+
+
+class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
+    """Merge two parents group by group; where one is zero the other's weights take the place.
+
+    The share of the first parent is drawn per group around the local SAE ratio ``T_A / (T_A + T_B)`` (our reading of
+    the paper: the same form as its global ratio, from the sparsity of the group): one deviation for the whole child
+    plus one per group. With probability `split` the shares are mirrored from a random group on. With probability
+    `stretch` the task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone cannot leave the
+    hull.
+
+    Args:
+        ground: experts, groups, dtype.
+        spread: standard deviation of the deviation shared by all groups.
+        jitter: standard deviation of the deviation per group.
+        split: probability of a split point.
+        stretch: probability of scaling.
+        reach: standard deviation of the scaling.
+        aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        spread: float = 0.25,
+        jitter: float = 0.15,
+        split: float = 0.25,
+        stretch: float = 0.5,
+        reach: float = 0.15,
+        aware: bool = True,
+    ) -> None:
+        super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
+        self.ground = ground
+        self.spread = spread
+        self.jitter = jitter
+        self.split = split
+        self.stretch = stretch
+        self.reach = reach
+        self.aware = aware
+
+    def do(
+        self, problem: Any, pop: Any, parents: Any = None, *args: Any, random_state: Rng | None = None, **kwargs: Any
+    ) -> Population:
+        """Return one child per pair.
+
+        Args:
+            problem: the pymoo problem; not used.
+            pop: pairs of individuals, or a population with `parents` as index pairs into it.
+            parents: index pairs, shape (matings, 2), or None.
+            *args: pymoo's; not used.
+            random_state: the generator drawn from; needed.
+            **kwargs: pymoo's; not used.
+        """
+        rng = _required(random_state)
+        pairs = [pop[pair] for pair in parents] if parents is not None else pop
+        born = [self._child(first, second, rng) for first, second in pairs]
+        children = Population.new("X", _objects([recipe for recipe, _ in born]))
+        for individual, (_, origin) in zip(children, born, strict=True):
+            individual.set(ORIGIN, origin)
+        return children
+
+    def _child(self, first: Individual, second: Individual, rng: Rng) -> tuple[Recipe, Origin]:
+        deviation = rng.normal(0.0, self.spread) + rng.normal(0.0, self.jitter, self.ground.rows)
+        share = self._ratio(first, second) + deviation
+        if rng.random() < self.split and self.ground.rows > 1:
+            place = int(rng.integers(1, self.ground.rows))
+            share[place:] = 1.0 - share[place:]
+        share = np.clip(share, 0.0, 1.0).round(DIGITS)
+        scale = 1.0 + rng.normal(0.0, self.reach) if rng.random() < self.stretch else 1.0
+        weights = self.ground.weights(np.stack([share, 1.0 - share], axis=1))
+        inputs = (first.get("X")[0], second.get("X")[0])
+        if self.aware:
+            scaling = (("scale", round(max(scale, 0.0), DIGITS)),) if scale != 1.0 else ()
+            merged = Merge("zero_aware", inputs, weights, scaling)
+        else:
+            merged = Merge("linear", inputs, weights)
+        parents = tuple(parent.get(EVALUATION) for parent in (first, second))
+        return self.ground.candidate(merged), Origin("zero-aware crossover" if self.aware else "crossover", parents)
+
+    def _ratio(self, first: Individual, second: Individual) -> NDArray[np.float64]:
+        a, b = first.get(TOTAL), second.get(TOTAL)
+        if a is None or b is None:  # parents that AttractionMating did not choose
+            return np.full(self.ground.rows, 0.5)
+        ratio: NDArray[np.float64] = a / (a + b)
+        return ratio if self.ground.rows > 1 else ratio.mean(keepdims=True)
+
+
+class PruneMergeMutation(Mutation):  # type: ignore[misc]
+    """One pruning-merging cycle: prune the parents before they merge, then the child to targets per group.
+
+    Before: both parents of a merge at ``ratio * u``, u ~ U(0, 1). After: every group's target is drawn, with
+    probability `inherit` around the first parent's realised sparsity in that group, else around `ratio`, with
+    deviation `noise`; one choice for the whole child, so that offspring spread along the front. A child that is no
+    merge is pruned only.
+
+    Args:
+        ground: groups, dtype, pruning.
+        ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating.
+        inherit: probability of inheriting the parents' sparsity.
+        noise: standard deviation of the targets.
+        before: prune the parents (for ablations).
+        after: prune the child (for ablations).
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        ratio: float = 0.0,
+        inherit: float = 0.5,
+        noise: float = 0.12,
+        before: bool = True,
+        after: bool = True,
+    ) -> None:
+        super().__init__(prob=1.0)
+        self.ground = ground
+        self.ratio = ratio
+        self.inherit = inherit
+        self.noise = noise
+        self.before = before
+        self.after = after
+
+    def do(
+        self, problem: Any, pop: Any, inplace: bool = True, *args: Any, random_state: Rng | None = None, **kwargs: Any
+    ) -> Population:
+        """Return the population with pruned recipes; individuals are changed in place, as pymoo's mating expects."""
+        rng = _required(random_state)
+        for individual in pop:
+            origin = individual.get(ORIGIN) or Origin("mutation")
+            individual.set("X", _objects([self.mutated(individual.get("X")[0], origin, rng)])[0])
+            individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, "annealed ratio": self.ratio}))
+        return pop
+
+    def mutated(self, recipe: Recipe, origin: Origin, rng: Rng) -> Recipe:
+        """Return the pruned candidate."""
+        inner = recipe.input if isinstance(recipe, Cast) else recipe
+        ground = self.ground
+        ratio = round(self.ratio * float(rng.random()), DIGITS)
+        if self.before and ratio > 0 and isinstance(inner, Merge):
+            inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
+            inner = Merge(inner.method, inputs, inner.weights, inner.params)
+        if self.after:
+            centre = np.full(ground.groups, self.ratio)
+            if origin.parents and rng.random() < self.inherit:
+                centre = np.array(origin.parents[0].group_sparsity)
+            inner = ground.pruned(inner, centre + rng.normal(0.0, self.noise, ground.groups))
+        return ground.candidate(inner)
+
+
+class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
+    """Drop candidates whose recipe is already in the population, among the offspring, or in `seen`.
+
+    Args:
+        seen: recipes evaluated before, whatever became of them; the owner adds to it.
+    """
+
+    def __init__(self, seen: set[Recipe] | None = None) -> None:
+        super().__init__()
+        self.seen = set() if seen is None else seen
+
+    def _do(self, pop: Any, other: Any, is_duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        taken = set(self.seen) if other is None else {individual.X[0] for individual in other}
+        for i, individual in enumerate(pop):
+            recipe = individual.X[0]
+            is_duplicate[i] = recipe in taken
+            if other is None:
+                taken.add(recipe)
+        return is_duplicate
+
+
+def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
+    """Return the original experts as first evaluated, remembered in the algorithm's own data."""
+    data: dict[str, Any] = {} if algorithm is None else algorithm.data
+    if FOUNDERS not in data:
+        made = [(individual, individual.get(ORIGIN)) for individual in usable]
+        data[FOUNDERS] = [individual for individual, origin in made if origin and origin.operator == "expert"]
+    founders: list[Individual] = data[FOUNDERS]
+    return founders
+
+
+def _tournament(pop: list[Individual], rng: Rng) -> int:
+    a, b = (int(i) for i in rng.integers(len(pop), size=2))
+    key = {i: (float(pop[i].CV[0]), pop[i].get("rank") or 0, -(pop[i].get("crowding") or 0.0)) for i in (a, b)}
+    if key[a] == key[b]:
+        return a if rng.random() < 0.5 else b
+    return min(a, b, key=lambda i: key[i])
+
+
+def _instances(individual: Individual) -> NDArray[np.float64]:
+    """Return the per-instance scores of all tasks, each task's weighing the same in sum."""
+    rows = individual.get(EVALUATION).scores.values()
+    longest = max(len(row) for row in rows)
+    return np.concatenate([np.asarray(row) * (longest / len(row)) for row in rows])
+
+
+def _objects(recipes: list[Recipe]) -> Any:
+    rows = np.empty((len(recipes), 1), dtype=object)
+    rows[:, 0] = recipes
+    return rows
+
+
+def _required(rng: Rng | None) -> Rng:
+    if rng is None:
+        raise ValueError("random_state: expected a numpy Generator; without one a run could not be repeated")
+    return rng

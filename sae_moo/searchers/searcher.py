@@ -1,0 +1,45 @@
+"""The contract of a search algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sae_moo.objectives import Evaluation
+from sae_moo.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A recipe to evaluate, and where it comes from.
+
+    Args:
+        recipe: the candidate, ending in a `Cast`.
+        parents: the candidates it was bred from, as the searcher was told them; empty for a first one.
+        operator: what made it, e.g. ``expert`` or ``zero-aware crossover``.
+        generation: 0 for the first population.
+        numbers: settings worth plotting, e.g. ``{"annealed ratio": 0.3}``.
+    """
+
+    recipe: Recipe
+    parents: tuple[Recipe, ...] = ()
+    operator: str = ""
+    generation: int = 0
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class Searcher(Protocol):
+    """Proposes recipes and learns from their evaluations.
+
+    Promises: the proposals depend on the settings, the seed and the sequence of calls, and on nothing else (no clock,
+    no global randomness), so that the recorded calls replayed into a fresh searcher bring it to the same state. `ask`
+    returns at most `n` proposals and may return fewer, none if it must first be told more; every proposal is told
+    exactly once, in any order. A failed evaluation is told like any other and never becomes a parent.
+    """
+
+    def ask(self, n: int) -> Sequence[Proposal]:
+        """Return up to `n` recipes to evaluate."""
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Take in the evaluation of a proposal that `ask` returned."""

@@ -1,0 +1,165 @@
+"""Where the search looks: recipes bred from recipes (lineage), or merges of all experts by numbers (coefficients)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe
+
+Array = NDArray[np.float64]
+
+# Digits of drawn numbers: finer than a search can tell apart, and a trial stays small.
+DIGITS = 4
+# Scales of "base + scale * sum of task vectors" in every first population.
+SCALES = (0.3, 0.5, 0.7, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every space stands on.
+
+    Args:
+        experts: names of the experts, the base not among them.
+        prunable: per parameter group in the pool's order, whether it holds prunable weights.
+        dtype: dtype of the live model; every candidate ends in a `Cast` to it.
+        granularity: ``block`` gives every group its own numbers, ``model`` shares one set.
+        criterion: pruning criterion.
+        scope: pruning scope.
+        most: largest sparsity ever asked for, in (0, 1).
+    """
+
+    experts: tuple[str, ...]
+    prunable: tuple[bool, ...]
+    dtype: str = "float32"
+    granularity: str = "block"
+    criterion: str = "magnitude"
+    scope: str = "tensor"
+    most: float = 0.95
+
+    @property
+    def groups(self) -> int:
+        """Number of parameter groups."""
+        return len(self.prunable)
+
+    @property
+    def rows(self) -> int:
+        """Number of independent sets of mixing coefficients: one per group, or one."""
+        return self.groups if self.granularity == "block" else 1
+
+    def expert(self, name: str) -> Recipe:
+        """Return an expert, or the base, as a candidate."""
+        return Cast(Expert(name), self.dtype)
+
+    def task_arithmetic(self, weights: Array) -> Recipe:
+        """Return ``base + sum w_i (x_i - base)`` of all experts, not yet a candidate; weights (rows, experts)."""
+        return Merge("task_arithmetic", tuple(Expert(name) for name in self.experts), self.weights(weights))
+
+    def weights(self, rows: Array) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+        """Return the weights of a `Merge` from an array of shape (rows, inputs)."""
+        written = tuple(tuple(float(value) for value in row) for row in np.round(rows, DIGITS))
+        return written if self.granularity == "block" else written[0]
+
+    def pruned(self, recipe: Recipe, sparsity: Array) -> Recipe:
+        """Return the recipe pruned to a sparsity per group; unchanged where none is asked for.
+
+        Args:
+            recipe: what to prune.
+            sparsity: shape (groups,), clipped to [0, most]; groups without prunable weights are ignored. With the scope
+                ``global`` or one set of numbers their mean over prunable groups is asked of all.
+        """
+        asked = np.round(np.clip(sparsity, 0.0, self.most), DIGITS)
+        if not asked[list(self.prunable)].any():
+            return recipe
+        if self.scope == "global" or self.granularity == "model":
+            mean = round(float(asked[list(self.prunable)].mean()), DIGITS)
+            return Prune(recipe, mean, self.criterion, self.scope)
+        rows = tuple(float(value) if here else 0.0 for value, here in zip(asked, self.prunable, strict=True))
+        return Prune(recipe, rows, self.criterion, self.scope)
+
+    def candidate(self, recipe: Recipe) -> Recipe:
+        """Return the recipe rounded to the model's dtype, as every candidate is."""
+        return recipe if isinstance(recipe, Cast) and recipe.dtype == self.dtype else Cast(recipe, self.dtype)
+
+    def anchors(self) -> list[tuple[str, Recipe]]:
+        """Return the merges every first population holds, most telling first, with what made them.
+
+        Every expert, the base, the uniform average, task arithmetic at a few scales. All are real models: an archive
+        seeded with zeros would breed zeros.
+        """
+        count = len(self.experts)
+        average = Merge("linear", tuple(Expert(name) for name in self.experts), (1.0 / count,) * count)
+        named = [("expert", self.expert(name)) for name in (*self.experts, BASE)]
+        named.append(("weighted average", self.candidate(average)))
+        ones = np.ones((self.rows, count))
+        named += [("task arithmetic", self.candidate(self.task_arithmetic(scale * ones))) for scale in SCALES]
+        return named
+
+    def random_weights(self, rng: np.random.Generator) -> Array:
+        """Draw mixing weights around one level per expert; shape (rows, experts)."""
+        count = len(self.experts)
+        level = rng.uniform(0.0, 1.2, count)
+        return np.clip(level + rng.normal(0.0, 0.2, (self.rows, count)), 0.0, 1.5)
+
+
+class LineageSpace:
+    """Candidates are recipes themselves: one pymoo variable, an object.
+
+    Args:
+        ground: experts, groups, dtype, pruning.
+    """
+
+    vtype = object
+    n_var = 1
+    bounds: tuple[Array | None, Array | None] = (None, None)
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    def decode(self, x: Sequence[Recipe]) -> Recipe:
+        """Return the recipe in a row of the population."""
+        return x[0]
+
+
+class CoefficientSpace:
+    """Candidates are real vectors: mixing weights per row and expert, then a sparsity per prunable group.
+
+    Args:
+        ground: experts, groups, dtype, pruning.
+        low: smallest mixing weight.
+        high: largest mixing weight.
+        sparsest: largest sparsity coordinate.
+    """
+
+    vtype = float
+
+    def __init__(self, ground: Ground, low: float = -0.25, high: float = 1.5, sparsest: float = 0.8) -> None:
+        self.ground = ground
+        self.weights = ground.rows * len(ground.experts)
+        self.ratios = sum(ground.prunable) if ground.granularity == "block" and ground.scope != "global" else 1
+        self.n_var = self.weights + self.ratios
+        self.bounds = (
+            np.array([low] * self.weights + [0.0] * self.ratios),
+            np.array([high] * self.weights + [min(sparsest, ground.most)] * self.ratios),
+        )
+
+    def decode(self, x: Array) -> Recipe:
+        """Return the candidate a vector of shape (n_var,) stands for."""
+        ground = self.ground
+        merged = ground.task_arithmetic(x[: self.weights].reshape(ground.rows, len(ground.experts)))
+        sparsity = np.zeros(ground.groups)
+        sparsity[list(ground.prunable)] = x[self.weights :]
+        return ground.candidate(ground.pruned(merged, sparsity))
+
+    def encode(self, weights: Array, sparsity: float = 0.0) -> Array:
+        """Return the vector for mixing weights (rows, experts) or (experts,) and one sparsity, within bounds."""
+        rows = np.broadcast_to(weights, (self.ground.rows, len(self.ground.experts)))
+        low, high = self.bounds
+        vector: Array = np.clip(np.concatenate([rows.ravel(), np.full(self.ratios, sparsity)]), low, high)
+        return vector
+
+
+Space = LineageSpace | CoefficientSpace

@@ -1,0 +1,387 @@
+"""Trials in an Optuna study: one per evaluation, begun before it and finished after it.
+
+The default storage is a journal file with one writer. Anything Optuna offers by URL works too. A trial stores only the
+nodes its recipe adds; parents are referred to by digest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from sae_moo.errors import InputError
+from sae_moo.objectives import Constraint, Evaluation, Objective, violations
+from sae_moo.recipe import Recipe, decode, digest, dumps, encode
+
+log = logging.getLogger(__name__)
+
+OptunaStorage: TypeAlias = BaseStorage
+JOURNAL = "study.journal"
+STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.PRUNED: "failed"}
+# Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
+PARAM_RANGE = (-10.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial as the study holds it.
+
+    Args:
+        number: Optuna's trial number, from 0.
+        state: ``complete``, ``failed`` or ``running``.
+        recipe: what was asked for; once evaluated, with every pruning scope resolved.
+        asked: what the search proposed; differs from `recipe` for group and global scopes only.
+        digest: identity of `asked`.
+        evaluation: the result, or None while running.
+        values: objective name -> value in the user's direction; empty unless complete.
+        stderr: objective or task name -> standard error of the mean over instances.
+        feasible: whether all limits are kept; False unless complete.
+        operator, generation, parents: where the candidate comes from; parents are trial numbers.
+        asked_after: how many evaluations had been told when this one was asked for.
+        told: position of this evaluation among those told, or None while running.
+        repeats: number of the trial whose weights and result this one shares, or None.
+        params: the numbers worth plotting.
+    """
+
+    number: int
+    state: str
+    recipe: Recipe
+    asked: Recipe
+    digest: str
+    evaluation: Evaluation | None
+    values: Mapping[str, float]
+    stderr: Mapping[str, float]
+    feasible: bool
+    operator: str
+    generation: int
+    parents: tuple[int, ...]
+    asked_after: int
+    told: int | None
+    repeats: int | None
+    params: Mapping[str, float] = field(default_factory=dict)
+
+
+class FileLock:
+    """Exclusive lock of a journal that dies with its process, unlike a lock file; for local disks."""
+
+    def __init__(self, journal: Path) -> None:
+        self._path = journal.with_name(journal.name + ".lock")
+        self._handle: int | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock and take it."""
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+class TrialStorage:
+    """A study opened for reading or writing.
+
+    Args:
+        storage: an open Optuna storage.
+        name: the study's name.
+        objectives: what is maximized, in order.
+        constraints: limits, stored as Optuna's constraints.
+        fingerprints: expert name -> content fingerprint, for digests.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint],
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        self.study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(name)
+        self.objectives = tuple(objectives)
+        self.constraints = tuple(constraints)
+        self._fingerprints = dict(fingerprints)
+        self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
+        self._recipes: dict[str, Recipe] = {}
+
+    def records(self) -> list[TrialRecord]:
+        """Return all trials in order of their numbers.
+
+        Raises:
+            InputError: if a trial cannot be read as one of ours.
+        """
+        return [self._record(trial) for trial in self.study.get_trials(deepcopy=False)]
+
+    def begin(
+        self,
+        recipe: Recipe,
+        params: Mapping[str, float],
+        parents: Sequence[int],
+        operator: str,
+        generation: int,
+        asked_after: int,
+        versions: str,
+    ) -> int:
+        """Write a running trial and return its number.
+
+        Args:
+            recipe: what will be evaluated.
+            params: at most some fifteen numbers worth plotting.
+            parents: trial numbers.
+            operator: what made the recipe.
+            generation: of the search.
+            asked_after: how many evaluations were told before.
+            versions: of the software that evaluates.
+        """
+        low, high = PARAM_RANGE
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params={name: min(max(float(value), low), high) for name, value in params.items()},
+            distributions={name: FloatDistribution(low, high) for name in params},
+            user_attrs={
+                "generation": generation,
+                "operator": operator,
+                "parents": list(parents),
+                "asked_after": asked_after,
+                "digest": digest(recipe, self._fingerprints),
+                "recipe": dumps(encode(recipe, self._digests)),
+                "versions": versions,
+            },
+        )
+        identity = self._storage.create_new_trial(self._id, template_trial=template)
+        return int(self._storage.get_trial_number_from_id(identity))
+
+    def finish(self, number: int, evaluation: Evaluation, told: int, repeats: int | None = None) -> TrialRecord:
+        """Write the evaluation of a running trial and end it.
+
+        Args:
+            number: the trial.
+            evaluation: its result; a failed one ends the trial as failed, with its reason.
+            told: position of this evaluation among those told.
+            repeats: the trial it repeats, or None.
+        """
+        identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        trial = Trial(self.study, identity)
+        attributes: dict[str, Any] = {"told": told}
+        if repeats is not None:
+            attributes["repeats"] = repeats
+        if not evaluation.ok:
+            attributes["reason"] = evaluation.reason
+        if evaluation.scores:
+            for task in evaluation.scores:
+                attributes[task] = evaluation.mean(task)
+                attributes[f"{task} stderr"] = evaluation.stderr(task)
+            attributes["sparsity"] = evaluation.sparsity
+            attributes["group_sparsity"] = list(evaluation.group_sparsity)
+            attributes["instances"] = {task: _packed(row) for task, row in evaluation.scores.items()}
+        attributes["seconds merging"] = evaluation.seconds_merge
+        attributes["seconds scoring"] = evaluation.seconds_score
+        asked = decode(json.loads(trial.user_attrs["recipe"]), self._recipes)
+        if evaluation.recipe != asked:
+            attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+        if evaluation.ok:
+            broken = violations(self.constraints, evaluation)
+            labels = [label for constraint in self.constraints for label in constraint.labels]
+            for label, amount in zip(labels, broken, strict=False):  # the last entry says only that it did not fail
+                if label not in trial.constraints:  # set already if a run was killed right here
+                    trial.set_constraint(label, float(amount))
+            self.study.tell(number, [objective.value(evaluation) for objective in self.objectives])
+        else:
+            self.study.tell(number, state=TrialState.FAIL)
+        return self._record(self._storage.get_trial(identity))
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        attrs = trial.user_attrs
+        try:
+            asked = decode(json.loads(attrs["recipe"]), self._recipes)
+            recipe = decode(json.loads(attrs["resolved"]), self._recipes) if "resolved" in attrs else asked
+            evaluation = _evaluation(recipe, attrs) if trial.state in STATES else None
+            values = {}
+            if trial.state == TrialState.COMPLETE:
+                values = dict(zip((o.name for o in self.objectives), trial.values, strict=True))
+            stderr = {}
+            if evaluation is not None and evaluation.ok:
+                stderr = {task: evaluation.stderr(task) for task in evaluation.scores}
+                stderr |= {objective.name: objective.stderr(evaluation) for objective in self.objectives}
+            record = TrialRecord(
+                number=trial.number,
+                state=STATES.get(trial.state, "running"),
+                recipe=recipe,
+                asked=asked,
+                digest=attrs["digest"],
+                evaluation=evaluation,
+                values=values,
+                stderr=stderr,
+                feasible=bool(values) and all(amount <= 0 for amount in trial.constraints.values()),
+                operator=attrs["operator"],
+                generation=attrs["generation"],
+                parents=tuple(attrs["parents"]),
+                asked_after=attrs["asked_after"],
+                told=attrs.get("told") if evaluation is not None else None,
+                repeats=attrs.get("repeats"),
+                params=dict(trial.params),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
+        if evaluation is not None:
+            name = record.digest if recipe == asked else digest(recipe, self._fingerprints)
+            self._digests[recipe] = name
+            self._recipes[name] = recipe
+        return record
+
+
+def open_storage(where: str | Path, write: bool) -> BaseStorage:
+    """Open a journal file or an Optuna URL.
+
+    A journal whose last line was torn by a crash is cut back to its last whole line, when opened for writing only.
+
+    Raises:
+        InputError: if it is missing (for reading), not a study, or cannot be written.
+    """
+    if isinstance(where, str) and "://" in where:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return RDBStorage(where)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            raise InputError(f"storage {where}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+    path = Path(where)
+    try:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_journal(path)
+            _cut_torn_line(path)
+            with path.open("ab"):
+                pass  # fails here, before anything is computed, if the journal cannot be written
+        elif not path.is_file():
+            raise InputError(f"no study at {path}")
+        else:
+            _check_journal(path)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))  # type: ignore[arg-type]  # acquire, release
+    except OSError as error:
+        raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a study, or damaged: {error}") from error
+
+
+def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
+    """Return the study of that name, made if there is none, all objectives maximized.
+
+    Raises:
+        InputError: if it exists with other objectives.
+    """
+    with _less_talk():
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            directions=[StudyDirection.MAXIMIZE] * len(objectives),
+            load_if_exists=True,
+        )
+    names = [objective.name for objective in objectives]
+    if study.metric_names is None and not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(names)
+    elif study.metric_names != names:
+        raise InputError(f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}")
+    return study
+
+
+def only_study(storage: BaseStorage) -> str:
+    """Return the name of the one study in a storage.
+
+    Raises:
+        InputError: if there is none, or more than one.
+    """
+    names = sorted(study.study_name for study in storage.get_all_studies())
+    if len(names) != 1:
+        raise InputError(f"expected one study, found {len(names)}: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+@contextmanager
+def _less_talk() -> Iterator[None]:
+    """Keep Optuna from announcing on stderr what the caller says better."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _check_journal(path: Path) -> None:
+    """Raise InputError unless the file is absent, empty, or begins as a journal does."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+        more = bool(file.read(1))
+    if not first or (not first.endswith(b"\n") and not more and first.startswith(b'{"op_code"')):
+        return  # empty, or killed while the very first line was written
+    try:
+        entry = json.loads(first)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or "op_code" not in entry:
+        raise InputError(f"{path}: not a study: its first line is no entry of an Optuna journal")
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep:
+            step = min(keep, 1 << 16)
+            file.seek(keep - step)
+            newline = file.read(step).rfind(b"\n")
+            if newline >= 0:
+                keep = keep - step + newline + 1
+                break
+            keep -= step
+        if keep < end:
+            log.warning("%s: the last line was torn by a crash; %d bytes of it are dropped", path, end - keep)
+            file.truncate(keep)
+
+
+def _packed(row: Sequence[float]) -> str | list[float]:
+    """Write scores that are all 0 or 1 as a text of digits, others as they are."""
+    return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
+
+
+def _evaluation(recipe: Recipe, attrs: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        recipe,
+        {task: tuple(float(score) for score in row) for task, row in attrs.get("instances", {}).items()},
+        attrs.get("sparsity", 0.0),
+        tuple(attrs.get("group_sparsity", ())),
+        attrs.get("reason"),
+        attrs.get("seconds merging", 0.0),
+        attrs.get("seconds scoring", 0.0),
+    )
