@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
 from sae_moo.study import Listener, Study
+
+log = logging.getLogger(__name__)
+
+MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +74,49 @@ class Bench:
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""
         cache = WeightCache(int(self.config.models.cache_gib * 2**30))
+        held = cache.max_bytes // self.model_bytes
+        if held < 2 and self.config.space.kind == "lineage":
+            log.warning(
+                "models.cache_gib: %g GiB hold %d candidates of %.1f GiB: every child is recomputed from the experts, "
+                "slower with each generation; room for the population of %d would take %.0f GiB",
+                self.config.models.cache_gib,
+                held,
+                self.model_bytes / 2**30,
+                self.config.search.population,
+                self.model_bytes * self.config.search.population / 2**30,
+            )
         return Evaluator(self.pool, self.live_model(), Scorer(self.tasks, self.device), cache)
 
-    def searcher(self) -> Searcher:
-        """Return a fresh searcher."""
+    @property
+    def model_bytes(self) -> int:
+        """Size of one candidate's weights in the configured dtype."""
+        width: int = getattr(torch, self.config.models.dtype).itemsize
+        return width * sum(info.numel for info in self.pool.tensors)
+
+    def ground(self) -> Ground:
+        """Return what the configured space stands on."""
         config = self.config
         highest = [
             limit.high for limit in config.constraint_list() if not limit.objective.tasks and limit.high is not None
         ]
         prunable = {info.group for info in self.pool.tensors if info.prunable}
-        ground = Ground(
+        return Ground(
             experts=tuple(name for name in self.pool.names if name != BASE),
             prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
             dtype=config.models.dtype,
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
             scope=config.pruning.scope,
-            most=min(0.95, *highest, 0.95),
+            most=min([MOST_SPARSE, *highest]),
         )
+
+    def searcher(self, operators: dict[str, Any] | None = None) -> Searcher:
+        """Return a fresh searcher.
+
+        Args:
+            operators: replacements for its operators over lineages; see `NsgaSearcher`.
+        """
+        config, ground = self.config, self.ground()
         annealing = config.annealing
         return NsgaSearcher(
             LineageSpace(ground) if config.space.kind == "lineage" else CoefficientSpace(ground),
@@ -97,6 +127,7 @@ class Bench:
             seed=config.study.seed,
             schedule=Schedule(annealing.schedule, annealing.low, annealing.high, annealing.period, annealing.growth),
             pace=config.search.pace,
+            operators=operators,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -173,7 +204,7 @@ def search(
     listener: Listener = lambda event: None,
     root: str | Path = RUNS,
     fresh: bool = False,
-    opened: Callable[[Bench], None] = lambda bench: None,
+    searcher: Callable[[Bench], Searcher] | None = None,
 ) -> Run:
     """Run a search, or go on with one.
 
@@ -182,7 +213,8 @@ def search(
         listener: told of every finished trial.
         root: folder of run folders; the run lies in ``root/NAME``.
         fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
-        opened: called once everything is checked, before the first evaluation.
+        searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot
+            tell the two apart, so give it a name of its own.
 
     Returns:
         The run, to look at.
@@ -209,13 +241,12 @@ def search(
             (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
         else:
             _check_same(folder, stored, bench)
-        opened(bench)
         evaluator = bench.evaluator()
         Study(
             TrialStorage(
                 storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
             ),
-            bench.searcher(),
+            searcher(bench) if searcher is not None else bench.searcher(),
             LocalExecutor(evaluator.evaluate),
             bench.pool.fingerprints,
             bench.pool.groups,

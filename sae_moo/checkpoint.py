@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ZOO = "zoo:"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_embeddings)\.weight$")
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
@@ -111,7 +111,7 @@ class Checkpoint:
                 if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
                     tensors[name] = facts
                     self._file_of[name] = file
-        head = next((name for name in _HEADS if name in tensors), None)
+        head = next((name for name in HEADS if name in tensors), None)
         embeddings = next((name for name in tensors if _EMBEDDINGS.search(name)), None)
         if head and embeddings and self.config.get("tie_word_embeddings") is True:
             if not torch.equal(self.load(head), self.load(embeddings)):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_moo.checkpoint import DTYPES, Checkpoint
+from sae_moo.checkpoint import DTYPES, HEADS, Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.recipe import BASE
 
@@ -147,6 +147,9 @@ class ExpertPool:
         own = dict(model.named_parameters())  # a tied head is listed once, under the embeddings' name
         prefix = getattr(model, "base_model_prefix", "")
         found = {info.name: own.get(info.name, own.get(f"{prefix}.{info.name}")) for info in self.tensors}
+        for name in HEADS:  # transformers renames some heads as it loads them
+            if name in found and found[name] is None:
+                found[name] = model.get_output_embeddings().weight  # type: ignore[operator]
         lost = [name for name, parameter in found.items() if parameter is None]
         matched = {id(parameter) for parameter in found.values()}
         unset = [name for name, parameter in own.items() if id(parameter) not in matched]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sae_moo.recipe import Recipe
 
 SPARSITY = "sparsity"
+SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals the one the search saw
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Evaluation:
     Args:
         recipe: what was evaluated, with every pruning scope resolved.
         scores: task name -> score per instance of the search split, each in [0, 1], in the task's fixed order; rounded
-            to six decimals here, once, so that a stored evaluation equals the one the search saw.
+            to `SCORE_DIGITS` here.
         sparsity: realised fraction of zeros over all prunable weights, in [0, 1).
         group_sparsity: the same per parameter group, in the pool's order; 0 for a group without prunable weights.
         reason: None if the evaluation went well, else why it failed (then scores may be empty).
@@ -38,7 +39,7 @@ class Evaluation:
     seconds_score: float = 0.0
 
     def __post_init__(self) -> None:
-        scores = {task: tuple(round(float(score), 6) for score in row) for task, row in self.scores.items()}
+        scores = {task: tuple(round(float(score), SCORE_DIGITS) for score in row) for task, row in self.scores.items()}
         for task, row in scores.items():
             if not row or not all(0.0 <= score <= 1.0 for score in row):
                 raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")

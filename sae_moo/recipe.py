@@ -302,7 +302,7 @@ def encode(recipe: Recipe, known: Mapping[Recipe, str] | None = None) -> dict[st
     nodes: list[dict[str, Any]] = []
     for node in walk(recipe, stop=known):
         index[node.key] = len(nodes)
-        if node in known and node is not recipe:
+        if node in known:
             nodes.append({"node": "ref", "digest": known[node]})
         else:
             nodes.append(_own(node) | {"inputs": [index[child.key] for child in children(node)]})

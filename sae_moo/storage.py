@@ -294,13 +294,10 @@ def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objecti
     Raises:
         InputError: if it exists with other objectives.
     """
-    with _less_talk():
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            directions=[StudyDirection.MAXIMIZE] * len(objectives),
-            load_if_exists=True,
-        )
+    if name not in (study.study_name for study in storage.get_all_studies()):
+        with _less_talk():
+            storage.create_new_study([StudyDirection.MAXIMIZE] * len(objectives), name)
+    study = optuna.load_study(study_name=name, storage=storage)
     names = [objective.name for objective in objectives]
     if study.metric_names is None and not study.get_trials(deepcopy=False):
         with warnings.catch_warnings():

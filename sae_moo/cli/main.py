@@ -140,15 +140,24 @@ def search(
 
 @app.command()
 @reported
-def front(run: RunName, as_json: AsJson = False) -> None:
+def front(
+    run: RunName,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, the knee marked: a .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the non-dominated trials with scores, standard errors and sparsity (search split).
 
-    Example: sae-moo front quickstart
+    Example: sae-moo front quickstart --figure front.png
     """
     opened = _open(run)
     from sae_moo.cli.display import front_table, trials_json
 
     records = opened.front()
+    if figure is not None:
+        from sae_moo.explore.figures import draw_front
+
+        marked = opened.pick()[0] if records else None
+        draw_front(figure, opened.trials(), records, opened.objectives, marked)
     if as_json:
         _print_json(trials_json(opened.name, records, opened.objectives))
     elif not records:

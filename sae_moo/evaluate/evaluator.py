@@ -15,7 +15,7 @@ from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import WeightCache, materialize
-from sae_moo.objectives import Evaluation
+from sae_moo.objectives import SCORE_DIGITS, Evaluation
 from sae_moo.recipe import Recipe
 
 
@@ -33,7 +33,7 @@ class Scorer:
         self._batches: dict[Split, Batches] = {}
 
     def score(self, model: Any, split: Split) -> dict[str, NDArray[np.float64]]:
-        """Return task name -> score per instance, float64 in [0, 1], shape (instances,).
+        """Return task name -> score per instance, float64 in [0, 1], shape (instances,), rounded once.
 
         Raises:
             TaskError: if the model's answers are not finite.
@@ -46,7 +46,7 @@ class Scorer:
         start = 0
         for task in self.tasks:
             count = len(task.requests(split))
-            scores[task.name] = task.score(split, answers[start : start + count])
+            scores[task.name] = np.round(task.score(split, answers[start : start + count]), SCORE_DIGITS)
             start += count
         return scores
 

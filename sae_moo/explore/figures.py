@@ -1,0 +1,74 @@
+"""Static pictures of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_moo.errors import InputError
+from sae_moo.objectives import Objective
+from sae_moo.storage import TrialRecord
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def draw_front(
+    path: Path,
+    trials: Sequence[TrialRecord],
+    front: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    marked: TrialRecord | None = None,
+) -> None:
+    """Write a picture of all trials and the front over the last and the first objective, error bars one standard error.
+
+    Args:
+        path: the file to write; its ending says how.
+        trials: all trials; those without values are left out.
+        front: the non-dominated ones.
+        objectives: two or more; with more than two the others are not shown.
+        marked: a trial to point at, e.g. the pick.
+
+    Raises:
+        InputError: for an unknown ending, a single objective or an empty front.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
+    if len(objectives) < 2 or not front:
+        raise InputError(f"{path}: expected a front over two objectives to draw, got {len(front)} trials")
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    y, x = objectives[0].name, objectives[-1].name
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    done = [trial for trial in trials if trial.values]
+    axes.scatter(
+        [t.values[x] for t in done], [t.values[y] for t in done], s=14, c="#b9c2cc", label=f"{len(done)} trials"
+    )
+    steps = sorted(front, key=lambda trial: trial.values[x])
+    axes.errorbar(
+        [t.values[x] for t in steps],
+        [t.values[y] for t in steps],
+        yerr=[t.stderr[y] for t in steps],
+        fmt="o-" if len(objectives) == 2 else "o",
+        color="#1f5fa8",
+        ecolor="#8fb3dc",
+        drawstyle="steps-pre",  # below and left of the stairs is what the front dominates
+        markersize=5,
+        linewidth=1.2,
+        label=f"front, {len(front)} trials (± one standard error)",
+    )
+    if marked is not None:
+        place = (marked.values[x], marked.values[y])
+        axes.annotate(
+            f"trial {marked.number}",
+            place,
+            xytext=(12, 14),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->"},
+        )
+    axes.set(xlabel=x, ylabel=f"{y} (search split)")
+    axes.grid(color="#e6e9ec")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside upper left", ncols=2)
+    figure.savefig(path, dpi=150)

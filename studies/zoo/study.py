@@ -1,0 +1,208 @@
+"""Is searching merges of the zoo worth it? Every variant of the search, over seeds, held against the one-shot merges.
+
+    python studies/zoo/study.py --variants quickstart --seeds 5 --workers 2
+    python studies/zoo/study.py --variants all --seeds 5 --workers 2 --output studies/zoo/ablation.json
+
+A model is always chosen on the search split and judged on the test split (400 items a task, disjoint from it).
+Intervals are paired over test items: 95 %, normal approximation, the three tasks weighing the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "quickstart.yaml"
+THRESHOLDS = (0.0, 0.3, 0.5, 0.6)
+SCALES = tuple(round(0.1 * i, 1) for i in range(1, 13))
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+# Name -> what is changed: of the operators, or of the configuration.
+VARIANTS: dict[str, dict] = {
+    "quickstart": {},
+    "no attraction": {"selection": {"attract": False}},
+    "no founders": {"selection": {"founder": 0.0}},
+    "no zero-awareness": {"crossover": {"aware": False}},
+    "no split point": {"crossover": {"split": 0.0}},
+    "no task-vector scaling": {"crossover": {"stretch": 0.0}},
+    "no pruning before the merge": {"mutation": {"before": False}},
+    "no pruning after the merge": {"mutation": {"after": False}},
+    "no inherited targets": {"mutation": {"inherit": 0.0}},
+    "steady-state": {"config": {"search": {"pace": "steady-state"}}},
+    "coefficients": {"config": {"space": {"kind": "coefficients"}}},
+}
+
+
+def searched(variant: str, seed: int, evaluations: int) -> dict:
+    """Run one search and judge its front on the test split."""
+    import torch
+
+    import sae_moo as sm
+    from sae_moo.evaluate.evaluator import Scorer
+    from sae_moo.pareto import hypervolume
+
+    torch.set_num_threads(1)
+    change = VARIANTS[variant]
+    raw = sm.Config.load(CONFIG).model_dump(mode="json")
+    for section, values in change.get("config", {}).items():
+        raw[section] |= values
+    raw["study"]["seed"] = seed
+    raw["search"]["evaluations"] = evaluations
+    config = sm.Config.from_dict(raw)
+    with tempfile.TemporaryDirectory() as root:
+        run = sm.search(config, root=root, searcher=lambda bench: changed_searcher(bench, change))
+        records, front = run.trials(), run.front()
+    bench = sm.Bench.open(config)
+    model, scorer = bench.live_model(), Scorer(bench.tasks, bench.device)
+
+    def test(recipe: sm.Recipe) -> tuple[list[list[float]], float]:
+        report = sm.materialize(recipe, bench.pool, model)
+        return [row.tolist() for row in scorer.score(model, "test").values()], report.sparsity
+
+    judged = {record.number: test(record.recipe) for record in front}
+    points = np.array([[np.mean([np.mean(row) for row in rows]), rho] for rows, rho in judged.values()])
+    chosen = {}
+    for threshold in THRESHOLDS:
+        kept = [record for record in front if record.values["sparsity"] >= threshold]
+        if kept:
+            best = max(kept, key=lambda record: record.values["accuracy"])
+            chosen[str(threshold)] = {"test": judged[best.number][0], "sparsity": judged[best.number][1]}
+    seconds = sum(record.evaluation.seconds_merge + record.evaluation.seconds_score for record in records)
+    return {
+        "variant": variant,
+        "seed": seed,
+        "hypervolume": hypervolume(points),
+        "chosen": chosen,
+        "front": sorted(points.tolist()),
+        "seconds evaluating": seconds,
+    }
+
+
+def changed_searcher(bench, change: dict):
+    """Return the configured searcher with some operators' settings changed."""
+    from sae_moo.searchers.operators import AttractionMating, PruneMergeMutation, ZeroAwareCrossover
+
+    ground = bench.ground()
+    return bench.searcher(
+        {
+            "selection": AttractionMating(**change.get("selection", {})),
+            "crossover": ZeroAwareCrossover(ground, **change.get("crossover", {})),
+            "mutation": PruneMergeMutation(ground, **change.get("mutation", {})),
+        }
+    )
+
+
+def references() -> dict:
+    """Score the base, the experts and the one-shot merges; the one-number scale is tuned on the search split."""
+    import torch
+
+    import sae_moo as sm
+    from sae_moo.evaluate.evaluator import Scorer
+
+    torch.set_num_threads(1)
+    bench = sm.Bench.open(sm.Config.load(CONFIG))
+    model, scorer, ground = bench.live_model(), Scorer(bench.tasks, bench.device), bench.ground()
+
+    def score(recipe: sm.Recipe, split: str) -> list[list[float]]:
+        sm.materialize(recipe, bench.pool, model)
+        return [row.tolist() for row in scorer.score(model, split).values()]
+
+    def mean(rows: list[list[float]]) -> float:
+        return float(np.mean([np.mean(row) for row in rows]))
+
+    recipes = {name: sm.Expert(name) for name in bench.pool.names}
+    experts = tuple(sm.Expert(name) for name in ground.experts)
+    recipes["uniform average"] = sm.Merge("linear", experts, (1.0,) * len(experts))
+    ones = np.ones((ground.rows, len(experts)))
+    tuned = max(SCALES, key=lambda scale: mean(score(ground.task_arithmetic(scale * ones), "search")))
+    recipes[f"task arithmetic, scale {tuned}"] = ground.task_arithmetic(tuned * ones)
+    average = recipes["uniform average"]
+    pruned = {level: mean(score(sm.Prune(average, level), "test")) for level in LEVELS}
+    return {"test": {name: score(recipe, "test") for name, recipe in recipes.items()}, "pruned average": pruned}
+
+
+def paired(a: list[list[float]], b: list[list[float]]) -> tuple[float, float]:
+    """Return the mean difference over tasks and half its 95 % interval, paired by item."""
+    differences = [np.subtract(x, y) for x, y in zip(a, b, strict=True)]
+    variance = sum(row.var(ddof=1) / len(row) for row in differences) / len(differences) ** 2
+    return float(np.mean([row.mean() for row in differences])), 1.96 * math.sqrt(variance)
+
+
+def spread(values: list[float]) -> str:
+    """Return a mean over seeds with the half width of its 95 % t interval."""
+    t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+    half = t[len(values) - 1] * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{np.mean(values):.3f} ± {half:.3f}"
+
+
+def accuracy(result: dict, threshold: float) -> float:
+    """Return the test accuracy of the model chosen at a sparsity; 0 where the front holds none."""
+    chosen = result["chosen"].get(str(threshold))
+    return float(np.mean([np.mean(row) for row in chosen["test"]])) if chosen else 0.0
+
+
+def show_references(reference: dict) -> None:
+    """Print the table of base, experts and one-shot merges."""
+    print("\n| test accuracy | math | lingua | logic | mean |\n|---|---|---|---|---|")
+    for name, rows in reference["test"].items():
+        means = [np.mean(row) for row in rows]
+        print(f"| {name} | " + " | ".join(f"{m:.3f}" for m in [*means, np.mean(means)]) + " |")
+    print("\n| uniform average pruned by magnitude to | " + " | ".join(f"{level}" for level in LEVELS) + " |")
+    print("|---" * (len(LEVELS) + 1) + "|")
+    print("| test accuracy | " + " | ".join(f"{value:.3f}" for value in reference["pruned average"].values()) + " |")
+
+
+def show_gains(results: list[dict], reference: dict) -> None:
+    """Print, per seed, the chosen model against the references."""
+    tests = reference["test"]
+    best = max(("math", "lingua", "logic"), key=lambda name: np.mean([np.mean(row) for row in tests[name]]))
+    against = [best, *(name for name in tests if name.startswith(("uniform", "task")))]
+    print("\n| seed | test accuracy | sparsity | " + " | ".join(f"minus {name}" for name in against) + " |")
+    print("|---" * (len(against) + 3) + "|")
+    for result in results:
+        chosen = result["chosen"]["0.0"]
+        cells = ["{:+.3f} ± {:.3f}".format(*paired(chosen["test"], tests[name])) for name in against]
+        print(
+            f"| {result['seed']} | {accuracy(result, 0.0):.3f} | {chosen['sparsity']:.3f} | " + " | ".join(cells) + " |"
+        )
+
+
+def show_variants(results: list[dict]) -> None:
+    """Print means over seeds of every variant."""
+    print("\n| variant | test hypervolume | " + " | ".join(f"accuracy at sparsity >= {t}" for t in THRESHOLDS) + " |")
+    print("|---" * (len(THRESHOLDS) + 2) + "|")
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        own = [result for result in results if result["variant"] == variant]
+        cells = [spread([accuracy(result, threshold) for result in own]) for threshold in THRESHOLDS]
+        print(f"| {variant} | {spread([r['hypervolume'] for r in own])} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Run what was asked for and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default="quickstart", help="names with commas between, or all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--evaluations", type=int, default=240)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="keep the raw results as JSON")
+    arguments = parser.parse_args()
+    names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
+    jobs = [(name, seed, arguments.evaluations) for name in names for seed in range(arguments.seeds)]
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        reference = pool.submit(references)
+        results = list(pool.map(searched, *zip(*jobs, strict=True)))
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"references": reference.result(), "results": results}))
+    show_references(reference.result())
+    show_gains([result for result in results if result["variant"] == names[0]], reference.result())
+    show_variants(results)
+
+
+if __name__ == "__main__":
+    main()

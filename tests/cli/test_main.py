@@ -1,0 +1,414 @@
+"""The contract of the command line, on real (tiny) models, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from sae_moo.cli.main import app
+from sae_moo.run import Run
+
+BUDGET = 14
+
+
+def config_for(folders, **changes) -> dict:
+    config = {
+        "study": {"name": "tiny"},
+        "models": {
+            "base": str(folders["base"]),
+            "experts": {name: str(path) for name, path in folders.items() if name != "base"},
+        },
+        "tasks": [
+            {"name": "facts", "data": "facts.jsonl", "kind": "likelihood", "search": 12, "test": 8},
+            {"name": "zoo_math", "search": 6, "test": 4},
+        ],
+        "objectives": ["facts", "sparsity"],
+        "search": {"population": 6, "evaluations": BUDGET},
+    }
+    return config | changes
+
+
+def written(config: dict) -> str:
+    return yaml.safe_dump(config, sort_keys=False)  # experts keep their order
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_folders) -> Path:
+    """An empty current folder with a configuration and items."""
+    items = [{"prompt": f"fact {i} is", "answer": f" {i}"} for i in range(30)]
+    (tmp_path / "facts.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (tmp_path / "c.yaml").write_text(written(config_for(tiny_folders)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, tiny_folders) -> Path:
+    """A folder with a finished run, shared; tests only read it."""
+    folder = tmp_path_factory.mktemp("searched")
+    items = [{"prompt": f"fact {i} is", "answer": f" {i}"} for i in range(30)]
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (folder / "c.yaml").write_text(written(config_for(tiny_folders)))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        result = call("search", "c.yaml", "--json")
+    finally:
+        os.chdir(before)
+    (folder / "search.json").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture
+def there(searched, monkeypatch) -> Path:
+    monkeypatch.chdir(searched)
+    return searched
+
+
+def call(*arguments: str, code: int = 0):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, (arguments, result.stdout, result.stderr, result.exception)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    result = call(*arguments, code=code)
+    assert result.stdout == ""
+    return result.stderr
+
+
+def test_search_json(there):
+    document = json.loads((there / "search.json").read_text())
+    assert set(document) >= {"study", "run", "evaluations", "seconds", "hypervolume", "front"}
+    assert (document["study"], document["run"], document["evaluations"]) == ("tiny", "runs/tiny", BUDGET)
+    assert document["seconds"] > 0
+    assert 0 < document["hypervolume"] < 1
+    assert document["front"] == json.loads(call("front", "tiny", "--json").stdout)["trials"]
+
+
+@pytest.mark.parametrize("command", ["front", "trials"])
+@pytest.mark.parametrize("run", ["tiny", "runs/tiny"])
+def test_front_and_trials_json(there, command, run):
+    document = json.loads(call(command, run, "--json").stdout)
+    assert document["study"] == "tiny"
+    assert document["objectives"] == ["facts", "sparsity"]
+    assert command == "front" or [trial["number"] for trial in document["trials"]] == list(range(BUDGET))
+    for trial in document["trials"]:
+        assert set(trial) >= {"number", "state", "values", "stderr", "sparsity", "digest"}
+        assert trial["state"] == "complete"
+        assert trial["values"]["sparsity"] == trial["sparsity"]
+        assert trial["stderr"]["facts"] > 0
+        assert len(trial["digest"]) == 64
+
+
+def test_tables(there):
+    assert "front of tiny (search split, mean ± standard error)" in call("front", "tiny").stdout
+    assert call("trials", "tiny").stdout.count("complete") == BUDGET
+
+
+def test_pick(there):
+    document = json.loads(call("pick", "tiny", "--json").stdout)
+    assert set(document) == {"trial", "why", "test"}
+    assert document["why"].startswith("the knee of the")
+    sparsest = json.loads(call("pick", "tiny", "--weights", "sparsity=1", "--json").stdout)["trial"]
+    best = json.loads(call("pick", "tiny", "--where", "zoo_math>=0", "--weights", "facts=1", "--json").stdout)["trial"]
+    front = json.loads(call("front", "tiny", "--json").stdout)["trials"]
+    assert (best, sparsest) == (front[0], front[-1])
+    assert f"export tiny --trial {document['trial']['number']}" in call("pick", "tiny", "--knee").stdout
+
+
+def test_export_verify_and_merge(there, tmp_path, tiny):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    document = json.loads(
+        call("export", "tiny", "--where", "sparsity>=0.02", "-o", f"{tmp_path}/m", "--verify", "--json").stdout
+    )
+    number = document["trial"]["number"]
+    assert document["verified"] is True
+    assert document["scores"]["search"]["facts"]["score"] == document["trial"]["tasks"]["facts"]
+    assert document["scores"]["test"]["facts"]["instances"] == 8
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    weights = {info.name: model.get_parameter(info.name) for info in tiny.tensors}
+    zeros = sum(int((weights[info.name] == 0).sum()) for info in tiny.tensors if info.prunable)
+    total = sum(info.numel for info in tiny.tensors if info.prunable)
+    assert zeros / total == document["trial"]["sparsity"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "m")("3 and 4").input_ids == tiny.tokenizer()("3 and 4").input_ids
+    recipe = json.loads((tmp_path / "m/recipe.json").read_text())
+    assert recipe["digest"] == document["trial"]["digest"]
+    assert "never seen by the search" in (tmp_path / "m/README.md").read_text()
+    call("merge", f"{tmp_path}/m/recipe.json", "--output", f"{tmp_path}/again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "m/model.safetensors").read_bytes()
+    for target in (f"{tmp_path}/m", f"{tmp_path}/m/recipe.json"):
+        scored = json.loads(call("evaluate", target, "--config", "c.yaml", "--split", "search", "--json").stdout)
+        assert scored["split"] == "search"
+        assert scored["tasks"]["facts"] == document["scores"]["search"]["facts"]
+        assert scored["sparsity"] == document["trial"]["sparsity"]
+    assert json.loads(call("trials", "tiny", "--json").stdout)["trials"][number] == document["trial"], "nothing changed"
+
+
+def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", spoil("transformers.PreTrainedModel"))
+    message = refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", "--verify", code=1)
+    assert "the written model is not the evaluated one" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoil(_name):
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.save_pretrained
+
+    def save(self, *args, **kwargs):
+        with torch.no_grad():
+            self.get_input_embeddings().weight.mul_(1.5)
+        return original(self, *args, **kwargs)
+
+    return save
+
+
+def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_folders):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    assert "exists already" in refused("export", "tiny", "-o", f"{tmp_path}/taken")
+    assert "no trial 99; there are 0 to 13" in refused("export", "tiny", "--trial", "99", "-o", f"{tmp_path}/m")
+    assert "give one or the other" in refused("export", "tiny", "--trial", "0", "--knee", "-o", f"{tmp_path}/m")
+    assert "no quantity 'fact'" in refused("export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m")
+    assert "cannot be written" in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/taken/file/m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_evaluate_scores_the_test_split_by_default(there):
+    document = json.loads(call("evaluate", "zoo:math", "--config", "c.yaml", "--json").stdout)
+    assert (document["split"], document["tasks"]["zoo_math"]["instances"]) == ("test", 4)
+    assert document["tasks"]["zoo_math"]["score"] > 0.2
+    assert document["sparsity"] == 0.0
+    assert "zoo_math" in call("evaluate", "zoo:math", "--config", "c.yaml").stdout
+
+
+def test_a_search_goes_on_and_shows_plain_lines(here):
+    first = call("search", "c.yaml", "--evaluations", "3")
+    assert "3 evaluations in" in first.stdout
+    assert "the study lies in runs/tiny" in first.stdout
+    second = call("search", "c.yaml", "--evaluations", "8")
+    assert "resumed: 3 evaluations replayed" in second.stdout
+    assert "8/8 evaluations" in second.stdout
+    for command in ("front", "pick", "export", "dashboard"):
+        assert f"sae-moo {command} runs/tiny" in second.stdout
+    assert json.loads(call("search", "c.yaml", "--evaluations", "8", "--json").stdout)["evaluations"] == 8
+
+
+def test_the_same_seed_gives_the_same_front(here):
+    fronts = []
+    for name in ("one", "two"):
+        document = json.loads(call("search", "c.yaml", "--set", f"study.name={name}", "--json").stdout)
+        fronts.append(document["front"])
+    assert fronts[0] == fronts[1]
+    other = json.loads(call("search", "c.yaml", "--set", "study.name=three", "--seed", "5", "--json").stdout)
+    assert other["front"] != fronts[0]
+
+
+def test_another_study_of_that_name_is_refused_and_fresh_puts_it_aside(here, tiny_folders):
+    call("search", "c.yaml", "--evaluations", "2")
+    message = refused("search", "c.yaml", "--evaluations", "2", "--seed", "1", "--set", "annealing.high=0.5")
+    assert "annealing.high: the study has 0.6, now it is 0.5" in message
+    assert "study.seed: the study has 0, now it is 1" in message
+    assert "the study was made under other settings" in refused("validate", "c.yaml", "--set", "study.seed=1")
+    changed = {**tiny_folders, "math": tiny_folders["code"]}
+    (here / "c2.yaml").write_text(written(config_for(changed)))
+    assert "weights of math: the study has" in refused("search", "c2.yaml")
+    (here / "facts.jsonl").write_text((here / "facts.jsonl").read_text().replace("fact 1", "fact one"))
+    assert "items of facts: the study has" in refused("search", "c.yaml")
+    call("search", "c.yaml", "--evaluations", "2", "--fresh")
+    call("search", "c.yaml", "--evaluations", "2", "--fresh")
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["tiny", "tiny.1", "tiny.2"]
+    assert len(Run.open("tiny.1").trials()) == 2
+
+
+def test_a_failed_evaluation_is_shown_and_kept(here, monkeypatch):
+    from sae_moo.evaluate.evaluator import Evaluator
+    from sae_moo.objectives import Evaluation
+
+    original, calls = Evaluator.evaluate, []
+
+    def sometimes(self, recipe):
+        calls.append(recipe)
+        return Evaluation(recipe, reason="out of memory: x") if len(calls) == 3 else original(self, recipe)
+
+    monkeypatch.setattr(Evaluator, "evaluate", sometimes)
+    assert "trial 2 failed: out of memory: x" in call("search", "c.yaml").stdout
+    trials = json.loads(call("trials", "tiny", "--json").stdout)["trials"]
+    assert (trials[2]["state"], trials[2]["values"], trials[2]["reason"]) == ("failed", {}, "out of memory: x")
+    assert trials[2]["sparsity"] is None
+    assert "trial 2 has no result, it is failed: out of memory: x" in refused(
+        "export", "tiny", "--trial", "2", "-o", "m"
+    )
+
+
+def test_ctrl_c_saves_and_exits_130(here, monkeypatch):
+    from sae_moo.evaluate.evaluator import Evaluator
+
+    original, calls = Evaluator.evaluate, []
+
+    def interrupted(self, recipe):
+        calls.append(recipe)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self, recipe)
+
+    monkeypatch.setattr(Evaluator, "evaluate", interrupted)
+    result = call("search", "c.yaml", code=130)
+    assert "stopped after 4 evaluations; all are saved, the same command goes on" in result.stderr
+    monkeypatch.setattr(Evaluator, "evaluate", original)
+    assert "resumed: 4 evaluations replayed" in call("search", "c.yaml").stdout
+
+
+def test_validate(here):
+    document = json.loads(call("validate", "c.yaml", "--json").stdout)
+    assert document["experts"] == ["base", "math", "code", "law"]
+    assert document["tasks"]["facts"] == {"search": 12, "test": 8}
+    assert "c.yaml: fine" in call("validate", "c.yaml").stdout
+    assert not (here / "runs").exists()
+
+
+def bad_inputs(folders, tmp_path: Path) -> dict[str, tuple[dict, str]]:
+    """Name -> what to change in the configuration, what the one message must say."""
+
+    def spoilt(name: str, change) -> str:
+        folder = shutil.copytree(folders["math"], tmp_path / name)
+        change(folder / "model.safetensors")
+        return str(folder)
+
+    def models(**experts):
+        return {"models": {"base": str(folders["base"]), "experts": experts}}
+
+    def tasks(*entries):
+        return {"tasks": list(entries), "objectives": [entries[0]["name"], "sparsity"]}
+
+    return {
+        "missing folder": (models(math=str(tmp_path / "gone")), "math: no such folder"),
+        "only pickle": (models(math=spoilt("p", lambda f: f.rename(f.with_name("pytorch_model.bin")))), "only pickled"),
+        "truncated": (models(math=spoilt("t", lambda f: f.write_bytes(f.read_bytes()[:-9]))), "truncated"),
+        "another architecture": (models(math="zoo:math"), "the experts do not fit the base"),
+        "no experts": (models(), "models.experts: expected at least one expert, got none"),
+        "no such task": (tasks({"name": "gsm9k"}), "tasks[0].name: no built-in task 'gsm9k'"),
+        "no such items": (tasks({"name": "x", "data": "gone.jsonl", "kind": "likelihood"}), "cannot read items"),
+        "too many instances": (tasks({"name": "zoo_math", "search": 600, "test": 600}), "it has 1000 different items"),
+        "a limit of 1.5": ({"constraints": {"sparsity": {"max": 1.5}}}, "constraints.sparsity.max: expected less than"),
+        "no such device": (
+            {"models": {**models(math=str(folders["math"]))["models"], "device": "tpu9"}},
+            "no device 'tpu9'",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing folder", "only pickle", "truncated", "another architecture", "no experts", "no such task",
+        "no such items", "too many instances", "a limit of 1.5", "no such device",
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_nothing_half_written(here, tiny_folders, tmp_path, name):
+    changes, message = bad_inputs(tiny_folders, tmp_path)[name]
+    (here / "bad.yaml").write_text(written(config_for(tiny_folders, **changes)))
+    for command in ("validate", "search"):
+        assert message in refused(command, "bad.yaml")
+    assert not (here / "runs").exists()
+
+
+def test_a_study_file_that_is_none(here):
+    (here / "runs/tiny").mkdir(parents=True)
+    (here / "runs/tiny/study.journal").write_text("shopping list\n")
+    assert "not a study" in refused("search", "c.yaml")
+    assert "not a study" in refused("front", "tiny")
+    assert (here / "runs/tiny/study.journal").read_text() == "shopping list\n"
+
+
+def test_a_run_folder_that_cannot_be_written(here):
+    (here / "runs").write_text("a file where a folder should be")
+    assert "cannot be written" in refused("search", "c.yaml")
+
+
+def test_runs_that_do_not_exist(here):
+    assert "no run 'tiny'" in refused("front", "tiny")
+    (here / "runs/other").mkdir(parents=True)
+    assert "under runs/ there are other" in refused("pick", "tiny")
+    assert "no study at" in refused("trials", "other")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected a recipe as JSON"),
+        ("[]", "expected a recipe as a JSON object, got list"),
+        ('{"schema": 1, "nodes": [{"node": "expert", "name": "a"}]}', 'expected "experts"'),
+    ],
+)
+def test_bad_recipes(here, content, message):
+    (here / "recipe.json").write_text(content)
+    assert message in refused("merge", "recipe.json", "--output", "out")
+    assert not (here / "out").exists()
+
+
+def test_a_recipe_whose_expert_changed_is_refused(here, tiny_folders):
+    recipe = {"schema": 1, "nodes": [{"node": "expert", "name": "math"}]}
+    experts = {
+        "base": {"source": str(tiny_folders["base"])},
+        "math": {"source": str(tiny_folders["math"]), "fingerprint": "0"},
+    }
+    (here / "recipe.json").write_text(json.dumps(recipe | {"experts": experts}))
+    assert "expert 'math' has other weights" in refused("merge", "recipe.json", "--output", "out")
+    del experts["math"]["fingerprint"]
+    (here / "recipe.json").write_text(json.dumps(recipe | {"experts": experts}))
+    assert json.loads(call("merge", "recipe.json", "--output", "out", "--json").stdout)["sparsity"] == 0.0
+    assert "mergekit configurations are not read" in refused("merge", "c.yaml", "--output", "out2")
+
+
+@pytest.mark.parametrize(
+    "command", ["search", "front", "trials", "pick", "export", "evaluate", "merge", "validate", "dashboard"]
+)
+def test_help_has_an_example(command):
+    assert f"Example: sae-moo {command} " in " ".join(call(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serch"], ["front"], ["search", "c.yaml", "--evaluatons", "3"], ["export", "x"]]
+)
+def test_wrong_usage_exits_2(here, arguments):
+    call(*arguments, code=2)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_equals_unbroken(here):
+    """kill -9 a real process, again and again, then compare with a run that was left alone."""
+    command = [sys.executable, "-m", "sae_moo.cli.main", "search", "c.yaml", "--json", "--set"]
+    subprocess.run([*command, "study.name=whole"], check=True, capture_output=True)
+    journal = here / "runs/broken/study.journal"
+    for kill in range(2):
+        grown = journal.stat().st_size if journal.exists() else 0
+        process = subprocess.Popen([*command, "study.name=broken"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not journal.exists() or journal.stat().st_size < grown + 3000 * (kill + 1):
+            assert time.monotonic() < deadline
+            if process.poll() is not None:
+                break
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run([*command, "study.name=broken"], check=True, capture_output=True)
+    whole, broken = Run.open("whole").trials(), Run.open("broken").trials()
+    assert [(t.number, t.state, t.digest, t.values, t.params) for t in broken] == [
+        (t.number, t.state, t.digest, t.values, t.params) for t in whole
+    ]

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from stand_ins import NAMES, Landscape
+
+from sae_moo import zoo
+from sae_moo.experts import ExpertPool
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep remembered fingerprints out of the user's cache folder."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory) -> dict[str, Path]:
+    """A base and three experts of random weights, Llama layout, tied, float32, with the zoo's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(zoo.checkpoint("base"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folders = {}
+    for name in NAMES:
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                moved = torch.randn_like(parameter) * 0.05 if name != "base" else torch.zeros_like(parameter)
+                parameter.copy_(start[key] + moved)
+        folders[name] = root / name
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folders) -> ExpertPool:
+    experts = {name: str(path) for name, path in tiny_folders.items() if name != "base"}
+    return ExpertPool.open(str(tiny_folders["base"]), experts)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny):
+    """One live model for the session: every test materializes into it before it looks."""
+    return tiny.live_model()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real benchmark data beside the checkout, where there is any."""
+    folder = Path(os.environ.get("SAE_MOO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data at {folder}; set SAE_MOO_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def landscape() -> Landscape:
+    return Landscape()

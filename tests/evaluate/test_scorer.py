@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sae_moo import zoo
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.errors import TaskError
+from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.scorer import Batches
+from sae_moo.evaluate.task import Request
+from sae_moo.evaluate.tasks import Item, ItemTask, encode, end_tokens, split_items, zoo_items
+from sae_moo.experts import ExpertPool
+from sae_moo.recipe import Cast, Expert, Merge, Prune
+
+
+@pytest.fixture(scope="module")
+def math_model():
+    return ExpertPool({"base": Checkpoint("zoo:math")}).live_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ExpertPool({"base": Checkpoint("zoo:math")}).tokenizer()
+
+
+@pytest.fixture(scope="module")
+def requests(tokenizer):
+    ends = end_tokens(tokenizer)
+    return [
+        encode(tokenizer, item.prompt, item.choices[0], ends) for name in zoo.TASKS for item in zoo_items(name)[0][:40]
+    ]
+
+
+@torch.no_grad()
+def plainly(model, request: Request) -> tuple[float, bool]:
+    """One request alone, in the most obvious way."""
+    ids = torch.tensor([[*request.context, *request.continuation]])
+    logprobs = model(ids).logits[0].float().log_softmax(-1)
+    total, greedy = 0.0, True
+    for i, token in enumerate(request.continuation, start=len(request.context)):
+        total += logprobs[i - 1, token].item()
+        greedy &= int(logprobs[i - 1].argmax()) == token
+    if request.ends:
+        greedy &= int(logprobs[-1].argmax()) in request.ends
+    return total, greedy
+
+
+def test_scores_are_those_of_each_request_alone(math_model, requests):
+    answers = Batches(requests).score(math_model)
+    for request, answer in zip(requests, answers, strict=True):
+        total, greedy = plainly(math_model, request)
+        assert answer.logprob == pytest.approx(total, abs=1e-4)
+        assert answer.greedy == greedy
+        assert answer.tokens == len(request.continuation)
+    assert 10 < sum(answer.greedy for answer in answers) < 110, "both outcomes occur"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
+def test_a_score_does_not_depend_on_its_batch(math_model, requests, batch_tokens):
+    usual = Batches(requests).score(math_model)
+    order = np.random.default_rng(0).permutation(len(requests))
+    other = Batches([requests[i] for i in order], batch_tokens=batch_tokens).score(math_model)
+    for i, answer in zip(order, other, strict=True):
+        assert answer.logprob == pytest.approx(usual[i].logprob, abs=1e-4)
+        assert answer.greedy == usual[i].greedy
+
+
+def test_one_forward_pass_says_what_generation_would(math_model, tokenizer, requests):
+    ends = end_tokens(tokenizer)
+    for request, answer in zip(requests, Batches(requests).score(math_model), strict=True):
+        written = math_model.generate(
+            torch.tensor([request.context]),
+            max_new_tokens=len(request.continuation) + 1,
+            do_sample=False,
+            eos_token_id=list(ends),
+            pad_token_id=0,
+        )[0, len(request.context) :].tolist()
+        exact = tuple(written[:-1]) == request.continuation and written[-1] in ends
+        assert answer.greedy == exact
+
+
+def test_requests_that_read_the_same_tokens_share_a_row(math_model, tokenizer):
+    context = encode(tokenizer, "3 and 4 is", " 7").context
+    choices = [Request(context, (5, last)) for last in range(10, 20)]
+    batches = Batches(choices)
+    assert sum(len(batch.inputs) for batch in batches._batches) == 1
+    for request, answer in zip(choices, batches.score(math_model), strict=True):
+        assert answer.logprob == pytest.approx(plainly(math_model, request)[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("requests_", [[], [Request((1,), (2,))]])
+def test_small_sizes(math_model, requests_):
+    assert len(Batches(requests_).score(math_model)) == len(requests_)
+
+
+def test_models_without_sliced_logits(math_model, requests):
+    class Whole:
+        def forward(self, input_ids, use_cache):
+            raise NotImplementedError
+
+        def __call__(self, input_ids, use_cache):
+            return math_model(input_ids=input_ids, use_cache=use_cache)
+
+    assert Batches(requests).score(Whole()) == pytest.approx(Batches(requests).score(math_model))
+
+
+def evaluator(tiny, tiny_model, kind="exact_match") -> Evaluator:
+    items = [Item(f"question {i} is", (f" {i}",)) for i in range(30)]
+    tasks = [ItemTask(name, kind, split_items(name, items, 10 + n, 5), tiny.tokenizer()) for n, name in enumerate("ab")]
+    return Evaluator(tiny, tiny_model, Scorer(tasks))
+
+
+def test_an_evaluation_is_complete(tiny, tiny_model):
+    recipe = Cast(Prune(Expert("math"), 0.5, scope="global"), "float32")
+    evaluation = evaluator(tiny, tiny_model, "likelihood").evaluate(recipe)
+    assert evaluation.ok
+    assert {task: len(row) for task, row in evaluation.scores.items()} == {"a": 10, "b": 11}
+    assert all(0 < score < 1 for row in evaluation.scores.values() for score in row)
+    assert evaluation.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert evaluation.recipe != recipe
+    assert evaluation.recipe.input.counts is not None
+    assert len(evaluation.group_sparsity) == len(tiny.groups)
+
+
+def test_logits_that_are_not_finite_fail_the_candidate(tiny, tiny_model):
+    rows = ((1,), (1,), (1,), (3e38,))  # the final norm's weights stay finite, what it puts out does not
+    huge = Cast(Merge("linear", (Expert("math"),), rows, {"normalize": False}), "float32")
+    bench = evaluator(tiny, tiny_model)
+    evaluation = bench.evaluate(huge)
+    assert not evaluation.ok
+    assert "log probabilities are not finite" in evaluation.reason
+    assert evaluation.scores == {}
+    assert bench.evaluate(Cast(Expert("math"), "float32")).ok, "the next candidate is not harmed"
+
+
+def test_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch):
+    def full(model):
+        raise torch.OutOfMemoryError("no more\nat all")
+
+    bench = evaluator(tiny, tiny_model)
+    monkeypatch.setattr(bench.scorer, "score", lambda model, split: full(model))
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "out of memory: no more"
+
+
+def test_task_errors_name_the_request(tiny, tiny_model):
+    with torch.no_grad():
+        next(tiny_model.parameters()).fill_(float("nan"))
+    with pytest.raises(TaskError, match="not finite for 2 requests, the first is 0"):
+        Batches([Request((1,), (2,)), Request((1, 3), (2,))]).score(tiny_model)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+
+from sae_moo.errors import InputError
+from sae_moo.explore.pick import parse_condition, parse_weights, pick
+from sae_moo.objectives import Evaluation, Objective, named_quantities
+from sae_moo.recipe import Expert
+from sae_moo.storage import TrialRecord
+
+OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))
+KNOWN = named_quantities(("x", "y"), OBJECTIVES)
+
+
+def record(number: int, accuracy: float, sparsity: float) -> TrialRecord:
+    evaluation = Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, sparsity)
+    values = {"accuracy": accuracy, "sparsity": sparsity}
+    return TrialRecord(
+        number, "complete", Expert("a"), Expert("a"), "d", evaluation, values, {}, True, "", 0, (), number, number, None
+    )
+
+
+FRONT = [record(0, 0.8, 0.0), record(1, 0.78, 0.4), record(2, 0.5, 0.6), record(3, 0.2, 0.7)]
+
+
+def chosen(*conditions: str, weights: str | None = None, front=FRONT) -> tuple[int, str]:
+    parsed = None if weights is None else parse_weights(weights, KNOWN)
+    best, why = pick(front, OBJECTIVES, KNOWN, [parse_condition(text, KNOWN) for text in conditions], parsed)
+    return best.number, why
+
+
+def test_the_knee():
+    number, why = chosen()
+    assert number == 1
+    assert why == "the knee of the 4 trials on the front: farthest above the line between the front's extremes"
+
+
+@pytest.mark.parametrize("front", [FRONT[:1], FRONT[2:]])
+def test_small_fronts_have_a_pick(front):
+    assert chosen(front=front)[0] == front[0].number
+
+
+@pytest.mark.parametrize(
+    ("weights", "number"), [("accuracy=1", 0), ("sparsity=1", 3), ("accuracy=1,sparsity=0", 0), ("x=1, sparsity=2", 2)]
+)
+def test_weights(weights, number):
+    assert chosen(weights=weights)[0] == number
+
+
+@pytest.mark.parametrize(
+    ("conditions", "number"),
+    [(("sparsity>=0.5",), 2), (("sparsity >= 0.5", "x<=0.3"), 3), (("accuracy>=0.79",), 0), (("sparsity<=.1",), 0)],
+)
+def test_conditions(conditions, number):
+    found, why = chosen(*conditions)
+    assert found == number
+    assert conditions[0].split(">")[0].split("<")[0].strip() in why
+
+
+def test_what_nothing_keeps_says_how_close_the_front_comes():
+    with pytest.raises(InputError, match=r"keeps sparsity >= 0.9; on the front, sparsity reaches from 0 to 0.7"):
+        chosen("sparsity>=0.9")
+    with pytest.raises(InputError, match="the front is empty"):
+        chosen(front=[])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty>=0.3", r"no quantity 'sparsty' \(did you mean 'sparsity'\?\); there are x, y, accuracy, sparsity"),
+        ("sparsity>0.3", "expected NAME>=NUMBER or NAME<=NUMBER"),
+        ("sparsity", "expected NAME>=NUMBER"),
+        ("sparsity>=1.2.3", "expected a number, got '1.2.3'"),
+    ],
+)
+def test_bad_conditions(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_condition(text, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acuracy=1", r"no quantity 'acuracy' \(did you mean 'accuracy'\?\)"),
+        ("accuracy", "expected NAME=NUMBER"),
+        ("accuracy=-1", "expected weights of at least 0, got -1"),
+        ("accuracy=nan", "expected weights of at least 0, got nan"),
+        ("accuracy=0", "expected at least one weight above 0"),
+    ],
+)
+def test_bad_weights(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_weights(text, KNOWN)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.callback import CallbackCollection
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+from pymoo.optimize import minimize
+
+import sae_moo as sm
+from sae_moo.objectives import Evaluation, Objective
+from sae_moo.recipe import Cast, Expert, Merge, Prune
+from sae_moo.schedule import Schedule
+from sae_moo.searchers import fitness
+from sae_moo.searchers.nsga import reference_directions
+from sae_moo.searchers.operators import (
+    AttractionMating,
+    LineageSampling,
+    Origin,
+    PruneMergeMutation,
+    RecipeDuplicates,
+    ZeroAwareCrossover,
+)
+from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+
+GROUND = Ground(("math", "code"), (False, True, True, False))
+OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+
+
+def individual(name="math", scores=(1.0, 0.0), group_sparsity=(0.0, 0.2, 0.6, 0.0), ok=True) -> Individual:
+    recipe = Cast(Expert(name), "float32")
+    sparsity = float(np.mean(group_sparsity[1:3]))
+    reason = None if ok else "broken"
+    evaluation = Evaluation(recipe, {"a": scores} if ok else {}, sparsity, group_sparsity, reason)
+    each = Individual(X=np.array([recipe], dtype=object))
+    each.F, each.G = np.array([-np.mean(scores), -sparsity]), np.array([0.0 if ok else 10.0])
+    each.set("evaluation", evaluation)
+    return each
+
+
+def test_fitness_of_known_scores():
+    scores = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert fitness.shares(scores).tolist() == [[0.5, 1.0, 0.0], [0.5, 0.0, 0.0]]
+    assert fitness.competition(scores).tolist() == pytest.approx([1.5 / 3, 0.5 / 3])
+    assert fitness.competition(scores, alpha=0).tolist() == [2.0, 1.0]
+    assert fitness.attraction(scores, 0).tolist() == [0.0, 0.0]
+    assert fitness.attraction(scores, 1).tolist() == [1.0, 0.0]
+    assert fitness.sparsity_score(np.array([0.0, np.log(3)])).tolist() == pytest.approx([0.25, 0.75])
+    local = fitness.total(scores, np.array([[0.0, 0.5], [0.0, 0.9]]))
+    assert local.shape == (2, 2)
+    assert local[0, 0] - local[1, 0] == pytest.approx(0.5 * (1.0 / 3))
+    assert fitness.total(scores, np.array([0.3, 0.3])).sum() == pytest.approx(0.5 * 2 / 3 + 0.5)
+
+
+def test_attraction_finds_the_complement():
+    rng = np.random.default_rng(0)
+    pop = Population.create(
+        individual("math", (1.0, 1.0, 0.0, 0.0)),
+        individual("code", (0.0, 0.0, 1.0, 1.0)),
+        individual("law", (1.0, 1.0, 0.0, 0.0)),
+    )
+    pairs = AttractionMating(founder=0.0)._do(None, pop, 200, 2, random_state=rng)
+    for first, second in pairs:
+        assert (first.X[0].input.name == "code") != (second.X[0].input.name == "code")
+    assert all(each.get("total") is not None for each in pop)
+
+
+def test_failed_candidates_are_no_parents():
+    pop = Population.create(individual("math"), individual("code", ok=False))
+    pairs = AttractionMating()._do(None, pop, 50, 2, random_state=np.random.default_rng(0))
+    assert {each.X[0].input.name for each in pairs.ravel()} == {"math"}
+    with pytest.raises(ValueError, match="at least one candidate whose evaluation did not fail"):
+        AttractionMating()._do(None, pop[1:], 1, 2, random_state=np.random.default_rng(0))
+
+
+def test_founders_come_back_after_they_died():
+    algorithm = SimpleNamespace(data={})
+
+    founder = individual("math")
+    founder.set("origin", Origin("expert"))
+    mating = AttractionMating(founder=1.0)
+    rng = np.random.default_rng(0)
+    mating._do(None, Population.create(founder, individual("code")), 1, 2, random_state=rng, algorithm=algorithm)
+    later = mating._do(None, Population.create(individual("law")), 20, 2, random_state=rng, algorithm=algorithm)
+    assert all(pair[1] is founder for pair in later)
+
+
+def test_crossover_follows_the_local_ratio():
+    a, b = individual("math"), individual("code")
+    a.set("total", np.array([1.0, 1.0, 3.0, 1.0]))
+    b.set("total", np.array([1.0, 3.0, 1.0, 1.0]))
+    exact = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=0, stretch=0)
+    (child,) = exact.do(None, [[a, b]], random_state=np.random.default_rng(0))
+    merge = child.X[0].input
+    assert merge.method == "zero_aware"
+    assert merge.weights == ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.5, 0.5))
+    assert merge.params == ()
+    assert [e.recipe for e in child.get("origin").parents] == [a.X[0], b.X[0]]
+
+
+def test_a_split_point_mirrors_the_shares_after_it():
+    a, b = individual("math"), individual("code")
+    a.set("total", np.full(4, 3.0))
+    b.set("total", np.full(4, 1.0))
+    splitting = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=1, stretch=0)
+    places = set()
+    for child in splitting.do(None, [[a, b]] * 50, random_state=np.random.default_rng(0)):
+        shares = [row[0] for row in child.X[0].input.weights]
+        assert shares == sorted(shares, reverse=True)
+        assert set(shares) == {0.75, 0.25}
+        places.add(shares.index(0.25))
+    assert places == {1, 2, 3}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_pruning_before_and_after_the_merge(before, after):
+    merge = Merge("zero_aware", (individual("math").X[0], individual("code").X[0]), (0.5, 0.5))
+    mutation = PruneMergeMutation(GROUND, 0.5, inherit=0, noise=0, before=before, after=after)
+    mutated = mutation.mutated(Cast(merge, "float32"), Origin("x"), np.random.default_rng(0))
+    inner = mutated.input
+    if after:
+        assert inner.sparsity == (0.0, 0.5, 0.5, 0.0)
+        inner = inner.input
+    assert all(isinstance(source, Prune) == before for source in inner.inputs)
+    if before:
+        assert 0 < inner.inputs[0].sparsity[1] < 0.5
+
+
+def test_targets_are_inherited_from_the_first_parent():
+    mutation = PruneMergeMutation(GROUND, 0.5, inherit=1, noise=0)
+    origin = Origin("x", (individual().get("evaluation"),))
+    mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, np.random.default_rng(0))
+    assert mutated.input.sparsity == (0.0, 0.2, 0.6, 0.0)
+
+
+def test_targets_stay_in_range():
+    mutation = PruneMergeMutation(Ground(("math",), (True,), most=0.7), 0.6, noise=5.0)
+    rng = np.random.default_rng(0)
+    asked = [mutation.mutated(Cast(Expert("math"), "float32"), Origin("x"), rng) for _ in range(100)]
+    ratios = [each.input.sparsity[0] for each in asked if isinstance(each.input, Prune)]
+    assert max(ratios) == 0.7
+    assert any(isinstance(each.input, Expert) for each in asked), "a target of 0 prunes nothing"
+
+
+def test_duplicates_are_dropped_once():
+    seen = {individual("law").X[0]}
+    pop = Population.create(*(individual(name) for name in ("math", "code", "math", "law")))
+    kept = RecipeDuplicates(seen).do(pop, Population.create(individual("code")))
+    assert [each.X[0].input.name for each in kept] == ["math"]
+
+
+@pytest.mark.parametrize("operator", [LineageSampling(GROUND), ZeroAwareCrossover(GROUND), PruneMergeMutation(GROUND)])
+def test_a_forgotten_generator_is_an_error_not_a_silent_seed(operator):
+    with pytest.raises(ValueError, match="random_state: expected a numpy Generator"):
+        operator.do(None, 2 if isinstance(operator, LineageSampling) else Population())
+
+
+@pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: CallbackCollection(callback)])
+def test_plain_pymoo_works_and_anneals_from_the_low_end(landscape, wrap):
+    ratios = []
+
+    class Noting(PruneMergeMutation):
+        def do(self, *args, **kwargs):
+            ratios.append(self.ratio)
+            return super().do(*args, **kwargs)
+
+    schedule = Schedule("sawtooth", 0.1, 0.5, 4, 1)
+    problem = sm.MergeProblem(LineageSpace(GROUND), OBJECTIVES, evaluate=landscape)
+    algorithm = NSGA2(
+        8,
+        sampling=LineageSampling(GROUND),
+        selection=AttractionMating(),
+        crossover=ZeroAwareCrossover(GROUND),
+        mutation=Noting(GROUND),
+        eliminate_duplicates=RecipeDuplicates(),
+    )
+    result = minimize(problem, algorithm, ("n_gen", 6), callback=wrap(sm.CyclicAnnealing(schedule)), seed=1)
+    assert ratios == pytest.approx([schedule(step) for step in range(5)])
+    assert len(landscape.evaluated) == 48
+    assert all(isinstance(row[0], Cast) for row in np.atleast_2d(result.X))
+    assert (result.F <= 0).all()
+
+
+def test_plain_pymoo_over_coefficients(landscape):
+    problem = sm.MergeProblem(CoefficientSpace(GROUND), OBJECTIVES, evaluate=landscape)
+    result = minimize(problem, NSGA2(8), ("n_gen", 3), seed=1)
+    assert result.F.shape[1] == 2
+
+
+def test_annealing_an_algorithm_that_cannot_prune_is_an_error(landscape):
+    problem = sm.MergeProblem(CoefficientSpace(GROUND), OBJECTIVES, evaluate=landscape)
+    with pytest.raises(TypeError, match="expected an algorithm whose mutation has a ratio"):
+        minimize(problem, NSGA2(8), ("n_gen", 2), callback=sm.CyclicAnnealing(Schedule()), seed=1)
+
+
+def test_coefficients_and_recipes():
+    space = CoefficientSpace(GROUND)
+    assert space.n_var == 4 * 2 + 2
+    x = space.encode(np.array([0.5, 0.25]), 0.3)
+    recipe = space.decode(x)
+    assert recipe.input.sparsity == (0.0, 0.3, 0.3, 0.0)
+    assert recipe.input.input == Merge("task_arithmetic", (Expert("math"), Expert("code")), ((0.5, 0.25),) * 4)
+    assert isinstance(space.decode(space.encode(np.zeros(2))).input, Merge)
+
+
+@pytest.mark.parametrize(("objectives", "population"), [(1, 10), (2, 10), (3, 24), (4, 12)])
+def test_reference_directions_fit_the_population(objectives, population):
+    directions = reference_directions(objectives, population)
+    assert directions.shape[1] == objectives
+    assert objectives <= max(len(directions), 2) <= population
+    np.testing.assert_allclose(directions.sum(axis=1), 1)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sae_moo.config import Config, differences
+from sae_moo.errors import InputError
+from sae_moo.objectives import Objective
+
+GOOD = """\
+study: {name: good}
+models:
+  base: zoo:base
+  experts: {math: zoo:math}
+tasks:
+  - {name: zoo_math, search: 10, test: 10}
+  - {name: mine, data: mine.jsonl, kind: likelihood}
+objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]
+constraints: {sparsity: {max: 0.9}, mine: {min: 0.2}}
+"""
+
+
+def load(tmp_path, text, *overrides) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return Config.load(path, overrides)
+
+
+def faults(tmp_path, text, *overrides) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text, *overrides)
+    return [line.strip().removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_good_one(tmp_path):
+    config = load(tmp_path, GOOD)
+    assert config.directory == tmp_path
+    assert config.objective_list() == (Objective("accuracy", ("zoo_math", "mine")), Objective("sparsity"))
+    assert [label for c in config.constraint_list() for label in c.labels] == ["sparsity max", "mine min"]
+    assert (config.search.population, config.annealing.period) == (24, 8)
+    assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
+
+
+@pytest.mark.parametrize("name", ["quickstart"])
+def test_the_configurations_we_ship_are_good(name):
+    Config.load(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+
+
+def test_every_fault_at_once_with_line_key_and_nearest_name(tmp_path):
+    text = """\
+study: {name: "a/b", sed: 1}
+models:
+  base: zoo:base
+  experts: {}
+  dtype: flot32
+tasks:
+  - {name: zoo_mth, search: 0}
+  - {name: mine, data: x.jsonl}
+objectives: [{mean: [zoo_lgic], nme: accuracy}, sparsty]
+constraints: {sparsity: {max: 1.5}}
+annealing: {low: 0.7, high: 0.2, shedule: x}
+search: {algorithm: nsga4, population: two}
+serch: 3
+"""
+    found = faults(tmp_path, text)
+    expected = [
+        "c.yaml:1: study.name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got 'a/b'",
+        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage",
+        "c.yaml:4: models.experts: expected at least one expert, got none",
+        "c.yaml:5: models.dtype: expected 'float32', 'bfloat16' or 'float16', got 'flot32' (did you mean 'float32'?)",
+        "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
+        "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
+        "zoo_lingua, zoo_logic; your own items need data: FILE",
+        "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match or likelihood beside data",
+        "c.yaml:9: objectives[0].name: expected this key, it is missing",
+        "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
+        "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
+        "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
+        "c.yaml:10: constraints.sparsity.max: expected less than or equal to 1, got 1.5",
+        "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
+        "period, growth",
+        "c.yaml:11: annealing.low: expected low <= high, got 0.7 > 0.2",
+        "c.yaml:12: search.algorithm: expected 'nsga2' or 'nsga3', got 'nsga4' (did you mean 'nsga3'?)",
+        "c.yaml:12: search.population: expected integer, got 'two'",
+        "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
+        "constraints, space, pruning, annealing, search, executor",
+    ]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("models:", "study: {seed: 1}\nmodels:"), "c.yaml:2: study: expected every key once, it came before"),
+        (("experts: {math", "experts: {base"), "models.experts: 'base' names the base model"),
+        (("name: mine", "name: zoo_math"), "tasks[1].name: expected every task once, 'zoo_math' came before"),
+        (("name: mine", "name: sparsity"), "tasks[1].name: 'sparsity' is an objective of its own"),
+        (("zoo_math, search", "zoo_math, kind: likelihood, search"), "tasks[0].kind: a built-in task has its own kind"),
+        (("name: accuracy", "name: mine"), "objectives[0].name: expected a name of its own, 'mine' is taken"),
+        (
+            ("}, sparsity]", "}, sparsity, sparsity]"),
+            "objectives: expected every objective once, 'sparsity' comes 2 times",
+        ),
+        (("{max: 0.9}", "{min: 0.95, max: 0.9}"), "constraints.sparsity: expected min <= max, got 0.95 > 0.9"),
+        (("mine: {min", "mien: {min"), "constraints.mien: expected a task, an objective or 'sparsity', got 'mien'"),
+        (("  base: zoo:base\n", ""), "models.base: expected this key, it is missing"),
+        (("search: 10", "search: 10.5"), "tasks[0].search: expected integer, got 10.5"),
+    ],
+)
+def test_single_faults(tmp_path, change, fault):
+    assert change[0] in GOOD
+    found = faults(tmp_path, GOOD.replace(*change))
+    assert any(fault in each for each in found), found
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "hello\n"])
+def test_what_is_no_mapping(tmp_path, text):
+    with pytest.raises(InputError, match="expected a mapping with the keys study, models"):
+        load(tmp_path, text)
+
+
+def test_what_is_no_yaml_or_no_file(tmp_path):
+    with pytest.raises(InputError, match="not YAML"):
+        load(tmp_path, "a: [1")
+    with pytest.raises(InputError, match=r"cannot read the configuration .*gone.yaml: No such file"):
+        Config.load(tmp_path / "gone.yaml")
+
+
+def test_overrides(tmp_path):
+    config = load(
+        tmp_path, GOOD, "search.population=32", "tasks.0.search=20", "annealing.low=0.1", "space={kind: coefficients}"
+    )
+    assert (config.search.population, config.tasks[0].search, config.annealing.low) == (32, 20, 0.1)
+    assert config.space.kind == "coefficients"
+
+
+def test_faults_of_overrides_name_them(tmp_path):
+    found = faults(tmp_path, GOOD, "search.populaton=3", "x", "tasks.9.search=1", "search.evaluations=many", "a=[")
+    assert sorted(found) == [
+        "--set a=[: the value is not YAML: while parsing a flow node",
+        "--set search.evaluations=many: search.evaluations: expected integer, got 'many'",
+        "--set search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
+        "algorithm, population, evaluations, pace",
+        "--set tasks.9.search=1: tasks[9]: there is nothing to go into",
+        "--set x: expected key.path=value, e.g. search.population=32",
+    ]
+
+
+def test_identity_leaves_out_what_changes_no_result(tmp_path):
+    first = load(tmp_path, GOOD).identity()
+    same = load(
+        tmp_path, GOOD, "search.evaluations=7", "models.cache_gib=0", "models.base=elsewhere", "study.storage=x"
+    )
+    assert differences(first, same.identity()) == []
+    (found,) = differences(first, load(tmp_path, GOOD, "pruning.scope=global").identity())
+    assert str(found) == "pruning.scope: the study has 'tensor', now it is 'global'"

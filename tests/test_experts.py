@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stand_ins import weights_of
+
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.errors import InputError
+from sae_moo.experts import ExpertPool, group_name
+from sae_moo.materializer import materialize
+from sae_moo.recipe import Expert
+
+
+@pytest.fixture
+def copy(tiny_folders, tmp_path):
+    """Return a function that copies an expert's folder, to be spoilt."""
+
+    def copied(name: str = "math", to: str = "copy"):
+        return shutil.copytree(tiny_folders[name], tmp_path / to)
+
+    return copied
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "group"),
+    [
+        ("model.embed_tokens.weight", "embeddings"),
+        ("model.layers.0.self_attn.q_proj.weight", "block.0"),
+        ("model.layers.12.mlp.gate_up_proj.weight", "block.12"),
+        ("model.norm.weight", "head"),
+        ("lm_head.weight", "head"),
+        ("transformer.wte.weight", "embeddings"),
+        ("wpe.weight", "embeddings"),
+        ("h.3.attn.c_attn.weight", "block.3"),
+        ("transformer.ln_f.bias", "head"),
+        ("gpt_neox.embed_in.weight", "embeddings"),
+        ("gpt_neox.layers.7.attention.dense.bias", "block.7"),
+        ("gpt_neox.final_layer_norm.weight", "head"),
+        ("embed_out.weight", "head"),
+    ],
+)
+def test_groups_come_from_names(tensor, group):
+    assert group_name(tensor) == group
+
+
+def test_pool_order_and_prunable_weights(tiny):
+    assert tiny.names == ("base", "math", "code", "law")
+    assert tiny.groups == ("embeddings", "block.0", "block.1", "head")
+    assert [info.group for info in tiny.tensors] == sorted(info.group for info in tiny.tensors)
+    prunable = {info.name.split(".", 3)[-1] for info in tiny.tensors if info.prunable}
+    assert prunable == {f"self_attn.{x}_proj.weight" for x in "qkvo"} | {
+        f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")
+    }
+
+
+def test_a_tied_head_is_no_tensor_of_its_own(tiny):
+    assert tiny.checkpoints["base"].tied
+    assert not any("lm_head" in info.name for info in tiny.tensors)
+
+
+def test_sharding_changes_nothing(tiny_folders, tmp_path, tiny):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folders["math"])
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="8KB")
+    shutil.copy(tiny_folders["math"] / "tokenizer.json", tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    sharded = Checkpoint(str(tmp_path / "sharded"))
+    assert sharded.fingerprint == tiny.fingerprints["math"]
+    for name in sharded.tensors:
+        assert torch.equal(sharded.load(name), tiny.load("math", name))
+
+
+def test_fingerprints_are_of_content_not_place(copy, tiny):
+    folder = copy()
+    assert Checkpoint(str(folder)).fingerprint == tiny.fingerprints["math"]
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    assert Checkpoint(str(folder)).fingerprint != tiny.fingerprints["math"]
+    assert len(set(tiny.fingerprints.values())) == 4
+
+
+def test_a_tied_head_stored_again_is_the_same_expert(copy, tiny):
+    folder = copy()
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    again = Checkpoint(str(folder))
+    assert again.tied
+    assert again.fingerprint == tiny.fingerprints["math"]
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(InputError, match="ties the head to the embeddings, but the file holds a different lm_head"):
+        Checkpoint(str(folder))
+
+
+def test_every_difference_is_listed_at_once(copy, tiny_folders):
+    folder = copy()
+
+    def change(tensors):
+        del tensors["model.layers.0.input_layernorm.weight"]
+        tensors["model.layers.1.extra.weight"] = torch.zeros(2)
+        tensors["model.norm.weight"] = torch.zeros(17)
+        tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].half()
+        tensors["model.embed_tokens.weight"] = torch.zeros(700, 16)
+        tensors["lm_head.weight"] = torch.zeros(700, 16)
+
+    rewrite(folder, change)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "model_type": "mistral"}))
+    with pytest.raises(InputError) as caught:
+        ExpertPool.open(str(tiny_folders["base"]), {"math": str(tiny_folders["math"]), "bad": str(folder)})
+    vocabulary = load_file(tiny_folders["base"] / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    assert str(caught.value).splitlines() == [
+        "the experts do not fit the base:",
+        "  - bad: architecture is mistral, the base's is llama",
+        f"  - bad: vocabulary size is 700, the base's is {vocabulary}",
+        "  - bad: head is of its own, the base's is tied to the embeddings",
+        "  - bad: tensor model.layers.0.input_layernorm.weight is missing",
+        "  - bad: tensor lm_head.weight is not in the base",
+        "  - bad: tensor model.layers.1.extra.weight is not in the base",
+        f"  - bad: model.embed_tokens.weight has shape (700, 16), expected ({vocabulary}, 16)",
+        "  - bad: model.norm.weight has shape (17,), expected (16,)",
+        "  - bad: model.layers.1.mlp.up_proj.weight has dtype F16, expected F32",
+    ]
+
+
+def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_path):
+    pickled = copy(to="pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    short = copy(to="short")
+    content = (short / "model.safetensors").read_bytes()
+    (short / "model.safetensors").write_bytes(content[: len(content) // 2])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    adapter = copy(to="adapter")
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    shard = copy(to="shard")
+    (shard / "model.safetensors").unlink()
+    (shard / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    experts = {"pickled": pickled, "short": short, "empty": empty, "adapter": adapter, "shard": shard}
+    named = {name: str(path) for name, path in experts.items()} | {"gone": str(tmp_path / "gone"), "zoo": "zoo:maths"}
+    with pytest.raises(InputError) as caught:
+        ExpertPool.open(str(tiny_folders["base"]), named)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 8
+    for name, message in {
+        "pickled": "only pickled weights (pytorch_model.bin), which can run code when opened",
+        "short": "truncated, or not a safetensors file",
+        "empty": "expected a model's config.json, there is no config.json",
+        "adapter": "holds a LoRA adapter",
+        "shard": "shards named in model.safetensors.index.json are missing: model-1.safetensors",
+        "gone": "no such folder",
+        "zoo": "unknown zoo model 'maths'; expected one of base, math, lingua, logic",
+    }.items():
+        assert any(line.startswith(f"  - {name}: ") and message in line for line in lines), (name, lines)
+
+
+def test_nan_is_found_and_named(copy, tiny_folders):
+    folder = copy()
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].__setitem__(3, float("nan")))
+    with pytest.raises(InputError, match=r"NaN or infinite weights in model\.norm\.weight"):
+        ExpertPool.open(str(tiny_folders["base"]), {"bad": str(folder)})
+
+
+@pytest.mark.parametrize(("experts", "message"), [({}, "at least one"), ({"base": "x"}, "'base' names the base model")])
+def test_names_of_experts(tiny_folders, experts, message):
+    with pytest.raises(InputError, match=message):
+        ExpertPool.open(str(tiny_folders["base"]), experts)
+
+
+def test_a_hub_id_without_the_hub_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"'nobody/nothing' is neither a local folder .* nor a model the hub gives us"):
+        Checkpoint("nobody/nothing")
+
+
+def architectures():
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+    small = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return {
+        "llama, own head": LlamaConfig(**small, tie_word_embeddings=False),
+        "mistral": MistralConfig(**small, num_key_value_heads=1),
+        "qwen2": Qwen2Config(**small, num_key_value_heads=1, tie_word_embeddings=True),
+        "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32),
+        "gpt-neox": GPTNeoXConfig(**small),
+    }
+
+
+@pytest.mark.parametrize("name", ["llama, own head", "mistral", "qwen2", "gpt2", "gpt-neox"])
+def test_architectures_materialize_bit_equal(name, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    config = architectures()[name]
+    for i, which in enumerate(("base", "other")):
+        torch.manual_seed(i)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / which)
+    pool = ExpertPool.open(str(tmp_path / "base"), {"other": str(tmp_path / "other")})
+    assert pool.groups == ("embeddings", "block.0", "block.1", "head")
+    model = pool.live_model()
+    materialize(Expert("other"), pool, model)
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+    assert {n for n, p in weights_of(pool, model).items() if not torch.equal(p, pool.load("other", n))} == set()

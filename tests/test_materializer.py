@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import dataclasses
+import gc
+import weakref
+
+import pytest
+import torch
+from stand_ins import weights_of
+
+from sae_moo.errors import InputError
+from sae_moo.materializer import WeightCache, materialize, measured_sparsity, resolve
+from sae_moo.ops.merge import METHODS
+from sae_moo.ops.prune import target_count
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+
+MATH, CODE = Expert("math"), Expert("code")
+
+
+def child(a: Recipe, b: Recipe, share: float = 0.4) -> Recipe:
+    return Cast(Prune(Merge("zero_aware", (a, Prune(b, 0.2)), (share, 1 - share), {"scale": 1.1}), 0.3), "float32")
+
+
+def lineage(depth: int) -> Recipe:
+    recipe: Recipe = Cast(MATH, "float32")
+    for i in range(depth):
+        recipe = child(recipe, Cast(CODE if i % 2 else Expert("law"), "float32"), 0.5 + i / 10_000)
+    return recipe
+
+
+@pytest.mark.parametrize("name", ["base", "math", "code", "law"])
+@pytest.mark.parametrize("wrap", [lambda r: r, lambda r: Cast(r, "float32"), lambda r: Prune(r, 0.0)])
+def test_an_expert_is_bit_equal(tiny, tiny_model, name, wrap):
+    report = materialize(wrap(Expert(name)), tiny, tiny_model)
+    for tensor, weight in weights_of(tiny, tiny_model).items():
+        assert torch.equal(weight, tiny.load(name, tensor))
+    assert report.sparsity == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_result_is_rounded_once_to_the_models_dtype(tiny, dtype):
+    model = tiny.live_model(dtype)
+    materialize(Merge("linear", (MATH, CODE), (0.3, 0.7)), tiny, model)
+    for name, weight in weights_of(tiny, model).items():
+        expected = tiny.load("math", name) * 0.3 + tiny.load("code", name) * 0.7
+        assert weight.dtype == dtype
+        torch.testing.assert_close(weight, expected.to(dtype), rtol=2**-7, atol=0)
+        wrong = (weight != expected.to(dtype)).float().mean()
+        assert wrong < 0.01  # fused multiply-add may fall on the other side of a tie
+
+
+def test_weights_per_group_reach_their_groups(tiny, tiny_model):
+    rows = ((1, 0), (0, 1), (1, 0), (0, 1))
+    materialize(Merge("linear", (MATH, CODE), rows), tiny, tiny_model)
+    for info in tiny.tensors:
+        donor = "math" if rows[info.group][0] else "code"
+        assert torch.equal(tiny.parameters(tiny_model)[info.name], tiny.load(donor, info.name))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "group", "global"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.6, 0.999])
+def test_scopes_prune_the_exact_count_of_the_smallest(tiny, tiny_model, scope, sparsity):
+    report = materialize(Prune(MATH, sparsity, scope=scope), tiny, tiny_model)
+    weights = weights_of(tiny, tiny_model)
+    prunable = [info for info in tiny.tensors if info.prunable]
+    units: dict[object, list] = {}
+    for info in prunable:
+        units.setdefault({"tensor": info.name, "group": info.group, "global": 0}[scope], []).append(info)
+    for members in units.values():
+        original = torch.cat([tiny.load("math", info.name).flatten() for info in members])
+        now = torch.cat([weights[info.name].flatten() for info in members])
+        assert int((now == 0).sum()) == target_count(sparsity, len(now))
+        if 0 < int((now == 0).sum()) < len(now):
+            assert original[now == 0].abs().max() <= original[now != 0].abs().min()
+    for info in tiny.tensors:
+        if not info.prunable:
+            assert torch.equal(weights[info.name], tiny.load("math", info.name))
+    zeros = sum(int((weights[info.name] == 0).sum()) for info in prunable)
+    assert report.sparsity == zeros / sum(info.numel for info in prunable)
+    assert report.sparsity == measured_sparsity(tiny, tiny_model)
+
+
+def test_sparsity_per_group(tiny, tiny_model):
+    report = materialize(Prune(MATH, (0, 0.2, 0.7, 0)), tiny, tiny_model)
+    assert list(report.group_sparsity) == list(tiny.groups)
+    assert list(report.group_sparsity.values()) == pytest.approx([0, 0.2, 0.7, 0], abs=0.002)
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+def test_resolved_recipes_give_the_same_weights_in_one_pass(tiny, tiny_model, scope):
+    asked = Cast(Prune(Merge("linear", (Prune(MATH, 0.3, scope=scope), CODE), (1, 1)), 0.5, scope=scope), "float32")
+    report = materialize(asked, tiny, tiny_model)
+    first = weights_of(tiny, tiny_model)
+    assert report.recipe != asked
+    assert resolve(report.recipe, tiny) is report.recipe
+    again = materialize(report.recipe, tiny, tiny_model)
+    assert again.recipe is report.recipe
+    assert all(torch.equal(first[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
+
+
+def test_ties_across_tensors_are_broken_in_order(tiny, tiny_model):
+    """All weights equal in size: the count must still be exact, and the first tensors lose theirs."""
+    flat = Merge("linear", (Expert("base"),), (0.0,), {"normalize": False})  # all zeros
+    report = materialize(Prune(flat, 0.5, scope="global"), tiny, tiny_model)
+    assert report.sparsity == 1.0
+    counts = report.recipe.counts
+    sizes = [info.numel for info in tiny.tensors if info.prunable]
+    assert sum(counts) == target_count(0.5, sum(sizes))
+    full = [count == size for count, size in zip(counts, sizes, strict=True)]
+    assert full == sorted(full, reverse=True)
+
+
+def test_a_lineage_of_500_materializes(tiny, tiny_model):
+    report = materialize(lineage(500), tiny, tiny_model)
+    assert 0.25 < report.sparsity < 0.35
+
+
+def test_the_cache_never_changes_a_bit(tiny, tiny_model):
+    cache = WeightCache(1 << 30)
+    recipe: Recipe = Cast(MATH, "float32")
+    for i in range(6):
+        recipe = child(recipe, Cast(CODE if i % 2 else Expert("law"), "float32"), 0.3 + i / 50)
+        cached = materialize(recipe, tiny, tiny_model, cache)
+        with_cache = weights_of(tiny, tiny_model)
+        plain = materialize(recipe, tiny, tiny_model)
+        assert all(torch.equal(w, with_cache[name]) for name, w in weights_of(tiny, tiny_model).items())
+        assert dataclasses.replace(cached, seconds=0) == dataclasses.replace(plain, seconds=0)
+    assert len(cache) == 6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_cache_never_changes_a_bit_in_half_precision(tiny, dtype):
+    model, cache = tiny.live_model(dtype), WeightCache(1 << 30)
+    parent = Cast(Merge("linear", (MATH, CODE), (0.3, 0.7)), dtype)
+    materialize(parent, tiny, model, cache)
+    youngest = Cast(Prune(Merge("zero_aware", (parent, Cast(CODE, dtype)), (0.5, 0.5)), 0.2), dtype)
+    materialize(youngest, tiny, model, cache)
+    first = weights_of(tiny, model)
+    materialize(youngest, tiny, model)
+    assert all(torch.equal(first[name], weight) for name, weight in weights_of(tiny, model).items())
+
+
+def test_the_cache_is_bounded_and_drops_the_least_recently_used(tiny, tiny_model):
+    size = sum(parameter.nbytes for parameter in tiny.parameters(tiny_model).values())
+    cache = WeightCache(2 * size + 1)
+    first, second, third = (Cast(Expert(name), "float32") for name in ("math", "code", "law"))
+    for recipe in (first, second):
+        materialize(recipe, tiny, tiny_model, cache)
+    materialize(first, tiny, tiny_model, cache)
+    materialize(third, tiny, tiny_model, cache)
+    assert (first in cache, second in cache, third in cache) == (True, False, True)
+    assert cache.bytes == 2 * size
+    tight = WeightCache(size - 1)
+    materialize(first, tiny, tiny_model, tight)
+    assert (len(tight), tight.bytes) == (0, 0)
+
+
+def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
+    alive: set[int] = set()
+    most = 0
+
+    def watched(kernel):
+        def run(inputs, weights, place):
+            nonlocal most
+            result = kernel(inputs, weights, place)
+            number = id(result)
+            alive.add(number)
+            weakref.finalize(result, alive.discard, number)
+            most = max(most, len(alive))
+            return result
+
+        return run
+
+    row = dataclasses.replace(METHODS["zero_aware"], kernel=watched(METHODS["zero_aware"].kernel))
+    monkeypatch.setattr("sae_moo.materializer.METHODS", {**METHODS, "zero_aware": row})
+    gc.collect()
+    peaks = {}
+    for depth in (2, 100):
+        most = 0
+        materialize(lineage(depth), tiny, tiny_model)
+        peaks[depth] = most
+    assert peaks[100] == peaks[2] <= 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Expert("maths"), r"no expert named 'maths' \(did you mean 'math'\?\); there are base, math, code, law"),
+        (Merge("linaer", (MATH,), (1,)), r"no merge method 'linaer' \(did you mean 'linear'\?\)"),
+        (Merge("slerp", (MATH,), (1,)), "slerp: expected 2 inputs, got 1"),
+        (Merge("linear", (MATH, CODE), (1, -1)), "linear: expected weights whose sum is not 0"),
+        (Merge("zero_aware", (MATH, CODE), (1, -0.5)), "zero_aware: expected weights of at least 0"),
+        (Merge("linear", (MATH,), ((1,), (1,))), "linear: expected 4 rows of weights, one per group, got 2"),
+        (Merge("linear", (MATH,), (1,), {"normalise": True}), "linear: no setting 'normalise'; there are: normalize"),
+        (Merge("linear", (MATH,), (1,), {"normalize": 1.0}), "linear: normalize: expected bool, got 1.0"),
+        (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
+        (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
+        (Prune(MATH, 0.1, "wnda"), "no pruning criterion 'wnda'; there are magnitude"),
+        (Prune(MATH, 0.1, counts=(1, 2)), "expected 14 counts, one per tensor, got 2"),
+    ],
+)
+def test_recipes_that_do_not_fit_change_nothing(tiny, tiny_model, recipe, message):
+    materialize(Expert("law"), tiny, tiny_model)
+    before = weights_of(tiny, tiny_model)
+    with pytest.raises(InputError, match=message):
+        materialize(Merge("linear", (recipe, MATH), (1, 1)), tiny, tiny_model)
+    assert all(torch.equal(before[name], weight) for name, weight in weights_of(tiny, tiny_model).items())

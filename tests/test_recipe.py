@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sae_moo.errors import InputError
+from sae_moo.recipe import (
+    Cast,
+    Expert,
+    Merge,
+    Prune,
+    Recipe,
+    decode,
+    digest,
+    dumps,
+    encode,
+    experts_of,
+    walk,
+)
+
+FINGERPRINTS = {"base": "00", "math": "11", "code": "22"}
+
+
+def example() -> Recipe:
+    merged = Merge("task_arithmetic", (Expert("math"), Expert("code")), ((0.6, 0.4), (0.1, 1 / 3)), {"scale": 0.8})
+    return Cast(Prune(merged, (0.3, 0.5), scope="group", counts=(3, 4)), "bfloat16")
+
+
+def lineage(depth: int) -> Recipe:
+    recipe: Recipe = Cast(Expert("math"), "float32")
+    for i in range(depth):
+        recipe = Cast(Prune(Merge("linear", (recipe, Expert("code")), (0.5, 0.25 + i / 4096)), 0.1), "float32")
+    return recipe
+
+
+def test_json_round_trip_is_the_same_recipe():
+    recipe = example()
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    assert hash(again) == hash(recipe)
+    assert again.to_json() == recipe.to_json()
+    assert digest(again, FINGERPRINTS) == digest(recipe, FINGERPRINTS)
+
+
+def test_canonical_json_is_pinned():
+    recipe = Prune(Merge("linear", (Expert("a"), Expert("a")), (1, 0.5)), 0.25)
+    assert recipe.to_json() == (
+        '{"nodes":[{"name":"a","node":"expert"},{"inputs":[0,0],"method":"linear","node":"merge","weights":[1.0,0.5]},'
+        '{"criterion":"magnitude","inputs":[1],"node":"prune","scope":"tensor","sparsity":0.25}],"schema":1}'
+    )
+
+
+def test_shared_subtrees_are_stored_once():
+    shared = Prune(Expert("math"), 0.5)
+    tree: Recipe = shared
+    for _ in range(40):  # 2**40 leaves as a tree
+        tree = Merge("linear", (tree, tree), (0.5, 0.5))
+    assert len(json.loads(tree.to_json())["nodes"]) == 42
+    assert len(list(walk(tree))) == 42
+
+
+def test_walk_gives_inputs_before_users():
+    seen = []
+    for node in walk(lineage(5)):
+        for child in getattr(node, "inputs", ()) or ((node.input,) if hasattr(node, "input") else ()):
+            assert child in seen
+        seen.append(node)
+
+
+def test_numbers_are_rounded_once_and_equal_values_are_equal_recipes():
+    a = Merge("linear", (Expert("a"), Expert("b")), (np.float32(0.5), 1))
+    b = Merge("linear", [Expert("a"), Expert("b")], [0.5, 1.0])
+    assert a == b
+    assert Prune(Expert("a"), 0.1 + 0.2) == Prune(Expert("a"), 0.3)
+    assert Merge("linear", (Expert("a"),), (-0.0,)) == Merge("linear", (Expert("a"),), (0.0,))
+    assert Merge("m", (Expert("a"),), (1,), {"x": 1.0, "a": True}) == Merge(
+        "m", (Expert("a"),), (1,), {"a": True, "x": 1.0}
+    )
+    assert Merge("linear", (Expert("a"), Expert("b")), np.ones((3, 2))).weights == ((1.0, 1.0),) * 3
+
+
+def test_different_recipes_differ():
+    base = Prune(Expert("a"), 0.3)
+    others = [
+        Prune(Expert("b"), 0.3),
+        Prune(Expert("a"), 0.31),
+        Prune(Expert("a"), (0.3,)),
+        Prune(Expert("a"), 0.3, scope="global"),
+        Prune(Expert("a"), 0.3, counts=(1,)),
+        Cast(Expert("a"), "float32"),
+        Merge("linear", (Expert("a"), Expert("b")), (1, 2)),
+        Merge("linear", (Expert("b"), Expert("a")), (1, 2)),
+        Merge("linear", (Expert("b"), Expert("a")), (1, 2), {"normalize": False}),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(AttributeError):
+        example().dtype = "float32"
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "random"])
+def test_digest_is_the_same_in_every_process(seed):
+    code = (
+        "from sae_moo.recipe import *; import json, sys; d = json.load(sys.stdin);"
+        "print(digest(decode(d[0]), d[1]), decode(d[0]).to_json())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([encode(example()), FINGERPRINTS]),
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split(" ", 1) == [digest(example(), FINGERPRINTS), example().to_json() + "\n"]
+
+
+def test_digest_is_pinned_across_machines():
+    pinned = "d467aeddc677c6037b4cb0ed449c53a2ac6ac0ce88fa8ca5d1b6dbb28b1d6c50"
+    assert digest(Expert("math"), {"math": "11"}) == pinned
+
+
+def test_digest_is_bound_to_the_experts_read_and_to_the_base():
+    recipe = Cast(Expert("math"), "float32")
+    whole = digest(recipe, FINGERPRINTS)
+    assert digest(recipe, FINGERPRINTS | {"code": "changed"}) == whole
+    assert digest(recipe, FINGERPRINTS | {"math": "changed"}) != whole
+    assert digest(recipe, FINGERPRINTS | {"base": "changed"}) != whole
+    with pytest.raises(InputError, match="names 'law', but the experts at hand are: base, code, math"):
+        digest(Expert("law"), FINGERPRINTS)
+
+
+@pytest.mark.parametrize("depth", [500, 3000])
+def test_deep_lineages_need_no_recursion(depth):
+    recipe = lineage(depth)
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert copy.deepcopy(recipe) is recipe
+    assert len(digest(recipe, FINGERPRINTS)) == 64
+    assert len(repr(recipe)) < 300
+    assert experts_of(recipe) == ("code", "math")
+
+
+def test_a_child_stores_its_own_nodes_and_refers_to_its_parents():
+    parent, other = lineage(200), lineage(3)
+    child = Cast(Merge("linear", (parent, other), (1, 1)), "float32")
+    known = {parent: "digest of parent", other: "digest of other"}
+    document = encode(child, known)
+    assert len(document["nodes"]) == 4
+    assert decode(json.loads(dumps(document)), {text: recipe for recipe, text in known.items()}) == child
+    with pytest.raises(InputError, match="'digest of parent', which is not at hand"):
+        decode(document, {})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Expert(""), "expected a non-empty name"),
+        (lambda: Merge("linear", (), ()), "expected one or more recipes"),
+        (lambda: Merge("linear", (Expert("a"),), (1, 2)), "expected 1 weights"),
+        (lambda: Merge("linear", (Expert("a"), Expert("b")), ((1, 2), (1,))), "expected 2 weights"),
+        (lambda: Merge("linear", (Expert("a"),), (float("nan"),)), "expected a finite number, got nan"),
+        (lambda: Merge("linear", (Expert("a"),), ("x",)), "expected a number, got 'x'"),
+        (lambda: Merge("linear", (Expert("a"),), (1,), {"x": None}), "expected a number, truth value or text"),
+        (lambda: Prune(Expert("a"), 1.0), r"expected a sparsity in \[0, 1\), got 1.0"),
+        (lambda: Prune(Expert("a"), -0.1), r"expected a sparsity in \[0, 1\), got -0.1"),
+        (lambda: Prune(Expert("a"), ()), "expected one sparsity or one per group"),
+        (lambda: Prune(Expert("a"), 0.5, scope="layer"), "expected a scope among tensor, group, global"),
+        (lambda: Prune(Expert("a"), 0.5, counts=(-1,)), "expected whole numbers from 0"),
+        (lambda: Prune("a", 0.5), "expected a recipe as input"),
+        (lambda: Cast(Expert("a"), "int8"), "expected a dtype among float32"),
+    ],
+)
+def test_bad_nodes_are_refused_at_construction(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "text that is not JSON"),
+        ("[]", 'an object with "schema" and a non-empty list "nodes"'),
+        ('{"schema":2,"nodes":[{"node":"expert","name":"a"}]}', "expected recipe schema 1, got 2"),
+        ('{"schema":1,"nodes":[{"node":"leaf"}]}', "node 0: expected a node among expert"),
+        ('{"schema":1,"nodes":[{"node":"expert"}]}', "node 0: missing 'name'"),
+        ('{"schema":1,"nodes":[{"node":"expert","name":"a","nmae":1}]}', "unknown fields for expert: nmae"),
+        ('{"schema":1,"nodes":[{"node":"cast","inputs":[0],"dtype":"float32"}]}', "inputs among the 0 nodes before it"),
+        (
+            '{"schema":1,"nodes":[{"node":"expert","name":"a"},{"node":"cast","inputs":[-1],"dtype":"float32"}]}',
+            "inputs",
+        ),
+    ],
+)
+def test_bad_documents_name_the_node_and_the_fault(text, message):
+    with pytest.raises(InputError, match=message):
+        Recipe.from_json(text)

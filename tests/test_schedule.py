@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from sae_moo.schedule import SHAPES, Schedule
+
+
+@pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"constant", "sae-published"}))
+def test_every_cycle_starts_low_and_climbs_towards_high(shape):
+    schedule = Schedule(shape, low=0.1, high=0.6, period=100, growth=2)
+    assert schedule(0) == pytest.approx(0.1)
+    assert schedule(99) == pytest.approx(0.6, abs=0.011)
+    assert schedule(100) == pytest.approx(0.1)  # restart
+    assert schedule(299) == pytest.approx(0.6, abs=0.006)  # the second cycle lasts 200
+    assert schedule(300) == pytest.approx(0.1)
+    values = [schedule(step) for step in range(100)]
+    assert values == sorted(values)
+
+
+def test_known_values():
+    assert Schedule("cosine", 0.0, 0.8, 4, 1)(2) == pytest.approx(0.4)
+    assert Schedule("sine", 0.0, 0.8, 4, 1)(2) == pytest.approx(0.8 * 2**-0.5)
+    assert Schedule("sawtooth", 0.0, 0.8, 4, 1)(3) == pytest.approx(0.6)
+    assert [Schedule("constant", 0.0, 0.5)(step) for step in (0, 1, 77)] == [0.5] * 3
+
+
+def test_the_published_form_stays_in_the_upper_half():
+    schedule = Schedule("sae-published", 0.0, 0.6, 50, 1)
+    assert schedule(0) == pytest.approx(0.3)
+    assert schedule(49) == pytest.approx(0.6, abs=0.001)
+
+
+def test_a_period_of_one_stays_low():
+    assert {Schedule(period=1, growth=1)(step) for step in range(5)} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shape": "cosin"}, "expected one of constant"),
+        ({"low": 0.7, "high": 0.6}, "expected 0 <= low <= high < 1"),
+        ({"high": 1.0}, "expected 0 <= low <= high < 1"),
+        ({"period": 0}, "expected at least 1 step"),
+        ({"growth": 0.5}, "expected at least 1, got 0.5"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**settings)
+
+
+def test_a_negative_step_is_refused():
+    with pytest.raises(ValueError, match="expected 0 or more, got -1"):
+        Schedule()(-1)

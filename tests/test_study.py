@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+from stand_ins import Landscape
+
+from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.execute.local import LocalExecutor
+from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.storage import TrialStorage, create_or_load, open_storage
+from sae_moo.study import Finished, Resumed, Study
+
+OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
+GROUND = Ground(("math", "code", "law"), Landscape.prunable)
+
+
+class Setup:
+    """A study over the stand-in for models; `after` interrupts at the n-th evaluation, before or after it is stored."""
+
+    def __init__(self, path, pace="generational", space=LineageSpace, where=None):
+        self.path, self.pace, self.space, self.where = path, pace, space, where
+        self.landscape = Landscape()
+
+    def storage(self) -> TrialStorage:
+        opened = open_storage(self.where or self.path, write=True)
+        create_or_load(opened, "s", OBJECTIVES)
+        return TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints)
+
+    def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None):
+        storage = self.storage()
+        searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
+        executor = LocalExecutor(evaluate or self.landscape)
+        groups = Landscape.groups
+        Study(storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener).run()
+        return self.facts()
+
+    def facts(self):
+        return [
+            (
+                r.number,
+                r.state,
+                r.asked,
+                r.recipe,
+                r.digest,
+                r.evaluation,
+                dict(r.values),
+                r.operator,
+                r.generation,
+                r.parents,
+                r.asked_after,
+                r.told,
+                r.repeats,
+                dict(r.params),
+            )
+            for r in self.storage().records()
+        ]
+
+
+def interrupting(landscape, at: int):
+    def evaluate(recipe):
+        if len(landscape.evaluated) == at:
+            raise KeyboardInterrupt
+        return landscape(recipe)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("space", [LineageSpace, CoefficientSpace])
+@pytest.mark.parametrize("pace", ["generational", "steady-state"])
+def test_a_run_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pace, space):
+    whole = Setup(tmp_path / "whole", pace, space).run()
+    assert [fact[0] for fact in whole] == list(range(40))
+    for at in (0, 1, 7, 8, 9, 23, 39):
+        broken = Setup(tmp_path / f"broken-{at}", pace, space)
+        with pytest.raises(Interrupted, match=f"stopped after {at} evaluations; all are saved"):
+            broken.run(evaluate=interrupting(broken.landscape, at))
+        assert broken.run() == whole
+        fresh = [fact for fact in whole if fact[12] is None]
+        assert len(broken.landscape.evaluated) == len(fresh), "nothing is evaluated twice"
+
+
+def test_stopping_again_and_again(tmp_path):
+    whole = Setup(tmp_path / "whole").run()
+    broken = Setup(tmp_path / "broken")
+    for at in range(3, 40, 5):
+        with pytest.raises(Interrupted):
+            broken.run(evaluate=interrupting(broken.landscape, at))
+    assert broken.run() == whole
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60, 400, 1500])
+def test_a_journal_torn_anywhere_near_its_end_resumes(tmp_path, cut):
+    whole = Setup(tmp_path / "whole").run()
+    torn = Setup(tmp_path / "torn")
+    torn.run(evaluations=20)
+    content = torn.path.read_bytes()
+    torn.path.write_bytes(content[:-cut])
+    assert torn.run() == whole
+
+
+def test_a_larger_budget_goes_on_and_a_smaller_one_is_done(tmp_path):
+    setup = Setup(tmp_path / "s")
+    first = setup.run(evaluations=10)
+    assert setup.run(evaluations=5) == first
+    assert setup.run(evaluations=25)[:10] == first
+
+
+def test_another_search_is_not_grafted_on(tmp_path):
+    setup = Setup(tmp_path / "s")
+    setup.run(evaluations=20)
+    with pytest.raises(InputError, match=r"trial \d+ of the study is not what this search would have asked for"):
+        setup.run(seed=1)
+
+
+def test_events(tmp_path):
+    setup, events = Setup(tmp_path / "s"), []
+    setup.run(evaluations=3, listener=events.append)
+    assert [type(event) for event in events] == [Finished] * 3
+    setup.run(evaluations=4, listener=events.append)
+    assert [type(event) for event in events[3:]] == [Resumed, Finished]
+    assert len(events[3].records) == 3
+
+
+class Script:
+    """A searcher that asks for given recipes, one after another."""
+
+    def __init__(self, recipes):
+        self.recipes, self.told = list(recipes), []
+
+    def ask(self, n):
+        return [Proposal(self.recipes.pop(0), operator="script")] if self.recipes else []
+
+    def tell(self, proposal, evaluation):
+        self.told.append((proposal.recipe, evaluation))
+
+
+def scripted(tmp_path, recipes, evaluate, evaluations=None):
+    setup = Setup(tmp_path / "s")
+    storage, searcher = setup.storage(), Script(recipes)
+    budget = len(recipes) if evaluations is None else evaluations
+    Study(storage, searcher, LocalExecutor(evaluate), Landscape.fingerprints, Landscape.groups, budget, "v").run()
+    return storage.records(), searcher, setup
+
+
+def test_equal_digests_are_evaluated_once(tmp_path, landscape):
+    a, b = Cast(Expert("math"), "float32"), Cast(Expert("code"), "float32")
+    records, searcher, _ = scripted(tmp_path, [a, b, a, a], landscape)
+    assert landscape.evaluated == [a, b]
+    assert [record.repeats for record in records] == [None, None, 0, 0]
+    assert records[2].values == records[0].values
+    assert [evaluation for _, evaluation in searcher.told][2] == records[0].evaluation
+
+
+def test_a_failure_is_a_failed_trial_with_its_reason(tmp_path, landscape):
+    def evaluate(recipe):
+        return Evaluation(recipe, reason="log probabilities are not finite") if recipe == bad else landscape(recipe)
+
+    bad = Cast(Expert("code"), "float32")
+    records, searcher, setup = scripted(tmp_path, [Cast(Expert("math"), "float32"), bad], evaluate)
+    assert [record.state for record in records] == ["complete", "failed"]
+    assert (records[1].values, records[1].feasible) == ({}, False)
+    assert records[1].evaluation.reason == "log probabilities are not finite"
+    assert not searcher.told[1][1].ok
+    trials = setup.storage().study.get_trials()
+    assert trials[1].state == optuna.trial.TrialState.FAIL
+    assert trials[1].values is None
+
+
+def test_a_search_that_runs_dry_says_so(tmp_path, landscape):
+    with pytest.raises(RunError, match="found nothing new to try after 1 evaluations"):
+        scripted(tmp_path, [Cast(Expert("math"), "float32")], landscape, evaluations=2)
+
+
+def test_what_a_trial_holds(tmp_path, landscape):
+    recipe = Cast(Prune(Expert("math"), (0, 0.25, 0.75, 0)), "float32")
+    _, _, setup = scripted(tmp_path, [recipe], landscape)
+    storage = setup.storage()
+    (trial,) = storage.study.get_trials()
+    (record,) = storage.records()
+    assert storage.study.directions == [optuna.study.StudyDirection.MAXIMIZE] * 2
+    assert storage.study.metric_names == ["accuracy", "sparsity"]
+    assert trial.values == [record.values["accuracy"], 0.5], "in the user's direction"
+    assert trial.params == {
+        "weight base": 0.0, "weight math": 1.0, "weight code": 0.0, "weight law": 0.0,
+        "sparsity block.0": 0.25, "sparsity block.1": 0.75,
+    }  # fmt: skip
+    assert trial.constraints == {"sparsity max": 0.0}
+    assert trial.user_attrs["digest"] == digest(recipe, Landscape.fingerprints)
+    assert trial.user_attrs["a"] == record.evaluation.mean("a")
+    assert trial.user_attrs["a stderr"] == record.evaluation.stderr("a")
+    assert trial.user_attrs["sparsity"] == 0.5
+    assert trial.user_attrs["versions"] == "v"
+    assert record.stderr["accuracy"] == OBJECTIVES[0].stderr(record.evaluation)
+
+
+def test_trials_do_not_grow_with_the_lineage(tmp_path):
+    setup = Setup(tmp_path / "s")
+    setup.run(evaluations=160)
+    trials = setup.storage().study.get_trials()
+    sizes = [len(json.dumps(trial.user_attrs)) for trial in trials]
+    assert max(t.user_attrs["generation"] for t in trials) == 19
+    assert sum(sizes[-20:]) < 1.3 * sum(sizes[10:30])
+    deepest = setup.storage().records()[-1].recipe
+    assert len(deepest.to_json()) > 5 * len(trials[-1].user_attrs["recipe"]), "the record gives the whole"
+
+
+def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):
+    setup = Setup(tmp_path / "s")
+    groups = ["embeddings", *(f"block.{i}" for i in range(32)), "head"]
+    recipe = Cast(Expert("math"), "float32")
+    Study(setup.storage(), Script([recipe]), LocalExecutor(landscape), Landscape.fingerprints, groups, 1, "v").run()
+    (trial,) = setup.storage().study.get_trials()
+    assert [name for name in trial.params if name.startswith("sparsity")] == [
+        "sparsity block.0-5", "sparsity block.6-11", "sparsity block.12-16",
+        "sparsity block.17-21", "sparsity block.22-26", "sparsity block.27-31",
+    ]  # fmt: skip
+
+
+def test_a_database_works_as_well(tmp_path):
+    whole = Setup(tmp_path / "whole").run(evaluations=12)
+    assert Setup(None, where=f"sqlite:///{tmp_path}/s.db").run(evaluations=12) == whole
+
+
+@pytest.mark.parametrize("content", ["hello\nworld\n", '{"a": 1}\n', "[1]\n", "\x00\x01binary", "no newline at all"])
+def test_a_file_that_is_no_study_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    for write in (True, False):
+        with pytest.raises(InputError, match="not a study"):
+            open_storage(path, write=write)
+    assert path.read_text() == content
+
+
+def test_a_study_of_something_else_is_refused(tmp_path):
+    opened = open_storage(tmp_path / "s", write=True)
+    study = create_or_load(opened, "s", OBJECTIVES)
+    study.add_trial(optuna.trial.create_trial(values=[0.5, 0.5]))
+    with pytest.raises(InputError, match="trial 0 was not written by sae-moo"):
+        TrialStorage(opened, "s", OBJECTIVES, (), Landscape.fingerprints).records()
+    with pytest.raises(InputError, match=r"has the objectives \['accuracy', 'sparsity'\], the configuration asks for"):
+        create_or_load(opened, "s", OBJECTIVES[:1])
+
+
+def test_reading_changes_nothing(tmp_path):
+    setup = Setup(tmp_path / "s")
+    setup.run(evaluations=5)
+    torn = setup.path.read_bytes()[:-3]
+    setup.path.write_bytes(torn)
+    opened = open_storage(setup.path, write=False)
+    records = TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records()
+    assert [record.state for record in records] == ["complete"] * 4 + ["running"]
+    assert setup.path.read_bytes() == torn
+
+
+@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nosuchdb://x"])
+def test_a_storage_that_cannot_be_opened(url):
+    with pytest.raises(InputError, match="Optuna cannot open it"):
+        open_storage(url, write=True)
