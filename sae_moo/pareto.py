@@ -20,9 +20,9 @@ def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
         ValueError: for another shape or NaN.
     """
     values = _checked(values)
-    no_worse = (values[:, None, :] >= values[None, :, :]).all(axis=2)
-    better = (values[:, None, :] > values[None, :, :]).any(axis=2)
-    return np.logical_not((no_worse & better).any(axis=0))
+    if len(values) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    return np.asarray(moocore.is_nondominated(values, maximise=True, keep_weakly=True), dtype=np.bool_)
 
 
 def hypervolume(values: NDArray[np.float64]) -> float:

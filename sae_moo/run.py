@@ -14,7 +14,7 @@ from sae_moo.errors import InputError
 from sae_moo.explore import pick as picking
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.pareto import hypervolume, non_dominated
-from sae_moo.recipe import Recipe
+from sae_moo.recipe import BASE, Cast, Expert, Recipe
 from sae_moo.storage import JOURNAL, OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
 
 RUNS = Path("runs")
@@ -123,7 +123,11 @@ class Run:
         known = self.quantities
         conditions = [picking.parse_condition(text, known) for text in where]
         parsed = None if weights is None else picking.parse_weights(weights, known)
-        return picking.pick(self.front(), self.objectives, known, conditions, parsed)
+        records = self.trials()
+        base = next(
+            (record for record in records if record.recipe == Cast(Expert(BASE), self.config.models.dtype)), None
+        )
+        return picking.pick(front_of(records, self.objectives), self.objectives, known, conditions, parsed, base)
 
 
 def front_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:

@@ -7,8 +7,9 @@ import torch
 
 from sae_moo.experts import ExpertPool
 from sae_moo.mixing import mixing_weights
-from sae_moo.objectives import Evaluation
-from sae_moo.recipe import Cast, Prune, Recipe
+from sae_moo.objectives import Evaluation, Objective
+from sae_moo.recipe import Cast, Expert, Prune, Recipe
+from sae_moo.storage import TrialRecord
 
 NAMES = ("base", "math", "code", "law")
 
@@ -40,3 +41,17 @@ class Landscape:
             instances = np.clip(good - np.linspace(0, 0.5, 10 + i), 0, 1)
             scores[task] = tuple(instances if i == 0 else instances[::-1])
         return Evaluation(recipe, scores, rho, tuple(float(a) * p for a, p in zip(asked, self.prunable, strict=True)))
+
+
+OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))
+
+
+def record(number: int, accuracy: float, sparsity: float) -> TrialRecord:
+    evaluation = Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, sparsity)
+    values = {"accuracy": accuracy, "sparsity": sparsity}
+    return TrialRecord(
+        number, "complete", Expert("a"), Expert("a"), "d", evaluation, values, {}, True, "", 0, (), number, number, None
+    )
+
+
+FRONT = [record(0, 0.8, 0.0), record(1, 0.78, 0.4), record(2, 0.5, 0.6), record(3, 0.2, 0.7)]

@@ -104,7 +104,7 @@ class Batches:
             gold = torch.where(batch.target < 0, gold * 0, gold)  # not part of the continuation; * 0 keeps a NaN a NaN
             best = asked.argmax(dim=1)
             greedy = (best == batch.target) | self._ended(best, batch.ends)
-            np.add.at(logprob, batch.request, gold.double().cpu().numpy())
+            np.add.at(logprob, batch.request, gold.cpu().double().numpy())
             np.add.at(agreed, batch.request, greedy.cpu().numpy())
         broken = np.flatnonzero(~np.isfinite(logprob))
         if len(broken):

@@ -75,6 +75,7 @@ def pick(
     known: Mapping[str, Objective],
     conditions: Sequence[Condition] = (),
     weights: Mapping[str, float] | None = None,
+    base: TrialRecord | None = None,
 ) -> tuple[TrialRecord, str]:
     """Return one trial of the front and the reason for it.
 
@@ -85,6 +86,8 @@ def pick(
         conditions: what the pick must keep.
         weights: quantity -> weight; the largest weighted sum of quantities scaled to [0, 1] over the front wins. None
             picks the knee: the point farthest above the hyperplane through the front's extremes.
+        base: the trial of the unmerged base, if there is one. Any model can be pruned to death, which stretches the
+            front down to scores that nobody wants; the knee is sought among trials at least as accurate as the base.
 
     Raises:
         InputError: if the front is empty or no trial keeps the conditions, saying how close it comes.
@@ -100,7 +103,13 @@ def pick(
         )
         wanted = " and ".join(str(c) for c in conditions)
         raise InputError(f"no trial of the front keeps {wanted}; on the front, {reach}")
-    among = f"of the {len(kept)} trials on the front" + "".join(f" with {c}" for c in conditions[:1])
+    beyond = ""
+    if weights is None and base is not None and base.values:
+        able = [record for record in kept if _accuracy(record, objectives) >= _accuracy(base, objectives)]
+        if able:
+            kept, beyond = able, " at least as accurate as the base"
+            front = [record for record in front if _accuracy(record, objectives) >= _accuracy(base, objectives)]
+    among = f"of the {len(kept)} trials on the front{beyond}" + "".join(f" with {c}" for c in conditions[:1])
     among += "".join(f" and {c}" for c in conditions[1:])
     scale = objectives if weights is None else [known[name] for name in weights]
     share = np.ones(len(scale)) if weights is None else np.array(list(weights.values()))
@@ -118,6 +127,10 @@ def pick(
         return best, f"the knee {among}: farthest above the line between the front's extremes"
     text = ", ".join(f"{name} x {weight:g}" for name, weight in weights.items())
     return best, f"largest weighted sum ({text}, each scaled to the front's range) {among}"
+
+
+def _accuracy(record: TrialRecord, objectives: Sequence[Objective]) -> float:
+    return float(np.mean([record.values[objective.name] for objective in objectives if objective.tasks] or [0.0]))
 
 
 def _value(record: TrialRecord, quantity: Objective) -> float:

@@ -1,8 +1,8 @@
 """What a search costs beside forward passes and merging: time and memory.
 
-    python studies/search_cost/measure.py quickstart      # the whole quickstart in a process of its own
-    python studies/search_cost/measure.py memory          # peak memory on a 60M-parameter model, three experts
-    python studies/search_cost/measure.py start           # start of the command line
+python studies/search_cost/measure.py quickstart      # the whole quickstart in a process of its own
+python studies/search_cost/measure.py memory          # peak memory on a 60M-parameter model, three experts
+python studies/search_cost/measure.py start           # start of the command line
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def quickstart() -> None:
     print(f"| evaluations | {len(trials)}, {len(trials) / search:.2f} per second |")
     print(f"| forward passes | {scoring:.1f} s, {scoring / len(trials) * 1e3:.0f} ms each |")
     print(f"| merging | {merging:.1f} s, {merging / len(trials) * 1e3:.0f} ms each |")
-    print(f"| neither | {search - merging - scoring:.1f} s, {(search - merging - scoring) / search:.1%} of the search |")
+    print(
+        f"| neither | {search - merging - scoring:.1f} s, {(search - merging - scoring) / search:.1%} of the search |"
+    )
 
 
 def start() -> None:

@@ -1,26 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from stand_ins import FRONT, OBJECTIVES, record
 
 from sae_moo.errors import InputError
 from sae_moo.explore.pick import parse_condition, parse_weights, pick
-from sae_moo.objectives import Evaluation, Objective, named_quantities
-from sae_moo.recipe import Expert
-from sae_moo.storage import TrialRecord
+from sae_moo.objectives import named_quantities
 
-OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))
 KNOWN = named_quantities(("x", "y"), OBJECTIVES)
-
-
-def record(number: int, accuracy: float, sparsity: float) -> TrialRecord:
-    evaluation = Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, sparsity)
-    values = {"accuracy": accuracy, "sparsity": sparsity}
-    return TrialRecord(
-        number, "complete", Expert("a"), Expert("a"), "d", evaluation, values, {}, True, "", 0, (), number, number, None
-    )
-
-
-FRONT = [record(0, 0.8, 0.0), record(1, 0.78, 0.4), record(2, 0.5, 0.6), record(3, 0.2, 0.7)]
 
 
 def chosen(*conditions: str, weights: str | None = None, front=FRONT) -> tuple[int, str]:
@@ -33,6 +20,17 @@ def test_the_knee():
     number, why = chosen()
     assert number == 1
     assert why == "the knee of the 4 trials on the front: farthest above the line between the front's extremes"
+
+
+def test_the_knee_is_sought_where_models_are_worth_something():
+    dead = [record(0, 0.6, 0.3), record(1, 0.5, 0.5), record(2, 0.25, 0.8), record(3, 0.0, 0.95)]
+    base = record(9, 0.4, 0.0)
+    assert pick(dead, OBJECTIVES, KNOWN)[0].number == 2
+    best, why = pick(dead, OBJECTIVES, KNOWN, base=base)
+    assert best.number in (0, 1)
+    assert "of the 2 trials on the front at least as accurate as the base" in why
+    assert pick(dead[2:], OBJECTIVES, KNOWN, base=base)[0].number == 2, "nothing is: then the whole front counts"
+    assert pick(dead, OBJECTIVES, KNOWN, weights={"sparsity": 1.0}, base=base)[0].number == 3
 
 
 @pytest.mark.parametrize("front", [FRONT[:1], FRONT[2:]])
