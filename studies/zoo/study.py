@@ -1,7 +1,7 @@
 """Is searching merges of the zoo worth it? Every variant of the search, over seeds, held against the one-shot merges.
 
-    python studies/zoo/study.py --variants quickstart --seeds 5 --workers 2
-    python studies/zoo/study.py --variants all --seeds 5 --workers 2 --output studies/zoo/ablation.json
+    python studies/zoo/study.py --variants quickstart --seeds 5 --workers 2 --output quickstart.jsonl
+    python studies/zoo/study.py --variants all --seeds 5 --workers 2 --output ablation.jsonl
 
 A model is always chosen on the search split and judged on the test split (400 items a task, disjoint from it).
 Intervals are paired over test items: 95 %, normal approximation, the three tasks weighing the same.
@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -190,15 +190,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=240)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="keep the raw results as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="JSON lines; searches found there are not run again")
     arguments = parser.parse_args()
     names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
-    jobs = [(name, seed, arguments.evaluations) for name in names for seed in range(arguments.seeds)]
-    with ProcessPoolExecutor(arguments.workers) as pool:
+    jobs = [(name, seed, arguments.evaluations) for seed in range(arguments.seeds) for name in names]
+    results = (
+        [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    )
+    done = {(result["variant"], result["seed"]) for result in results}
+    with ProcessPoolExecutor(arguments.workers) as pool, arguments.output.open("a") as kept:
         reference = pool.submit(references)
-        results = list(pool.map(searched, *zip(*jobs, strict=True)))
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"references": reference.result(), "results": results}))
+        for future in as_completed([pool.submit(searched, *job) for job in jobs if job[:2] not in done]):
+            results.append(future.result())
+            kept.write(json.dumps(results[-1]) + "\n")
+            kept.flush()
+    results = sorted(
+        (r for r in results if r["variant"] in names), key=lambda r: (names.index(r["variant"]), r["seed"])
+    )
     show_references(reference.result())
     show_gains([result for result in results if result["variant"] == names[0]], reference.result())
     show_variants(results)
