@@ -18,7 +18,7 @@ import torch
 
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, TaskSection, differences
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
@@ -225,7 +225,7 @@ def search(
     """
     bench = Bench.open(config)
     folder = Path(root) / config.study.name
-    place = config.study.storage
+    place = _absolute(config.study.storage, config.directory)
     if fresh and place is not None:
         raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
     with _locked(folder, fresh) as folder:
@@ -238,9 +238,9 @@ def search(
             study.set_user_attr("fingerprints", bench.pool.fingerprints)
             study.set_user_attr("groups", list(bench.pool.groups))
             study.set_user_attr("identity", bench.identity())
-            (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
         else:
-            _check_same(folder, stored, bench)
+            _check_same(folder, stored, bench, place)
+        (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
         evaluator = bench.evaluator()
         Study(
             TrialStorage(
@@ -257,21 +257,30 @@ def search(
     return Run.open(folder)
 
 
+def _absolute(storage: str | None, directory: Path) -> str | None:
+    """Return a storage URL whose SQLite file, like every path, starts from the configuration's folder."""
+    file = (storage or "").removeprefix("sqlite:///")
+    if storage is None or file == storage or Path(file).is_absolute():
+        return storage
+    return f"sqlite:///{directory / file}"
+
+
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
     """Raise InputError if a run of that name exists under other settings; writes nothing."""
     folder = Path(root) / config.study.name
     if (folder / POINTER).is_file():
         run = Run.open(folder)
-        _check_same(folder, run.identity, bench)
+        _check_same(folder, run.identity, bench, config.study.storage)
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench) -> None:
+def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
     found = differences(stored, bench.identity())
     if found:
         raise InputError(
             f"{folder}: the study was made under other settings and is not resumed:\n"
             + "\n".join(f"  - {difference}" for difference in found)
-            + "\n  use another study.name, or --fresh to put the old run aside"
+            + "\n  use another study.name"
+            + (", or --fresh to put the old run aside" if place is None else "")
         )
 
 
@@ -359,12 +368,15 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     return found
 
 
-def merge(recipe_file: str | Path, output: str | Path, dtype: str = "float32") -> float:
+def merge(
+    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
+) -> float:
     """Write the model of a recipe file, without any search.
 
     Args:
         recipe_file: a recipe with its ``experts``, as `export` writes it.
         output: the folder to make.
+        moved: name -> source of experts that are not where the recipe says; paths start from the current folder.
         dtype: dtype of the model if the recipe does not end in a cast.
 
     Returns:
@@ -383,12 +395,22 @@ def merge(recipe_file: str | Path, output: str | Path, dtype: str = "float32") -
         or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
     ):
         raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
+    unknown = [name for name in moved or {} if name not in experts]
+    if unknown:
+        known = ", ".join(experts)
+        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], experts)}; it has {known}")
     sources = {name: entry["source"] for name, entry in experts.items()}
+    sources |= {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
     pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent)
     recipe = _read_recipe(path, pool)
     model = pool.live_model(getattr(recipe, "dtype", dtype))
     report = materialize(recipe, pool, model)
-    facts = {"sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros", "made with": versions()}
+    facts = {
+        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": getattr(recipe, "dtype", dtype),
+        "digest": f"`{recipe.digest(pool)}`",
+        "made with": versions(),
+    }
     card = model_card(output.name, f"Merged by the recipe {path.name}", pool, facts, {})
     write_model(output, model, pool.tokenizer(), recipe_document(recipe, pool), card, lambda folder: None)
     return report.sparsity

@@ -220,8 +220,9 @@ class Config(_Section):
         document = self.model_dump(mode="json")
         del document["study"]["storage"], document["search"]["evaluations"], document["executor"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
-        for task in document["tasks"]:
-            del task["data"]
+        tasks = document.pop("tasks")
+        document["tasks"] = {t["name"]: {key: t[key] for key in ("kind", "search", "test")} for t in tasks}
+        document["objectives"] = json.dumps(document["objectives"])
         return dict(_flat(document, ()))
 
 

@@ -75,6 +75,10 @@ def write_model(
         (partial / RECIPE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
         check(partial)
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in partial.iterdir():  # some writers keep their files to the owner
+            file.chmod(0o666 & ~umask)
 
 
 @contextmanager

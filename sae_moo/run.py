@@ -75,9 +75,14 @@ class Run:
             raise InputError(f"{where}: holds no study {name!r}") from None
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the configuration's order."""
+        return tuple(task.name for task in self.config.tasks)
+
+    @property
     def quantities(self) -> dict[str, Objective]:
         """Every quantity that a pick may name: tasks, objectives, sparsity."""
-        return named_quantities([task.name for task in self.config.tasks], self.objectives)
+        return named_quantities(self.tasks, self.objectives)
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials, in order of their numbers."""

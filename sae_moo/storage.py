@@ -261,6 +261,9 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         InputError: if it is missing (for reading), not a study, or cannot be written.
     """
     if isinstance(where, str) and "://" in where:
+        file = where.removeprefix("sqlite:///")
+        if not write and file != where and not Path(file).is_file():
+            raise InputError(f"no study at {file}")  # Optuna would make an empty one
         from sqlalchemy.exc import SQLAlchemyError
 
         try:

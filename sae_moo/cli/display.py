@@ -41,7 +41,6 @@ class SearchView:
         self._show = show
         self._records: list[TrialRecord] = []
         self._replayed = 0
-        self._first_asked = 0
         self._start = time.monotonic()
         self._last_line = 0.0
         self._live = (
@@ -70,13 +69,17 @@ class SearchView:
         """Evaluations ended in this session."""
         return len(self._records) - self._replayed
 
+    @property
+    def earlier(self) -> str:
+        """What to say of evaluations made before this session; nothing if there were none."""
+        return f" ({len(self._records)} with those of earlier sessions)" if self._replayed else ""
+
     def __call__(self, event: Event) -> None:
         """Take in one event of the study."""
         match event:
             case Resumed():
                 self._records += [record for record in event.records if record.evaluation is not None]
                 self._replayed = len(self._records)
-                self._first_asked = self._replayed
                 if self._show:
                     self._console.print(f"resumed: {self._replayed} evaluations replayed in {event.seconds:.2f} s")
             case Finished():
@@ -109,7 +112,7 @@ class SearchView:
         best = Text("best score   " + "   ".join(f"{task} {value:.3f}" for task, value in self._best().items()))
         front = front_of(self._records, self._objectives)
         table = front_table(
-            _spread(front, FRONT_ROWS), self._objectives, f"front: {len(front)} of {len(self._records)}"
+            _spread(front, FRONT_ROWS), self._objectives, self._tasks, f"front: {len(front)} of {len(self._records)}"
         )
         return Group(bar, best, table)
 
@@ -131,9 +134,10 @@ class SearchView:
         )
 
 
-def front_table(records: Sequence[TrialRecord], objectives: Sequence[Objective], title: str = "") -> Table:
-    """Return a table of trials with values and standard errors (search split)."""
-    tasks = sorted({task for objective in objectives for task in objective.tasks})
+def front_table(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective], tasks: Sequence[str], title: str = ""
+) -> Table:
+    """Return a table of trials: values of the objectives with standard errors, then every other task's mean."""
     single = [task for task in tasks if task not in {objective.name for objective in objectives}]
     table = _table(title)
     table.add_column("trial", justify="right")
@@ -153,7 +157,8 @@ def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective])
     """Return a table of all trials."""
     table = _table("")
     for name in ("trial", "state", *(o.name for o in objectives), "operator", "digest", "note"):
-        table.add_column(name, justify="left" if name in ("state", "operator", "digest", "note") else "right")
+        left = name in ("state", "operator", "digest", "note")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for record in records:
         cells = [_with_error(record.values[o.name], record.stderr[o.name]) if record.values else "" for o in objectives]
         table.add_row(str(record.number), record.state, *cells, record.operator, record.digest[:8], _note(record))
@@ -225,7 +230,9 @@ def _note(record: TrialRecord) -> str:
         return record.evaluation.reason
     if record.repeats is not None:
         return f"same weights as trial {record.repeats}"
-    return "" if record.feasible or record.state == "running" else "breaks a limit"
+    if record.state == "running":
+        return "begun, not ended"
+    return "" if record.feasible else "breaks a limit"
 
 
 def _with_error(value: float, stderr: float) -> str:

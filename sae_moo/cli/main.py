@@ -128,9 +128,9 @@ def search(
         )
         return
     title = f"front of {run.name} (search split, mean ± standard error)"
-    console.print(front_table(front, run.objectives, title))
+    console.print(front_table(front, run.objectives, run.tasks, title))
     console.print(
-        f"\n{view.evaluated} evaluations in {seconds:.0f} s; hypervolume {run.hypervolume():.4f}\n"
+        f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {run.hypervolume():.4f}\n"
         f"the study lies in {run.folder}\n",
         highlight=False,
     )
@@ -164,7 +164,7 @@ def front(
         print("the front is empty: no evaluation so far is feasible", file=sys.stderr)
     else:
         title = f"front of {opened.name} (search split, mean ± standard error)"
-        _console().print(front_table(records, opened.objectives, title))
+        _console().print(front_table(records, opened.objectives, opened.tasks, title))
 
 
 @app.command()
@@ -205,10 +205,11 @@ def pick(
         _print_json({"trial": trial_json(record), "why": why, "test": None})
         return
     console = _console()
-    console.print(front_table([record], opened.objectives))
+    console.print(front_table([record], opened.objectives, opened.tasks))
     console.print(f"{why}\n", highlight=False)
+    number = record.number
     console.print(
-        f"next:\n  sae-moo export {shlex.quote(run)} --trial {record.number} --output exported --verify",
+        f"next:\n  sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -295,6 +296,9 @@ def evaluate(
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with its experts, as export writes it.")],
     output: Output,
+    expert: Annotated[
+        list[str], typer.Option(metavar="NAME=SOURCE", help="Where an expert (or base) is now; may be given again.")
+    ] = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Write the model of a recipe, without any search.
@@ -302,9 +306,12 @@ def merge(
     Example: sae-moo merge exported/recipe.json --output again
     """
     _quiet()
+    moved = dict(part.partition("=")[::2] for part in expert)
+    if not all(moved.values()):
+        raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
     from sae_moo import build
 
-    sparsity = build.merge(recipe, output)
+    sparsity = build.merge(recipe, output, moved)
     if as_json:
         _print_json({"output": str(output), "sparsity": sparsity})
     else:
@@ -349,16 +356,17 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
 
 @app.command()
 @reported
-def dashboard(run: RunName, port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8080) -> None:
+def dashboard(
+    run: RunName, port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 8080
+) -> None:
     """Serve optuna-dashboard for a run on 127.0.0.1, until Ctrl-C.
 
     Example: sae-moo dashboard quickstart --port 8080
     """
     opened = _open(run)
-    from sae_moo.explore.dashboard import HOST, serve
+    from sae_moo.explore.dashboard import serve
 
-    print(f"http://{HOST}:{port}/dashboard  (Ctrl-C ends it)", file=sys.stderr)
-    serve(opened.storage, port)
+    serve(opened.storage, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))
 
 
 def _picked(run: Run, knee: bool, weights: str | None, where: list[str]) -> tuple[TrialRecord, str]:
@@ -381,7 +389,7 @@ def _next_commands(run: Run) -> str:
         "next:\n"
         f"  sae-moo front {name}\n"
         f"  sae-moo pick {name} --knee\n"
-        f"  sae-moo export {name} --trial {record.number} --output exported --verify\n"
+        f"  sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify\n"
         f"  sae-moo dashboard {name}"
     )
 

@@ -26,7 +26,7 @@ def draw_front(
         trials: all trials; those without values are left out.
         front: the non-dominated ones.
         objectives: two or more; with more than two the others are not shown.
-        marked: a trial to point at, e.g. the pick.
+        marked: the trial to call the knee.
 
     Raises:
         InputError: for an unknown ending, a single objective or an empty front.
@@ -60,13 +60,16 @@ def draw_front(
     if marked is not None:
         place = (marked.values[x], marked.values[y])
         axes.annotate(
-            f"trial {marked.number}",
+            f"knee: trial {marked.number}",
             place,
             xytext=(12, 14),
             textcoords="offset points",
             arrowprops={"arrowstyle": "->"},
         )
     axes.set(xlabel=x, ylabel=f"{y} (search split)")
+    if len(objectives) > 2:
+        others = ", ".join(objective.name for objective in objectives[1:-1])
+        axes.set_title(f"2 of {len(objectives)} objectives; not shown: {others}", fontsize="small", loc="right")
     axes.grid(color="#e6e9ec")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

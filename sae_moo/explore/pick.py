@@ -109,7 +109,8 @@ def pick(
         if able:
             kept, beyond = able, " at least as accurate as the base"
             front = [record for record in front if _accuracy(record, objectives) >= _accuracy(base, objectives)]
-    among = f"of the {len(kept)} trials on the front{beyond}" + "".join(f" with {c}" for c in conditions[:1])
+    number = f"the {len(kept)} trials" if len(kept) > 1 else "the one trial"
+    among = f"of {number} on the front{beyond}" + "".join(f" with {c}" for c in conditions[:1])
     among += "".join(f" and {c}" for c in conditions[1:])
     scale = objectives if weights is None else [known[name] for name in weights]
     share = np.ones(len(scale)) if weights is None else np.array(list(weights.values()))
@@ -124,7 +125,9 @@ def pick(
     gain: NDArray[np.float64] = unit @ share
     best = kept[int(np.argmax(gain))]
     if weights is None:
-        return best, f"the knee {among}: farthest above the line between the front's extremes"
+        line = "line" if len(objectives) == 2 else "plane"
+        reason = f": farthest above the {line} between the front's extremes" if len(kept) > 1 else ""
+        return best, f"the knee {among}{reason}"
     text = ", ".join(f"{name} x {weight:g}" for name, weight in weights.items())
     return best, f"largest weighted sum ({text}, each scaled to the front's range) {among}"
 

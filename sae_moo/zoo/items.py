@@ -18,7 +18,8 @@ TASKS = ("zoo_math", "zoo_lingua", "zoo_logic")
 
 KINDS: Mapping[str, Literal["exact_match", "multiple_choice"]] = MappingProxyType(dict.fromkeys(TASKS, "exact_match"))
 """How each task is scored. Exact match: every token of ``answer`` is the most likely one given the prompt and the
-answer's earlier tokens. The end-of-text token that the models learnt to write after an answer is not part of it."""
+answer's earlier tokens. The end-of-text token that the models learnt to write after an answer is not part of it; the
+built-in task asks for it (or a new line) to follow."""
 
 HELD_OUT = 1000
 """Held-out items per task."""

@@ -362,6 +362,36 @@ def test_bad_recipes(here, content, message):
     assert not (here / "out").exists()
 
 
+def test_a_database_lies_beside_the_configuration_wherever_one_stands(here, monkeypatch):
+    (here / "else").mkdir()
+    call("search", "c.yaml", "--set", "study.storage=sqlite:///s.db", "--evaluations", "2")
+    assert (here / "s.db").is_file()
+    monkeypatch.chdir(here / "else")
+    changed = ["search", "../c.yaml", "--set", "study.storage=sqlite:///s.db", "--evaluations", "3"]
+    assert "resumed: 2 evaluations" in call(*changed).stdout
+    assert len(json.loads(call("trials", "../runs/tiny", "--json").stdout)["trials"]) == 3
+    message = refused(*changed, "--seed", "1")
+    assert "use another study.name" in message
+    assert "--fresh" not in message
+    (here / "s.db").unlink()
+    assert "no study at" in refused("trials", "../runs/tiny")
+    assert not (here / "s.db").exists()
+
+
+def test_a_recipe_whose_experts_moved_is_merged_from_where_they_are(here, tiny_folders):
+    nodes = {"schema": 1, "nodes": [{"node": "expert", "name": "math"}]}
+    experts = {name: {"source": f"/elsewhere/{name}"} for name in ("base", "math")}
+    (here / "recipe.json").write_text(json.dumps(nodes | {"experts": experts}))
+    assert "no such folder: /elsewhere/base" in refused("merge", "recipe.json", "-o", "out")
+    moved = [f"--expert={name}={tiny_folders[name]}" for name in ("base", "math")]
+    call("merge", "recipe.json", "-o", "out", *moved)
+    assert (here / "out/model.safetensors").is_file()
+    assert "holds no expert 'maths' (did you mean 'math'?)" in refused(
+        "merge", "recipe.json", "-o", "o", "--expert=maths=x"
+    )
+    assert "expected NAME=SOURCE" in refused("merge", "recipe.json", "-o", "o", "--expert=math")
+
+
 def test_a_recipe_whose_expert_changed_is_refused(here, tiny_folders):
     recipe = {"schema": 1, "nodes": [{"node": "expert", "name": "math"}]}
     experts = {
