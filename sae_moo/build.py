@@ -233,6 +233,10 @@ def search(
         study = create_or_load(storage, config.study.name, config.objective_list())
         stored = study.user_attrs.get("identity")
         if stored is None:
+            if study.get_trials(deepcopy=False):
+                raise InputError(
+                    f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
+                )
             study.set_user_attr("config", config.model_dump(mode="json"))
             study.set_user_attr("directory", str(config.directory))
             study.set_user_attr("fingerprints", bench.pool.fingerprints)
