@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from sae_moo.study import Listener, Study
 
 log = logging.getLogger(__name__)
 
+LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 
 
@@ -77,8 +79,8 @@ class Bench:
         held = cache.max_bytes // self.model_bytes
         if held < 2 and self.config.space.kind == "lineage":
             log.warning(
-                "models.cache_gib: %g GiB hold %d candidates of %.1f GiB: every child is recomputed from the experts, "
-                "slower with each generation; room for the population of %d would take %.0f GiB",
+                "models.cache_gib: %g GiB hold %d candidates of %.2g GiB: every child is recomputed from the experts, "
+                "slower with each generation; room for the population of %d would take %.2g GiB",
                 self.config.models.cache_gib,
                 held,
                 self.model_bytes / 2**30,
@@ -425,7 +427,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: mergekit configurations are not read by this version; give a recipe as JSON")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: expected a recipe as JSON: {reason}") from error
     if not isinstance(document, dict):
@@ -456,22 +458,28 @@ def _locked(folder: Path, fresh: bool) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "search.lock").open("a+")
+        handle = (folder / LOCK).open("a+")
     except OSError as error:
         raise InputError(f"{folder}: the run folder cannot be written: {error.strerror}") from error
     with handle:
         _lock(handle, folder)
-        if fresh and any(path.name != "search.lock" for path in folder.iterdir()):
+        if fresh and not _only_lock(folder):
             number = 1
             while folder.with_name(f"{folder.name}.{number}").exists():
                 number += 1
             folder.rename(folder.with_name(f"{folder.name}.{number}"))
-            folder.mkdir()
-            with (folder / "search.lock").open("a+") as anew:
-                _lock(anew, folder)
-                yield folder
-        else:
+            with _locked(folder, fresh=False) as anew:
+                yield anew
+            return
+        try:
             yield folder
+        finally:
+            if _only_lock(folder):  # refused before anything was stored
+                shutil.rmtree(folder)
+
+
+def _only_lock(folder: Path) -> bool:
+    return all(path.name == LOCK for path in folder.iterdir())
 
 
 def _lock(handle: TextIO, folder: Path) -> None:

@@ -147,7 +147,7 @@ class Checkpoint:
         whole = hashlib.sha256()
         broken = []
         for name, facts in self.tensors.items():
-            tensor = self.load(name).contiguous()
+            tensor = self.load(name).contiguous().reshape(-1)
             if not torch.isfinite(tensor).all():
                 broken.append(name)
             content = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
@@ -166,8 +166,8 @@ class Checkpoint:
             return
         if index.is_file():
             weight_map = _read_json(index, "an index of shards").get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise InputError(f"{index}: expected an object 'weight_map'")
+            if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+                raise InputError(f"{index}: expected an object 'weight_map' of tensor names and file names")
             missing = sorted({shard for shard in weight_map.values() if not (self.folder / shard).is_file()})
             if missing:
                 raise InputError(f"{self.folder}: shards named in {index.name} are missing: {', '.join(missing)}")
@@ -198,7 +198,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path.parent}: expected {what}, there is no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected {what}: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected {what}, got {type(document).__name__}")

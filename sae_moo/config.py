@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,8 +20,9 @@ from sae_moo.recipe import BASE
 from sae_moo.schedule import SHAPES
 
 Key = tuple[str | int, ...]
+MOST_VALUES = 100_000  # a few lines of YAML aliases can stand for billions
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class _Section(BaseModel):
@@ -30,8 +32,8 @@ class _Section(BaseModel):
 class StudySection(_Section):
     """``study``: name, seed, and where trials are stored (null: ``runs/NAME/study.journal``, or an Optuna URL)."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "study"
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "study"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     storage: str | None = None
 
 
@@ -42,13 +44,15 @@ class ModelsSection(_Section):
     experts: dict[str, str]
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
-    cache_gib: Annotated[float, Field(ge=0.0)] = 2.0
+    cache_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 2.0
 
     @field_validator("experts")
     @classmethod
     def _some(cls, experts: dict[str, str]) -> dict[str, str]:
         if not experts:
             raise ValueError("expected at least one expert, got none")
+        if not all(experts):
+            raise ValueError("expected a name for every expert, got ''")
         if BASE in experts:
             raise ValueError(f"{BASE!r} names the base model; give the expert another name")
         return experts
@@ -58,10 +62,10 @@ class TaskSection(_Section):
     """One entry of ``tasks``: a built-in task by name, or one's own items with ``data`` and ``kind``."""
 
     name: Annotated[str, Field(min_length=1)]
-    data: str | None = None
+    data: Annotated[str, Field(min_length=1)] | None = None
     kind: Literal["multiple_choice", "exact_match", "likelihood"] | None = None
     search: Count = 200
-    test: Annotated[int, Field(ge=0)] = 400
+    test: Annotated[int, Field(ge=0, le=10**9)] = 400
 
 
 class MeanSection(_Section):
@@ -99,14 +103,14 @@ class AnnealingSection(_Section):
     low: Sparsity = 0.0
     high: Sparsity = 0.6
     period: Count = 8
-    growth: Annotated[float, Field(ge=1.0)] = 2.0
+    growth: Annotated[float, Field(ge=1.0, le=1000.0)] = 2.0
 
 
 class SearchSection(_Section):
     """``search``: algorithm, population, number of evaluations, generational or steady-state."""
 
     algorithm: Literal["nsga2", "nsga3"] = "nsga2"
-    population: Annotated[int, Field(ge=4)] = 24
+    population: Annotated[int, Field(ge=4, le=100_000)] = 24
     evaluations: Count = 400
     pace: Literal["generational", "steady-state"] = "generational"
 
@@ -153,15 +157,25 @@ class Config(_Section):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"cannot read the configuration {path}: {reason}") from error
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             raw = yaml.safe_load(text)
+            if root is not None and sum(1 for _ in islice(_lines(root), MOST_VALUES + 1)) > MOST_VALUES:
+                raise InputError(
+                    f"{path}: expected at most {MOST_VALUES} values, aliases counted as often as they stand"
+                )
         except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {error}") from error
+            raise InputError(f"{path}: not YAML: {error}".replace('"<unicode string>"', path.name)) from error
+        except RecursionError:
+            raise InputError(f"{path}: nested too deeply, or an alias that refers to itself") from None
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: a value that YAML cannot read: {error}") from error
         if not isinstance(raw, dict) or root is None:
             raise InputError(f"{path}: expected a mapping with the keys {', '.join(cls.model_fields)}")
         lines = {key: f"{path}:{line}" for key, line in _lines(root)}
@@ -180,6 +194,7 @@ class Config(_Section):
         cls, raw: dict[str, Any], lines: Mapping[Key, str], source: str, faults: list[str], directory: Path
     ) -> Config:
         config = None
+        raw = {key: value for key, value in raw.items() if value is not None}  # an empty section means its defaults
         try:
             config = cls.model_validate(raw)
         except ValidationError as error:
@@ -301,6 +316,8 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
         yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
     limited = [*valid, *called]
     for name, limit in _as(dict, raw.get("constraints")).items():
+        if not isinstance(name, str):
+            continue
         if name not in limited:
             yield (
                 ("constraints", name),
@@ -308,6 +325,10 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             )
         if isinstance(limit, dict) and _both_numbers(limit, "min", "max") and limit["min"] > limit["max"]:
             yield ("constraints", name), f"expected min <= max, got {limit['min']} > {limit['max']}"
+    storage = _as(dict, raw.get("study")).get("storage")
+    if isinstance(storage, str) and ("://" not in storage or storage.endswith(("://", ":memory:"))):
+        expected = "expected an Optuna URL that outlives the process, e.g. sqlite:///s.db, or null for a journal file"
+        yield ("study", "storage"), f"{expected}; got {storage!r}"
     annealing = _as(dict, raw.get("annealing"))
     if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
         yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
@@ -355,13 +376,14 @@ def _override(raw: dict[str, Any], lines: dict[Key, str], override: str) -> list
         return [f"{source}: expected key.path=value, e.g. search.population=32"]
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return [f"{source}: the value is not YAML: {str(error).splitlines()[0]}"]
-    keys: list[str | int] = [int(part) if part.isdigit() else part for part in path.split(".")]
+    keys: list[str | int] = [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in path.split(".")]
     target: Any = raw
     for i, key in enumerate(keys[:-1]):
         if isinstance(target, dict) and target.get(key) is None:
             target[key] = {}
+            lines[tuple(keys[: i + 1])] = source
         if not _holds(target, key):
             return [f"{source}: {_dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
         target = target[key]
@@ -424,7 +446,15 @@ def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:
             near = nearest(str(got), [part.strip("' ") for part in re.split(",| or ", fault["ctx"]["expected"])])
             return f"expected {fault['ctx']['expected']}, got {shown}{near}"
         case _:
+            if (
+                isinstance(got, str)
+                and fault["type"] in ("float_type", "int_type")
+                and re.fullmatch(r"-?\d+e-?\d+", got)
+            ):
+                return f"expected a number; YAML reads {got} as text, write {float(got)!r}"
             text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
+            text = re.sub(r"dictionary or instance of \w+|dictionary", "a mapping", text)
+            text = re.sub(r"List should have at least 1 item.*", "at least one entry", text)
             return f"expected {text}, got {shown}"
 
 

@@ -34,5 +34,5 @@ class Interrupted(SaeMooError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -16,6 +16,25 @@ from sae_moo.checkpoint import DTYPES, HEADS, Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.recipe import BASE
 
+# Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
+BEHAVIOUR = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
 EMBEDDINGS = "embeddings"
 HEAD = "head"
 # `layers.3.` (Llama, Mistral, Qwen, Gemma, Phi, NeoX), `h.3.` (GPT-2), `blocks.3.`
@@ -82,11 +101,13 @@ class ExpertPool:
             )
             for name in ordered
         )
+        if not ordered:
+            raise InputError(f"{base.source}: the checkpoint holds no tensors")
         if not any(tensor.prunable for tensor in self.tensors):
             raise InputError(
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
             )
-        self.fingerprints = {name: checkpoint.fingerprint for name, checkpoint in self.checkpoints.items()}
+        self.fingerprints = _fingerprints(self.checkpoints)
 
     @classmethod
     def open(cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> ExpertPool:
@@ -176,7 +197,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever transformers' many config classes raise at what they find
         raise InputError(f"{folder}: transformers cannot load this as a causal LM: {error}") from error
     return model.to(device).eval().requires_grad_(False)
 
@@ -191,8 +212,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{folder}: expected a tokenizer beside the model: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever transformers' many tokenizer classes raise at what they find
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{folder}: expected a tokenizer beside the model: {reason}") from error
 
 
 def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -208,6 +230,7 @@ def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
             ("vocabulary size", base.vocabulary, expert.vocabulary),
             ("head", *("tied to the embeddings" if each.tied else "of its own" for each in (base, expert))),
         ]
+        facts += [(f"{key} in config.json", base.config.get(key), expert.config.get(key)) for key in BEHAVIOUR]
         faults += [
             f"{name}: {what} is {theirs}, the base's is {ours}" for what, ours, theirs in facts if ours != theirs
         ]
@@ -233,6 +256,18 @@ def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
         )
     if faults:
         raise InputError(_listed("the experts do not fit the base", faults))
+
+
+def _fingerprints(checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
+    found, faults = {}, []
+    for name, checkpoint in checkpoints.items():
+        try:
+            found[name] = checkpoint.fingerprint
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise InputError(_listed("cannot use", faults))
+    return found
 
 
 def _at_most(faults: Sequence[str], shown: int = 8) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -92,7 +93,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+            if not _alive(left.name.rpartition("-")[2]):  # its writer was killed
+                shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
@@ -107,10 +110,20 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 def check_free(output: Path) -> None:
     """Raise InputError if a folder of that name exists and is not empty, or a file does."""
-    if output.is_dir() and not any(output.iterdir()):
+    if output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
         return
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise InputError(f"{output}: exists already; give a new name, or remove it")
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def verified(

@@ -125,7 +125,7 @@ def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
 def check(recipe: Recipe, pool: ExpertPool) -> None:
     """Raise InputError if the pool or the tables of methods cannot serve the recipe."""
     groups = len(pool.groups)
-    prunable = sum(info.prunable for info in pool.tensors)
+    sizes = [info.numel for info in pool.tensors if info.prunable]
     for node in walk(recipe):
         match node:
             case Expert() if node.name not in pool.names:
@@ -142,8 +142,11 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
                     raise InputError("Prune: scope 'global' takes one sparsity, got one per group")
                 if isinstance(node.sparsity, tuple) and len(node.sparsity) != groups:
                     raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(node.sparsity)}")
-                if node.counts is not None and len(node.counts) != prunable:
-                    raise InputError(f"Prune: expected {prunable} counts, one per tensor, got {len(node.counts)}")
+                if node.counts is not None and len(node.counts) != len(sizes):
+                    raise InputError(f"Prune: expected {len(sizes)} counts, one per tensor, got {len(node.counts)}")
+                for count, size in zip(node.counts or (), sizes, strict=False):
+                    if count > size:
+                        raise InputError(f"Prune: expected counts of at most the tensor's size {size}, got {count}")
 
 
 def resolve(

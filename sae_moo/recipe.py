@@ -68,7 +68,7 @@ class Recipe:
         """
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"expected a recipe as JSON, got text that is not JSON: {error}") from error
         return decode(document)
 
@@ -366,7 +366,10 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
         case "expert":
             return Expert(entry["name"])
         case "merge":
-            params = tuple(entry.get("params", {}).items())
+            given = entry.get("params", {})
+            if not isinstance(given, dict):
+                raise InputError(f"expected an object as params, got {given!r}")
+            params = tuple(given.items())
             return Merge(entry["method"], tuple(built[i] for i in inputs), entry["weights"], params)
         case "prune":
             counts = entry.get("counts")

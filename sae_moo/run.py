@@ -41,8 +41,8 @@ class Run:
         self.name = name
         self.folder = folder
         attrs: Mapping[str, Any] = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
-        if "config" not in attrs:
-            raise InputError(f"study {name!r} was not made by sae-moo: it holds no configuration")
+        if not {"config", "directory", "fingerprints", "identity"} <= set(attrs):
+            raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
         self.config = Config.from_dict(attrs["config"], attrs["directory"])
         self.objectives = self.config.objective_list()
         self.fingerprints: Mapping[str, str] = attrs["fingerprints"]
@@ -64,6 +64,8 @@ class Run:
         try:
             pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
             where, name = pointer["storage"] or folder / JOURNAL, pointer["study"]
+            if not isinstance(where, (str, Path)) or not isinstance(name, str):
+                raise TypeError("storage and study are text")
         except FileNotFoundError:
             where, name = folder / JOURNAL, None
         except (OSError, ValueError, KeyError, TypeError) as error:

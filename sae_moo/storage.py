@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,7 +190,7 @@ class TrialStorage:
             attributes["reason"] = evaluation.reason
         if evaluation.scores:
             for task in evaluation.scores:
-                attributes[task] = evaluation.mean(task)
+                attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
                 attributes[f"{task} stderr"] = evaluation.stderr(task)
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
@@ -269,7 +270,8 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         try:
             return RDBStorage(where)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise InputError(f"storage {where}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+            shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
+            raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
     path = Path(where)
     try:
         if write:
@@ -285,7 +287,7 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))  # type: ignore[arg-type]  # acquire, release
     except OSError as error:
         raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:  # as Optuna meets odd entries
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a study, or damaged: {error}") from error

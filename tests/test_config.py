@@ -127,6 +127,39 @@ def test_what_is_no_yaml_or_no_file(tmp_path):
         Config.load(tmp_path / "gone.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: &a [*a]\n", "an alias that refers to itself"),
+        ("study: " + "[" * 5000, "nested too deeply"),
+        ("study: 2020-99-99\n", "a value that YAML cannot read"),
+        ("".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9 if i else '1'}]\n" for i in range(9)), "at most 100000 values"),
+    ],
+)
+def test_hostile_yaml_is_one_message(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("storage", ["foo", "sqlite://", "sqlite:///:memory:"])
+def test_storages_that_would_lose_everything(tmp_path, storage):
+    (found,) = faults(tmp_path, GOOD, f"study.storage='{storage}'")
+    assert "study.storage: expected an Optuna URL that outlives the process" in found
+
+
+def test_an_empty_section_means_its_defaults(tmp_path):
+    assert load(tmp_path, GOOD + "search:\n").search == load(tmp_path, GOOD).search
+
+
+def test_odd_keys_and_numbers(tmp_path):
+    assert "constraints" in faults(tmp_path, GOOD.replace("mine: {min", "1: {min"))[0]
+    (found,) = faults(tmp_path, GOOD + "annealing: {low: 1e-3}\n")
+    assert "expected a number; YAML reads 1e-3 as text, write 0.001" in found
+    assert "less than or equal to 100000" in faults(tmp_path, GOOD, "search.population=99999999999999999999")[0]
+    assert "--set a.b=1: a: no such key" in faults(tmp_path, GOOD, "a.b=1")[0]
+    assert "models.cache_gib" in faults(tmp_path, GOOD, "models.cache_gib=.inf")[0]
+
+
 def test_overrides(tmp_path):
     config = load(
         tmp_path, GOOD, "search.population=32", "tasks.0.search=20", "annealing.low=0.1", "space={kind: coefficients}"

@@ -162,6 +162,34 @@ def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_pat
         assert any(line.startswith(f"  - {name}: ") and message in line for line in lines), (name, lines)
 
 
+def test_settings_that_change_what_weights_compute_must_agree(copy, tiny_folders):
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "eos_token_id": 7}))
+    with pytest.raises(InputError) as caught:
+        ExpertPool.open(str(tiny_folders["base"]), {"bad": str(folder)})
+    assert str(caught.value).splitlines()[1:] == ["  - bad: num_attention_heads in config.json is 4, the base's is 2"]
+
+
+def test_odd_tensors_and_folders_are_one_message(copy, tiny_folders):
+    folder = copy(to="scalar")
+    rewrite(folder, lambda tensors: tensors.update({"model.scale": torch.tensor(1.0)}))
+    assert len(Checkpoint(str(folder)).fingerprint) == 64
+    rewrite(folder, lambda tensors: tensors.clear())
+    with pytest.raises(InputError, match="holds no tensors"):
+        ExpertPool({"base": Checkpoint(str(folder))})
+    index = copy(to="index")
+    (index / "model.safetensors").rename(index / "x.safetensors")
+    (index / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(InputError, match="expected an object 'weight_map' of tensor names"):
+        Checkpoint(str(index))
+    broken = copy(to="broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"hidden_size": "big"}))
+    with pytest.raises(InputError, match="transformers cannot load this as a causal LM"):
+        ExpertPool({"base": Checkpoint(str(broken))}).live_model()
+
+
 def test_nan_is_found_and_named(copy, tiny_folders):
     folder = copy()
     rewrite(folder, lambda tensors: tensors["model.norm.weight"].__setitem__(3, float("nan")))

@@ -196,6 +196,7 @@ def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
         (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
         (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
         (Prune(MATH, 0.1, "wnda"), "no pruning criterion 'wnda'; there are magnitude"),
+        (Prune(MATH, 0.1, counts=(10**6,) * 14), "counts of at most the tensor's size 384, got 1000000"),
         (Prune(MATH, 0.1, counts=(1, 2)), "expected 14 counts, one per tensor, got 2"),
     ],
 )

@@ -195,6 +195,11 @@ def test_bad_nodes_are_refused_at_construction(build, message):
         ('{"schema":1,"nodes":[{"node":"leaf"}]}', "node 0: expected a node among expert"),
         ('{"schema":1,"nodes":[{"node":"expert"}]}', "node 0: missing 'name'"),
         ('{"schema":1,"nodes":[{"node":"expert","name":"a","nmae":1}]}', "unknown fields for expert: nmae"),
+        ("[" * 100_000, "text that is not JSON"),
+        (
+            '{"schema":1,"nodes":[{"node":"expert","name":"a"},{"node":"merge","method":"linear","inputs":[0],"weights":[1],"params":[]}]}',
+            "expected an object as params",
+        ),
         ('{"schema":1,"nodes":[{"node":"cast","inputs":[0],"dtype":"float32"}]}', "inputs among the 0 nodes before it"),
         (
             '{"schema":1,"nodes":[{"node":"expert","name":"a"},{"node":"cast","inputs":[-1],"dtype":"float32"}]}',

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -72,13 +75,14 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         except SaeMooError as error:
             print(f"sae-moo: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
-        except BrokenPipeError:  # e.g. piped into head; the reader has what it wanted
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes stdout once more at its end
+        except BrokenPipeError:
+            _let_go_of_stdout()
             raise typer.Exit(0) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"sae-moo: {where}{error.strerror or error}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            kept = "; what was finished before is kept" if error.errno == errno.ENOSPC else ""
+            print(f"sae-moo: {where}{error.strerror or error}{kept}", file=sys.stderr)
+            raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from None
         except KeyboardInterrupt:
             print("sae-moo: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -397,10 +401,20 @@ def _next_commands(run: Run) -> str:
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    console = Console(stderr=stderr)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            _let_go_of_stdout()
+            raise typer.Exit(0)
+
+    console = Piped(stderr=stderr)
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a pipe has no width to fit; a folded table is hard to read
     return console
+
+
+def _let_go_of_stdout() -> None:
+    """Forget a reader that has what it wanted (e.g. head): the interpreter flushes stdout once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_json(document: Any) -> None:
@@ -417,7 +431,15 @@ def _quiet() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit cleans up, a death does not
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a plain-ASCII terminal shows ? for ±
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command itself began
+        print("sae-moo: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def read_items(path: Path, kind: Kind) -> list[Item]:
         InputError: if the file cannot be read, or listing the lines that are wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also cuts at U+2028, which JSON allows
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read items: {error}") from error
     items: list[Item] = []
@@ -196,7 +196,7 @@ def read_items(path: Path, kind: Kind) -> list[Item]:
             items.append(_item(json.loads(line), kind))
         except json.JSONDecodeError as error:
             faults.append(f"{path}:{number}: not JSON: {error.msg}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(f"{path}:{number}: {error}")
     if faults:
         more = [f"... and {len(faults) - 10} more lines"] if len(faults) > 10 else []
@@ -211,6 +211,7 @@ def _item(entry: Any, kind: Kind) -> Item:
     missing = [key for key in needed if key not in entry]
     if missing:
         raise ValueError(f"expected {', '.join(needed)}; missing {', '.join(missing)}")
+    json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text: UnicodeEncodeError
     if not isinstance(entry["prompt"], str):
         raise ValueError(f"prompt: expected text, got {entry['prompt']!r}")
     if kind != "multiple_choice":

@@ -58,6 +58,8 @@ def parse_weights(text: str, known: Mapping[str, Objective]) -> dict[str, float]
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.partition("="))
         _check_known(name, known, f"--weights {text!r}")
+        if name in weights:
+            raise InputError(f"--weights {text!r}: expected every quantity once, {name!r} comes again")
         try:
             weights[name] = float(number)
         except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,34 @@ def test_bad_input_is_one_message_and_nothing_half_written(here, tiny_folders, t
     for command in ("validate", "search"):
         assert message in refused(command, "bad.yaml")
     assert not (here / "runs").exists()
+
+
+def test_plain_ascii_terminals_closed_pipes_and_the_debris_of_killed_exports(there, tmp_path):
+    command = [sys.executable, "-m", "sae_moo.cli.main"]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.run([*command, "front", "tiny"], env=plain, capture_output=True, check=True)
+    assert b" ? 0." in shown.stdout
+    piped = subprocess.run(
+        f"set -o pipefail; {shlex.join([*command, 'trials', 'tiny'])} | true",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        check=False,
+    )
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    debris = tmp_path / ".m.partial-999999999"
+    debris.mkdir()
+    call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {0o666 & ~umask()}
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "exists already" in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/link")
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 def test_a_study_file_that_is_none(here):

@@ -127,6 +127,15 @@ def test_every_bad_line_is_named(tmp_path):
         read_items(tmp_path / "gone.jsonl", "likelihood")
 
 
+def test_lines_are_cut_at_new_lines_only_and_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('\ufeff{"prompt": "a\u2028b\u0085c", "answer": "d"}\r\n', encoding="utf-8")
+    assert read_items(path, "likelihood") == [Item("a\u2028b\u0085c", ("d",))]
+    path.write_text('{"prompt": "a", "answer": "\\ud800"}')
+    with pytest.raises(InputError, match="items.jsonl:1: .*surrogates not allowed"):
+        read_items(path, "likelihood")
+
+
 def test_real_items(data, tmp_path, tokenizer):
     rows = [json.loads(line) for line in (data / "xcopa/it/val.it.jsonl").read_text(encoding="utf-8").splitlines()]
     path = tmp_path / "xcopa.jsonl"

@@ -83,6 +83,7 @@ def test_bad_conditions(text, message):
         ("accuracy", "expected NAME=NUMBER"),
         ("accuracy=-1", "expected weights of at least 0, got -1"),
         ("accuracy=nan", "expected weights of at least 0, got nan"),
+        ("accuracy=1,accuracy=5", "expected every quantity once, 'accuracy' comes again"),
         ("accuracy=0", "expected at least one weight above 0"),
     ],
 )
