@@ -19,7 +19,7 @@ import torch
 
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, TaskSection, differences
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
@@ -77,15 +77,17 @@ class Bench:
         """Return an evaluator over a live model of its own."""
         cache = WeightCache(int(self.config.models.cache_gib * 2**30))
         held = cache.max_bytes // self.model_bytes
-        if held < 2 and self.config.space.kind == "lineage":
+        wanted = 2 * self.config.search.population  # the population, and as many children on their way
+        if held < wanted and self.config.space.kind == "lineage":
             log.warning(
-                "models.cache_gib: %g GiB hold %d candidates of %.2g GiB: every child is recomputed from the experts, "
-                "slower with each generation; room for the population of %d would take %.2g GiB",
+                "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
+                "recomputed from the experts, slower with each generation. "
+                "Room for %d, twice the population, takes %.2g GiB",
                 self.config.models.cache_gib,
                 held,
                 self.model_bytes / 2**30,
-                self.config.search.population,
-                self.model_bytes * self.config.search.population / 2**30,
+                wanted,
+                self.model_bytes * wanted / 2**30,
             )
         return Evaluator(self.pool, self.live_model(), Scorer(self.tasks, self.device), cache)
 
@@ -158,7 +160,8 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         InputError: listing the faults of every task.
     """
     tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
-    longest = pool.checkpoints[BASE].config.get("max_position_embeddings")
+    described = pool.checkpoints[BASE].config
+    longest = described.get("max_position_embeddings", described.get("n_positions"))  # GPT-2's name for it
     tasks: list[Task] = []
     faults = []
     for section in config.tasks:
@@ -239,13 +242,15 @@ def search(
                 raise InputError(
                     f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
                 )
-            study.set_user_attr("config", config.model_dump(mode="json"))
-            study.set_user_attr("directory", str(config.directory))
             study.set_user_attr("fingerprints", bench.pool.fingerprints)
             study.set_user_attr("groups", list(bench.pool.groups))
             study.set_user_attr("identity", bench.identity())
         else:
             _check_same(folder, stored, bench, place)
+        places = {"config": config.model_dump(mode="json"), "directory": str(config.directory)}
+        for key, value in places.items():  # models may have moved since, their contents are checked
+            if study.user_attrs.get(key) != value:
+                study.set_user_attr(key, value)
         (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
         evaluator = bench.evaluator()
         Study(
@@ -340,11 +345,17 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     output = Path(output)
     check_free(output)
     bench = Bench.open(run.config)
-    changed = differences(dict(run.fingerprints), bench.pool.fingerprints)
+    changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
     if changed:
-        raise InputError("the experts are not those of the study:\n" + "\n".join(f"  - {each}" for each in changed))
+        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
     model = bench.live_model()
     report = materialize(record.recipe, bench.pool, model)
+    assert record.evaluation is not None
+    if report.sparsity != record.evaluation.sparsity:
+        raise RunError(
+            f"trial {record.number} gives sparsity {report.sparsity} here and had {record.evaluation.sparsity}: the "
+            "arithmetic of this machine or version differs; nothing was exported"
+        )
     facts = {
         "study": run.name,
         "trial": str(record.number),
@@ -353,7 +364,6 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
         "digest": f"`{record.digest}`",
         "made with": versions(),
     }
-    assert record.evaluation is not None
     known = {
         task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
         for task, row in record.evaluation.scores.items()

@@ -325,6 +325,13 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             )
         if isinstance(limit, dict) and _both_numbers(limit, "min", "max") and limit["min"] > limit["max"]:
             yield ("constraints", name), f"expected min <= max, got {limit['min']} > {limit['max']}"
+    experts, population = (
+        _as(dict, _as(dict, raw.get("models")).get("experts")),
+        _as(dict, raw.get("search")).get("population"),
+    )
+    if type(population) is int and 4 <= population <= len(experts):
+        need = f"expected at least {len(experts) + 1}, room for the base and every expert in the first population"
+        yield ("search", "population"), f"{need}; got {population}"
     storage = _as(dict, raw.get("study")).get("storage")
     if isinstance(storage, str) and ("://" not in storage or storage.endswith(("://", ":memory:"))):
         expected = "expected an Optuna URL that outlives the process, e.g. sqlite:///s.db, or null for a journal file"

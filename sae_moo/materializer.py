@@ -1,7 +1,8 @@
 """From recipe to weights: tensor by tensor, straight into a live model's parameters.
 
-At any moment only the live model and a few tensors are in memory, however deep the lineage. Arithmetic is float32; the
-one rounding to the model's dtype happens when a parameter is written. Sparsity is counted on what was written.
+At any moment only the live model and a few tensors are in memory: as many as the lineage is wide, however deep it is.
+Arithmetic is float32; the one rounding to the model's dtype happens when a parameter is written. Sparsity is counted on
+what was written.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class WeightCache:
         while self.bytes + size > self.max_bytes:
             _, dropped = self._held.popitem(last=False)
             self.bytes -= sum(tensor.nbytes for tensor in dropped.values())
-        self._held[recipe] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        # in host memory: on a GPU the live model and its activations need the room more
+        self._held[recipe] = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
         self.bytes += size
 
 
@@ -104,15 +106,44 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     parameters = pool.parameters(into)
     device = next(iter(parameters.values())).device
     recipe = resolve(recipe, pool, device, cache)
+    if cache is not None:
+        _hold_parents(recipe, pool, device, cache, sum(parameter.nbytes for parameter in parameters.values()))
     plan = _Plan(recipe, pool, device, cache)
     zeros: dict[str, int] = {}
     for info in pool.tensors:
         parameter = parameters[info.name]
         parameter.copy_(plan.tensor(info))
         zeros[info.name] = info.numel - int(torch.count_nonzero(parameter))
-    if cache is not None and isinstance(recipe, Cast):
+    if cache is not None and _worth_holding(recipe):
         cache.put(recipe, parameters)
     return Report(recipe, *_fractions(pool, zeros), seconds=time.perf_counter() - start)
+
+
+def _worth_holding(recipe: Recipe) -> bool:
+    return isinstance(recipe, Cast) and not isinstance(recipe.input, Expert)  # an expert is read as fast from its file
+
+
+def _hold_parents(
+    recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache, model_bytes: int
+) -> None:
+    """Put parents that the cache has dropped, or not seen since a restart, back into it.
+
+    A parent is likely to breed again, and without it every child recomputes the whole lineage above it.
+    """
+    if recipe in cache or cache.max_bytes < 3 * model_bytes:  # two parents and their child
+        return
+    parents: dict[Recipe, None] = {}
+    stack = list(children(recipe))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Cast):
+            parents[node] = None
+        else:
+            stack.extend(children(node))
+    for parent in parents:
+        if parent not in cache and _worth_holding(parent) and isinstance(parent, Cast):
+            plan = _Plan(parent, pool, device, cache)
+            cache.put(parent, {info.name: plan.tensor(info) for info in pool.tensors})
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
@@ -237,18 +268,19 @@ class _Plan:
         """Return one tensor of the recipe: float32 inside, the stored dtype for a bare expert or a cached candidate."""
         values: dict[Recipe, Tensor] = {}
         uses = dict(self._uses)
+        base: list[Tensor] = []  # read once, however many merges of the lineage need it
         for node in self._order:
             inputs = [values[child] for child in self._inputs[node]]
-            values[node] = self._apply(node, inputs, info)
+            values[node] = self._apply(node, inputs, info, base)
             for child in self._inputs[node]:
                 uses[child] -= 1
                 if not uses[child]:
                     del values[child]
         return values[self._order[-1]]
 
-    def _apply(self, node: Recipe, inputs: Sequence[Tensor], info: TensorInfo) -> Tensor:
+    def _apply(self, node: Recipe, inputs: Sequence[Tensor], info: TensorInfo, base: list[Tensor]) -> Tensor:
         if node in self._cached:
-            return self._cached[node][info.name]
+            return self._cached[node][info.name].to(self._device)
         match node:
             case Expert():
                 return self._pool.load(node.name, info.name).to(self._device)
@@ -268,10 +300,10 @@ class _Plan:
                 method = METHODS[node.method]
                 weights = node.weights[info.group] if isinstance(node.weights[0], tuple) else node.weights
                 params = _settings(node)
-                base = None
-                if method.reads_base(params):
-                    base = self._pool.load(BASE, info.name).to(self._device).float()
-                place = Place(info.name, info.prunable, base, params)
+                needed = method.reads_base(params)
+                if needed and not base:
+                    base.append(self._pool.load(BASE, info.name).to(self._device).float())
+                place = Place(info.name, info.prunable, base[0] if needed else None, params)
                 return method.kernel([tensor.float() for tensor in inputs], weights, place)
             case _:
                 raise TypeError(f"not a recipe node: {type(node).__name__}")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ class TrialRecord:
         state: ``complete``, ``failed`` or ``running``.
         recipe: what was asked for; once evaluated, with every pruning scope resolved.
         asked: what the search proposed; differs from `recipe` for group and global scopes only.
-        digest: identity of `asked`.
+        digest: identity of `recipe`.
+        asked_digest: identity of `asked`.
         evaluation: the result, or None while running.
         values: objective name -> value in the user's direction; empty unless complete.
         stderr: objective or task name -> standard error of the mean over instances.
@@ -64,6 +66,7 @@ class TrialRecord:
     recipe: Recipe
     asked: Recipe
     digest: str
+    asked_digest: str
     evaluation: Evaluation | None
     values: Mapping[str, float]
     stderr: Mapping[str, float]
@@ -83,9 +86,11 @@ class FileLock:
     def __init__(self, journal: Path) -> None:
         self._path = journal.with_name(journal.name + ".lock")
         self._handle: int | None = None
+        self._threads = threading.Lock()  # flock is between processes only
 
     def acquire(self) -> bool:
         """Wait for the lock and take it."""
+        self._threads.acquire()
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         return True
@@ -95,6 +100,7 @@ class FileLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+            self._threads.release()
 
 
 class TrialStorage:
@@ -218,7 +224,8 @@ class TrialStorage:
         try:
             asked = decode(json.loads(attrs["recipe"]), self._recipes)
             recipe = decode(json.loads(attrs["resolved"]), self._recipes) if "resolved" in attrs else asked
-            evaluation = _evaluation(recipe, attrs) if trial.state in STATES else None
+            failed = trial.state in STATES and trial.state != TrialState.COMPLETE
+            evaluation = _evaluation(recipe, attrs, failed) if trial.state in STATES else None
             values = {}
             if trial.state == TrialState.COMPLETE:
                 values = dict(zip((o.name for o in self.objectives), trial.values, strict=True))
@@ -226,12 +233,14 @@ class TrialStorage:
             if evaluation is not None and evaluation.ok:
                 stderr = {task: evaluation.stderr(task) for task in evaluation.scores}
                 stderr |= {objective.name: objective.stderr(evaluation) for objective in self.objectives}
+            name = attrs["digest"] if recipe == asked else digest(recipe, self._fingerprints)
             record = TrialRecord(
                 number=trial.number,
                 state=STATES.get(trial.state, "running"),
                 recipe=recipe,
                 asked=asked,
-                digest=attrs["digest"],
+                digest=name,
+                asked_digest=attrs["digest"],
                 evaluation=evaluation,
                 values=values,
                 stderr=stderr,
@@ -247,7 +256,6 @@ class TrialStorage:
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
         if evaluation is not None:
-            name = record.digest if recipe == asked else digest(recipe, self._fingerprints)
             self._digests[recipe] = name
             self._recipes[name] = recipe
         return record
@@ -377,13 +385,13 @@ def _packed(row: Sequence[float]) -> str | list[float]:
     return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
 
 
-def _evaluation(recipe: Recipe, attrs: Mapping[str, Any]) -> Evaluation:
+def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], failed: bool) -> Evaluation:
     return Evaluation(
         recipe,
         {task: tuple(float(score) for score in row) for task, row in attrs.get("instances", {}).items()},
         attrs.get("sparsity", 0.0),
         tuple(attrs.get("group_sparsity", ())),
-        attrs.get("reason"),
+        attrs.get("reason", "unknown") if failed else None,  # a run killed before telling may have left a reason
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
     )

@@ -148,7 +148,7 @@ class Study:
         """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
         assert record.evaluation is not None
         self._told += 1
-        self._first_with.setdefault(record.digest, (record.number, record.evaluation))
+        self._first_with.setdefault(record.asked_digest, (record.number, record.evaluation))
         self._number_of.setdefault(record.recipe, record.number)
         self._searcher.tell(self._proposals.pop(record.number), record.evaluation)
 

@@ -50,7 +50,22 @@ def record(number: int, accuracy: float, sparsity: float) -> TrialRecord:
     evaluation = Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, sparsity)
     values = {"accuracy": accuracy, "sparsity": sparsity}
     return TrialRecord(
-        number, "complete", Expert("a"), Expert("a"), "d", evaluation, values, {}, True, "", 0, (), number, number, None
+        number,
+        "complete",
+        Expert("a"),
+        Expert("a"),
+        "d",
+        "d",
+        evaluation,
+        values,
+        {},
+        True,
+        "",
+        0,
+        (),
+        number,
+        number,
+        None,
     )
 
 

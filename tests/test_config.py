@@ -127,6 +127,13 @@ def test_what_is_no_yaml_or_no_file(tmp_path):
         Config.load(tmp_path / "gone.yaml")
 
 
+def test_the_first_population_has_room_for_every_expert(tmp_path):
+    text = GOOD.replace("{math: zoo:math}", "{" + ", ".join(f"e{i}: zoo:math" for i in range(5)) + "}")
+    (found,) = faults(tmp_path, text, "search.population=5")
+    assert "search.population: expected at least 6, room for the base and every expert" in found
+    load(tmp_path, text, "search.population=6")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -183,7 +190,12 @@ def test_faults_of_overrides_name_them(tmp_path):
 def test_identity_leaves_out_what_changes_no_result(tmp_path):
     first = load(tmp_path, GOOD).identity()
     same = load(
-        tmp_path, GOOD, "search.evaluations=7", "models.cache_gib=0", "models.base=elsewhere", "study.storage=x"
+        tmp_path,
+        GOOD,
+        "search.evaluations=7",
+        "models.cache_gib=0",
+        "models.base=elsewhere",
+        "study.storage=sqlite:///x.db",
     )
     assert differences(first, same.identity()) == []
     (found,) = differences(first, load(tmp_path, GOOD, "pruning.scope=global").identity())

@@ -143,7 +143,7 @@ def test_the_cache_never_changes_a_bit_in_half_precision(tiny, dtype):
 def test_the_cache_is_bounded_and_drops_the_least_recently_used(tiny, tiny_model):
     size = sum(parameter.nbytes for parameter in tiny.parameters(tiny_model).values())
     cache = WeightCache(2 * size + 1)
-    first, second, third = (Cast(Expert(name), "float32") for name in ("math", "code", "law"))
+    first, second, third = (Cast(Prune(Expert(name), 0.1), "float32") for name in ("math", "code", "law"))
     for recipe in (first, second):
         materialize(recipe, tiny, tiny_model, cache)
     materialize(first, tiny, tiny_model, cache)
@@ -153,6 +153,20 @@ def test_the_cache_is_bounded_and_drops_the_least_recently_used(tiny, tiny_model
     tight = WeightCache(size - 1)
     materialize(first, tiny, tiny_model, tight)
     assert (len(tight), tight.bytes) == (0, 0)
+
+
+def test_parents_that_were_dropped_are_held_again(tiny, tiny_model):
+    size = sum(parameter.nbytes for parameter in tiny.parameters(tiny_model).values())
+    parent = child(Cast(MATH, "float32"), Cast(CODE, "float32"))
+    cache = WeightCache(4 * size)
+    youngest = child(parent, Cast(CODE, "float32"), 0.7)
+    materialize(youngest, tiny, tiny_model, cache)
+    with_cache = weights_of(tiny, tiny_model)
+    assert list(cache) == [parent, youngest], "experts are read from their files"
+    materialize(youngest, tiny, tiny_model)
+    assert all(torch.equal(with_cache[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
+    materialize(parent, tiny, tiny_model)
+    assert all(torch.equal(cache.get(parent)[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
 
 
 def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):

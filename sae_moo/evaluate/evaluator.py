@@ -46,7 +46,10 @@ class Scorer:
         start = 0
         for task in self.tasks:
             count = len(task.requests(split))
-            scores[task.name] = np.round(task.score(split, answers[start : start + count]), SCORE_DIGITS)
+            try:
+                scores[task.name] = np.round(task.score(split, answers[start : start + count]), SCORE_DIGITS)
+            except Exception as error:  # a task may be anybody's code; its fault ends one evaluation, not the search
+                raise TaskError(f"task {task.name} raised {type(error).__name__}: {error}") from error
             start += count
         return scores
 
@@ -82,7 +85,9 @@ class Evaluator:
             scores = self.scorer.score(self.model, "search")
         except TaskError as error:
             return Evaluation(merged, reason=str(error), seconds_score=time.perf_counter() - start)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
             return Evaluation(merged, reason=reason, seconds_score=time.perf_counter() - start)
         return Evaluation(
@@ -93,3 +98,10 @@ class Evaluator:
             seconds_merge=report.seconds,
             seconds_score=time.perf_counter() - start_score,
         )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Say whether an error is about memory: torch has a class for it on GPUs and only words for it on CPUs."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))

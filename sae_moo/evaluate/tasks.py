@@ -147,7 +147,8 @@ def split_items(name: str, items: Sequence[Item], search: int, test: int) -> dic
     """Deal items into disjoint splits.
 
     Items whose prompts differ only in case and white space are one item (the first stays). The rest are ordered by a
-    hash of their text, which no seed changes; the first `test` make the test split, the next `search` the search split.
+    hash of their text, which no seed changes: the search split is taken from the front, the test split from the back,
+    so that an item once searched on does not become a test item when the counts change.
 
     Raises:
         InputError: if there are fewer different items than asked for.
@@ -162,7 +163,7 @@ def split_items(name: str, items: Sequence[Item], search: int, test: int) -> dic
         )
     ordered = sorted(different, key=lambda text: hashlib.sha256(text.encode()).digest())
     chosen = [different[text] for text in ordered]
-    return {"test": tuple(chosen[:test]), "search": tuple(chosen[test : test + search])}
+    return {"search": tuple(chosen[:search]), "test": tuple(chosen[len(chosen) - test :])}
 
 
 def zoo_items(task: str) -> tuple[list[Item], Kind]:

@@ -87,7 +87,8 @@ def pick(
         known: every quantity that conditions and weights may name.
         conditions: what the pick must keep.
         weights: quantity -> weight; the largest weighted sum of quantities scaled to [0, 1] over the front wins. None
-            picks the knee: the point farthest above the hyperplane through the front's extremes.
+            picks the knee: the largest plain sum of the objectives so scaled. With two objectives that is the point
+            farthest above the line through the front's ends.
         base: the trial of the unmerged base, if there is one. Any model can be pruned to death, which stretches the
             front down to scores that nobody wants; the knee is sought among trials at least as accurate as the base.
 
@@ -127,8 +128,7 @@ def pick(
     gain: NDArray[np.float64] = unit @ share
     best = kept[int(np.argmax(gain))]
     if weights is None:
-        line = "line" if len(objectives) == 2 else "plane"
-        reason = f": farthest above the {line} between the front's extremes" if len(kept) > 1 else ""
+        reason = ": largest sum of the objectives, each scaled to the front's range" if len(kept) > 1 else ""
         return best, f"the knee {among}{reason}"
     text = ", ".join(f"{name} x {weight:g}" for name, weight in weights.items())
     return best, f"largest weighted sum ({text}, each scaled to the front's range) {among}"

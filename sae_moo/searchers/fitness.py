@@ -26,9 +26,17 @@ def shares(scores: Array, alpha: float = 1.0) -> Array:
     return np.divide(scores, z)
 
 
-def competition(scores: Array, alpha: float = 1.0) -> Array:
-    """Return ``F_i = sum_j s_ij / z_j / M^alpha`` for M instances; shape (candidates,)."""
-    result: Array = shares(scores, alpha).sum(axis=1) / scores.shape[1] ** alpha
+def competition(scores: Array, alpha: float = 1.0, weight: Array | None = None) -> Array:
+    """Return ``F_i = sum_j s_ij / z_j / M^alpha`` for M instances; shape (candidates,).
+
+    Args:
+        scores: shape (candidates, instances), in [0, 1].
+        alpha: strength of the competition.
+        weight: how much each instance counts, 1 on average, shape (instances,); None is 1 for all. The share of an
+            instance is weighted, since weighting scores would cancel in ``s_ij / z_j``.
+    """
+    share = shares(scores, alpha)
+    result: Array = (share if weight is None else share * weight).sum(axis=1) / scores.shape[1] ** alpha
     return result
 
 
@@ -45,12 +53,15 @@ def sparsity_score(sparsity: Array, tau: float = 1.0) -> Array:
     return result
 
 
-def total(scores: Array, sparsity: Array, omega: float = 0.5, beta: float = 0.5, tau: float = 1.0) -> Array:
+def total(
+    scores: Array, sparsity: Array, weight: Array | None = None, omega: float = 0.5, beta: float = 0.5, tau: float = 1.0
+) -> Array:
     """Return ``T_i = omega F_i + beta P_i``; local (one column per group) if `sparsity` has groups.
 
     Args:
         scores: shape (candidates, instances).
         sparsity: shape (candidates,) for the global form or (candidates, groups) for the local one.
+        weight: how much each instance counts; see `competition`.
         omega: weight of accuracy.
         beta: weight of sparsity.
         tau: temperature of the sparsity score.
@@ -58,21 +69,23 @@ def total(scores: Array, sparsity: Array, omega: float = 0.5, beta: float = 0.5,
     Returns:
         Shape of `sparsity`.
     """
-    fitness = competition(scores)
+    fitness = competition(scores, weight=weight)
     if sparsity.ndim == 2:
         fitness = fitness[:, None]
     result: Array = omega * fitness + beta * sparsity_score(sparsity, tau)
     return result
 
 
-def attraction(scores: Array, first: int, alpha: float = 1.0) -> Array:
+def attraction(scores: Array, first: int, weight: Array | None = None, alpha: float = 1.0) -> Array:
     """Return how much each candidate complements one: ``sum_j max(0, s_bj/z_j - s_aj/z_j)``; shape (candidates,).
 
     Args:
         scores: shape (candidates, instances).
         first: row of the candidate a partner is sought for.
+        weight: how much each instance counts; see `competition`.
         alpha: strength of the competition.
     """
     share = shares(scores, alpha)
-    result: Array = np.maximum(0.0, share - share[first]).sum(axis=1)
+    gain = np.maximum(0.0, share - share[first])
+    result: Array = (gain if weight is None else gain * weight).sum(axis=1)
     return result

@@ -28,6 +28,7 @@ from sae_moo.searchers.operators import (
     Origin,
     PruneMergeMutation,
     RecipeDuplicates,
+    SeededTournament,
     ZeroAwareCrossover,
 )
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
@@ -74,9 +75,8 @@ class NsgaSearcher:
         settings: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
         if isinstance(space, LineageSpace):
             ground = space.ground
-            sparsest = max(schedule.high, schedule.low)
             settings |= {
-                "sampling": LineageSampling(ground, sparsest),
+                "sampling": LineageSampling(ground, schedule.high),
                 "selection": AttractionMating(),
                 "crossover": ZeroAwareCrossover(ground),
                 "mutation": PruneMergeMutation(ground, ratio=schedule(0)),
@@ -87,6 +87,7 @@ class NsgaSearcher:
         else:
             settings |= {
                 "sampling": CoefficientSampling(space, schedule.high),
+                "selection": SeededTournament(),  # pymoo's own tosses an unseeded coin between equally infeasible ones
                 "crossover": SBX(eta=15, prob=0.9),
                 "mutation": PM(eta=20),
             }
@@ -141,7 +142,10 @@ class NsgaSearcher:
     def _advance(self, individuals: Sequence[Individual]) -> None:
         if self._first and not any(individual.get(EVALUATION).ok for individual in individuals):
             reasons = sorted({str(individual.get(EVALUATION).reason) for individual in individuals})
-            raise RunError(f"all {len(individuals)} first candidates failed: {'; '.join(reasons[:3])}")
+            raise RunError(
+                f"all {len(individuals)} first candidates failed: {'; '.join(reasons[:3])}; "
+                "mend the cause, then start anew (--fresh, or another study.name)"
+            )
         self._algorithm.tell(infills=Population.create(*individuals))
         self._first = False
         self._told = []

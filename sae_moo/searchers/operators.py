@@ -1,8 +1,8 @@
 """Breeding of lineages as pymoo operators: first population, attraction mating, zero-aware crossover, pruning-merging.
 
 Sources: Zhang, Zhang et al. 2026 (SAE, arXiv 2602.08218); Abrantes et al. 2025 (M2N2, arXiv 2508.16204); the group-wise
-draws, the scaling of the child's task vector and the targets per group are ours. What each is worth, measured over
-seeds: `studies/zoo/`.
+draws, the scaling of the child's task vector and the targets per group are ours. What was measured of them, over seeds:
+`studies/zoo/`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Cast, Merge, Recipe
 from sae_moo.searchers import fitness
 from sae_moo.searchers.problem import EVALUATION
-from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
+from sae_moo.searchers.space import DIGITS, SCALES, CoefficientSpace, Ground
 
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
@@ -93,12 +93,29 @@ class CoefficientSampling(Sampling):  # type: ignore[misc]
         rng = _required(random_state)
         count = len(self.space.ground.experts)
         levels = [*np.eye(count), np.zeros(count), np.full(count, 1 / count)]
-        levels += [np.full(count, scale) for scale in (0.5, 0.7, 1.0)]
+        levels += [np.full(count, scale) for scale in SCALES]
         vectors = [self.space.encode(level) for level in levels][:n_samples]
         while len(vectors) < n_samples:
             weights = self.space.ground.random_weights(rng)
             vectors.append(self.space.encode(weights, rng.uniform(0.0, self.sparsest)))
         return np.array(vectors)
+
+
+class SeededTournament(Selection):  # type: ignore[misc]
+    """Choose parents by binary tournament: constraint violation, then rank, then crowding, then a tossed coin."""
+
+    def _do(
+        self,
+        problem: Any,
+        pop: Any,
+        n_select: int,
+        n_parents: int,
+        *args: Any,
+        random_state: Rng | None = None,
+        **kw: Any,
+    ) -> Any:
+        rng = _required(random_state)
+        return np.array([[_tournament(pop, rng) for _ in range(n_parents)] for _ in range(n_select)])
 
 
 class AttractionMating(Selection):  # type: ignore[misc]
@@ -140,10 +157,11 @@ class AttractionMating(Selection):  # type: ignore[misc]
         everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
         scores = np.stack([_instances(individual) for individual in everyone])
         sparsity = np.array([individual.get(EVALUATION).group_sparsity for individual in everyone])
-        for individual, total in zip(everyone, fitness.total(scores, sparsity), strict=True):
+        weight = _instance_weights(everyone[0])
+        for individual, total in zip(everyone, fitness.total(scores, sparsity, weight), strict=True):
             individual.set(TOTAL, total)
         scores = scores[: len(usable)]
-        overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]))
+        overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]), weight)
         pairs = np.empty((n_select, 2), dtype=object)
         for pair in pairs:
             first = _tournament(usable, rng)
@@ -151,9 +169,9 @@ class AttractionMating(Selection):  # type: ignore[misc]
             if founders and rng.random() < self.founder:
                 pair[1] = founders[int(rng.integers(len(founders)))]
             elif self.attract:
-                weight = fitness.attraction(scores, first)
-                weight = weight if weight.sum() > 0 else overall
-                pair[1] = usable[int(rng.choice(len(usable), p=weight / weight.sum()))]
+                pull = fitness.attraction(scores, first, weight)
+                pull = pull if pull.sum() > 0 else overall
+                pair[1] = usable[int(rng.choice(len(usable), p=pull / pull.sum()))]
             else:
                 pair[1] = usable[_tournament(usable, rng)]
         return pairs
@@ -345,10 +363,14 @@ def _tournament(pop: list[Individual], rng: Rng) -> int:
 
 
 def _instances(individual: Individual) -> NDArray[np.float64]:
-    """Return the per-instance scores of all tasks, each task's weighing the same in sum."""
-    rows = individual.get(EVALUATION).scores.values()
-    longest = max(len(row) for row in rows)
-    return np.concatenate([np.asarray(row) * (longest / len(row)) for row in rows])
+    """Return the per-instance scores of all tasks, one after another."""
+    return np.concatenate([np.asarray(row) for row in individual.get(EVALUATION).scores.values()])
+
+
+def _instance_weights(individual: Individual) -> NDArray[np.float64]:
+    """Return a weight per instance, 1 on average, that lets every task count the same in sum."""
+    lengths = np.array([len(row) for row in individual.get(EVALUATION).scores.values()])
+    return np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
 
 
 def _objects(recipes: list[Recipe]) -> Any:

@@ -26,7 +26,9 @@ class MergeProblem(Problem):  # type: ignore[misc]  # pymoo carries no types
         space: what a row of the population means.
         objectives: what to maximize, each in [0, 1].
         constraints: limits; feasible candidates keep all of them.
-        evaluate: recipe -> evaluation. Not needed by a loop that evaluates elsewhere (`NsgaSearcher`).
+        evaluate: recipe -> evaluation. Under `pymoo.minimize` children are bred from recipes as they were asked for, so
+            that group and global pruning cost two more passes per ancestor. Not needed by a loop that evaluates
+            elsewhere (`NsgaSearcher`).
     """
 
     def __init__(

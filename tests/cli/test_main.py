@@ -275,6 +275,47 @@ def test_ctrl_c_saves_and_exits_130(here, monkeypatch):
     assert "resumed: 4 evaluations replayed" in call("search", "c.yaml").stdout
 
 
+def test_two_searches_of_one_run_do_not_meet(here):
+    from sae_moo.build import _locked
+
+    with _locked(Path("runs/tiny"), fresh=False):
+        assert f"another search is running there (process {os.getpid()})" in refused("search", "c.yaml")
+    assert not (here / "runs/tiny").exists(), "a lock alone leaves no run behind"
+
+
+def test_a_study_is_bound_to_its_device_and_the_bases_config(here, tiny_folders, monkeypatch):
+    call("search", "c.yaml", "--evaluations", "2")
+    monkeypatch.setattr("sae_moo.build.Bench.identity", changed_identity("sae_moo.build"))
+    message = refused("search", "c.yaml")
+    assert "device: the study has 'cpu', now it is 'cuda'" in message
+    assert "config.json of base" in message
+    assert "config.json of base" in refused("export", "tiny", "--trial", "0", "-o", "m")
+
+
+def changed_identity(_module):
+    from sae_moo.build import Bench
+
+    original = Bench.identity
+    return lambda self: original(self) | {"device": "cuda", "config.json of base": "changed"}
+
+
+def test_moved_models_are_found_again(here, tiny_folders):
+    moved = {name: shutil.copytree(path, here / "m1" / name) for name, path in tiny_folders.items()}
+    (here / "c.yaml").write_text(written(config_for(moved)))
+    call("search", "c.yaml", "--evaluations", "2")
+    (here / "m1").rename(here / "m2")
+    (here / "c.yaml").write_text(written(config_for({name: here / "m2" / name for name in tiny_folders})))
+    call("search", "c.yaml", "--evaluations", "3")
+    call("export", "tiny", "--trial", "0", "-o", "out", "--verify")
+
+
+def test_scopes_share_one_digest_between_trial_and_export(here):
+    call("search", "c.yaml", "--set", "pruning.scope=global")
+    trial = json.loads(call("pick", "tiny", "--where", "sparsity>=0.01", "--json").stdout)["trial"]
+    call("export", "tiny", "--trial", str(trial["number"]), "-o", "out")
+    assert json.loads((here / "out/recipe.json").read_text())["digest"] == trial["digest"]
+
+
 def test_validate(here):
     document = json.loads(call("validate", "c.yaml", "--json").stdout)
     assert document["experts"] == ["base", "math", "code", "law"]

@@ -135,6 +135,38 @@ def test_logits_that_are_not_finite_fail_the_candidate(tiny, tiny_model):
     assert bench.evaluate(Cast(Expert("math"), "float32")).ok, "the next candidate is not harmed"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), MemoryError()])
+def test_a_cpu_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch, error):
+    bench = evaluator(tiny, tiny_model)
+
+    def full(model, split):
+        raise error
+
+    monkeypatch.setattr(bench.scorer, "score", full)
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason.startswith("out of memory")
+
+
+def test_an_error_of_our_own_is_no_failure_of_the_candidate(tiny, tiny_model, monkeypatch):
+    bench = evaluator(tiny, tiny_model)
+
+    def wrong(model, split):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(bench.scorer, "score", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        bench.evaluate(Cast(Expert("math"), "float32"))
+
+
+def test_a_task_that_raises_fails_the_candidate(tiny, tiny_model, monkeypatch):
+    bench = evaluator(tiny, tiny_model)
+
+    def odd(split, answers):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(bench.scorer.tasks[1], "score", odd)
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "task b raised ZeroDivisionError: division by zero"
+
+
 def test_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch):
     def full(model):
         raise torch.OutOfMemoryError("no more\nat all")

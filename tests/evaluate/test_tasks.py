@@ -27,6 +27,10 @@ def test_splits_are_disjoint_exact_and_fixed():
     assert not {i.prompt for i in splits["search"]} & {i.prompt for i in splits["test"]}
     assert split_items("t", items(50)[::-1], 20, 30) == splits, "the order of the file does not matter"
     assert split_items("t", items(50), 10, 30)["test"] == splits["test"], "nor does the size of the other split"
+    for search, test in ((20, 10), (5, 45), (40, 10)):
+        other = split_items("t", items(50), search, test)
+        if len(other["test"]) + 20 <= 50:
+            assert not set(other["test"]) & set(splits["search"]), "what was searched on once never becomes a test item"
 
 
 def test_the_same_text_is_one_item_however_it_is_written():
@@ -132,7 +136,7 @@ def test_lines_are_cut_at_new_lines_only_and_a_byte_order_mark_is_no_text(tmp_pa
     path.write_text('\ufeff{"prompt": "a\u2028b\u0085c", "answer": "d"}\r\n', encoding="utf-8")
     assert read_items(path, "likelihood") == [Item("a\u2028b\u0085c", ("d",))]
     path.write_text('{"prompt": "a", "answer": "\\ud800"}')
-    with pytest.raises(InputError, match="items.jsonl:1: .*surrogates not allowed"):
+    with pytest.raises(InputError, match=r"items\.jsonl:1: .*surrogates not allowed"):
         read_items(path, "likelihood")
 
 

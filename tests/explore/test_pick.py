@@ -19,7 +19,9 @@ def chosen(*conditions: str, weights: str | None = None, front=FRONT) -> tuple[i
 def test_the_knee():
     number, why = chosen()
     assert number == 1
-    assert why == "the knee of the 4 trials on the front: farthest above the line between the front's extremes"
+    assert (
+        why == "the knee of the 4 trials on the front: largest sum of the objectives, each scaled to the front's range"
+    )
 
 
 def test_the_knee_is_sought_where_models_are_worth_something():

@@ -119,6 +119,12 @@ def test_failures_are_never_parents_and_do_not_stop_the_search(make, landscape):
 
 
 @every
+def test_one_seed_gives_one_run_even_when_nearly_all_fail(make, landscape):
+    runs = [[p.recipe for p, _ in drive(make(), landscape, 50, failing=lambda i: i % 12 != 1)] for _ in range(3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+@every
 def test_a_first_population_that_fails_whole_says_why(make, landscape):
     with pytest.raises(RunError, match="all 12 first candidates failed: out of memory"):
         drive(make(), landscape, 13, failing=lambda i: True)

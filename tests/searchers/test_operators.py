@@ -22,6 +22,7 @@ from sae_moo.searchers.operators import (
     Origin,
     PruneMergeMutation,
     RecipeDuplicates,
+    SeededTournament,
     ZeroAwareCrossover,
 )
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
@@ -99,6 +100,48 @@ def test_crossover_follows_the_local_ratio():
     assert merge.weights == ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.5, 0.5))
     assert merge.params == ()
     assert [e.recipe for e in child.get("origin").parents] == [a.X[0], b.X[0]]
+
+
+def test_shares_spread_over_children_and_groups_and_task_vectors_are_stretched():
+    pair = [individual("math"), individual("code")]
+    rng = np.random.default_rng(0)
+
+    def merges(**settings):
+        quiet = {"spread": 0, "jitter": 0, "split": 0, "stretch": 0} | settings
+        return [c.X[0].input for c in ZeroAwareCrossover(GROUND, **quiet).do(None, [pair] * 40, random_state=rng)]
+
+    assert len({merge.weights for merge in merges(spread=0.2)}) > 30
+    assert all(len(set(merge.weights)) == 1 for merge in merges(spread=0.2))
+    assert all(len(set(merge.weights)) > 1 for merge in merges(jitter=0.2))
+    scales = [dict(merge.params)["scale"] for merge in merges(stretch=1, reach=0.15)]
+    assert 0.05 < np.std(scales) < 0.3
+    assert np.mean(scales) == pytest.approx(1, abs=0.1)
+    assert all(merge.method == "linear" for merge in merges(aware=False))
+
+
+def test_the_tournament_prefers_feasible_then_rank_then_crowding():
+    worse = (
+        {"cv": 1.0, "rank": 0, "crowding": 9.0},
+        {"cv": 0.0, "rank": 1, "crowding": 9.0},
+        {"cv": 0.0, "rank": 0, "crowding": 1.0},
+    )
+    better = {"cv": 0.0, "rank": 0, "crowding": 2.0}
+    for other in worse:
+        pop = Population.create(individual("math"), individual("code"))
+        for each, facts in zip(pop, (better, other), strict=True):
+            each.G = np.array([facts["cv"]])
+            each.set("rank", facts["rank"])
+            each.set("crowding", facts["crowding"])
+        chosen = SeededTournament()._do(None, pop, 200, 1, random_state=np.random.default_rng(0)).ravel()
+        assert (chosen == 0).mean() == pytest.approx(0.75, abs=0.08), "the worse one only where it met itself"
+
+
+def test_every_task_counts_the_same_however_many_items_it_has():
+    scores = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])  # one item of a task, two of another
+    weight = np.array([1.5, 0.75, 0.75])
+    assert fitness.competition(scores, weight=weight).tolist() == pytest.approx([0.5, 0.5])
+    assert fitness.attraction(scores, 0, weight).tolist() == pytest.approx([0.0, 1.5])
+    assert fitness.attraction(scores, 1, weight).tolist() == pytest.approx([1.5, 0.0])
 
 
 def test_a_split_point_mirrors_the_shares_after_it():
