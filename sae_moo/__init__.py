@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sae_moo.build import Bench, search
+    from sae_moo.build import Bench
     from sae_moo.config import Config
     from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
     from sae_moo.experts import ExpertPool
+    from sae_moo.jobs import search
     from sae_moo.materializer import WeightCache, materialize
     from sae_moo.objectives import Constraint, Evaluation, Objective
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 
 _HOMES = {
-    "build": ("Bench", "search"),
+    "build": ("Bench",),
     "config": ("Config",),
     "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
     "experts": ("ExpertPool",),
+    "jobs": ("search",),
     "materializer": ("WeightCache", "materialize"),
     "objectives": ("Constraint", "Evaluation", "Objective"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),

@@ -111,12 +111,12 @@ def search(
     from sae_moo.config import Config
 
     parsed = Config.load(config, overrides)
-    from sae_moo import build
+    from sae_moo import jobs
     from sae_moo.cli.display import SearchView, front_table, trial_json
 
     console = _console(as_json)
     with SearchView(parsed, console, show=not as_json) as view:
-        run = build.search(parsed, view, fresh=fresh)
+        run = jobs.search(parsed, view, fresh=fresh)
         seconds = view.seconds
     front = run.front()
     if as_json:
@@ -245,10 +245,10 @@ def export(
     else:
         record, why = _picked(opened, knee, weights, where)
         why = why[0].upper() + why[1:]
-    from sae_moo import build
+    from sae_moo import jobs
     from sae_moo.cli.display import score_table, scores_json, trial_json
 
-    scores = build.export(opened, record, why, output, verify)
+    scores = jobs.export(opened, record, why, output, verify)
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         _print_json(
@@ -283,10 +283,10 @@ def evaluate(
     from sae_moo.config import Config
 
     parsed = Config.load(config, set_)
-    from sae_moo import build
+    from sae_moo import jobs
     from sae_moo.cli.display import score_table, scores_json
 
-    scores, sparsity = build.evaluate(model, parsed, split.value)
+    scores, sparsity = jobs.evaluate(model, parsed, split.value)
     if as_json:
         _print_json({"split": split.value, "tasks": scores_json(scores), "sparsity": sparsity})
         return
@@ -313,9 +313,9 @@ def merge(
     moved = dict(part.partition("=")[::2] for part in expert)
     if not all(moved.values()):
         raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
-    from sae_moo import build
+    from sae_moo import jobs
 
-    sparsity = build.merge(recipe, output, moved)
+    sparsity = jobs.merge(recipe, output, moved)
     if as_json:
         _print_json({"output": str(output), "sparsity": sparsity})
     else:
@@ -333,11 +333,12 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
     from sae_moo.config import Config
 
     parsed = Config.load(config, set_)
-    from sae_moo import build
+    from sae_moo.build import Bench
+    from sae_moo.jobs import check_resumable
 
-    bench = build.Bench.open(parsed)
+    bench = Bench.open(parsed)
     bench.live_model()
-    build.check_resumable(parsed, bench)
+    check_resumable(parsed, bench)
     facts: dict[str, Any] = {
         "study": parsed.study.name,
         "device": bench.device,

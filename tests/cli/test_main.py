@@ -276,7 +276,7 @@ def test_ctrl_c_saves_and_exits_130(here, monkeypatch):
 
 
 def test_two_searches_of_one_run_do_not_meet(here):
-    from sae_moo.build import _locked
+    from sae_moo.jobs import _locked
 
     with _locked(Path("runs/tiny"), fresh=False):
         assert f"another search is running there (process {os.getpid()})" in refused("search", "c.yaml")

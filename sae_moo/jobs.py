@@ -1,0 +1,334 @@
+"""The whole jobs: search, evaluate, export, merge. Each is one call of the command line."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from sae_moo.build import Bench, open_tasks, resolve_device, versions
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.config import Config, differences
+from sae_moo.errors import InputError, RunError, nearest
+from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.evaluate.task import Split
+from sae_moo.execute.local import LocalExecutor
+from sae_moo.experts import ExpertPool, load_model
+from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
+from sae_moo.materializer import materialize, measured_sparsity
+from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.run import POINTER, RUNS, Run
+from sae_moo.searchers.searcher import Searcher
+from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
+from sae_moo.study import Listener, Study
+
+LOCK = "search.lock"  # in a run folder: held by the one process that searches there
+
+
+def search(
+    config: Config,
+    listener: Listener = lambda event: None,
+    root: str | Path = RUNS,
+    fresh: bool = False,
+    searcher: Callable[[Bench], Searcher] | None = None,
+) -> Run:
+    """Run a search, or go on with one.
+
+    Args:
+        config: the configuration.
+        listener: told of every finished trial.
+        root: folder of run folders; the run lies in ``root/NAME``.
+        fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
+        searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot
+            tell the two apart, so give it a name of its own.
+
+    Returns:
+        The run, to look at.
+
+    Raises:
+        InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
+        Interrupted: on Ctrl-C, after saving.
+    """
+    bench = Bench.open(config)
+    folder = Path(root) / config.study.name
+    place = _absolute(config.study.storage, config.directory)
+    if fresh and place is not None:
+        raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
+    with _locked(folder, fresh) as folder:
+        storage = open_storage(place or folder / JOURNAL, write=True)
+        study = create_or_load(storage, config.study.name, config.objective_list())
+        stored = study.user_attrs.get("identity")
+        if stored is None:
+            if study.get_trials(deepcopy=False):
+                raise InputError(
+                    f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
+                )
+            study.set_user_attr("fingerprints", bench.pool.fingerprints)
+            study.set_user_attr("groups", list(bench.pool.groups))
+            study.set_user_attr("identity", bench.identity())
+        else:
+            _check_same(folder, stored, bench, place)
+        places = {"config": config.model_dump(mode="json"), "directory": str(config.directory)}
+        for key, value in places.items():  # models may have moved since, their contents are checked
+            if study.user_attrs.get(key) != value:
+                study.set_user_attr(key, value)
+        (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
+        evaluator = bench.evaluator()
+        Study(
+            TrialStorage(
+                storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
+            ),
+            searcher(bench) if searcher is not None else bench.searcher(),
+            LocalExecutor(evaluator.evaluate),
+            bench.pool.fingerprints,
+            bench.pool.groups,
+            config.search.evaluations,
+            versions(),
+            listener,
+        ).run()
+    return Run.open(folder)
+
+
+def _absolute(storage: str | None, directory: Path) -> str | None:
+    """Return a storage URL whose SQLite file, like every path, starts from the configuration's folder."""
+    file = (storage or "").removeprefix("sqlite:///")
+    if storage is None or file == storage or Path(file).is_absolute():
+        return storage
+    return f"sqlite:///{directory / file}"
+
+
+def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
+    """Raise InputError if a run of that name exists under other settings; writes nothing."""
+    folder = Path(root) / config.study.name
+    if (folder / POINTER).is_file():
+        run = Run.open(folder)
+        _check_same(folder, run.identity, bench, config.study.storage)
+
+
+def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
+    found = differences(stored, bench.identity())
+    if found:
+        raise InputError(
+            f"{folder}: the study was made under other settings and is not resumed:\n"
+            + "\n".join(f"  - {difference}" for difference in found)
+            + "\n  use another study.name"
+            + (", or --fresh to put the old run aside" if place is None else "")
+        )
+
+
+def evaluate(target: str, config: Config, split: Split) -> tuple[dict[str, Score], float]:
+    """Score a model folder, a hub id, ``zoo:NAME`` or a recipe with the configured tasks.
+
+    Args:
+        target: what to score; a path ending in ``.json`` is a recipe over the configured experts.
+        config: the configuration.
+        split: which items to score on.
+
+    Returns:
+        Task name -> score, and the fraction of zeros over all prunable weights.
+
+    Raises:
+        InputError: if the target or the configuration cannot be used.
+    """
+    empty = [section.name for section in config.tasks if split == "test" and not section.test]
+    if empty:
+        raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
+    device = resolve_device(config.models.device)
+    if target.endswith(".json"):
+        bench = Bench.open(config)
+        recipe = _read_recipe(Path(target), bench.pool)
+        pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
+        materialize(recipe, pool, model)
+    else:
+        pool = ExpertPool({BASE: Checkpoint(target)})
+        tasks = open_tasks(config, pool)
+        model = pool.live_model(config.models.dtype, device)
+    return summary(Scorer(tasks, device).score(model, split)), measured_sparsity(pool, model)
+
+
+def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: bool) -> dict[Split, dict[str, Score]]:
+    """Write a trial as a Hugging Face folder.
+
+    Args:
+        run: the run.
+        record: one of its complete trials.
+        why: why this one, for the model card.
+        output: the folder to make.
+        verify: load the folder again and compare every score with the trial's; also scores the test split.
+
+    Returns:
+        Scores per split, as found by verifying; empty without.
+
+    Raises:
+        InputError: if the output is taken or the experts are not those of the study.
+        RunError: if verifying finds any difference; nothing is left behind then.
+    """
+    output = Path(output)
+    check_free(output)
+    bench = Bench.open(run.config)
+    changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
+    if changed:
+        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    model = bench.live_model()
+    report = materialize(record.recipe, bench.pool, model)
+    assert record.evaluation is not None
+    if report.sparsity != record.evaluation.sparsity:
+        raise RunError(
+            f"trial {record.number} gives sparsity {report.sparsity} here and had {record.evaluation.sparsity}: the "
+            "arithmetic of this machine or version differs; nothing was exported"
+        )
+    facts = {
+        "study": run.name,
+        "trial": str(record.number),
+        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": run.config.models.dtype,
+        "digest": f"`{record.digest}`",
+        "made with": versions(),
+    }
+    known = {
+        task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
+        for task, row in record.evaluation.scores.items()
+    }
+    found: dict[Split, dict[str, Score]] = {}
+
+    def check(folder: Path) -> None:
+        if verify:
+            dtype = getattr(torch, run.config.models.dtype)
+            scorer = Scorer(bench.tasks, bench.device)
+            found.update(
+                verified(folder, scorer, lambda path: load_model(path, dtype, bench.device), record.evaluation.scores)  # type: ignore[union-attr]
+            )
+            (folder / "README.md").write_text(model_card(output.name, why, bench.pool, facts, found), encoding="utf-8")
+
+    card = model_card(output.name, why, bench.pool, facts, {"search": known})
+    write_model(output, model, bench.pool.tokenizer(), recipe_document(record.recipe, bench.pool), card, check)
+    return found
+
+
+def merge(
+    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
+) -> float:
+    """Write the model of a recipe file, without any search.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it.
+        output: the folder to make.
+        moved: name -> source of experts that are not where the recipe says; paths start from the current folder.
+        dtype: dtype of the model if the recipe does not end in a cast.
+
+    Returns:
+        The fraction of zeros over all prunable weights.
+
+    Raises:
+        InputError: if the file is no such recipe, or an expert is not what it was.
+    """
+    path, output = Path(recipe_file), Path(output)
+    check_free(output)
+    document = _read_document(path)
+    experts = document.get("experts")
+    if (
+        not isinstance(experts, dict)
+        or BASE not in experts
+        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
+    ):
+        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
+    unknown = [name for name in moved or {} if name not in experts]
+    if unknown:
+        known = ", ".join(experts)
+        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], experts)}; it has {known}")
+    sources = {name: entry["source"] for name, entry in experts.items()}
+    sources |= {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
+    pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent)
+    recipe = _read_recipe(path, pool)
+    model = pool.live_model(getattr(recipe, "dtype", dtype))
+    report = materialize(recipe, pool, model)
+    facts = {
+        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": getattr(recipe, "dtype", dtype),
+        "digest": f"`{recipe.digest(pool)}`",
+        "made with": versions(),
+    }
+    card = model_card(output.name, f"Merged by the recipe {path.name}", pool, facts, {})
+    write_model(output, model, pool.tokenizer(), recipe_document(recipe, pool), card, lambda folder: None)
+    return report.sparsity
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    if path.suffix in (".yaml", ".yml"):
+        raise InputError(f"{path}: mergekit configurations are not read by this version; give a recipe as JSON")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: expected a recipe as JSON: {reason}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected a recipe as a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _read_recipe(path: Path, pool: ExpertPool) -> Recipe:
+    document = _read_document(path)
+    try:
+        recipe = decode(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    experts = document.get("experts")
+    for name, entry in experts.items() if isinstance(experts, Mapping) else ():
+        fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
+        if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
+            raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
+    return recipe
+
+
+@contextmanager
+def _locked(folder: Path, fresh: bool) -> Iterator[Path]:
+    """Hold a run folder for one writer.
+
+    Raises:
+        InputError: if it cannot be written, or another process is searching there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: the run folder cannot be written: {error.strerror}") from error
+    with handle:
+        _lock(handle, folder)
+        if fresh and not _only_lock(folder):
+            number = 1
+            while folder.with_name(f"{folder.name}.{number}").exists():
+                number += 1
+            folder.rename(folder.with_name(f"{folder.name}.{number}"))
+            with _locked(folder, fresh=False) as anew:
+                yield anew
+            return
+        try:
+            yield folder
+        finally:
+            if _only_lock(folder):  # refused before anything was stored
+                shutil.rmtree(folder)
+
+
+def _only_lock(folder: Path) -> bool:
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
+def _lock(handle: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        owner = handle.read().strip()
+        raise InputError(
+            f"{folder}: another search is running there" + (f" (process {owner})" if owner else "")
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
