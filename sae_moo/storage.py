@@ -103,6 +103,36 @@ class FileLock:
             self._threads.release()
 
 
+class JournalFile(JournalFileBackend):
+    """Optuna's journal file, without waiting for the disk after every attribute of a trial.
+
+    A dozen attributes come before the entry that ends a trial, and that entry waits for all of them. A killed process
+    loses nothing either way; a power cut loses at most the trial that was being written.
+
+    Args:
+        path: the journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        lock = FileLock(path)
+        super().__init__(str(path), lock_obj=lock)  # type: ignore[arg-type]  # it has acquire and release
+        self._path = path
+        self._own_lock = lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries, a line each."""
+        if not all("user_attr" in entry for entry in logs):
+            super().append_logs(logs)
+            return
+        text = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs)
+        self._own_lock.acquire()
+        try:
+            with self._path.open("ab") as file:
+                file.write(text.encode())
+        finally:
+            self._own_lock.release()
+
+
 class TrialStorage:
     """A study opened for reading or writing.
 
@@ -292,7 +322,7 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
             raise InputError(f"no study at {path}")
         else:
             _check_journal(path)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))  # type: ignore[arg-type]  # acquire, release
+        return JournalStorage(JournalFile(path))
     except OSError as error:
         raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:  # as Optuna meets odd entries

@@ -287,3 +287,15 @@ def test_reading_changes_nothing(tmp_path):
 def test_a_storage_that_cannot_be_opened(url):
     with pytest.raises(InputError, match="Optuna cannot open it"):
         open_storage(url, write=True)
+
+
+def test_ending_a_trial_reaches_the_disk_and_its_attributes_do_not_wait_for_it_one_by_one(tmp_path, monkeypatch):
+    setup = Setup(tmp_path / "s")
+    storage = setup.storage()
+    number = storage.begin(Cast(Expert("math"), "float32"), {}, (), "expert", 0, 0, "v")
+    waited = []
+    monkeypatch.setattr("os.fsync", lambda handle: waited.append(setup.path.read_bytes()))
+    storage.finish(number, setup.landscape(Cast(Expert("math"), "float32")), told=0)
+    assert len(waited) == 2, "the constraint and the end"
+    assert waited[-1] == setup.path.read_bytes(), "whole when the disk was last waited for"
+    assert b"a score" in waited[-1]
