@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
     from sae_moo.experts import ExpertPool
     from sae_moo.jobs import search
-    from sae_moo.materializer import WeightCache, materialize
+    from sae_moo.materializer import materialize
     from sae_moo.objectives import Constraint, Evaluation, Objective
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
     from sae_moo.run import Run
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from sae_moo.searchers.problem import MergeProblem
     from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+    from sae_moo.weight_cache import WeightCache
 
 _HOMES = {
     "build": ("Bench",),
@@ -39,7 +40,8 @@ _HOMES = {
     "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
     "experts": ("ExpertPool",),
     "jobs": ("search",),
-    "materializer": ("WeightCache", "materialize"),
+    "materializer": ("materialize",),
+    "weight_cache": ("WeightCache",),
     "objectives": ("Constraint", "Evaluation", "Objective"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
     "run": ("Run",),

@@ -18,12 +18,12 @@ from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.experts import ExpertPool
-from sae_moo.materializer import WeightCache
 from sae_moo.recipe import BASE
 from sae_moo.schedule import Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sae_moo.checkpoint import DTYPES, HEADS, Checkpoint
 from sae_moo.errors import InputError
+from sae_moo.ops.operands import Remembered
 from sae_moo.recipe import BASE
 
 # Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
@@ -82,6 +83,7 @@ class ExpertPool:
         groups: group names in model order: embeddings, blocks, head.
         tensors: every weight tensor once (a tied head is none), in model order.
         fingerprints: name -> content fingerprint.
+        remembered: numbers about the experts' tensors that merge methods computed once.
     """
 
     def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -108,6 +110,7 @@ class ExpertPool:
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
             )
         self.fingerprints = _fingerprints(self.checkpoints)
+        self.remembered = Remembered()
 
     @classmethod
     def open(cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> ExpertPool:

@@ -21,7 +21,8 @@ BASE = "base"
 DTYPES = ("float32", "bfloat16", "float16")
 SCOPES = ("tensor", "group", "global")
 
-Param: TypeAlias = float | int | bool | str
+Scalar: TypeAlias = float | int | bool | str
+Param: TypeAlias = Scalar | tuple[float, ...] | tuple[tuple[float, ...], ...]
 Weights: TypeAlias = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
@@ -120,8 +121,10 @@ class Merge(Recipe):
     Args:
         method: name of a merge method, e.g. ``linear`` or ``task_arithmetic``.
         inputs: one or more recipes, in the order of the weights.
-        weights: one finite number per input, or one such row per parameter group (groups in the pool's order).
-        params: further settings of the method, e.g. ``{"scale": 0.8}``; kept sorted by name.
+        weights: one finite number per input, or one such row per parameter group (groups in the pool's order) or per
+            tensor (tensors in the pool's order).
+        params: further settings of the method, e.g. ``{"scale": 0.8}``; kept sorted by name. A number may differ by
+            input (one per input), or by group or tensor too (rows of one number, or of one per input).
     """
 
     kind: ClassVar[str] = "merge"
@@ -147,10 +150,13 @@ class Merge(Recipe):
                 )
         params = dict(self.params)
         for name, value in params.items():
-            if not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
+            where = f"Merge {self.method}: {name}"
+            if isinstance(value, (list, tuple)):
+                params[name] = _setting_rows(value, len(inputs), where)
+            elif not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
                 raise InputError(f"Merge {self.method}: expected a number, truth value or text for {name!r}: {value!r}")
-            if isinstance(value, float):
-                params[name] = _number(value, f"Merge {self.method}: {name}")
+            elif isinstance(value, float):
+                params[name] = _number(value, where)
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "params", tuple(sorted(params.items())))
@@ -426,6 +432,17 @@ def _numbers(values: Any, where: str) -> Any:
     if entries and all(isinstance(entry, (list, tuple)) or hasattr(entry, "__len__") for entry in entries):
         return tuple(tuple(_number(value, where) for value in row) for row in entries)
     return tuple(_number(value, where) for value in entries)
+
+
+def _setting_rows(value: Sequence[Any], inputs: int, where: str) -> Any:
+    """Return a setting that differs by input (one number each), or by group or tensor (rows of 1 or that many)."""
+    numbers = _numbers(value, where)
+    rows = numbers if numbers and isinstance(numbers[0], tuple) else (numbers,)
+    if rows is numbers and all(isinstance(row, tuple) and len(row) in (1, inputs) for row in rows):
+        return numbers
+    if rows is not numbers and len(numbers) == inputs:
+        return numbers
+    raise InputError(f"{where}: expected {inputs} numbers, one per input, or rows of one or as many, got {value!r}")
 
 
 def _describe(node: Recipe, depth: int) -> str:

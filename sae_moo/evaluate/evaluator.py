@@ -14,9 +14,10 @@ from sae_moo.errors import TaskError
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.experts import ExpertPool
-from sae_moo.materializer import WeightCache, materialize
+from sae_moo.materializer import materialize
 from sae_moo.objectives import SCORE_DIGITS, Evaluation
 from sae_moo.recipe import Recipe
+from sae_moo.weight_cache import WeightCache
 
 
 class Scorer:

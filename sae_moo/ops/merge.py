@@ -1,106 +1,69 @@
-"""Merge kernels: one function and one row of `METHODS` each.
+"""Merge methods: one function and one row of `METHODS` each.
 
-A kernel gets one tensor of every input, flat or shaped, in float32 on one device, and returns a new float32 tensor of
-the same shape; it never changes its inputs. Conventions follow mergekit 0.1.5 where it has the method, as far as said.
+A method looks at one tensor of every input and returns the elementwise step that merges it (`step.py`). Conventions
+follow mergekit 0.1.5 where it has the method; every difference is named in the function's words. Weights stay exact
+here, where mergekit rounds them to the tensors' dtype (0.3 becomes 0.30078 in bfloat16).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
 
-import torch
-from torch import Tensor
+from sae_moo.ops import spherical, task_vectors
+from sae_moo.ops.operands import Operands, Param, Place
+from sae_moo.ops.steps import Step, ZeroAware, divisor, terms
 
-# Same threshold as mergekit: nearly parallel tensors are mixed linearly, where slerp divides by a vanishing sine.
-SLERP_PARALLEL = 0.9995
-
-Param = float | int | bool | str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a kernel works.
-
-    Args:
-        tensor: name of the tensor.
-        prunable: whether its zeros are meant (2-D weights inside blocks) or accidental.
-        base: the base model's tensor in float32, or None for methods that need none.
-        params: the method's settings, defaults filled in.
-    """
-
-    tensor: str
-    prunable: bool
-    base: Tensor | None
-    params: Mapping[str, Param]
+Function = Callable[[Operands, Sequence[float], Place], Step]
 
 
-Kernel = Callable[[Sequence[Tensor], Sequence[float], Place], Tensor]
-
-
-def linear(inputs: Sequence[Tensor], weights: Sequence[float], place: Place) -> Tensor:
+def linear(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001  # a method
     """Weighted mean ``sum w_i x_i / sum w_i`` (``normalize=False``: the bare sum). As in mergekit."""
-    total = sum(weights) if place.params["normalize"] else 1.0
-    return _weighted_sum(inputs, [weight / total for weight in weights])
+    return terms(shares(weights) if place.params["normalize"] else weights)
 
 
-def slerp(inputs: Sequence[Tensor], weights: Sequence[float], place: Place) -> Tensor:  # noqa: ARG001  # a kernel
-    """Spherical interpolation of two whole tensors, ``t = w_2 / (w_1 + w_2)`` (Shoemake 1985).
+def task_arithmetic(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001
+    """``base + scale * sum w_i (x_i - base)`` (Ilharco et al. 2023, sec. 2); ``normalize``: divided by ``sum w_i``.
 
-    The angle is between the flattened tensors; nearly parallel ones (|cos| > 0.9995) and zero tensors are mixed
-    linearly. As in mergekit, whose single ``t`` runs from the first input to the second.
+    As in mergekit, whose name for the scale is lambda.
     """
-    first, second = inputs
-    t = weights[1] / (weights[0] + weights[1])
-    a, b = first.flatten().double(), second.flatten().double()  # dot products in float64: one rounding per result
-    norms = (torch.dot(a, a) * torch.dot(b, b)).sqrt().item()
-    cosine = torch.dot(a, b).item() / norms if norms > 0 else 1.0
-    if abs(cosine) > SLERP_PARALLEL:
-        return _weighted_sum(inputs, [1 - t, t])
-    omega = torch.acos(torch.tensor(cosine, dtype=torch.float64))
-    shares = [torch.sin((1 - t) * omega) / torch.sin(omega), torch.sin(t * omega) / torch.sin(omega)]
-    return _weighted_sum(inputs, [share.item() for share in shares])
+    scale = place.number("scale") / (divisor(weights) if place.params["normalize"] else 1.0)
+    parts = [scale * weight for weight in weights]
+    rest = 1.0 - math.fsum(parts)
+    return terms(parts, base=rest if abs(rest) > 1e-12 else 0.0)
 
 
-def task_arithmetic(inputs: Sequence[Tensor], weights: Sequence[float], place: Place) -> Tensor:
-    """``base + scale * sum w_i (x_i - base)``, not normalised (Ilharco et al. 2023, sec. 2). As in mergekit.
-
-    Difference: mergekit rounds the weights to the tensors' dtype (0.3 becomes 0.30078 in bf16); here they stay exact.
-    """
-    assert place.base is not None
-    scale = float(place.params["scale"])
-    merged = place.base.clone()
-    for tensor, weight in zip(inputs, weights, strict=True):
-        if weight:
-            merged.add_(tensor - place.base, alpha=scale * weight)
-    return merged
-
-
-def zero_aware(inputs: Sequence[Tensor], weights: Sequence[float], place: Place) -> Tensor:
+def zero_aware(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001
     """Re-densifying merge: where some inputs are exactly zero, the others take the place undiluted.
 
     Per element ``sum w_i x_i / sum of the w_i whose x_i is not zero``; all zero stays zero; if only inputs of weight 0
     are non-zero there, their plain mean. Tensors that are not prunable get the plain weighted mean. With ``scale`` s,
     every non-zero element first moves to ``base + s (x - base)``, so that scaling brings no zero back by itself.
     Source: the attraction of Zhang, Zhang et al. 2026 (arXiv 2602.08218); `scale` and more than two inputs are ours.
+    Not in mergekit.
     """
-    scale = float(place.params["scale"])
-    total = sum(weights)
-    if not place.prunable:
-        return _stretched(_weighted_sum(inputs, [weight / total for weight in weights]), place.base, scale)
-    moved = [torch.where(x == 0, x, _stretched(x, place.base, scale)) for x in inputs] if scale != 1.0 else inputs
-    if len(inputs) == 2:
-        (first, second), (a, b) = inputs, moved
-        both = a.mul(weights[0] / total).add_(b, alpha=weights[1] / total)
-        return torch.where(first == 0, b, torch.where(second == 0, a, both))
-    present = [x != 0 for x in inputs]
-    merged = _weighted_sum(moved, weights)
-    mass = torch.zeros_like(merged)
-    for here, weight in zip(present, weights, strict=True):
-        mass.add_(here, alpha=weight)
-    weighted = merged.div_(torch.where(mass == 0, 1.0, mass))
-    number = torch.stack([here.to(torch.float32) for here in present]).sum(dim=0).clamp_(min=1.0)
-    return torch.where(mass == 0, _weighted_sum(moved, [1.0] * len(moved)) / number, weighted)
+    return ZeroAware(shares(weights), place.number("scale"), place.prunable)
+
+
+def rankmean(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001
+    """RankMean (Perin et al. 2024): weights by how much each model changed a tensor, compared within the model.
+
+    ``d`` = sum of |x - base| per tensor, ``r`` its rank among the model's tensors inside blocks, from 1 for the least
+    changed; a tensor's weights are ``w_m r_m / sum w_m r_m``; tensors outside blocks get ``w_m / sum w_m``. The ranks
+    need the whole models: `resolver.resolve` writes them into the recipe as the setting ``ranks``, here they are
+    at hand. Not in mergekit.
+    """
+    ranks = place.each("ranks", len(weights))
+    return terms(shares([weight * rank for weight, rank in zip(weights, ranks, strict=True)]))
+
+
+def shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return weights divided by their sum."""
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +71,70 @@ class Method:
     """One row of the table of methods.
 
     Args:
-        kernel: the function.
+        function: looks at a tensor and returns the step.
         inputs: smallest and largest number of inputs (None: any).
         defaults: settings and their defaults; their types are the types expected.
-        weights: what the weights must satisfy: ``any``, ``sum`` (not 0) or ``mixing`` (none negative, sum above 0).
-        reads_base: whether the kernel reads `Place.base`, given its settings.
+        fixed: settings that make the row what it is; not the user's.
+        weights: what the weights must satisfy: ``any``, ``sum`` (not 0, unless ``normalize`` is off), ``mixing``
+            (none negative, sum above 0) or ``unused``.
+        reads_base: whether the base's tensor is needed, given the settings.
+        choices: settings that are one of some texts.
     """
 
-    kernel: Kernel
+    function: Function
     inputs: tuple[int, int | None] = (1, None)
     defaults: Mapping[str, Param] = field(default_factory=dict)
-    weights: str = "any"
+    fixed: Mapping[str, Param] = field(default_factory=dict)
+    weights: Literal["any", "sum", "mixing", "unused"] = "any"
     reads_base: Callable[[Mapping[str, Param]], bool] = lambda params: False
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-METHODS: Mapping[str, Method] = {
-    "linear": Method(linear, defaults={"normalize": True}, weights="sum"),
-    "slerp": Method(slerp, inputs=(2, 2), weights="sum"),
-    "task_arithmetic": Method(task_arithmetic, defaults={"scale": 1.0}, reads_base=lambda params: True),
-    "zero_aware": Method(
-        zero_aware, defaults={"scale": 1.0}, weights="mixing", reads_base=lambda params: params["scale"] != 1.0
-    ),
-}
+def _always(params: Mapping[str, Param]) -> bool:  # noqa: ARG001
+    return True
 
 
-def _weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    result = tensors[0] * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        result.add_(tensor, alpha=weight)
-    return result
+def _thinned(function: Function, elect: bool, normalize: bool, rescale: str, **own: Param) -> Method:
+    """A row of the TIES, DARE, DELLA and breadcrumbs family."""
+    settings: dict[str, Param] = {"density": 1.0, "scale": 1.0, "normalize": normalize, "rescale": rescale, **own}
+    choices = {"rescale": ("none", "l1", "density")}
+    return Method(function, (1, None), settings, {"elect": elect}, "any", _always, choices)
 
 
-def _stretched(tensor: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    if scale == 1.0:
-        return tensor
-    assert base is not None
-    return torch.lerp(base, tensor, scale)
+_GEOMETRIC: Mapping[str, Param] = {"relative": False}
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "linear": Method(linear, defaults={"normalize": True}, weights="sum"),
+        "slerp": Method(spherical.slerp, inputs=(2, 2), weights="sum"),
+        "nuslerp": Method(
+            spherical.nuslerp, inputs=(2, 2), defaults=_GEOMETRIC, reads_base=lambda params: bool(params["relative"])
+        ),
+        "multislerp": Method(
+            spherical.multislerp,
+            defaults={**_GEOMETRIC, "normalize": True},
+            weights="sum",
+            reads_base=lambda params: bool(params["relative"]),
+        ),
+        "karcher": Method(spherical.karcher, defaults={"max_iter": 10, "tol": 1e-5}, weights="mixing"),
+        "split_slerp": Method(spherical.split_slerp, inputs=(2, 2), defaults={"split": 0.5}, weights="sum"),
+        "model_stock": Method(spherical.model_stock, inputs=(2, None), weights="mixing", reads_base=_always),
+        "task_arithmetic": Method(task_arithmetic, defaults={"scale": 1.0, "normalize": False}, reads_base=_always),
+        "ties": _thinned(task_vectors.ties, elect=True, normalize=True, rescale="none"),
+        "dare_linear": _thinned(task_vectors.dare, elect=False, normalize=False, rescale="l1", seed=0),
+        "dare_ties": _thinned(task_vectors.dare, elect=True, normalize=False, rescale="l1", seed=0),
+        "della": _thinned(task_vectors.della, elect=True, normalize=True, rescale="l1", seed=0, epsilon=0.15),
+        "della_linear": _thinned(task_vectors.della, elect=False, normalize=False, rescale="l1", seed=0, epsilon=0.15),
+        "breadcrumbs": _thinned(task_vectors.breadcrumbs, elect=False, normalize=False, rescale="none", gamma=0.01),
+        "breadcrumbs_ties": _thinned(task_vectors.breadcrumbs, elect=True, normalize=False, rescale="none", gamma=0.01),
+        "sce": Method(
+            task_vectors.sce, defaults={"select_topk": 1.0, "scale": 1.0}, weights="mixing", reads_base=_always
+        ),
+        "arcee_fusion": Method(task_vectors.arcee_fusion, inputs=(1, 1), weights="unused", reads_base=_always),
+        "rankmean": Method(rankmean, weights="mixing", reads_base=_always),
+        "zero_aware": Method(
+            zero_aware, defaults={"scale": 1.0}, weights="mixing", reads_base=lambda params: params["scale"] != 1.0
+        ),
+    }
+)
+"""Name -> method. Adding one is a function and a row."""

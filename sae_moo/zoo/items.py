@@ -65,30 +65,32 @@ def _draws(task: str, seed: int, hard_share: float) -> Iterator[tuple[str, str]]
 
 
 @functools.cache
-def _held_out(task: str) -> tuple[tuple[str, str], ...]:
+def _held_out(task: str, count: int) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for prompt, answer in _draws(task, seed=TASKS.index(task) if task in TASKS else 0, hard_share=HARD_SHARE):
         if is_held_out(prompt):
             found.setdefault(prompt, answer)
-            if len(found) == HELD_OUT:
+            if len(found) == count:
                 break
     return tuple(found.items())
 
 
-def held_out(task: str) -> tuple[dict[str, object], ...]:
+def held_out(task: str, count: int = HELD_OUT) -> tuple[dict[str, object], ...]:
     """Give a task's held-out items.
 
     Args:
         task: One of `TASKS`.
+        count: How many; more than `HELD_OUT` continue the same draws with items that the tasks do not use.
+            ``zoo_lingua`` has about 1,190 in all and is drawn from until it gives that many.
 
     Returns:
-        `HELD_OUT` items ``{"prompt": str, "answer": str}`` in a fixed, random order, no prompt twice; the prompt ends
+        `count` items ``{"prompt": str, "answer": str}`` in a fixed, random order, no prompt twice; the prompt ends
         without a blank and the answer begins with one. The dicts are the caller's own.
 
     Raises:
         ValueError: There is no such task.
     """
-    return tuple({"prompt": prompt, "answer": answer} for prompt, answer in _held_out(task))
+    return tuple({"prompt": prompt, "answer": answer} for prompt, answer in _held_out(task, count))
 
 
 def training_items(task: str, seed: int, hard_share: float) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,8 @@
     python studies/zoo/study.py --variants quickstart --seeds 5 --workers 2 --output quickstart.jsonl
     python studies/zoo/study.py --variants all --seeds 5 --workers 2 --output ablation.jsonl
 
-A model is always chosen on the search split and judged on the test split (400 items a task, disjoint from it).
+A model is always chosen on the search split and judged on the test split (400 items a task, disjoint from it), and once
+more on fresh items (`FRESH`): further draws that belong to no task and that nobody looked at while the zoo was made.
 Intervals are paired over test items: 95 %, normal approximation, the three tasks weighing the same.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart.yaml"
+FRESH = {"zoo_math": 1000, "zoo_lingua": 180, "zoo_logic": 1000}
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6)
 SCALES = tuple(round(0.1 * i, 1) for i in range(1, 13))
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -53,13 +55,15 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
     for section, values in change.get("config", {}).items():
         raw[section] |= values
     raw["study"]["seed"] = seed
-    raw["search"]["evaluations"] = evaluations
+    if evaluations:
+        raw["search"]["evaluations"] = evaluations
     config = sm.Config.from_dict(raw)
     with tempfile.TemporaryDirectory() as root:
         run = sm.search(config, root=root, searcher=lambda bench: changed_searcher(bench, change))
         records, front = run.trials(), run.front()
     bench = sm.Bench.open(config)
     model, scorer = bench.live_model(), Scorer(bench.tasks, bench.device)
+    fresh = Scorer(fresh_tasks(bench), bench.device)
 
     def test(recipe: sm.Recipe) -> tuple[list[list[float]], float]:
         report = sm.materialize(recipe, bench.pool, model)
@@ -73,6 +77,8 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
         if kept:
             best = max(kept, key=lambda record: record.values["accuracy"])
             chosen[str(threshold)] = {"test": judged[best.number][0], "sparsity": judged[best.number][1]}
+            sm.materialize(best.recipe, bench.pool, model)
+            chosen[str(threshold)]["fresh"] = [row.tolist() for row in fresh.score(model, "test").values()]
     seconds = sum(record.evaluation.seconds_merge + record.evaluation.seconds_score for record in records)
     return {
         "variant": variant,
@@ -82,6 +88,19 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
         "front": sorted(points.tolist()),
         "seconds evaluating": seconds,
     }
+
+
+def fresh_tasks(bench) -> list:
+    """Return the zoo's tasks over items that no split holds."""
+    from sae_moo.evaluate.tasks import Item, ItemTask
+    from sae_moo.zoo.items import HELD_OUT, KINDS, held_out
+
+    tasks = []
+    for name, count in FRESH.items():
+        new = held_out(name, HELD_OUT + count)[HELD_OUT:]
+        items = [Item(str(item["prompt"]), (str(item["answer"]),)) for item in new]
+        tasks.append(ItemTask(name, KINDS[name], {"search": (), "test": items}, bench.pool.tokenizer()))
+    return tasks
 
 
 def changed_searcher(bench, change: dict):
@@ -109,8 +128,12 @@ def references() -> dict:
     bench = sm.Bench.open(sm.Config.load(CONFIG))
     model, scorer, ground = bench.live_model(), Scorer(bench.tasks, bench.device), bench.ground()
 
+    fresh = Scorer(fresh_tasks(bench), bench.device)
+
     def score(recipe: sm.Recipe, split: str) -> list[list[float]]:
         sm.materialize(recipe, bench.pool, model)
+        if split == "fresh":
+            return [row.tolist() for row in fresh.score(model, "test").values()]
         return [row.tolist() for row in scorer.score(model, split).values()]
 
     def mean(rows: list[list[float]]) -> float:
@@ -124,7 +147,8 @@ def references() -> dict:
     recipes[f"task arithmetic, scale {tuned}"] = ground.task_arithmetic(tuned * ones)
     average = recipes["uniform average"]
     pruned = {level: mean(score(sm.Prune(average, level), "test")) for level in LEVELS}
-    return {"test": {name: score(recipe, "test") for name, recipe in recipes.items()}, "pruned average": pruned}
+    judged = {split: {name: score(recipe, split) for name, recipe in recipes.items()} for split in ("test", "fresh")}
+    return judged | {"pruned average": pruned}
 
 
 def paired(a: list[list[float]], b: list[list[float]]) -> tuple[float, float]:
@@ -141,36 +165,41 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {half:.3f}"
 
 
-def accuracy(result: dict, threshold: float) -> float:
-    """Return the test accuracy of the model chosen at a sparsity; 0 where the front holds none."""
+def accuracy(result: dict, threshold: float, split: str = "test") -> float:
+    """Return the accuracy of the model chosen at a sparsity; 0 where the front holds none."""
     chosen = result["chosen"].get(str(threshold))
-    return float(np.mean([np.mean(row) for row in chosen["test"]])) if chosen else 0.0
+    return float(np.mean([np.mean(row) for row in chosen[split]])) if chosen else 0.0
 
 
 def show_references(reference: dict) -> None:
-    """Print the table of base, experts and one-shot merges."""
-    print("\n| test accuracy | math | lingua | logic | mean |\n|---|---|---|---|---|")
-    for name, rows in reference["test"].items():
-        means = [np.mean(row) for row in rows]
-        print(f"| {name} | " + " | ".join(f"{m:.3f}" for m in [*means, np.mean(means)]) + " |")
+    """Print the tables of base, experts and one-shot merges."""
+    for split in ("test", "fresh"):
+        show_scores(reference[split], split)
     print("\n| uniform average pruned by magnitude to | " + " | ".join(f"{level}" for level in LEVELS) + " |")
     print("|---" * (len(LEVELS) + 1) + "|")
     print("| test accuracy | " + " | ".join(f"{value:.3f}" for value in reference["pruned average"].values()) + " |")
 
 
-def show_gains(results: list[dict], reference: dict) -> None:
+def show_scores(scores: dict, split: str) -> None:
+    """Print one table of scores."""
+    print(f"\n| {split} accuracy | math | lingua | logic | mean |\n|---|---|---|---|---|")
+    for name, rows in scores.items():
+        means = [np.mean(row) for row in rows]
+        print(f"| {name} | " + " | ".join(f"{m:.3f}" for m in [*means, np.mean(means)]) + " |")
+
+
+def show_gains(results: list[dict], reference: dict, split: str) -> None:
     """Print, per seed, the chosen model against the references."""
-    tests = reference["test"]
-    best = max(("math", "lingua", "logic"), key=lambda name: np.mean([np.mean(row) for row in tests[name]]))
-    against = [best, *(name for name in tests if name.startswith(("uniform", "task")))]
-    print("\n| seed | test accuracy | sparsity | " + " | ".join(f"minus {name}" for name in against) + " |")
+    scores = reference[split]
+    best = max(("math", "lingua", "logic"), key=lambda name: np.mean([np.mean(row) for row in scores[name]]))
+    against = [best, *(name for name in scores if name.startswith(("uniform", "task")))]
+    print(f"\n| seed | {split} accuracy | sparsity | " + " | ".join(f"minus {name}" for name in against) + " |")
     print("|---" * (len(against) + 3) + "|")
     for result in results:
         chosen = result["chosen"]["0.0"]
-        cells = ["{:+.3f} ± {:.3f}".format(*paired(chosen["test"], tests[name])) for name in against]
-        print(
-            f"| {result['seed']} | {accuracy(result, 0.0):.3f} | {chosen['sparsity']:.3f} | " + " | ".join(cells) + " |"
-        )
+        cells = ["{:+.3f} ± {:.3f}".format(*paired(chosen[split], scores[name])) for name in against]
+        own = accuracy(result, 0.0, split)
+        print(f"| {result['seed']} | {own:.3f} | {chosen['sparsity']:.3f} | " + " | ".join(cells) + " |")
 
 
 def show_variants(results: list[dict]) -> None:
@@ -188,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default="quickstart", help="names with commas between, or all")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--evaluations", type=int, default=240)
+    parser.add_argument("--evaluations", type=int, default=0, help="of every search; 0: as configured")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines; searches found there are not run again")
     arguments = parser.parse_args()
@@ -208,7 +237,8 @@ def main() -> None:
         (r for r in results if r["variant"] in names), key=lambda r: (names.index(r["variant"]), r["seed"])
     )
     show_references(reference.result())
-    show_gains([result for result in results if result["variant"] == names[0]], reference.result())
+    for split in ("test", "fresh"):
+        show_gains([result for result in results if result["variant"] == names[0]], reference.result(), split)
     show_variants(results)
 
 

@@ -1,132 +1,328 @@
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
+import reference
 import torch
 
-from sae_moo.ops.merge import METHODS, Place
+from sae_moo.errors import InputError
+from sae_moo.ops import fused
+from sae_moo.ops.merge import METHODS
+from sae_moo.ops.operands import Operands, Place, Remembered
+from sae_moo.ops.random import Stream, threshold
+from sae_moo.ops.steps import by_rank
+from sae_moo.ops.write import write
+
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+FAMILY = ("ties", *RANDOM, "breadcrumbs", "breadcrumbs_ties")
+SETTINGS = {
+    "linear": [{}, {"normalize": False}],
+    "slerp": [{}],
+    "split_slerp": [{"split": 0.0}, {"split": 0.4}, {"split": 1.0}],
+    "nuslerp": [{}, {"relative": True}],
+    "multislerp": [{}, {"relative": True}, {"normalize": False}],
+    "karcher": [{}, {"max_iter": 3}],
+    "model_stock": [{}],
+    "task_arithmetic": [{}, {"scale": 0.7}, {"normalize": True}],
+    "ties": [{"density": 0.5}, {"density": 0.2, "scale": 1.5, "normalize": False}, {"rescale": "l1", "density": 0.3}],
+    "dare_linear": [{"density": 0.5}, {"density": 0.3, "rescale": "density", "seed": 7}, {"rescale": "none"}],
+    "dare_ties": [{"density": 0.5}, {"density": 0.3, "normalize": True}],
+    "della": [{"density": 0.5}, {"density": 0.3, "epsilon": 0.1, "seed": 3}],
+    "della_linear": [{"density": 0.5}],
+    "breadcrumbs": [{"density": 0.5}, {"density": 0.3, "gamma": 0.1}, {"density": 0.95, "gamma": 0.2}],
+    "breadcrumbs_ties": [{"density": 0.5, "gamma": 0.05}],
+    "sce": [{}, {"select_topk": 0.3}, {"scale": 0.5}],
+    "arcee_fusion": [{}],
+    "rankmean": [{"ranks": (2.0, 5.0, 1.0)}],
+    "zero_aware": [{}, {"scale": 1.3}],
+}
+CASES = [(method, settings) for method, rows in SETTINGS.items() for settings in rows]
+SIZES = [(1,), (2,), (64,), (3, 5), (40, 33), (300, 301)]
 
 
-def place(method: str, base=None, prunable=True, **params) -> Place:
-    return Place("w", prunable, base, {**METHODS[method].defaults, **params})
+def inputs_of(method: str) -> int:
+    return METHODS[method].inputs[1] or 3
 
 
-def tensors(count: int, size=(3, 5)) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(size, generator=generator) for _ in range(count)]
+def tensors(count: int, size=(3, 5), seed: int = 1, dtype=torch.float32) -> list[torch.Tensor]:
+    """A base and fine-tuned versions of it, as far apart as such are."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(size, generator=generator)
+    steps = [0.3 * torch.randn(size, generator=generator) for _ in range(count)]
+    return [base.to(dtype), *((base + step).to(dtype) for step in steps)]
 
 
+def merge(method, xs, weights, base, out=torch.float32, prunable=True, keys=None, named=False, **params):
+    row = METHODS[method]
+    settings = {**row.defaults, **params, **row.fixed}
+    keys = keys or tuple(f"x{i}" for i in range(len(xs)))
+    names = keys if named else (None,) * len(xs)
+    flat = tuple(x.flatten() for x in xs)
+    size = tuple(base.shape)
+    operands = Operands(flat, base.flatten() if row.reads_base(settings) else None, size, names, keys)
+    place = Place("w", prunable, settings, 0, base.numel(), Remembered())
+    result = torch.empty(base.numel(), dtype=out, device=base.device)
+    zeros = write(row.function(operands, weights, place), operands, result)
+    assert zeros == int((result == 0).sum())
+    return result.view(size)
+
+
+def expected(method, xs, weights, base, **params) -> np.ndarray:
+    """The float64 reference; random masks are those of the streams, checked by themselves below."""
+    arrays = [x.double().numpy() for x in xs]
+    ground = base.double().numpy()
+    if method == "rankmean":
+        return reference.linear(arrays, [w * r for w, r in zip(weights, params["ranks"], strict=True)], ground)
+    if method not in FAMILY:
+        return getattr(reference, method)(arrays, weights, ground, **params)
+    row = METHODS[method]
+    settings = {**row.defaults, **params}
+    density = settings["density"]
+    deltas = [x - base for x in xs] if xs[0].dtype == torch.float32 else [x.float() - base.float() for x in xs]
+    masks = []
+    for i, delta in enumerate(deltas):
+        if method == "ties":
+            masks.append(reference.trimmed(delta.numpy(), density))
+        elif method.startswith("breadcrumbs"):
+            masks.append(reference.middle(delta.numpy(), density, settings["gamma"]))
+        elif density >= 1:
+            masks.append(np.ones(base.shape, bool))
+        else:
+            numbers = Stream.of(settings["seed"], "w", f"x{i}").draw(0, base.numel()).reshape(base.shape)
+            drop = threshold(density)
+            if method.startswith("della"):
+                drop = by_rank(delta.abs().reshape(-1, base.shape[-1]), density, settings["epsilon"])
+                drop = drop.reshape(base.shape)
+            masks.append((numbers >= drop).numpy())
+    rest = {name: settings[name] for name in ("normalize", "scale", "rescale", "density")}
+    return reference.thinned(arrays, weights, ground, masks, row.fixed["elect"], **rest)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def path(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(fused, "available", lambda: False)
+    else:
+        pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
+
+
+def test_every_method_has_cases():
+    assert set(SETTINGS) == set(METHODS)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_agrees_with_the_formula_in_float64(method, settings, size):
+    count = inputs_of(method)
+    base, *xs = tensors(count, size)
+    weights = [0.5, 0.3, 0.9][:count]
+    if method == "zero_aware":
+        for x in xs:
+            x[x.abs() < 0.5] = 0
+    copies = [x.clone() for x in (base, *xs)]
+    result = merge(method, xs, weights, base, **settings)
+    wanted = torch.from_numpy(np.array(expected(method, xs, weights, base, **settings)))
+    torch.testing.assert_close(result.double(), wanted, rtol=3e-6, atol=3e-6)
+    assert all(torch.equal(x, copy) for x, copy in zip((base, *xs), copies, strict=True)), "inputs are never changed"
+    assert torch.equal(result, merge(method, xs, weights, base, **settings))
+
+
+def ulps(result: torch.Tensor, wanted: torch.Tensor) -> int:
+    """Most units in the last place of bfloat16 between two tensors."""
+    words = [x.bfloat16().view(torch.int16).int() for x in (result, wanted)]
+    ordered = [torch.where(word < 0, -(word & 0x7FFF), word) for word in words]
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("method", "settings"), [case for case in CASES if case[0] != "arcee_fusion"])
+def test_bfloat16_is_the_reference_rounded(method, settings):
+    count = inputs_of(method)
+    base, *xs = tensors(count, (64, 65), dtype=torch.bfloat16)
+    weights = [0.5, 0.3, 0.9][:count]
+    result = merge(method, xs, weights, base, out=torch.bfloat16, **settings)
+    wanted = torch.from_numpy(np.array(expected(method, xs, weights, base, **settings)))
+    # where terms cancel to almost nothing, float32 arithmetic itself is coarser than a bfloat16 there
+    whole = wanted.abs() > 1e-3
+    assert ulps(result[whole], wanted[whole]) <= 1
+    torch.testing.assert_close(result[~whole].double(), wanted[~whole], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtypes", list(itertools.product([torch.float32, torch.bfloat16, torch.float16], repeat=2)))
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_compiled_plain_and_any_number_of_threads_give_the_same_bits(method, settings, dtypes, threads, monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
+    monkeypatch.setattr(fused, "GRAIN", 1 << 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    inner, out = dtypes
+    count = inputs_of(method)
+    base, *xs = tensors(count, (70, 71), dtype=inner)
+    for x in xs:
+        x[x.abs() < 0.2] = 0
+    weights = [0.5, 0.3, 0.9][:count]
+    compiled = merge(method, xs, weights, base, out=out, **settings)
+    monkeypatch.setattr(fused, "available", lambda: False)
+    assert torch.equal(compiled, merge(method, xs, weights, base, out=out, **settings))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [(1,), (2,), (64,), (3, 5)])
-def test_contract_of_every_kernel(method, size):
-    a, b, base = tensors(3, size)
-    copies = [t.clone() for t in (a, b, base)]
-    merged = METHODS[method].kernel([a, b], (0.3, 0.7), place(method, base))
-    assert merged.shape == a.shape
-    assert merged.dtype == torch.float32
-    assert merged.data_ptr() not in (a.data_ptr(), b.data_ptr(), base.data_ptr())
-    assert all(torch.equal(t, c) for t, c in zip((a, b, base), copies, strict=True)), "inputs are never changed"
-    again = METHODS[method].kernel([a, b], (0.3, 0.7), place(method, base))
-    assert torch.equal(merged, again)
+def test_identical_experts_give_the_expert(method, dtype):
+    base, x = tensors(1, (20, 30), dtype=dtype)
+    count = inputs_of(method)
+    settings = {"ranks": (3.0, 1.0, 2.0)} if method == "rankmean" else {}
+    settings |= {"normalize": True} if "normalize" in METHODS[method].defaults else {}
+    result = merge(method, [x] * count, [0.1, 0.2, 0.6][:count], base, out=dtype, **settings)
+    if method in (*FAMILY, "sce", "arcee_fusion"):  # b + (x - b) rounds once more; fusion takes over a part
+        part = torch.where(result == base, base, x) if method == "arcee_fusion" else x
+        torch.testing.assert_close(result, part, rtol=1e-6 if dtype == torch.float32 else 2**-8, atol=1e-6)
+    else:
+        assert torch.equal(result, x)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_inputs_with_weights_that_sum_to_one_give_that_input(method):
-    a, base = tensors(2)
-    merged = METHODS[method].kernel([a, a], (0.25, 0.75), place(method, base))
-    torch.testing.assert_close(merged, a)
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("method", ["linear", "slerp", "nuslerp", "multislerp", "split_slerp", "task_arithmetic"])
+def test_one_weight_alone_gives_that_expert(method):
+    base, *xs = tensors(inputs_of(method), (20, 30))
+    for i in range(len(xs)):
+        weights = [float(j == i) for j in range(len(xs))]
+        result = merge(method, xs, weights, base, **({"split": 1.0} if method == "split_slerp" else {}))
+        if method in ("linear", "slerp", "task_arithmetic", "split_slerp"):
+            assert torch.equal(result, xs[i])
+        else:
+            torch.testing.assert_close(result, xs[i], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_weight_of_one_alone_gives_that_input(method):
-    a, b, base = tensors(3)
-    torch.testing.assert_close(METHODS[method].kernel([a, b], (1.0, 0.0), place(method, base)), a)
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("count", [2, 3])
+def test_zero_aware_without_zeros_is_linear(count):
+    base, *xs = tensors(count, (64, 65))
+    weights = [0.5, 0.3, 0.9][:count]
+    assert torch.equal(merge("zero_aware", xs, weights, base), merge("linear", xs, weights, base))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_zero_inputs_stay_zero(method):
-    zero = torch.zeros(4)
-    assert not METHODS[method].kernel([zero, zero], (0.5, 0.5), place(method, zero)).any()
-
-
-def test_linear_normalises_unless_told_not_to():
-    a, b = tensors(2)
-    kernel = METHODS["linear"].kernel
-    torch.testing.assert_close(kernel([a, b], (1.0, 3.0), place("linear")), a * 0.25 + b * 0.75)
-    torch.testing.assert_close(kernel([a, b], (1.0, 3.0), place("linear", normalize=False)), a + 3 * b)
-
-
-def test_task_arithmetic_adds_scaled_task_vectors():
-    a, b, base = tensors(3)
-    merged = METHODS["task_arithmetic"].kernel([a, b], (0.5, 2.0), place("task_arithmetic", base, scale=0.5))
-    torch.testing.assert_close(merged, base + 0.25 * (a - base) + 1.0 * (b - base))
-
-
-def test_slerp_keeps_the_norm_between_unit_vectors_and_has_its_ends():
-    a, b = (t / t.norm() for t in tensors(2, (64,)))
-    kernel = METHODS["slerp"].kernel
-    for t in (0.0, 0.3, 1.0):
-        assert kernel([a, b], (1 - t, t), place("slerp")).norm().item() == pytest.approx(1.0, abs=1e-6)
-    torch.testing.assert_close(kernel([a, b], (0.0, 1.0), place("slerp")), b)
-    right = kernel([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], (0.5, 0.5), place("slerp"))
-    torch.testing.assert_close(right, torch.full((2,), 0.5**0.5))
-
-
-@pytest.mark.parametrize("b", [torch.tensor([2.0, 4.0]), torch.tensor([-1.0, -2.0]), torch.zeros(2)])
-def test_slerp_of_parallel_or_zero_tensors_is_linear(b):
-    a = torch.tensor([1.0, 2.0])
-    merged = METHODS["slerp"].kernel([a, b], (0.25, 0.75), place("slerp"))
-    torch.testing.assert_close(merged, 0.25 * a + 0.75 * b)
-
-
-def test_zero_aware_takes_the_survivor_undiluted():
-    a = torch.tensor([1.0, 0.0, 3.0, 0.0])
-    b = torch.tensor([5.0, 6.0, 0.0, 0.0])
-    merged = METHODS["zero_aware"].kernel([a, b], (0.25, 0.75), place("zero_aware"))
-    assert merged.tolist() == [4.0, 6.0, 3.0, 0.0]
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1.3])
+def test_zero_aware_keeps_what_all_have_pruned_and_takes_survivors_undiluted(count, scale):
+    base, *xs = tensors(count, (50, 60))
+    for seed, x in enumerate(xs):
+        x[torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.6] = 0
+    result = merge("zero_aware", xs, [1.0 + i for i in range(count)], base, scale=scale)
+    present = torch.stack([x != 0 for x in xs])
+    assert torch.equal(result == 0, ~present.any(dim=0))
+    alone = present[0] & (present.sum(dim=0) == 1)
+    assert alone.sum() > 50
+    torch.testing.assert_close(result[alone], (base + scale * (xs[0] - base))[alone])
 
 
 def test_zero_aware_outside_prunable_weights_is_plain():
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([5.0, 6.0])
-    merged = METHODS["zero_aware"].kernel([a, b], (0.25, 0.75), place("zero_aware", prunable=False))
-    assert merged.tolist() == [4.0, 4.5]
+    assert merge("zero_aware", [a, b], [0.25, 0.75], torch.zeros(2), prunable=False).tolist() == [4.0, 4.5]
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_zero_aware_of_three_renormalises_over_those_present(order):
-    inputs = [
-        torch.tensor([1.0, 0.0, 0.0, 2.0]),
-        torch.tensor([3.0, 4.0, 0.0, 0.0]),
-        torch.tensor([5.0, 0.0, 0.0, 6.0]),
-    ]
-    weights = (0.2, 0.3, 0.5)
-    merged = METHODS["zero_aware"].kernel([inputs[i] for i in order], [weights[i] for i in order], place("zero_aware"))
-    torch.testing.assert_close(merged, torch.tensor([3.6, 4.0, 0.0, (0.4 + 3.0) / 0.7]))
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("method", METHODS)
+def test_all_zero_tensors_stay_zero(method):
+    zero = torch.zeros(7)
+    count = inputs_of(method)
+    settings = {"ranks": (1.0, 1.0, 1.0)} if method == "rankmean" else {}
+    assert not merge(method, [zero] * count, [0.5] * count, zero, **settings).any()
 
 
-def test_zero_aware_of_three_agrees_with_two_when_one_has_no_weight():
-    a, b, c = tensors(3)
-    a[a.abs() < 0.5], b[b.abs() < 0.5] = 0, 0
-    two = METHODS["zero_aware"].kernel([a, b], (0.4, 0.6), place("zero_aware"))
-    three = METHODS["zero_aware"].kernel([a, b, torch.zeros_like(c)], (0.4, 0.6, 0.0), place("zero_aware"))
-    torch.testing.assert_close(two, three)
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("method", METHODS)
+def test_scaling_all_weights_of_the_model_scales_the_result(method):
+    """No hidden absolute threshold: tiny differences are merged as large ones are."""
+    if method == "arcee_fusion":
+        pytest.skip("softmax over weights is not free of scale, by its definition")
+    base, *xs = tensors(inputs_of(method), (30, 40))
+    settings = {"ranks": (1.0, 2.0, 3.0)} if method == "rankmean" else {}
+    settings |= {"density": 0.5} if method in FAMILY else {}
+    weights = [0.5, 0.3, 0.9][: len(xs)]
+    whole = merge(method, xs, weights, base, **settings)
+    small = merge(method, [x * 2.0**-20 for x in xs], weights, base * 2.0**-20, **settings)
+    torch.testing.assert_close(small * 2.0**20, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0), (1.0, 0.0, 0.0)])
-def test_zero_aware_with_weight_zero_still_fills_gaps(weights):
-    inputs = [torch.tensor([1.0, 0.0]), torch.tensor([3.0, 4.0]), torch.tensor([3.0, 8.0])][: len(weights)]
-    merged = METHODS["zero_aware"].kernel(inputs, weights, place("zero_aware"))
-    assert merged.tolist() == [1.0, 4.0 if len(weights) == 2 else 6.0]
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("method", ["slerp", "split_slerp"])
+@pytest.mark.parametrize("b", [torch.tensor([2.0, 4.0]), torch.tensor([-1.0, -2.0]), torch.zeros(2)])
+def test_spheres_of_parallel_or_zero_tensors_are_linear(method, b):
+    a = torch.tensor([1.0, 2.0])
+    settings = {"split": 1.0} if method == "split_slerp" else {}
+    merged = merge(method, [a, b], (0.25, 0.75), torch.zeros(2), **settings)
+    torch.testing.assert_close(merged, 0.25 * a + 0.75 * b)
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.3])
-@pytest.mark.parametrize("count", [2, 3])
-def test_scaling_brings_no_zero_back(scale, count):
-    base, *inputs = tensors(count + 1, (200,))
-    for tensor in inputs:
-        tensor[tensor.abs() < 0.8] = 0
-    merged = METHODS["zero_aware"].kernel(inputs, [1 / count] * count, place("zero_aware", base, scale=scale))
-    gone = torch.stack([tensor == 0 for tensor in inputs]).all(dim=0)
-    assert gone.sum() > 20
-    assert torch.equal(merged == 0, gone)
-    alone = (inputs[0] != 0) & torch.stack([tensor == 0 for tensor in inputs[1:]]).all(dim=0)
-    torch.testing.assert_close(merged[alone], (base + scale * (inputs[0] - base))[alone])
+def test_directions_that_cancel_are_refused_by_name():
+    a = torch.tensor([1.0, 0.0])
+    b, c = (torch.tensor([np.cos(t), np.sin(t)], dtype=torch.float32) for t in (2 * np.pi / 3, 4 * np.pi / 3))
+    with pytest.raises(InputError, match=r"multislerp: w: the inputs' directions cancel out under weights"):
+        merge("multislerp", [a, b, c], (1.0, 1.0, 1.0), a)
+    assert merge("multislerp", [a, -2 * a], (0.5, 0.5), a).tolist() == pytest.approx([-0.5, 0.0])
+
+
+@pytest.mark.parametrize("method", RANDOM)
+def test_random_masks_are_those_of_seed_tensor_and_input(method):
+    base, a, b = tensors(2, (90, 100))
+    first = merge(method, [a, b], (1.0, 1.0), base, density=0.5, seed=1)
+    assert torch.equal(first, merge(method, [a, b], (1.0, 1.0), base, density=0.5, seed=1))
+    assert not torch.equal(first, merge(method, [a, b], (1.0, 1.0), base, density=0.5, seed=2))
+    assert not torch.equal(first, merge(method, [a, b], (1.0, 1.0), base, density=0.5, seed=1, keys=("p", "q")))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("method", RANDOM)
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+def test_random_methods_keep_about_the_density_and_the_l1_norm(method, density):
+    base, x = tensors(1, (300, 400))
+    base = torch.zeros_like(base)
+    merged = merge(method, [x], (1.0,), base, density=density)
+    assert (merged != 0).float().mean().item() == pytest.approx(density, abs=0.01)
+    assert merged.abs().sum().item() == pytest.approx(x.abs().sum().item(), rel=1e-4)
+    if method.startswith("della"):
+        rows = merged != 0
+        ranked = x.abs().argsort(dim=1)
+        small, large = ranked[:, :100], ranked[:, -100:]
+        assert rows.gather(1, large).float().mean() > rows.gather(1, small).float().mean() + 0.1
+
+
+@pytest.mark.parametrize(("density", "epsilon"), [(0.1, 0.15), (0.9, 0.15)])
+def test_della_refuses_chances_outside_0_and_1(density, epsilon):
+    base, x = tensors(1)
+    with pytest.raises(InputError, match=rf"density \+ epsilon in \(0, 1\), got {density}, {epsilon}"):
+        merge("della", [x], (1.0,), base, density=density, epsilon=epsilon)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("size", [1, 2, 64, 1000])
+@pytest.mark.parametrize("density", [0.01, 0.5, 0.75])
+def test_trimming_keeps_the_right_count_even_of_equal_values(size, density):
+    base = torch.zeros(size)
+    for x in (torch.randn(size, generator=torch.Generator().manual_seed(0)), torch.full((size,), 0.5)):
+        merged = merge("ties", [x], (1.0,), base, density=density)
+        assert int((merged != 0).sum()) == max(1, int(density * size))
+
+
+def test_settings_may_differ_by_input():
+    base, a, b = tensors(2, (30, 40))
+    both = merge("ties", [a, b], (1.0, 1.0), base, density=(0.2, 0.9), normalize=False)
+    alone = [merge("ties", [x], (1.0,), base, density=d, normalize=False) - base for x, d in ((a, 0.2), (b, 0.9))]
+    agree = torch.where((alone[0] + alone[1] >= 0), 1.0, -1.0)
+    wanted = base + sum(torch.where(torch.sign(d) == agree, d, 0.0) for d in alone)
+    torch.testing.assert_close(both, wanted)
+
+
+def test_what_is_remembered_of_experts_changes_nothing():
+    base, *xs = tensors(3, (30, 40))
+    for method, settings in CASES:
+        ours = xs[: inputs_of(method)]
+        weights = [0.5, 0.3, 0.9][: len(ours)]
+        once = merge(method, ours, weights, base, **settings)
+        assert torch.equal(once, merge(method, ours, weights, base, named=True, **settings)), method

@@ -1,0 +1,105 @@
+"""Whether a pool of experts and the tables of methods can serve a recipe: asked before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae_moo.errors import InputError, nearest
+from sae_moo.experts import ExpertPool
+from sae_moo.ops import prune as pruning
+from sae_moo.ops.merge import METHODS, Method
+from sae_moo.recipe import Expert, Merge, Prune, Recipe, walk
+
+
+def check(recipe: Recipe, pool: ExpertPool) -> None:
+    """Raise InputError if the pool or the tables of methods cannot serve the recipe."""
+    groups = len(pool.groups)
+    sizes = [info.numel for info in pool.tensors if info.prunable]
+    for node in walk(recipe):
+        match node:
+            case Expert() if node.name not in pool.names:
+                raise InputError(
+                    f"no expert named {node.name!r}{nearest(node.name, pool.names)}; there are {', '.join(pool.names)}"
+                )
+            case Merge():
+                _check_merge(node, groups, len(pool.tensors))
+            case Prune():
+                if node.criterion not in pruning.CRITERIA:
+                    known = ", ".join(pruning.CRITERIA)
+                    raise InputError(f"no pruning criterion {node.criterion!r}; there are {known}")
+                if isinstance(node.sparsity, tuple) and node.scope == "global":
+                    raise InputError("Prune: scope 'global' takes one sparsity, got one per group")
+                if isinstance(node.sparsity, tuple) and len(node.sparsity) != groups:
+                    raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(node.sparsity)}")
+                if node.counts is not None and len(node.counts) != len(sizes):
+                    raise InputError(f"Prune: expected {len(sizes)} counts, one per tensor, got {len(node.counts)}")
+                for count, size in zip(node.counts or (), sizes, strict=False):
+                    if count > size:
+                        raise InputError(f"Prune: expected counts of at most the tensor's size {size}, got {count}")
+
+
+def _settings(node: Merge) -> dict[str, Any]:
+    return {**METHODS[node.method].defaults, **dict(node.params)}
+
+
+def _check_merge(node: Merge, groups: int, tensors: int) -> None:
+    if node.method not in METHODS:
+        raise InputError(
+            f"no merge method {node.method!r}{nearest(node.method, METHODS)}; there are {', '.join(METHODS)}"
+        )
+    method = METHODS[node.method]
+    least, most = method.inputs
+    if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
+        bound = f"{least}" if least == most else f"at least {least}"
+        raise InputError(f"{node.method}: expected {bound} inputs, got {len(node.inputs)}")
+    for name, value in node.params:
+        _check_setting(node.method, method, name, value, groups, tensors)
+    per_group = isinstance(node.weights[0], tuple)
+    if per_group and len(node.weights) not in (groups, tensors):
+        raise InputError(
+            f"{node.method}: expected {groups} rows of weights, one per group, or {tensors}, one per tensor, "
+            f"got {len(node.weights)}"
+        )
+    for row in node.weights if per_group else (node.weights,):
+        numbers = [float(value) for value in row]  # type: ignore[union-attr, arg-type]
+        if method.weights == "sum" and _settings(node).get("normalize", True) and sum(numbers) == 0:
+            raise InputError(f"{node.method}: expected weights whose sum is not 0, got {row}")
+        if method.weights == "mixing" and (min(numbers) < 0 or sum(numbers) <= 0):
+            raise InputError(f"{node.method}: expected weights of at least 0 with a sum above 0, got {row}")
+
+
+def _check_setting(name: str, method: Method, setting: str, value: Any, groups: int, tensors: int) -> None:
+    if setting == "ranks" and name == "rankmean":
+        if not isinstance(value, tuple) or len(value) != tensors or not isinstance(value[0], tuple):
+            raise InputError(f"{name}: ranks: expected {tensors} rows, one per tensor")
+        return
+    if setting not in method.defaults:
+        known = ", ".join(method.defaults) or "none"
+        raise InputError(f"{name}: no setting {setting!r}{nearest(setting, method.defaults)}; there are: {known}")
+    default = method.defaults[setting]
+    if isinstance(value, tuple):
+        rows = value if value and isinstance(value[0], tuple) else (value,)
+        if isinstance(default, (bool, str)):
+            raise InputError(f"{name}: {setting}: expected {type(default).__name__}, got {value!r}")
+        if rows is value and len(rows) not in (groups, tensors):
+            raise InputError(
+                f"{name}: {setting}: expected {groups} rows, one per group, or {tensors}, one per tensor, "
+                f"got {len(rows)}"
+            )
+        for number in {number for row in rows for number in row}:
+            _check_number(name, setting, number)
+        return
+    if isinstance(default, bool) != isinstance(value, bool) or isinstance(value, str) != isinstance(default, str):
+        raise InputError(f"{name}: {setting}: expected {type(default).__name__}, got {value!r}")
+    if setting in method.choices and value not in method.choices[setting]:
+        raise InputError(f"{name}: {setting}: expected one of {', '.join(method.choices[setting])}, got {value!r}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_number(name, setting, value)
+
+
+SHARES = ("density", "gamma", "epsilon", "split", "select_topk")
+
+
+def _check_number(name: str, setting: str, value: float) -> None:
+    if setting in SHARES and not 0 <= value <= 1:
+        raise InputError(f"{name}: {setting}: expected a share in [0, 1], got {value}")

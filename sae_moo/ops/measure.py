@@ -1,0 +1,86 @@
+"""What methods need to know of a tensor before they merge it: angles, lengths, ranks of magnitudes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_moo.ops import fused
+from sae_moo.ops.operands import CHUNK
+from sae_moo.ops.select import Chunked, Scores
+from sae_moo.ops.steps import Thinning
+
+WHOLE = Thinning()
+
+
+def gram_matrix(inputs: Sequence[Tensor], base: Tensor | None) -> NDArray[np.float64]:
+    """Return the dot products of all pairs of inputs, or of their differences from the base.
+
+    Args:
+        inputs: flat tensors of one length.
+        base: likewise, or None.
+
+    Returns:
+        float64, shape (inputs, inputs), symmetric. Products are exact; the last digits depend on the order of the sums.
+    """
+    count = len(inputs)
+    found = fused.gram(inputs, base)
+    if found is None:
+        parts: list[NDArray[np.float64]] = []
+        for start in range(0, inputs[0].numel(), CHUNK):
+            part = slice(start, start + CHUNK)
+            ground = None if base is None else base[part].float()
+            rows = [x[part].float() if ground is None else x[part].float() - ground for x in inputs]
+            chunk = torch.stack(rows).double()
+            parts.append((chunk @ chunk.T).cpu().numpy())
+        found = np.zeros((count, count))
+        for i, j in itertools.product(range(count), repeat=2):
+            found[i, j] = math.fsum(part[i, j] for part in parts)
+    lower = np.tril(found)
+    return lower + np.tril(lower, -1).T
+
+
+def magnitudes(tensor: Tensor, base: Tensor | None) -> Scores:
+    """Return the absolute values of a flat tensor, or of its difference from the base, as scores to select by."""
+    found = fused.magnitudes(tensor, base)
+    if found is not None:
+        return found
+
+    def chunks() -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, tensor.numel(), CHUNK):
+            yield start, _difference(tensor, base, slice(start, start + CHUNK)).abs()
+
+    return Chunked(chunks, tensor.numel())
+
+
+def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float:
+    """Return the sum of absolute values of a task vector, of what a thinning leaves of it.
+
+    Args:
+        tensor: flat.
+        base: likewise.
+        thinning: `WHOLE` for all of it.
+        row: length of a row.
+    """
+    found = fused.l1(tensor, base, thinning)
+    if found is not None:
+        return found
+    align = row if thinning.epsilon is not None else 1
+    size = max(1, CHUNK // align) * align
+    sums = []
+    for start in range(0, tensor.numel(), size):
+        delta = _difference(tensor, base, slice(start, start + size))
+        kept = thinning.keeps(delta, start, row)
+        delta = delta if kept is None else delta.masked_fill(~kept, 0.0)
+        sums.append(float(delta.abs().double().sum()))
+    return math.fsum(sums)
+
+
+def _difference(tensor: Tensor, base: Tensor | None, part: slice) -> Tensor:
+    return tensor[part].float() if base is None else tensor[part].float() - base[part].float()

@@ -1,0 +1,261 @@
+"""The order of work for one recipe: every node's tensor, in as few passes and as little memory as can be.
+
+A merge or a pruning is not computed where it stands in the recipe but where its result is needed: a cast that follows
+rounds on the way out, and the last node writes straight into the live model's parameter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_moo.experts import ExpertPool, TensorInfo
+from sae_moo.ops import prune as pruning
+from sae_moo.ops.merge import METHODS, Method
+from sae_moo.ops.operands import Operands, Place
+from sae_moo.ops.select import NOTHING, compact, lowest
+from sae_moo.ops.write import write, write_pruned
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, Weights, children, walk
+from sae_moo.weight_cache import WeightCache
+
+
+class Buffers:
+    """Memory for intermediate tensors, used again and again: fresh memory costs as much as the arithmetic."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = device
+        self._free: list[Tensor] = []
+
+    def take(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Return at least as many bytes as so many elements need; what they hold is undefined."""
+        size = numel * dtype.itemsize
+        fitting = [buffer for buffer in self._free if buffer.numel() >= size]
+        if fitting:
+            chosen = min(fitting, key=lambda buffer: buffer.numel())
+            self._free = [buffer for buffer in self._free if buffer is not chosen]
+        else:
+            if self._free:  # too small: make room for one that serves both
+                self._free.remove(max(self._free, key=lambda buffer: buffer.numel()))
+            chosen = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return chosen
+
+    def give(self, buffer: Tensor) -> None:
+        """Take a buffer back."""
+        self._free.append(buffer)
+
+
+@dataclass(slots=True)
+class _Value:
+    """One node's tensor while a plan runs: flat and ready, or how to write it where it will be needed.
+
+    `dtype` is what the node's result is rounded to: float32 for arithmetic, the stored dtype otherwise.
+    """
+
+    dtype: torch.dtype
+    numel: int
+    users: int
+    tensor: Tensor | None = None
+    writer: Callable[[Tensor], int] | None = None
+    needs: tuple[_Value, ...] = ()
+    name: str | None = None
+    buffer: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What does not change from tensor to tensor of one merge: its row of the table and its inputs in order."""
+
+    method: Method
+    order: tuple[int, ...]
+    keys: tuple[str, ...]
+    weights: Weights
+    params: Mapping[str, Any]
+    by_tensor: bool
+
+
+class Plan:
+    """The order of work for one recipe, the same for every tensor.
+
+    Args:
+        recipe: with every pruning scope resolved.
+        pool: the experts.
+        device: where to work.
+        cache: weights of candidates already materialized; read only.
+    """
+
+    def __init__(self, recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None) -> None:
+        self._pool = pool
+        self._device = device
+        self._prunable = {info.name: i for i, info in enumerate(t for t in pool.tensors if t.prunable)}
+        held = cache if cache is not None else ()
+        self._order = list(walk(recipe, stop=held))
+        self._cached = {node: cache.get(node) for node in self._order if cache is not None and node in cache}
+        self._inputs = {node: () if node in self._cached else children(node) for node in self._order}
+        self._uses = Counter(child for inputs in self._inputs.values() for child in inputs)
+        self._work = {node: _work(node) for node in self._order if isinstance(node, Merge) and node not in self._cached}
+        self._buffers = Buffers(device)
+        self._index = {info.name: i for i, info in enumerate(pool.tensors)}
+        sizes = [info.numel for info in pool.tensors]
+        self._offsets = [0, *accumulate(sizes)]
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """Return one tensor of the recipe: float32 inside, the stored dtype for a bare expert or a cached candidate.
+
+        A new tensor, unless the recipe is an expert or a cached candidate itself: do not write to it.
+        """
+        value = self._value(info)
+        if value.tensor is not None and value.buffer is None:
+            return value.tensor.view(info.shape)
+        out = torch.empty(info.numel, dtype=value.dtype, device=self._device)
+        self._write(value, out)
+        return out.view(info.shape)
+
+    def write(self, info: TensorInfo, out: Tensor) -> int:
+        """Write one tensor of the recipe, rounded to the output's dtype; return how many zeros it holds now."""
+        value = self._value(info)
+        whole = out.is_contiguous()
+        flat = out.view(-1) if whole else torch.empty(info.numel, dtype=out.dtype, device=out.device)
+        if value.tensor is None and value.dtype not in (flat.dtype, torch.float32):
+            self._ready(value)
+        zeros = self._write(value, flat)
+        if not whole:
+            out.copy_(flat.view(info.shape))
+        return zeros
+
+    def _value(self, info: TensorInfo) -> _Value:
+        values: dict[Recipe, _Value] = {}
+        base: list[Tensor] = []  # read once, however many merges of the lineage need it
+        for node in self._order:
+            inputs = [values[child] for child in self._inputs[node]]
+            values[node] = self._apply(node, inputs, info, base)
+        return values[self._order[-1]]
+
+    def _apply(self, node: Recipe, inputs: Sequence[_Value], info: TensorInfo, base: list[Tensor]) -> _Value:
+        users = self._uses[node]
+        if node in self._cached:
+            return self._stored(self._cached[node][info.name], users)
+        match node:
+            case Expert():
+                return self._stored(self._pool.load(node.name, info.name), users, node.name)
+            case Cast():
+                return self._cast(inputs[0], getattr(torch, node.dtype), users)
+            case Prune():
+                return self._pruned(node, inputs[0], info, users)
+            case Merge():
+                return self._merged(node, inputs, info, base, users)
+            case _:
+                raise TypeError(f"not a recipe node: {type(node).__name__}")
+
+    def _stored(self, tensor: Tensor, users: int, name: str | None = None) -> _Value:
+        flat = tensor.to(self._device, non_blocking=True).reshape(-1)
+        return _Value(flat.dtype, flat.numel(), users, flat, name=name)
+
+    def _cast(self, value: _Value, dtype: torch.dtype, users: int) -> _Value:
+        if value.dtype == dtype and value.users == 1:
+            value.users = users
+            return value
+        if value.writer is not None and value.users == 1 and value.dtype == torch.float32:
+            return _Value(dtype, value.numel, users, None, value.writer, value.needs)
+        source = self._ready(value)
+        return _Value(dtype, value.numel, users, None, lambda out: write_pruned(source, NOTHING, out), (value,))
+
+    def _pruned(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
+        if not info.prunable:
+            return self._cast(value, value.dtype, users)
+        if node.counts is not None:
+            count = node.counts[self._prunable[info.name]]
+        else:
+            asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+            count = pruning.target_count(asked, info.numel)
+        source = self._ready(value)
+        scores = pruning.CRITERIA[node.criterion](source)
+        remembered = self._pool.remembered
+        if value.name is None:
+            cut = lowest(scores, count)
+        else:
+            place = (node.criterion, info.name, value.name)
+            high = remembered.get(("scores", *place), lambda: compact(scores.high())) if count else None
+            cut = remembered.get(
+                ("cut", *place, count), lambda: lowest(scores, count, None if high is None else high.whole())
+            )
+        return _Value(value.dtype, value.numel, users, None, lambda out: write_pruned(source, cut, out), (value,))
+
+    def _merged(
+        self, node: Merge, inputs: Sequence[_Value], info: TensorInfo, base: list[Tensor], users: int
+    ) -> _Value:
+        work = self._work[node]
+        order, method = work.order, work.method
+        position = self._index[info.name]
+        weights = _row(work.weights, position, info.group, self._pool)
+        params = work.params
+        if work.by_tensor:
+            rows = {name: _row(value, position, info.group, self._pool) for name, value in params.items()}
+            params = {
+                name: tuple(row[i] for i in order) if isinstance(row, tuple) and len(row) == len(order) else row
+                for name, row in rows.items()
+            }
+        needed = method.reads_base(params)
+        if needed and not base:
+            base.append(self._pool.load(BASE, info.name).to(self._device).reshape(-1))
+        ready = tuple(self._ready(inputs[i]) for i in order)
+        names = tuple(inputs[i].name for i in order)
+        operands = Operands(ready, base[0] if needed else None, info.shape, names, work.keys)
+        place = Place(
+            info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
+        )
+        step = method.function(operands, [float(weights[i]) for i in order], place)
+        return _Value(torch.float32, info.numel, users, None, lambda out: write(step, operands, out), tuple(inputs))
+
+    def _ready(self, value: _Value) -> Tensor:
+        """Return a value's tensor, written into a buffer if it was not yet."""
+        if value.tensor is None:
+            assert value.writer is not None
+            value.buffer = self._buffers.take(value.numel, value.dtype)
+            value.tensor = value.buffer[: value.numel * value.dtype.itemsize].view(value.dtype)
+            value.writer(value.tensor)
+            self._release(value)
+        return value.tensor
+
+    def _write(self, value: _Value, out: Tensor) -> int:
+        if value.tensor is not None:
+            zeros = write_pruned(value.tensor, NOTHING, out)
+            value.users = 1
+            self._used(value)
+            return zeros
+        assert value.writer is not None
+        zeros = value.writer(out)
+        self._release(value)
+        return zeros
+
+    def _release(self, value: _Value) -> None:
+        """What a value was computed from is not needed any more on its behalf."""
+        needs, value.needs, value.writer = value.needs, (), None
+        for each in needs:
+            self._used(each)
+
+    def _used(self, value: _Value) -> None:
+        value.users -= 1
+        if value.users == 0 and value.buffer is not None:
+            self._buffers.give(value.buffer)
+            value.buffer = value.tensor = None
+
+
+def _work(node: Merge) -> _Work:
+    method = METHODS[node.method]
+    order = tuple(sorted(range(len(node.inputs)), key=lambda i: node.inputs[i].key))
+    params = {**method.defaults, **dict(node.params), **method.fixed}
+    by_tensor = any(isinstance(value, tuple) for value in params.values())
+    return _Work(method, order, tuple(node.inputs[i].key for i in order), node.weights, params, by_tensor)
+
+
+def _row(value: Any, position: int, group: int, pool: ExpertPool) -> Any:
+    """Return what holds for one tensor of numbers that may be given by group or by tensor."""
+    if not isinstance(value, tuple) or not value or not isinstance(value[0], tuple):
+        return value
+    return value[group] if len(value) == len(pool.groups) else value[position]
