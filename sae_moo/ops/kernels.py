@@ -13,11 +13,12 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BLOCK = 1024
+BLOCK = 512
 F32, BF16, F16 = 0, 1, 2
 
 
@@ -36,64 +37,171 @@ def _compiled(function: Any) -> Any:
         return njit(nogil=True, error_model="numpy")(function)
 
 
+@intrinsic
+def _as_float(context: Any, word: Any) -> Any:
+    """Read the bits of a uint32 as a float32."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _as_bits(context: Any, value: Any) -> Any:
+    """Read the bits of a float32 as a uint32."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
 @_compiled
-def _load(address, code, start, count, values, bits):
-    """Widen `count` elements into `values`; `bits` is the same memory as uint32."""
+def _from_bf16(half):
+    return _as_float(np.uint32(np.uint32(half) << np.uint32(16)))
+
+
+@_compiled
+def _from_f16(half):
+    """Move the magnitude's bits in place and correct the exponent's bias by an exact power of two."""
+    size = _as_float(np.uint32(np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13))) * np.float32(2.0**112)
+    return _as_float(np.uint32(_as_bits(size) | (np.uint32(half & np.uint16(0x8000)) << np.uint32(16))))
+
+
+@_compiled
+def _to_bf16(value):
+    """Round to nearest, ties to even."""
+    word = _as_bits(value)
+    near = np.uint32(np.uint32(word + np.uint32(0x7FFF)) + ((word >> np.uint32(16)) & np.uint32(1)))
+    near = np.uint32(near >> np.uint32(16))
+    return np.uint32(0x7FC0) if (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else near
+
+
+@_compiled
+def _wide(address, start, count):
+    return numba.carray(_pointer(address + 4 * start), (count,), np.float32)
+
+
+@_compiled
+def _half(address, start, count):
+    return numba.carray(_pointer(address + 2 * start), (count,), np.uint16)
+
+
+@_compiled
+def _load(address, code, start, count, values):
+    """Widen `count` elements into `values`."""
     if code == F32:
-        wide = numba.carray(_pointer(address + 4 * start), (count,), np.float32)
+        wide = _wide(address, start, count)
         for i in range(count):
             values[i] = wide[i]
     elif code == BF16:
-        half = numba.carray(_pointer(address + 2 * start), (count,), np.uint16)
+        half = _half(address, start, count)
         for i in range(count):
-            bits[i] = np.uint32(half[i]) << np.uint32(16)
+            values[i] = _from_bf16(half[i])
     else:
-        half = numba.carray(_pointer(address + 2 * start), (count,), np.uint16)
-        for i in range(count):  # magnitude bits moved in place, the exponent's bias corrected by an exact power of two
-            bits[i] = np.uint32(half[i] & np.uint16(0x7FFF)) << np.uint32(13)
+        half = _half(address, start, count)
         for i in range(count):
-            values[i] = values[i] * np.float32(2.0**112)
-        for i in range(count):
-            bits[i] = bits[i] | (np.uint32(half[i] & np.uint16(0x8000)) << np.uint32(16))
+            values[i] = _from_f16(half[i])
 
 
 @_compiled
-def _store(address, code, start, count, values, bits):
-    """Round and write `count` elements; return how many exact zeros were written."""
-    zeros = 0
+def _load_difference(address, code, start, count, ground, values):
+    """Widen `count` elements less `ground` into `values`."""
     if code == F32:
-        wide = numba.carray(_pointer(address + 4 * start), (count,), np.float32)
+        wide = _wide(address, start, count)
+        for i in range(count):
+            values[i] = wide[i] - ground[i]
+    elif code == BF16:
+        half = _half(address, start, count)
+        for i in range(count):
+            values[i] = _from_bf16(half[i]) - ground[i]
+    else:
+        half = _half(address, start, count)
+        for i in range(count):
+            values[i] = _from_f16(half[i]) - ground[i]
+
+
+@_compiled
+def _accumulate(address, code, start, count, ground, coefficient, merged):
+    """Add ``(x - ground) * coefficient`` to `merged`."""
+    if code == F32:
+        wide = _wide(address, start, count)
+        for i in range(count):
+            merged[i] += (wide[i] - ground[i]) * coefficient
+    elif code == BF16:
+        half = _half(address, start, count)
+        for i in range(count):
+            merged[i] += (_from_bf16(half[i]) - ground[i]) * coefficient
+    else:
+        half = _half(address, start, count)
+        for i in range(count):
+            merged[i] += (_from_f16(half[i]) - ground[i]) * coefficient
+
+
+@_compiled
+def _store(address, code, start, count, values):
+    """Round and write `count` elements; return how many exact zeros were written."""
+    zeros = np.uint32(0)
+    if code == F32:
+        wide = _wide(address, start, count)
         for i in range(count):
             wide[i] = values[i]
-            zeros += values[i] == 0
+            zeros = np.uint32(zeros + np.uint32(values[i] == 0))
     else:
-        half = numba.carray(_pointer(address + 2 * start), (count,), np.uint16)
-        for i in range(count):  # to nearest, ties to even
-            word = bits[i]
-            near = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            broken = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-            near = np.uint32(0x7FC0) if broken else near
+        half = _half(address, start, count)
+        for i in range(count):
+            near = _to_bf16(values[i])
             half[i] = np.uint16(near)
-            zeros += (near & np.uint32(0x7FFF)) == 0
-    return zeros
+            zeros = np.uint32(zeros + np.uint32((near & np.uint32(0x7FFF)) == 0))
+    return int(zeros)
+
+
+@_compiled
+def _keep_from(values, limit):
+    """Set to zero what is smaller than a limit."""
+    for i in range(len(values)):
+        values[i] = values[i] if abs(values[i]) >= limit else np.float32(0.0)
+
+
+@_compiled
+def _keep_above(values, limit):
+    """Set to zero what is not larger than a limit."""
+    for i in range(len(values)):
+        values[i] = values[i] if abs(values[i]) > limit else np.float32(0.0)
+
+
+@_compiled
+def _keep_to(values, limit):
+    """Set to zero what is larger than a limit."""
+    for i in range(len(values)):
+        values[i] = values[i] if abs(values[i]) <= limit else np.float32(0.0)
+
+
+@_compiled
+def _keep_under(values, limit):
+    """Set to zero what is not smaller than a limit."""
+    for i in range(len(values)):
+        values[i] = values[i] if abs(values[i]) < limit else np.float32(0.0)
+
+
+@_compiled
+def _scaled(values, factor, out, count):
+    for i in range(count):
+        out[i] = values[i] * factor
 
 
 @_compiled
 def combine(anchor, anchor_code, total, others, codes, coefficients, out, out_code, start, stop):
-    first, value, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    first_bits, value_bits, merged_bits = first.view(np.uint32), value.view(np.uint32), merged.view(np.uint32)
+    first, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _load(anchor, anchor_code, begin, count, first, first_bits)
-        for i in range(count):
-            merged[i] = first[i] * total
+        _load(anchor, anchor_code, begin, count, first)
+        _scaled(first, total, merged, count)
         for k in range(len(others)):
-            _load(others[k], codes[k], begin, count, value, value_bits)
-            coefficient = coefficients[k]
-            for i in range(count):
-                merged[i] += (value[i] - first[i]) * coefficient
-        zeros += _store(out, out_code, begin, count, merged, merged_bits)
+            _accumulate(others[k], codes[k], begin, count, first, coefficients[k], merged)
+        zeros += _store(out, out_code, begin, count, merged)
     return zeros
 
 
@@ -106,27 +214,30 @@ def _moved(value, base, scale, moved, count):
 
 
 @_compiled
+def _either(a, b, share, merged, count):
+    """Mix two inputs; where one is zero, the other as it is."""
+    for i in range(count):
+        both = a[i] + (b[i] - a[i]) * share
+        merged[i] = b[i] if a[i] == 0 else (a[i] if b[i] == 0 else both)
+
+
+@_compiled
 def zero_aware(inputs, codes, weights, base, base_code, scale, out, out_code, start, stop):
     inputs_count = len(inputs)
     value = np.empty((inputs_count, BLOCK), np.float32)
     ground, merged, other = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     mass, number, plain = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    ground_bits, merged_bits, bits = ground.view(np.uint32), merged.view(np.uint32), value.view(np.uint32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
         if base != 0:
-            _load(base, base_code, begin, count, ground, ground_bits)
+            _load(base, base_code, begin, count, ground)
         for k in range(inputs_count):
-            _load(inputs[k], codes[k], begin, count, value[k], bits[k])
+            _load(inputs[k], codes[k], begin, count, value[k])
             if base != 0:
                 _moved(value[k], ground, scale, value[k], count)
         if inputs_count == 2:
-            share = weights[1]
-            a, b = value[0], value[1]
-            for i in range(count):
-                both = a[i] + (b[i] - a[i]) * share
-                merged[i] = b[i] if a[i] == 0 else (a[i] if b[i] == 0 else both)
+            _either(value[0], value[1], weights[1], merged, count)
         else:
             for i in range(count):
                 merged[i] = value[0, i]
@@ -149,20 +260,31 @@ def zero_aware(inputs, codes, weights, base, base_code, scale, out, out_code, st
                 mean = plain[i] / max(number[i], np.float32(1.0))
                 partly = mean if mass[i] == 0 else some
                 merged[i] = merged[i] if number[i] == inputs_count else partly
-        zeros += _store(out, out_code, begin, count, merged, merged_bits)
+        zeros += _store(out, out_code, begin, count, merged)
     return zeros
 
 
 @_compiled
-def _hash(words, count):
-    """Mix every bit of each word into every bit, as in `random`."""
+def _mixed(word):
+    """Mix every bit of a word into every bit, as in `random`."""
+    word = np.uint32(word ^ (word >> np.uint32(16)))
+    word = np.uint32(word * np.uint32(0x7FEB352D))
+    word = np.uint32(word ^ (word >> np.uint32(15)))
+    word = np.uint32(word * np.uint32(0x846CA68B))
+    return np.uint32(word ^ (word >> np.uint32(16)))
+
+
+@_compiled
+def _draw(words, count, low, first, second):
     for i in range(count):
-        word = words[i]
-        word = np.uint32(word ^ (word >> np.uint32(16)))
-        word = np.uint32(word * np.uint32(0x7FEB352D))
-        word = np.uint32(word ^ (word >> np.uint32(15)))
-        word = np.uint32(word * np.uint32(0x846CA68B))
-        words[i] = np.uint32(word ^ (word >> np.uint32(16)))
+        place = np.uint32(low + np.uint32(i))
+        words[i] = _mixed(np.uint32(_mixed(np.uint32(place ^ first)) ^ second))
+
+
+@_compiled
+def _keep_lucky(delta, words, drop, count):
+    for i in range(count):
+        delta[i] = delta[i] if words[i] >= drop else np.float32(0.0)
 
 
 @_compiled
@@ -173,34 +295,56 @@ def _thin(delta, begin, count, limits, positions, stream, words):
     none).
     """
     if limits[0] >= 0:
-        value = np.float32(limits[0])
+        limit = np.float32(limits[0])
         tied = min(max(positions[0] - begin, 0), count)
-        for i in range(tied):
-            delta[i] = delta[i] if abs(delta[i]) > value else np.float32(0.0)
-        for i in range(tied, count):
-            delta[i] = delta[i] if abs(delta[i]) >= value else np.float32(0.0)
+        _keep_above(delta[:tied], limit)
+        _keep_from(delta[tied:count], limit)
     if limits[1] >= 0:
-        value = np.float32(limits[1])
+        limit = np.float32(limits[1])
         tied = min(max(positions[1] - begin, 0), count)
-        for i in range(tied):
-            delta[i] = delta[i] if abs(delta[i]) <= value else np.float32(0.0)
-        for i in range(tied, count):
-            delta[i] = delta[i] if abs(delta[i]) < value else np.float32(0.0)
+        _keep_to(delta[:tied], limit)
+        _keep_under(delta[tied:count], limit)
     if stream[2] >= 4294967296:
         for i in range(count):
             delta[i] = np.float32(0.0)
     elif stream[2] >= 0:
-        low, key = np.uint32(begin & 0xFFFFFFFF), np.uint32(stream[0])
+        _draw(words, count, np.uint32(begin & 0xFFFFFFFF), np.uint32(stream[0]), np.uint32(stream[1] ^ (begin >> 32)))
+        _keep_lucky(delta, words, np.uint32(stream[2]), count)
+
+
+@_compiled
+def _weigh(own, factor, total, first, count):
+    """Weigh a task vector and add it to the sum; the first one begins the sum."""
+    if first:
         for i in range(count):
-            words[i] = np.uint32(np.uint32(low + np.uint32(i)) ^ key)
-        _hash(words, count)
-        key = np.uint32(stream[1] ^ (begin >> 32))
+            own[i] = own[i] * factor
+            total[i] = own[i]
+    else:
         for i in range(count):
-            words[i] = np.uint32(words[i] ^ key)
-        _hash(words, count)
-        drop = np.uint32(stream[2])
-        for i in range(count):
-            delta[i] = delta[i] if words[i] >= drop else np.float32(0.0)
+            own[i] = own[i] * factor
+            total[i] += own[i]
+
+
+@_compiled
+def _agree(own, weight, total, agreed, mass, count):
+    """Add what has the sign of the sum, and its weight; a sum of zero counts as positive."""
+    zero = np.float32(0.0)
+    for i in range(count):
+        agrees = own[i] > zero if total[i] >= zero else own[i] < zero
+        agreed[i] += own[i] if agrees else zero
+        mass[i] += weight if agrees else zero
+
+
+@_compiled
+def _divide(values, mass, count):
+    for i in range(count):
+        values[i] = values[i] / (np.float32(1.0) if mass[i] == np.float32(0.0) else mass[i])
+
+
+@_compiled
+def _add(ground, delta, scale, out, count):
+    for i in range(count):
+        out[i] = ground[i] + delta[i] * scale
 
 
 @_compiled
@@ -211,89 +355,64 @@ def vote(
     inputs_count = len(inputs)
     part = np.empty((inputs_count, BLOCK), np.float32)
     ground, total, mass = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    agreed = np.empty(BLOCK, np.float32)
-    part_bits, ground_bits, total_bits = part.view(np.uint32), ground.view(np.uint32), total.view(np.uint32)
-    words = np.empty(BLOCK, np.uint32)
-    zero, one = np.float32(0.0), np.float32(1.0)
+    agreed, words = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _load(base, base_code, begin, count, ground, ground_bits)
+        _load(base, base_code, begin, count, ground)
         for k in range(inputs_count):
             own = part[k]
-            _load(inputs[k], codes[k], begin, count, own, part_bits[k])
-            for i in range(count):
-                own[i] = own[i] - ground[i]
+            _load_difference(inputs[k], codes[k], begin, count, ground, own)
             _thin(own, begin, count, limits[k], positions[k], streams[k], words)
-            factor = factors[k]
-            if k == 0:
-                for i in range(count):
-                    own[i] = own[i] * factor
-                    total[i] = own[i]
-            else:
-                for i in range(count):
-                    own[i] = own[i] * factor
-                    total[i] += own[i]
+            _weigh(own, factors[k], total, k == 0, count)
         if elect:
-            for i in range(count):
-                agreed[i] = zero
-                mass[i] = zero
+            agreed[:count] = np.float32(0.0)
+            mass[:count] = np.float32(0.0)
             for k in range(inputs_count):
-                own, weight = part[k], weights[k]
-                for i in range(count):
-                    agrees = own[i] > zero if total[i] >= zero else own[i] < zero
-                    agreed[i] += own[i] if agrees else zero
-                    mass[i] += weight if agrees else zero
+                _agree(part[k], weights[k], total, agreed, mass, count)
             if normalize:
-                for i in range(count):
-                    agreed[i] = agreed[i] / (one if mass[i] == zero else mass[i])
-            for i in range(count):
-                total[i] = ground[i] + agreed[i] * scale
+                _divide(agreed, mass, count)
+            _add(ground, agreed, scale, total, count)
         else:
             if normalize:
-                for i in range(count):
-                    total[i] = total[i] * share
-            for i in range(count):
-                total[i] = ground[i] + total[i] * scale
-        zeros += _store(out, out_code, begin, count, total, total_bits)
+                _scaled(total, share, total, count)
+            _add(ground, total, scale, total, count)
+        zeros += _store(out, out_code, begin, count, total)
     return zeros
 
 
 @_compiled
 def prune(source, code, value, position, out, out_code, start, stop):
     kept = np.empty(BLOCK, np.float32)
-    bits = kept.view(np.uint32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _load(source, code, begin, count, kept, bits)
+        _load(source, code, begin, count, kept)
         tied = min(max(position - begin, 0), count)
-        for i in range(tied):
-            kept[i] = kept[i] if abs(kept[i]) > value else np.float32(0.0)
-        for i in range(tied, count):
-            kept[i] = kept[i] if abs(kept[i]) >= value else np.float32(0.0)
-        zeros += _store(out, out_code, begin, count, kept, bits)
+        _keep_above(kept[:tied], value)
+        _keep_from(kept[tied:count], value)
+        zeros += _store(out, out_code, begin, count, kept)
     return zeros
 
 
 @_compiled
-def _magnitude(address, code, base, base_code, begin, count, values, bits, ground, ground_bits):
-    _load(address, code, begin, count, values, bits)
+def _magnitude(address, code, base, base_code, begin, count, values, ground):
     if base != 0:
-        _load(base, base_code, begin, count, ground, ground_bits)
-        for i in range(count):
-            values[i] = values[i] - ground[i]
+        _load(base, base_code, begin, count, ground)
+        _load_difference(address, code, begin, count, ground, values)
+    else:
+        _load(address, code, begin, count, values)
     for i in range(count):
-        bits[i] = bits[i] & np.uint32(0x7FFFFFFF)
+        values[i] = abs(values[i])
 
 
 @_compiled
 def high_histogram(address, code, base, base_code, histogram, start, stop):
     values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    bits, ground_bits = values.view(np.uint32), ground.view(np.uint32)
+    bits = values.view(np.uint32)
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _magnitude(address, code, base, base_code, begin, count, values, bits, ground, ground_bits)
+        _magnitude(address, code, base, base_code, begin, count, values, ground)
         for i in range(count):
             histogram[bits[i] >> np.uint32(16)] += 1
 
@@ -301,26 +420,31 @@ def high_histogram(address, code, base, base_code, histogram, start, stop):
 @_compiled
 def low_histogram(address, code, base, base_code, high, histogram, start, stop):
     values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    bits, ground_bits = values.view(np.uint32), ground.view(np.uint32)
+    bits = values.view(np.uint32)
     wanted = np.uint32(high)
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _magnitude(address, code, base, base_code, begin, count, values, bits, ground, ground_bits)
+        _magnitude(address, code, base, base_code, begin, count, values, ground)
         for i in range(count):
             if bits[i] >> np.uint32(16) == wanted:
                 histogram[bits[i] & np.uint32(0xFFFF)] += 1
 
 
 @_compiled
+def _equal(values, value, count):
+    found = np.uint32(0)
+    for i in range(count):
+        found = np.uint32(found + np.uint32(values[i] == value))
+    return int(found)
+
+
+@_compiled
 def after(address, code, base, base_code, value, ties, size):
     values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    bits, ground_bits = values.view(np.uint32), ground.view(np.uint32)
     for begin in range(0, size, BLOCK):
         count = min(BLOCK, size - begin)
-        _magnitude(address, code, base, base_code, begin, count, values, bits, ground, ground_bits)
-        found = 0
-        for i in range(count):
-            found += values[i] == value
+        _magnitude(address, code, base, base_code, begin, count, values, ground)
+        found = _equal(values, value, count)
         if found < ties:
             ties -= found
             continue
@@ -335,12 +459,11 @@ def after(address, code, base, base_code, value, ties, size):
 @_compiled
 def l1(address, code, base, base_code, limits, positions, stream, start, stop):
     values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    bits, ground_bits = values.view(np.uint32), ground.view(np.uint32)
     words = np.empty(BLOCK, np.uint32)
     sums = np.zeros(BLOCK, np.float64)  # element by element, so that the loop runs in parallel lanes
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _magnitude(address, code, base, base_code, begin, count, values, bits, ground, ground_bits)
+        _magnitude(address, code, base, base_code, begin, count, values, ground)
         _thin(values, begin, count, limits, positions, stream, words)
         for i in range(count):
             sums[i] += np.float64(values[i])
@@ -348,26 +471,29 @@ def l1(address, code, base, base_code, limits, positions, stream, start, stop):
 
 
 @_compiled
+def _add_products(a, b, sums, count):
+    for i in range(count):
+        sums[i] += np.float64(a[i]) * np.float64(b[i])
+
+
+@_compiled
 def gram(inputs, codes, base, base_code, products, start, stop):
     """Add the dot products of all pairs to `products`, float64, shape (K, K)."""
     inputs_count = len(inputs)
     value, ground = np.empty((inputs_count, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-    bits, ground_bits = value.view(np.uint32), ground.view(np.uint32)
     sums = np.zeros((inputs_count, inputs_count, BLOCK), np.float64)
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
         if base != 0:
-            _load(base, base_code, begin, count, ground, ground_bits)
+            _load(base, base_code, begin, count, ground)
         for k in range(inputs_count):
             own = value[k]
-            _load(inputs[k], codes[k], begin, count, own, bits[k])
             if base != 0:
-                for i in range(count):
-                    own[i] = own[i] - ground[i]
+                _load_difference(inputs[k], codes[k], begin, count, ground, own)
+            else:
+                _load(inputs[k], codes[k], begin, count, own)
             for j in range(k + 1):
-                other, pair = value[j], sums[k, j]
-                for i in range(count):
-                    pair[i] += np.float64(own[i]) * np.float64(other[i])
+                _add_products(own, value[j], sums[k, j], count)
     for k in range(inputs_count):
         for j in range(k + 1):
             products[k, j] += sums[k, j].sum()

@@ -1,0 +1,371 @@
+"""How fast and in how much memory recipes become weights.
+
+    python studies/materialize/measure.py speed --size 60M        # methods against a memory copy and plain torch
+    python studies/materialize/measure.py tiny                    # cost per tensor: 219 small tensors
+    python studies/materialize/measure.py peer --size 60M         # against mergekit's in-memory path, to disk and back
+    python studies/materialize/measure.py memory --size 250M      # resident set of every method, K up to 10, 200 nodes
+    python studies/materialize/measure.py large                   # a 1.5B merge of three experts
+    python studies/materialize/measure.py lineage --size 60M      # deep lineages: cost per node, with and without cache
+
+Checkpoints are random, written once into --folder. Figures are medians of interleaved rounds. `peer` needs
+SAE_MOO_ORACLE: a Python that has mergekit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+GIB = 2**30
+SIZES = {
+    "tiny": dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=24, num_attention_heads=4),
+    "60M": dict(vocab_size=8000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12),
+    "250M": dict(
+        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16
+    ),
+    "1.5B": dict(
+        vocab_size=32000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=22, num_attention_heads=16
+    ),
+}
+
+
+def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
+    """Write a base and `count` experts of random bf16 weights, a few percent apart, unless they are there."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(**SIZES[size], tie_word_embeddings=True, max_position_embeddings=256)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    paths = []
+    for number in range(count + 1):
+        path = folder / size / str(number)
+        paths.append(path)
+        if (path / "model.safetensors").exists():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        weights = {}
+        for i, (name, shape) in enumerate(shapes.items()):
+            base = torch.empty(shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(i))
+            seed = 1000 * number + i
+            if number:
+                base.add_(torch.empty(shape).normal_(0, 0.002, generator=torch.Generator().manual_seed(seed)))
+            weights[name] = base.bfloat16()
+        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(path)
+    return paths
+
+
+def opened(folder: Path, size: str, count: int):
+    """Return the pool over such checkpoints."""
+    import sae_moo as sm
+
+    base, *experts = checkpoints(folder, size, count)
+    return sm.ExpertPool.open(base=str(base), experts={f"x{i}": str(path) for i, path in enumerate(experts)})
+
+
+def recipes(count: int = 3) -> dict:
+    """Return name -> recipe, operands read (the base counts), of what is measured."""
+    import sae_moo as sm
+
+    xs = tuple(sm.Expert(f"x{i}") for i in range(count))
+    pair = xs[:2]
+    weights, two = tuple(0.2 + 0.1 * i for i in range(count)), (0.4, 0.6)
+    half = {"density": 0.5}
+    made = {
+        "linear": (sm.Merge("linear", xs, weights), count),
+        "task_arithmetic": (sm.Merge("task_arithmetic", xs, weights), count + 1),
+        "slerp": (sm.Merge("slerp", pair, two), 2),
+        "zero_aware": (sm.Merge("zero_aware", pair, two), 2),
+        "magnitude .5": (sm.Prune(xs[0], 0.5), 1),
+        "linear, then magnitude .5": (sm.Prune(sm.Merge("linear", xs, weights), 0.5), count),
+        "ties .5": (sm.Merge("ties", xs, weights, half), count + 1),
+        "dare_linear .5": (sm.Merge("dare_linear", xs, weights, half), count + 1),
+        "dare_ties .5": (sm.Merge("dare_ties", xs, weights, half), count + 1),
+        "breadcrumbs .5": (sm.Merge("breadcrumbs", xs, weights, half), count + 1),
+        "model_stock": (sm.Merge("model_stock", xs, (1.0,) * count), count + 1),
+        "sce .5": (sm.Merge("sce", xs, (1.0,) * count, {"select_topk": 0.5}), count + 1),
+        "della .5": (sm.Merge("della", xs, weights, half), count + 1),
+    }
+    return {name: (sm.Cast(recipe, "bfloat16"), read) for name, (recipe, read) in made.items()}
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def speed(folder: Path, size: str, rounds: int) -> None:
+    """Print every method's time over a memory copy of the same bytes, and plain chunked torch beside it."""
+    import torch
+
+    import sae_moo as sm
+    from sae_moo.ops import fused
+
+    pool = opened(folder, size, 3)
+    model = pool.live_model(torch.bfloat16)
+    parameters = pool.parameters(model)
+    stored = {name: {i.name: pool.load(name, i.name) for i in pool.tensors} for name in pool.names}
+    for tensors in stored.values():  # read once, so that all are in the page cache
+        for tensor in tensors.values():
+            tensor.float().sum()
+
+    def copy(operands: int) -> None:
+        """Move as many bytes as reading `operands` models and writing one does."""
+        left = (operands + 1) / 2
+        for name in pool.names:
+            for info in pool.tensors:
+                source, target = stored[name][info.name].view(-1), parameters[info.name].view(-1)
+                part = int(info.numel * min(left, 1.0))
+                target[:part].copy_(source[:part])
+            left -= 1
+            if left <= 0:
+                return
+
+    todo = recipes()
+    first = {name: timed(lambda r=recipe: sm.materialize(r, pool, model)) for name, (recipe, _) in todo.items()}
+    times: dict[str, list[float]] = {name: [] for name in todo}
+    plain: dict[str, list[float]] = {name: [] for name in todo}
+    floor: dict[str, list[float]] = {name: [] for name in todo}
+    ready = fused.available
+    slow = ("sce .5", "della .5")
+    for _ in range(rounds):
+        for name, (recipe, read) in todo.items():
+            floor[name].append(timed(lambda n=read: copy(n)))
+            times[name].append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
+            if name not in slow or not plain[name]:
+                fused.available = lambda: False
+                plain[name].append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
+                fused.available = ready
+    print(f"{size}, {torch.get_num_threads()} threads, {rounds} rounds\n")
+    print(
+        "| method | ms | over a memory copy | plain path over a memory copy | first call, ms |\n|---|---|---|---|---|"
+    )
+    for name in todo:
+        own, copied, slowly = (statistics.median(kind[name]) for kind in (times, floor, plain))
+        print(f"| {name} | {own * 1e3:.1f} | {own / copied:.2f} | {slowly / copied:.1f} | {first[name] * 1e3:.0f} |")
+
+
+def tiny(folder: Path, rounds: int) -> None:
+    """Print the cost per tensor on a model of 219 small tensors."""
+    import torch
+
+    import sae_moo as sm
+
+    pool = opened(folder, "tiny", 3)
+    model = pool.live_model(torch.bfloat16)
+    print("| method | microseconds per tensor |\n|---|---|")
+    for name, (recipe, _) in recipes().items():
+        sm.materialize(recipe, pool, model)
+        own = statistics.median(timed(lambda r=recipe: sm.materialize(r, pool, model)) for _ in range(rounds))
+        print(f"| {name} | {own * 1e6 / len(pool.tensors):.0f} |")
+    print(f"\n{len(pool.tensors)} tensors")
+
+
+PEER = """
+import json, sys, time
+import torch, transformers
+from mergekit.config import MergeConfiguration
+from mergekit.architecture import arch_info_for_config
+from mergekit.common import ModelReference
+from mergekit.graph import Executor
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+config = None
+for line in sys.stdin:
+    job = json.loads(line)
+    start = time.perf_counter()
+    merge = MergeConfiguration.model_validate(job["config"])
+    if config is None:
+        config = transformers.AutoConfig.from_pretrained(job["path"])
+        model = transformers.AutoModelForCausalLM.from_config(config).bfloat16()
+        parameters = dict(model.named_parameters())
+        info = arch_info_for_config(merge)
+        options = MergeOptions(lazy_unpickle=True)
+        start = time.perf_counter()
+    tasks = MergePlanner(merge, info, options, config).plan_in_memory()
+    for task, value in Executor(tasks, math_device="cpu", storage_device="cpu").run(quiet=True):
+        if task.weight_info.name in parameters:
+            parameters[task.weight_info.name].data.copy_(value)
+    print(json.dumps(time.perf_counter() - start), flush=True)
+"""
+
+
+def peer(folder: Path, size: str, rounds: int) -> None:
+    """Print our time against mergekit's in-memory path, and against a merge written to disk and loaded again."""
+    import torch
+
+    import sae_moo as sm
+    from sae_moo.experts import load_model
+
+    pool = opened(folder, size, 3)
+    base, *paths = (str(path.resolve()) for path in checkpoints(folder, size, 3))
+    model = pool.live_model(torch.bfloat16)
+    settings = {"linear": {}, "task_arithmetic": {}, "ties .5": {"density": 0.5}, "dare_ties .5": {"density": 0.5}}
+    worker = subprocess.Popen(
+        [os.environ["SAE_MOO_ORACLE"], "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def theirs(name: str) -> float:
+        models = [
+            {"model": path, "parameters": {"weight": 0.2 + 0.1 * i, **settings[name]}} for i, path in enumerate(paths)
+        ]
+        config = {"merge_method": name.split()[0], "models": models, "dtype": "bfloat16"}
+        if name != "linear":
+            config["base_model"] = base
+        worker.stdin.write(json.dumps({"config": config, "path": base}) + "\n")
+        worker.stdin.flush()
+        return float(worker.stdout.readline())
+
+    def through_disk(recipe: sm.Recipe) -> None:
+        sm.materialize(recipe, pool, model)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            model.save_pretrained(place)
+            load_model(Path(place), torch.bfloat16, "cpu")
+
+    todo = recipes()
+    print("| method | ms | mergekit in memory over ours | through disk over ours |\n|---|---|---|---|")
+    for name in settings:
+        recipe = todo[name][0]
+        theirs(name), sm.materialize(recipe, pool, model)
+        own, other, disk = [], [], []
+        for _ in range(rounds):
+            own.append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
+            other.append(theirs(name))
+            own.append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
+            disk.append(timed(lambda r=recipe: through_disk(r)))
+        mine = statistics.median(own)
+        print(
+            f"| {name} | {mine * 1e3:.1f} | {statistics.median(other) / mine:.1f} | "
+            f"{statistics.median(disk) / mine:.1f} |"
+        )
+    worker.stdin.close()
+    worker.wait()
+
+
+def anonymous() -> int:
+    """Return this process's anonymous resident memory in bytes: what the page cache cannot take back."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status: this measure needs Linux")
+
+
+def peak(action: Callable[[], object]) -> int:
+    """Return the most anonymous memory during an action above that before it, in bytes."""
+    before = most = anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.0005):
+            most = max(most, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        action()
+    finally:
+        done.set()
+        watcher.join()
+    return most - before
+
+
+def deep(depth: int):
+    """Return a lineage of `depth` nodes: merge with an expert, prune, round, again and again."""
+    import sae_moo as sm
+
+    recipe: sm.Recipe = sm.Cast(sm.Expert("x0"), "bfloat16")
+    for i in range(max(1, depth // 3)):
+        merged = sm.Merge("zero_aware", (recipe, sm.Expert(f"x{1 + i % 2}")), (0.5 + i / 10_000, 0.5))
+        recipe = sm.Cast(sm.Prune(merged, 0.3), "bfloat16")
+    return recipe
+
+
+def memory(folder: Path, size: str) -> None:
+    """Print the peak anonymous memory beside the live model, in units of the largest tensor in float32."""
+    import torch
+
+    import sae_moo as sm
+
+    pool = opened(folder, size, 10)
+    model = pool.live_model(torch.bfloat16)
+    largest = max(info.numel for info in pool.tensors) * 4
+    todo = {f"{name}, K = {k}": recipe for k in (3, 10) for name, (recipe, _) in recipes(k).items()}
+    todo["lineage of 200 nodes"] = deep(200)
+    sm.materialize(todo["linear, K = 3"], pool, model)  # compiled code is not counted
+    print(f"{size}: largest tensor in float32 {largest / 2**20:.0f} MiB\n\n| | largest tensors |\n|---|---|")
+    for name, recipe in todo.items():
+        print(f"| {name} | {peak(lambda r=recipe: sm.materialize(r, pool, model)) / largest:.2f} |", flush=True)
+
+
+def large(folder: Path) -> None:
+    """Print the resident set of a process that merges three 1.5B experts."""
+    import torch
+
+    import sae_moo as sm
+
+    pool = opened(folder, "1.5B", 3)
+    model = pool.live_model(torch.bfloat16)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters / 1e9:.2f}B parameters, live model {parameters * 2 / GIB:.2f} GiB\n")
+    print("| method | seconds | anonymous memory at its peak, GiB |\n|---|---|---|")
+    for name in ("linear", "ties .5", "linear, then magnitude .5"):
+        recipe = recipes()[name][0]
+        before = anonymous()
+        seconds: list[float] = []
+        most = before + peak(lambda r=recipe, s=seconds: s.append(timed(lambda: sm.materialize(r, pool, model))))
+        print(f"| {name} | {seconds[0]:.1f} | {most / GIB:.2f} |", flush=True)
+
+
+def lineage(folder: Path, size: str) -> None:
+    """Print what a node of a deep lineage costs to replay, and what a cache saves."""
+    import torch
+
+    import sae_moo as sm
+
+    pool = opened(folder, size, 3)
+    model = pool.live_model(torch.bfloat16)
+    sm.materialize(deep(3), pool, model)
+    print("| nodes | ms | ms per node |\n|---|---|---|")
+    for depth in (3, 30, 120):
+        own = statistics.median(timed(lambda d=depth: sm.materialize(deep(d), pool, model)) for _ in range(3))
+        print(f"| {depth} | {own * 1e3:.0f} | {own * 1e3 / depth:.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "tiny", "peer", "memory", "large", "lineage"))
+    parser.add_argument("--size", choices=SIZES, default="60M")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sae_moo_materialize")
+    options = parser.parse_args()
+    match options.what:
+        case "speed":
+            speed(options.folder, options.size, options.rounds)
+        case "tiny":
+            tiny(options.folder, options.rounds)
+        case "peer":
+            peer(options.folder, options.size, options.rounds)
+        case "memory":
+            memory(options.folder, options.size)
+        case "large":
+            large(options.folder)
+        case "lineage":
+            lineage(options.folder, options.size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
