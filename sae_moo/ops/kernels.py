@@ -265,20 +265,15 @@ def zero_aware(inputs, codes, weights, base, base_code, scale, out, out_code, st
 
 
 @_compiled
-def _mixed(word):
-    """Mix every bit of a word into every bit, as in `random`."""
-    word = np.uint32(word ^ (word >> np.uint32(16)))
-    word = np.uint32(word * np.uint32(0x7FEB352D))
-    word = np.uint32(word ^ (word >> np.uint32(15)))
-    word = np.uint32(word * np.uint32(0x846CA68B))
-    return np.uint32(word ^ (word >> np.uint32(16)))
-
-
-@_compiled
 def _draw(words, count, low, first, second):
+    """Fill in the random numbers of `random.Stream`."""
     for i in range(count):
-        place = np.uint32(low + np.uint32(i))
-        words[i] = _mixed(np.uint32(_mixed(np.uint32(place ^ first)) ^ second))
+        word = np.uint32(np.uint32(low + np.uint32(i)) ^ first)
+        word = np.uint32(word ^ (word >> np.uint32(16)))
+        word = np.uint32(np.uint32(word * np.uint32(0x7FEB352D)) ^ second)
+        word = np.uint32(word ^ (word >> np.uint32(15)))
+        word = np.uint32(word * np.uint32(0x846CA68B))
+        words[i] = np.uint32(word ^ (word >> np.uint32(16)))
 
 
 @_compiled

@@ -26,15 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 GIB = 2**30
+# vocabulary, width, feed-forward width, layers, heads
 SIZES = {
-    "tiny": dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=24, num_attention_heads=4),
-    "60M": dict(vocab_size=8000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12),
-    "250M": dict(
-        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16
-    ),
-    "1.5B": dict(
-        vocab_size=32000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=22, num_attention_heads=16
-    ),
+    "tiny": (256, 64, 128, 24, 4),
+    "60M": (8000, 768, 2048, 8, 12),
+    "250M": (32000, 1024, 2816, 16, 16),
+    "1.5B": (32000, 2048, 8192, 22, 16),
 }
 
 
@@ -44,7 +41,16 @@ def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig(**SIZES[size], tie_word_embeddings=True, max_position_embeddings=256)
+    vocabulary, width, wide, layers, heads = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -95,8 +101,6 @@ def recipes(count: int = 3) -> dict:
         "dare_ties .5": (sm.Merge("dare_ties", xs, weights, half), count + 1),
         "breadcrumbs .5": (sm.Merge("breadcrumbs", xs, weights, half), count + 1),
         "model_stock": (sm.Merge("model_stock", xs, (1.0,) * count), count + 1),
-        "sce .5": (sm.Merge("sce", xs, (1.0,) * count, {"select_topk": 0.5}), count + 1),
-        "della .5": (sm.Merge("della", xs, weights, half), count + 1),
     }
     return {name: (sm.Cast(recipe, "bfloat16"), read) for name, (recipe, read) in made.items()}
 
@@ -107,7 +111,7 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def speed(folder: Path, size: str, rounds: int) -> None:
+def speed(folder: Path, size: str, rounds: int, rounds_plain: int = 2) -> None:
     """Print every method's time over a memory copy of the same bytes, and plain chunked torch beside it."""
     import torch
 
@@ -140,12 +144,11 @@ def speed(folder: Path, size: str, rounds: int) -> None:
     plain: dict[str, list[float]] = {name: [] for name in todo}
     floor: dict[str, list[float]] = {name: [] for name in todo}
     ready = fused.available
-    slow = ("sce .5", "della .5")
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, (recipe, read) in todo.items():
             floor[name].append(timed(lambda n=read: copy(n)))
             times[name].append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
-            if name not in slow or not plain[name]:
+            if number < rounds_plain:
                 fused.available = lambda: False
                 plain[name].append(timed(lambda r=recipe: sm.materialize(r, pool, model)))
                 fused.available = ready
