@@ -83,9 +83,11 @@ def aligned(models: Mapping[str, Weights], policy: str) -> tuple[dict[str, Weigh
     base = models[BASE]
     faults: list[str] = []
     tokens: dict[str, dict[str, int]] = {}
+    if policy == REFUSE and not any(_other_tokenizer(model, base) for model in models.values()):
+        return dict(models), list(_differences(models, tokens))
     for name, model in models.items():
         try:
-            own = _tokens(model, base, tokens)
+            own = _tokens(model, base, tokens, policy)
         except InputError as error:
             faults.append(f"{name}: {error}")
             continue
@@ -162,11 +164,19 @@ class Aligned:
         return TensorFacts((len(self._rows), *facts.shape[1:]), dtype)
 
 
-def _tokens(model: Weights, base: Weights, known: Mapping[str, dict[str, int]]) -> dict[str, int] | None:
-    """Return a model's tokens, the base's where it has none of its own or the same file."""
+def _other_tokenizer(model: Weights, base: Weights) -> bool:
+    """Say whether a model and the base both have a ``tokenizer.json``, and not the same."""
     file, theirs = model.folder / "tokenizer.json", base.folder / "tokenizer.json"
-    if BASE in known and file.is_file() and theirs.is_file() and file.read_bytes() == theirs.read_bytes():
+    return file.is_file() and theirs.is_file() and file.read_bytes() != theirs.read_bytes()
+
+
+def _tokens(model: Weights, base: Weights, known: Mapping[str, dict[str, int]], policy: str) -> dict[str, int] | None:
+    """Return a model's tokens, the base's where it has none of its own or the same file; None if nothing is known."""
+    has_file = (model.folder / "tokenizer.json").is_file()
+    if BASE in known and has_file and not _other_tokenizer(model, base):
         return known[BASE]
+    if policy == REFUSE and not has_file:
+        return None  # no reason to load a tokenizer of another kind, which may need code of its own
     own = token_list(model.folder)
     return known[BASE] if own is None and BASE in known and model.vocabulary == base.vocabulary else own
 
