@@ -121,7 +121,7 @@ class Adapter:
             return weight
         factors = self._factors[name]
         product = self._read(factors.b).float() @ self._read(factors.a).float()
-        adapted = weight.float() + (product.T if factors.transposed else product) * factors.scale
+        adapted = (product.T.contiguous() if factors.transposed else product).mul_(factors.scale).add_(weight)
         if factors.magnitude is not None:
             inputs = 0 if factors.transposed else 1  # the dimension that is summed over
             ratio = self._read(factors.magnitude).float().reshape(-1) / torch.linalg.norm(adapted, dim=inputs)
