@@ -54,7 +54,7 @@ class Bench:
             InputError: listing what cannot be opened or does not fit.
         """
         models = config.models
-        pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory)
+        pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         return cls(config, pool, open_tasks(config, pool), resolve_device(models.device))
 
     def live_model(self) -> Any:

@@ -1,4 +1,7 @@
-"""One checkpoint: a folder of safetensors opened lazily, its facts and its content fingerprint. Never unpickles."""
+"""Weights read tensor by tensor; a checkpoint: a folder of safetensors opened lazily, its facts and its fingerprint.
+
+Nothing here unpickles.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 
 ZOO = "zoo:"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_embeddings)\.weight$")
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
@@ -38,6 +43,56 @@ class TensorFacts:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+class Weights(Protocol):
+    """Weights of one model that can be read one tensor at a time, however they are stored.
+
+    ``load`` returns the same bits whenever it is called, in the shape and dtype that ``tensors`` says, on the CPU; the
+    caller does not write to it. Equal fingerprints are equal weights.
+    """
+
+    @property
+    def source(self) -> str:
+        """What the user wrote."""
+
+    @property
+    def origin(self) -> str:
+        """A name that finds the same from anywhere."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The ``config.json`` of the model."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFacts]:
+        """Tensor name -> shape and dtype; a tied head is none."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embeddings."""
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of rows of the embeddings; None if no tensor is named like embeddings."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the weights.
+
+        Raises:
+            InputError: naming the tensors that hold NaN or an infinity.
+        """
+
+    def load(self, name: str) -> Tensor:
+        """Return one tensor."""
+
+    def shares_base(self, name: str) -> bool:
+        """Say whether a tensor is known, without reading it, to be the base's; False says nothing."""
 
 
 def locate(source: str, relative_to: Path | None = None) -> tuple[Path, str]:
@@ -92,6 +147,8 @@ class Checkpoint:
         origin: a name that finds the checkpoint from anywhere: ``zoo:NAME``, a hub id, or an absolute path.
         config: the parsed ``config.json``.
         tensors: tensor name -> shape and dtype, sorted by name; buffers and a tied head left out.
+        head: name of the head's tensor; None if it is tied to the embeddings.
+        embeddings: name of the tensor of token embeddings; None if none is named so.
 
     Raises:
         InputError: if files are missing, truncated, not safetensors, or an adapter instead of a model.
@@ -100,8 +157,8 @@ class Checkpoint:
     def __init__(self, source: str, relative_to: Path | None = None) -> None:
         self.source = source
         self.folder, self.origin = locate(source, relative_to)
-        self.config = _read_json(self.folder / "config.json", "a model's config.json")
-        self._handles = {file: _opened(file) for file in self._files()}
+        self.config = read_json(self.folder / "config.json", "a model's config.json")
+        self._handles = {file: opened(file) for file in self._files()}
         self._file_of: dict[str, Path] = {}
         tensors: dict[str, TensorFacts] = {}
         for file, handle in self._handles.items():
@@ -120,6 +177,8 @@ class Checkpoint:
                 )
             del tensors[head]
             head = None
+        self.head = head
+        self.embeddings = embeddings
         self.tied = head is None
         self.vocabulary = tensors[embeddings].shape[0] if embeddings else None
         self.tensors: Mapping[str, TensorFacts] = dict(sorted(tensors.items()))
@@ -139,33 +198,28 @@ class Checkpoint:
         Raises:
             InputError: naming the tensors that hold NaN or an infinity.
         """
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._handles)]
-        stamp = hashlib.sha256(json.dumps([str(self.folder), stats, list(self.tensors)]).encode()).hexdigest()
-        known = _remembered(stamp)
+        stamp = stamp_of(self.folder, self._handles, list(self.tensors))
+        known = remembered(stamp)
         if known:
             return known
-        whole = hashlib.sha256()
-        broken = []
-        for name, facts in self.tensors.items():
-            tensor = self.load(name).contiguous().reshape(-1)
-            if not torch.isfinite(tensor).all():
-                broken.append(name)
-            content = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
-            whole.update(json.dumps([name, facts.dtype, facts.shape, content]).encode())
-        if broken:
-            shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
-            raise InputError(f"{self.source}: NaN or infinite weights in {shown}")
-        _remember(stamp, whole.hexdigest())
-        return whole.hexdigest()
+        fingerprint = digest_of(self.source, ((name, self.load(name)) for name in self.tensors))
+        remember(stamp, fingerprint)
+        return fingerprint
+
+    def shares_base(self, name: str) -> bool:  # noqa: ARG002  # a file of its own may hold anything
+        """Return False: nothing is known without reading."""
+        return False
 
     def _files(self) -> Iterator[Path]:
         index = self.folder / "model.safetensors.index.json"
         single = self.folder / "model.safetensors"
+        if (self.folder / ADAPTER_CONFIG).is_file() and (single.is_file() or index.is_file()):
+            raise InputError(f"{self.folder}: holds both a model and an adapter; expected one of them in a folder")
         if single.is_file():
             yield single
             return
         if index.is_file():
-            weight_map = _read_json(index, "an index of shards").get("weight_map")
+            weight_map = read_json(index, "an index of shards").get("weight_map")
             if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
                 raise InputError(f"{index}: expected an object 'weight_map' of tensor names and file names")
             missing = sorted({shard for shard in weight_map.values() if not (self.folder / shard).is_file()})
@@ -173,8 +227,8 @@ class Checkpoint:
                 raise InputError(f"{self.folder}: shards named in {index.name} are missing: {', '.join(missing)}")
             yield from sorted({self.folder / shard for shard in weight_map.values()})
             return
-        if (self.folder / "adapter_model.safetensors").is_file():
-            raise InputError(f"{self.folder}: holds a LoRA adapter; merge it into its base first, this needs a model")
+        if (self.folder / ADAPTER_WEIGHTS).is_file():
+            raise InputError(f"{self.folder}: holds a LoRA adapter without its {ADAPTER_CONFIG}; expected a model")
         pickles = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
             path.name for path in self.folder.glob("*.pt*")
         )
@@ -186,14 +240,35 @@ class Checkpoint:
         raise InputError(f"{self.folder}: no model.safetensors and no model.safetensors.index.json")
 
 
-def _opened(file: Path) -> Any:
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds a PEFT adapter and no model."""
+    models = ("model.safetensors", "model.safetensors.index.json")
+    return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in models)
+
+
+def has_a_row_per_token(name: str) -> bool:
+    """Say whether a tensor has a row (or a number) for every token: embeddings, head, the head's bias."""
+    return bool(_EMBEDDINGS.search(name)) or name in HEADS or name.replace(".bias", ".weight") in HEADS
+
+
+def opened(file: Path) -> Any:
+    """Open a safetensors file lazily.
+
+    Raises:
+        InputError: if it is none.
+    """
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: saying that `what` was expected.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -205,11 +280,39 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     return document
 
 
+def digest_of(source: str, tensors: Iterable[tuple[str, Tensor]], *facts: Any) -> str:
+    """Return the SHA-256 of named tensors and further facts, reading every byte once.
+
+    Raises:
+        InputError: naming the tensors that hold NaN or an infinity.
+    """
+    whole = hashlib.sha256(json.dumps(facts).encode() if facts else b"")
+    broken = []
+    for name, tensor in tensors:
+        flat = tensor.contiguous().reshape(-1)
+        if not torch.isfinite(flat).all():
+            broken.append(name)
+        content = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+        dtype = next((short for short, each in DTYPES.items() if each == tensor.dtype), str(tensor.dtype))
+        whole.update(json.dumps([name, dtype, tuple(tensor.shape), content]).encode())
+    if broken:
+        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+        raise InputError(f"{source}: NaN or infinite weights in {shown}")
+    return whole.hexdigest()
+
+
+def stamp_of(folder: Path, files: Iterable[Path], facts: Any) -> str:
+    """Return a name for what files hold now, by their sizes and modification times."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return hashlib.sha256(json.dumps([str(folder), stats, facts]).encode()).hexdigest()
+
+
 def _memory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_moo" / "fingerprints"
 
 
-def _remembered(stamp: str) -> str | None:
+def remembered(stamp: str) -> str | None:
+    """Return the fingerprint kept under a stamp, if any."""
     try:
         text = (_memory() / stamp).read_text(encoding="ascii")
     except (OSError, ValueError):
@@ -217,7 +320,8 @@ def _remembered(stamp: str) -> str | None:
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 
-def _remember(stamp: str, fingerprint: str) -> None:
+def remember(stamp: str, fingerprint: str) -> None:
+    """Keep a fingerprint under a stamp in the user's cache folder, where that can be written."""
     path = _memory() / stamp
     partial = path.with_name(f"{stamp}.{os.getpid()}")
     try:

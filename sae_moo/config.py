@@ -38,13 +38,14 @@ class StudySection(_Section):
 
 
 class ModelsSection(_Section):
-    """``models``: the base, the experts by name, dtype and device of the live model, and the cache of weights."""
+    """``models``: base, experts by name, dtype and device of the live model, cache of weights, vocabulary policy."""
 
     base: str
     experts: dict[str, str]
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     cache_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 2.0
+    vocabulary: Literal["refuse", "intersection", "base"] = "refuse"
 
     @field_validator("experts")
     @classmethod

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_moo.checkpoint import DTYPES, HEADS, Checkpoint
-from sae_moo.errors import InputError
+from sae_moo.adapters import Adapter
+from sae_moo.checkpoint import DTYPES, Checkpoint, Weights, has_a_row_per_token, is_adapter, locate
+from sae_moo.errors import InputError, nearest
+from sae_moo.live import load_model, parsed_config, places
 from sae_moo.ops.operands import Remembered
 from sae_moo.recipe import BASE
+from sae_moo.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 
 # Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
 BEHAVIOUR = (
@@ -35,11 +38,15 @@ BEHAVIOUR = (
     "sliding_window",
     "attn_logit_softcapping",
     "final_logit_softcapping",
+    "num_experts_per_tok",
+    "norm_topk_prob",
 )
 EMBEDDINGS = "embeddings"
 HEAD = "head"
 # `layers.3.` (Llama, Mistral, Qwen, Gemma, Phi, NeoX), `h.3.` (GPT-2), `blocks.3.`
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# A mixture's experts stacked into one 3-D tensor, where a checkpoint stores them so (GPT-OSS, GraniteMoE).
+_STACKED = re.compile(r"\.(?:experts|block_sparse_moe)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|embed_positions|wte|wpe|tok_embeddings|word_embeddings)\.")
 
 
@@ -51,7 +58,8 @@ class TensorInfo:
         name: its name in the checkpoint.
         shape: its shape.
         group: index into `ExpertPool.groups`.
-        prunable: whether it is a 2-D weight inside a transformer block.
+        prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
+            where the checkpoint holds one 3-D tensor of them instead of a matrix each).
     """
 
     name: str
@@ -74,22 +82,33 @@ def group_name(tensor: str) -> str:
 
 
 class ExpertPool:
-    """A base model and the experts fine-tuned from it, all of one architecture.
+    """A base model and the experts fine-tuned from it, all of one architecture; dtypes may differ.
 
     Build one with `open`.
+
+    Args:
+        checkpoints: name -> weights, the base under ``base``, first.
+        vocabulary: what to do about experts whose vocabulary is not the base's; see `sae_moo.vocabulary.aligned`.
 
     Attributes:
         names: ``base`` first, then the experts in the order given.
         groups: group names in model order: embeddings, blocks, head.
         tensors: every weight tensor once (a tied head is none), in model order.
         fingerprints: name -> content fingerprint.
+        vocabulary: the policy.
         remembered: numbers about the experts' tensors that merge methods computed once.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        self.checkpoints = dict(checkpoints)
-        self.names = tuple(self.checkpoints)
-        _check_compatible(self.checkpoints)
+    def __init__(self, checkpoints: Mapping[str, Weights], vocabulary: str = REFUSE) -> None:
+        if vocabulary not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise InputError(f"vocabulary: expected {known}, got {vocabulary!r}{nearest(str(vocabulary), POLICIES)}")
+        self.vocabulary = vocabulary
+        self.names = tuple(checkpoints)
+        self.checkpoints, faults = aligned(checkpoints, vocabulary)
+        faults = [*_incompatible(self.checkpoints), *faults]
+        if faults:
+            raise InputError(_listed("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
         named = {name: group_name(name) for name in base.tensors}
         self.groups = tuple(sorted(set(named.values()), key=_group_order))
@@ -99,7 +118,7 @@ class ExpertPool:
                 name,
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
-                len(base.tensors[name].shape) == 2 and named[name].startswith("block."),
+                named[name].startswith("block.") and _is_prunable(name, base.tensors[name].shape),
             )
             for name in ordered
         )
@@ -113,35 +132,57 @@ class ExpertPool:
         self.remembered = Remembered()
 
     @classmethod
-    def open(cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> ExpertPool:
-        """Open and check the checkpoints; nothing is read into memory beyond headers and one pass for fingerprints.
+    def open(
+        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: str = REFUSE
+    ) -> ExpertPool:
+        """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
         Args:
-            base: the base model: ``zoo:NAME``, a folder, or a hub id.
-            experts: name -> the same, at least one; ``base`` is not a name for an expert.
+            base: the base model: ``zoo:NAME``, a folder, or a hub id (``owner/name@revision``).
+            experts: name -> the same, or a PEFT LoRA adapter of the base; at least one; ``base`` is not a name for one.
             relative_to: folder that relative paths start from; None means the current one.
+            vocabulary: ``refuse``, ``intersection`` or ``base``: what to do about experts whose vocabulary is not the
+                base's; see `sae_moo.vocabulary.aligned`.
 
         Raises:
-            InputError: listing every checkpoint that cannot be opened, or every difference from the base.
+            InputError: listing every model that cannot be opened, or every difference from the base.
         """
         if not experts:
             raise InputError("experts: expected at least one, got none")
         if BASE in experts:
             raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
-        opened: dict[str, Checkpoint] = {}
+        opened: dict[str, Weights] = {}
         faults = []
+        root: Checkpoint | None = None
         for name, source in {BASE: base, **experts}.items():
             try:
-                opened[name] = Checkpoint(str(source), relative_to)
+                if name == BASE:
+                    opened[name] = root = _base(str(source), relative_to)
+                else:
+                    weights = _expert(str(source), relative_to, root)
+                    if weights is not None:
+                        opened[name] = weights
             except InputError as error:
                 faults.append(f"{name}: {error}")
         if faults:
             raise InputError(_listed("cannot open", faults))
-        return cls(opened)
+        return cls(opened, vocabulary)
 
     def load(self, name: str, tensor: str) -> Tensor:
-        """Return one tensor of one expert as stored, on the CPU, memory-mapped: do not write to it."""
+        """Return one tensor of one expert in its own dtype, on the CPU: do not write to it.
+
+        A checkpoint's is memory-mapped, as stored. An adapter's is computed anew by each call, unless the adapter does
+        not touch it: then it is the base's.
+        """
         return self.checkpoints[name].load(tensor)
+
+    def shares_base(self, name: str, tensor: str) -> bool:
+        """Say whether a tensor is known, without reading it, to be the base's bit for bit.
+
+        True for the base itself and for what an adapter does not touch. False says nothing: a checkpoint may hold an
+        equal copy.
+        """
+        return name == BASE or self.checkpoints[name].shares_base(tensor)
 
     def live_model(self, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu") -> Any:
         """Return a transformers model to materialize into; its weights are the base's until then.
@@ -162,65 +203,37 @@ class ExpertPool:
         """Return the base model's tokenizer."""
         return load_tokenizer(self.checkpoints[BASE].folder)
 
-    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return tensor name -> parameter of a live model, in the pool's order.
+    def parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return tensor name -> its place in a live model, to be written with ``copy_``, in the pool's order.
+
+        A place is a parameter, or a view into one where transformers fuses what the checkpoint holds apart: the experts
+        of a mixture.
 
         Raises:
             InputError: naming parameters without a tensor and tensors without a parameter.
         """
-        own = dict(model.named_parameters())  # a tied head is listed once, under the embeddings' name
-        prefix = getattr(model, "base_model_prefix", "")
-        found = {info.name: own.get(info.name, own.get(f"{prefix}.{info.name}")) for info in self.tensors}
-        for name in HEADS:  # transformers renames some heads as it loads them
-            if name in found and found[name] is None:
-                found[name] = model.get_output_embeddings().weight  # type: ignore[operator]
-        lost = [name for name, parameter in found.items() if parameter is None]
-        matched = {id(parameter) for parameter in found.values()}
-        unset = [name for name, parameter in own.items() if id(parameter) not in matched]
-        if lost or unset:
-            raise InputError(
-                _listed(
-                    "the model that transformers builds does not match the checkpoint",
-                    [f"tensor without parameter: {name}" for name in lost[:10]]
-                    + [f"parameter without tensor: {name}" for name in unset[:10]],
-                )
-            )
-        return {name: parameter for name, parameter in found.items() if parameter is not None}
+        return places(model, [info.name for info in self.tensors])
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a causal LM from a local folder, ready for scoring.
-
-    Raises:
-        InputError: if transformers cannot build it.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:  # whatever transformers' many config classes raise at what they find
-        raise InputError(f"{folder}: transformers cannot load this as a causal LM: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+def _base(source: str, relative_to: Path | None) -> Checkpoint:
+    folder, _ = locate(source, relative_to)
+    if is_adapter(folder):
+        raise InputError(f"{folder}: expected a model, got an adapter; it can be an expert over its base")
+    return Checkpoint(source, relative_to)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer from a local folder.
-
-    Raises:
-        InputError: if there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever transformers' many tokenizer classes raise at what they find
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{folder}: expected a tokenizer beside the model: {reason}") from error
+def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> Weights | None:
+    """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
+    if not is_adapter(locate(source, relative_to)[0]):
+        return Checkpoint(source, relative_to)
+    return None if base is None else Adapter(source, base, relative_to)
 
 
-def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
+def _is_prunable(name: str, shape: Sequence[int]) -> bool:
+    return not name.endswith("bias") and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
+
+
+def _incompatible(checkpoints: Mapping[str, Weights]) -> list[str]:
     base = checkpoints[BASE]
     faults = []
     for name, expert in checkpoints.items():
@@ -230,10 +243,9 @@ def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
             continue
         facts = [
             ("architecture", base.config.get("model_type"), expert.config.get("model_type")),
-            ("vocabulary size", base.vocabulary, expert.vocabulary),
             ("head", *("tied to the embeddings" if each.tied else "of its own" for each in (base, expert))),
         ]
-        facts += [(f"{key} in config.json", base.config.get(key), expert.config.get(key)) for key in BEHAVIOUR]
+        facts += [(f"{key} in config.json", ours, theirs) for key, ours, theirs in _behaviour(base, expert)]
         faults += [
             f"{name}: {what} is {theirs}, the base's is {ours}" for what, ours, theirs in facts if ours != theirs
         ]
@@ -242,26 +254,38 @@ def _check_compatible(checkpoints: Mapping[str, Checkpoint]) -> None:
         faults += _at_most([f"{name}: tensor {tensor} is missing" for tensor in missing])
         faults += _at_most([f"{name}: tensor {tensor} is not in the base" for tensor in extra])
         shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
-        pairs = [(tensor, base.tensors[tensor], expert.tensors[tensor]) for tensor in shared]
+        shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
         faults += _at_most(
             [
-                f"{name}: {tensor} has shape {b.shape}, expected {a.shape}"
-                for tensor, a, b in pairs
-                if a.shape != b.shape
+                f"{name}: {tensor} has shape {theirs}, expected {ours}"
+                for tensor, ours, theirs in shapes
+                if ours != theirs and not (has_a_row_per_token(tensor) and _other_rows(base, expert, ours, theirs))
             ]
         )
-        faults += _at_most(
-            [
-                f"{name}: {tensor} has dtype {b.dtype}, expected {a.dtype}"
-                for tensor, a, b in pairs
-                if a.dtype != b.dtype
-            ]
-        )
-    if faults:
-        raise InputError(_listed("the experts do not fit the base", faults))
+    return faults
 
 
-def _fingerprints(checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
+def _other_rows(base: Weights, expert: Weights, ours: Sequence[int], theirs: Sequence[int]) -> bool:
+    """Say whether shapes differ by the vocabulary's size and nothing else, which is reported once."""
+    return ours[0] == base.vocabulary and theirs[0] == expert.vocabulary and ours[1:] == theirs[1:]
+
+
+def _behaviour(base: Weights, expert: Weights) -> list[tuple[str, Any, Any]]:
+    """Return the settings of `BEHAVIOUR` that differ: as written, then as transformers reads them.
+
+    One release writes ``rope_theta``, another the same inside ``rope_parameters``; defaults are left out or not.
+    """
+    written = [(key, base.config.get(key), expert.config.get(key)) for key in BEHAVIOUR]
+    written = [(key, ours, theirs) for key, ours, theirs in written if ours != theirs]
+    if not written or base.config.get("model_type") != expert.config.get("model_type"):
+        return written
+    ours, theirs = parsed_config(base.folder), parsed_config(expert.folder)
+    if ours is None or theirs is None:
+        return written
+    return [(key, ours.get(key), theirs.get(key)) for key in BEHAVIOUR if ours.get(key) != theirs.get(key)]
+
+
+def _fingerprints(checkpoints: Mapping[str, Weights]) -> dict[str, str]:
     found, faults = {}, []
     for name, checkpoint in checkpoints.items():
         try:

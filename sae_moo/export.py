@@ -51,7 +51,7 @@ def recipe_document(recipe: Recipe, pool: ExpertPool) -> dict[str, Any]:
         name: {"source": checkpoint.origin, "fingerprint": pool.fingerprints[name]}
         for name, checkpoint in pool.checkpoints.items()
     }
-    return encode(recipe) | {"digest": recipe.digest(pool), "experts": experts}
+    return encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": pool.vocabulary}
 
 
 def write_model(

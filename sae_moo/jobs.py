@@ -20,8 +20,9 @@ from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.task import Split
 from sae_moo.execute.local import LocalExecutor
-from sae_moo.experts import ExpertPool, load_model
+from sae_moo.experts import ExpertPool
 from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
+from sae_moo.live import load_model
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.recipe import BASE, Recipe, decode
 from sae_moo.run import POINTER, RUNS, Run
@@ -245,7 +246,8 @@ def merge(
         raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], experts)}; it has {known}")
     sources = {name: entry["source"] for name, entry in experts.items()}
     sources |= {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
-    pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent)
+    policy = str(document.get("vocabulary", "refuse"))
+    pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
     recipe = _read_recipe(path, pool)
     model = pool.live_model(getattr(recipe, "dtype", dtype))
     report = materialize(recipe, pool, model)

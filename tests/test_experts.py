@@ -6,13 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stand_ins import weights_of
 
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.experts import ExpertPool, group_name
 from sae_moo.materializer import materialize
-from sae_moo.recipe import Expert
+from sae_moo.recipe import Expert, Merge
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
         del tensors["model.layers.0.input_layernorm.weight"]
         tensors["model.layers.1.extra.weight"] = torch.zeros(2)
         tensors["model.norm.weight"] = torch.zeros(17)
-        tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].half()
+        tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(torch.int8)
         tensors["model.embed_tokens.weight"] = torch.zeros(700, 16)
         tensors["lm_head.weight"] = torch.zeros(700, 16)
 
@@ -119,15 +118,15 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
     vocabulary = load_file(tiny_folders["base"] / "model.safetensors")["model.embed_tokens.weight"].shape[0]
     assert str(caught.value).splitlines() == [
         "the experts do not fit the base:",
+        "  - bad: 1 tensors of dtype I8; expected F32, BF16, F16",
         "  - bad: architecture is mistral, the base's is llama",
-        f"  - bad: vocabulary size is 700, the base's is {vocabulary}",
         "  - bad: head is of its own, the base's is tied to the embeddings",
         "  - bad: tensor model.layers.0.input_layernorm.weight is missing",
         "  - bad: tensor lm_head.weight is not in the base",
         "  - bad: tensor model.layers.1.extra.weight is not in the base",
-        f"  - bad: model.embed_tokens.weight has shape (700, 16), expected ({vocabulary}, 16)",
         "  - bad: model.norm.weight has shape (17,), expected (16,)",
-        "  - bad: model.layers.1.mlp.up_proj.weight has dtype F16, expected F32",
+        f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection or base "
+        "(ExpertPool.open(..., vocabulary=...)) matches rows by token",
     ]
 
 
@@ -154,7 +153,7 @@ def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_pat
         "pickled": "only pickled weights (pytorch_model.bin), which can run code when opened",
         "short": "truncated, or not a safetensors file",
         "empty": "expected a model's config.json, there is no config.json",
-        "adapter": "holds a LoRA adapter",
+        "adapter": "holds a LoRA adapter without its adapter_config.json",
         "shard": "shards named in model.safetensors.index.json are missing: model-1.safetensors",
         "gone": "no such folder",
         "zoo": "unknown zoo model 'maths'; expected one of base, math, lingua, logic",
@@ -209,38 +208,43 @@ def test_a_hub_id_without_the_hub_is_one_clear_error(monkeypatch):
         Checkpoint("nobody/nothing")
 
 
-def architectures():
-    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+def test_dtypes_may_differ(copy, tiny_folders, tiny):
+    folder = copy()
 
-    small = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    return {
-        "llama, own head": LlamaConfig(**small, tie_word_embeddings=False),
-        "mistral": MistralConfig(**small, num_key_value_heads=1),
-        "qwen2": Qwen2Config(**small, num_key_value_heads=1, tie_word_embeddings=True),
-        "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32),
-        "gpt-neox": GPTNeoXConfig(**small),
-    }
+    def change(tensors):
+        for i, (name, tensor) in enumerate(list(tensors.items())):
+            tensors[name] = tensor.to((torch.bfloat16, torch.float16, torch.float32)[i % 3])
 
-
-@pytest.mark.parametrize("name", ["llama, own head", "mistral", "qwen2", "gpt2", "gpt-neox"])
-def test_architectures_materialize_bit_equal(name, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    config = architectures()[name]
-    for i, which in enumerate(("base", "other")):
-        torch.manual_seed(i)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / which)
-    pool = ExpertPool.open(str(tmp_path / "base"), {"other": str(tmp_path / "other")})
-    assert pool.groups == ("embeddings", "block.0", "block.1", "head")
+    rewrite(folder, change)
+    pool = ExpertPool.open(str(tiny_folders["base"]), {"code": str(tiny_folders["code"]), "mixed": str(folder)})
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16, torch.float16, torch.float32}
     model = pool.live_model()
-    materialize(Expert("other"), pool, model)
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
-    ids = torch.arange(8)[None]
-    assert torch.equal(model(ids).logits, expected(ids).logits)
-    assert {n for n, p in weights_of(pool, model).items() if not torch.equal(p, pool.load("other", n))} == set()
+    materialize(Merge("linear", (Expert("code"), Expert("mixed")), weights=(0.5, 0.5)), pool, model)
+    for name, place in pool.parameters(model).items():
+        assert torch.equal(pool.load("mixed", name), stored[name])
+        torch.testing.assert_close(place, (tiny.load("code", name) + stored[name].float()) / 2, rtol=0, atol=1e-7)
+
+
+def test_one_setting_written_in_two_ways_is_one_setting(copy, tiny_folders):
+    old, new = copy(to="old"), copy(to="new")
+    config = json.loads((old / "config.json").read_text())
+    theta = config.pop("rope_parameters")["rope_theta"]
+    (old / "config.json").write_text(json.dumps(config | {"rope_theta": theta, "rope_scaling": None}))
+    ExpertPool.open(str(new), {"old": str(old)})
+    (old / "config.json").write_text(json.dumps(config | {"rope_theta": 5 * theta}))
+    with pytest.raises(InputError, match=r"old: rope_parameters in config.json is .*50000"):
+        ExpertPool.open(str(new), {"old": str(old)})
+
+
+def test_a_folder_is_a_model_or_an_adapter(copy, tiny_folders):
+    folder = copy()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds both a model and an adapter"):
+        ExpertPool.open(str(tiny_folders["base"]), {"both": str(folder)})
+
+
+def test_what_is_known_to_be_the_base(tiny):
+    name = tiny.tensors[0].name
+    assert tiny.shares_base("base", name)
+    assert not tiny.shares_base("math", name)

@@ -1,8 +1,8 @@
 """Random numbers that are a function of their place: counter-based, the same on every device and in any order.
 
 The number of an element is a hash of its position under two keys drawn from seed, tensor and input: a 32-bit finalizer
-(two multiplications and three shifts that mix every input bit into every output bit), keyed before and in its middle. So
-no state is passed along, and two streams are not one stream in another order.
+(two multiplications and three shifts that mix every input bit into every output bit), keyed before it and in its
+middle. So no state is passed along, and two streams are not one stream in another order.
 """
 
 from __future__ import annotations
