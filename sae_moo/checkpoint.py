@@ -158,6 +158,7 @@ class Checkpoint:
         self.source = source
         self.folder, self.origin = locate(source, relative_to)
         self.config = read_json(self.folder / "config.json", "a model's config.json")
+        self._mapped: dict[str, Tensor] = {}  # views into the files; opening one takes longer than merging a small one
         self._handles = {file: opened(file) for file in self._files()}
         self._file_of: dict[str, Path] = {}
         tensors: dict[str, TensorFacts] = {}
@@ -185,8 +186,9 @@ class Checkpoint:
 
     def load(self, name: str) -> Tensor:
         """Return one tensor as stored, on the CPU, memory-mapped: do not write to it."""
-        tensor: Tensor = self._handles[self._file_of[name]].get_tensor(name)
-        return tensor
+        if name not in self._mapped:
+            self._mapped[name] = self._handles[self._file_of[name]].get_tensor(name)
+        return self._mapped[name]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return int(torch.Size(self.shape).numel())
+        return math.prod(self.shape)
 
 
 def group_name(tensor: str) -> str:

@@ -147,6 +147,14 @@ class Magnitudes:
         """See `Scores`."""
         return self._counted(LOW_BINS, _kernels().low_histogram, high)
 
+    def lowest(self, count: int) -> Cut | None:
+        """Return the cut below which `count` scores lie, for small tensors; None for large ones."""
+        if not 0 < count <= self.numel <= GRAIN:
+            return None
+        place = (*_address(self.tensor), *_address(self.base))
+        value, position = _kernels().lowest(*place, count, self.numel)
+        return Cut(float(value), int(position))
+
     def after(self, value: float, ties: int) -> int:
         """See `Scores`."""
         place = (*_address(self.tensor), *_address(self.base))
@@ -175,9 +183,12 @@ def _spread(part: Callable[[int, int], Any], size: int) -> list[Any]:
 
 
 def _usable(*tensors: Tensor) -> bool:
-    return available() and all(
-        tensor.device.type == "cpu" and tensor.dtype in _CODES and tensor.is_contiguous() for tensor in tensors
-    )
+    if not available():
+        return False
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype not in _CODES or not tensor.is_contiguous():
+            return False
+    return True
 
 
 def _some(tensor: Tensor | None) -> tuple[Tensor, ...]:

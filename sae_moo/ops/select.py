@@ -84,6 +84,9 @@ class Scores(Protocol):
     def numel(self) -> int:
         """Number of scores."""
 
+    def lowest(self, count: int) -> Cut | None:
+        """Return the cut of `count` if there is a faster way than counting bits, else None."""
+
     def high(self) -> Counts:
         """Count by the upper 16 bits; shape (HIGH_BINS,)."""
 
@@ -105,6 +108,10 @@ class Chunked:
 
     chunks: Callable[[], Iterator[tuple[int, Tensor]]]
     numel: int
+
+    def lowest(self, count: int) -> Cut | None:  # noqa: ARG002
+        """See `Scores`."""
+        return None
 
     def high(self) -> Counts:
         """See `Scores`."""
@@ -145,6 +152,9 @@ def lowest(scores: Scores, count: int, high: Counts | None = None) -> Cut:
         raise ValueError(f"count: expected 0 to {scores.numel}, got {count}")
     if count == 0:
         return NOTHING
+    found = scores.lowest(count) if high is None else None
+    if found is not None:
+        return found
     total = np.cumsum(scores.high() if high is None else high)
     upper = int(np.searchsorted(total, count))
     left = count - (int(total[upper - 1]) if upper else 0)
