@@ -7,6 +7,8 @@
     python studies/materialize/measure.py large                   # a 1.5B merge of three experts
     python studies/materialize/measure.py lineage --size 60M      # deep lineages: cost per node, with and without cache
 
+    python studies/materialize/measure.py cache --run runs/quickstart   # merges of a real search, by size of the cache
+
 Checkpoints are random, written once into --folder. Figures are medians of interleaved rounds. `peer` needs
 SAE_MOO_ORACLE: a Python that has mergekit.
 """
@@ -348,12 +350,48 @@ def lineage(folder: Path, size: str) -> None:
         print(f"| {depth} | {own * 1e3:.0f} | {own * 1e3 / depth:.1f} |")
 
 
+def cache(run: Path) -> None:
+    """Print what the candidates of a finished search cost to merge again, by how many models the cache may hold."""
+    import sae_moo as sm
+    from sae_moo.recipe import Cast, children
+
+    opened_run = sm.Run.open(run)
+    bench = sm.Bench.open(opened_run.config)
+    model = bench.live_model()
+    trials = [trial.recipe for trial in opened_run.trials() if trial.repeats is None]
+    size = sum(parameter.nbytes for parameter in model.parameters())
+
+    def parents(recipe: sm.Recipe) -> set:
+        found, stack = set(), list(children(recipe))
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Cast):
+                found.add(node)
+            else:
+                stack.extend(children(node))
+        return {each for each in found if not isinstance(each.input, sm.Expert)}
+
+    print(f"{len(trials)} candidates, {size / 2**20:.1f} MiB each\n")
+    print("| models held | parents found | seconds | ms per candidate |\n|---|---|---|---|")
+    for models in (len(trials), 96, 48, 24, 12, 6, 3, 0):
+        held = sm.WeightCache(models * size)
+        asked = hits = 0
+        seconds = 0.0
+        for recipe in trials:
+            wanted = parents(recipe)
+            asked += len(wanted)
+            hits += sum(parent in held for parent in wanted)
+            seconds += timed(lambda r=recipe, h=held: sm.materialize(r, bench.pool, model, h))
+        print(f"| {models} | {hits / asked:.0%} | {seconds:.1f} | {seconds / len(trials) * 1e3:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "tiny", "peer", "memory", "large", "lineage"))
+    parser.add_argument("what", choices=("speed", "tiny", "peer", "memory", "large", "lineage", "cache"))
     parser.add_argument("--size", choices=SIZES, default="60M")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sae_moo_materialize")
+    parser.add_argument("--run", type=Path, help="a finished search, for `cache`")
     options = parser.parse_args()
     match options.what:
         case "speed":
@@ -366,6 +404,8 @@ def main() -> None:
             memory(options.folder, options.size)
         case "large":
             large(options.folder)
+        case "cache":
+            cache(options.run)
         case "lineage":
             lineage(options.folder, options.size)
 
