@@ -60,7 +60,7 @@ class Compact:
     """
 
     first: int
-    counts: Counts
+    counts: NDArray[np.int32] | Counts
     bins: int
 
     def whole(self) -> Counts:
@@ -74,7 +74,8 @@ def compact(histogram: Counts) -> Compact:
     """Return a histogram without its empty ends."""
     filled = np.flatnonzero(histogram)
     first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
-    return Compact(first, histogram[first:last].copy(), len(histogram))
+    small = np.int32 if int(histogram.sum()) < 2**31 else np.int64
+    return Compact(first, histogram[first:last].astype(small), len(histogram))
 
 
 class Scores(Protocol):
