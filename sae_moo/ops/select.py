@@ -74,8 +74,9 @@ def compact(histogram: Counts) -> Compact:
     """Return a histogram without its empty ends."""
     filled = np.flatnonzero(histogram)
     first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
-    small = np.int32 if int(histogram.sum()) < 2**31 else np.int64
-    return Compact(first, histogram[first:last].astype(small), len(histogram))
+    kept = histogram[first:last]
+    fits = int(histogram.sum()) < 2**31
+    return Compact(first, kept.astype(np.int32) if fits else kept.copy(), len(histogram))
 
 
 class Scores(Protocol):
