@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 512
+SPAN = 1 << 16
 F32, BF16, F16 = 0, 1, 2
 
 
@@ -192,7 +193,71 @@ def _scaled(values, factor, out, count):
 
 
 @_compiled
+def _combine_two(a, b, total, coefficient, out):
+    """All bfloat16, straight from memory to memory: nothing but the arithmetic, in registers."""
+    zeros = np.uint32(0)
+    for i in range(len(out)):
+        first = _from_bf16(a[i])
+        merged = first * total + (_from_bf16(b[i]) - first) * coefficient
+        near = _to_bf16(merged)
+        out[i] = np.uint16(near)
+        zeros = np.uint32(zeros + np.uint32((near & np.uint32(0x7FFF)) == 0))
+    return int(zeros)
+
+
+@_compiled
+def _combine_three(a, b, c, total, coefficients, out):
+    zeros = np.uint32(0)
+    second, third = coefficients[0], coefficients[1]
+    for i in range(len(out)):
+        first = _from_bf16(a[i])
+        merged = first * total + (_from_bf16(b[i]) - first) * second
+        merged = merged + (_from_bf16(c[i]) - first) * third
+        near = _to_bf16(merged)
+        out[i] = np.uint16(near)
+        zeros = np.uint32(zeros + np.uint32((near & np.uint32(0x7FFF)) == 0))
+    return int(zeros)
+
+
+@_compiled
+def _combine_four(a, b, c, d, total, coefficients, out):
+    zeros = np.uint32(0)
+    second, third, fourth = coefficients[0], coefficients[1], coefficients[2]
+    for i in range(len(out)):
+        first = _from_bf16(a[i])
+        merged = first * total + (_from_bf16(b[i]) - first) * second
+        merged = merged + (_from_bf16(c[i]) - first) * third
+        merged = merged + (_from_bf16(d[i]) - first) * fourth
+        near = _to_bf16(merged)
+        out[i] = np.uint16(near)
+        zeros = np.uint32(zeros + np.uint32((near & np.uint32(0x7FFF)) == 0))
+    return int(zeros)
+
+
+@_compiled
+def _combine_halves(anchor, total, others, coefficients, out, start, stop):
+    """`combine` of two to four bfloat16 operands into bfloat16."""
+    zeros = 0
+    for begin in range(start, stop, SPAN):
+        count = min(SPAN, stop - begin)
+        target, a, b = _half(out, begin, count), _half(anchor, begin, count), _half(others[0], begin, count)
+        if len(others) == 1:
+            zeros += _combine_two(a, b, total, coefficients[0], target)
+        elif len(others) == 2:
+            zeros += _combine_three(a, b, _half(others[1], begin, count), total, coefficients, target)
+        else:
+            c, d = _half(others[1], begin, count), _half(others[2], begin, count)
+            zeros += _combine_four(a, b, c, d, total, coefficients, target)
+    return zeros
+
+
+@_compiled
 def combine(anchor, anchor_code, total, others, codes, coefficients, out, out_code, start, stop):
+    halves = anchor_code == BF16 and out_code == BF16
+    for code in codes:
+        halves = halves and code == BF16
+    if halves and 1 <= len(others) <= 3:
+        return _combine_halves(anchor, total, others, coefficients, out, start, stop)
     first, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     zeros = 0
     for begin in range(start, stop, BLOCK):

@@ -113,7 +113,7 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def speed(folder: Path, size: str, rounds: int, rounds_plain: int = 2) -> None:
+def speed(folder: Path, size: str, rounds: int, rounds_plain: int = 1) -> None:
     """Print every method's time over a memory copy of the same bytes, and plain chunked torch beside it."""
     import torch
 
