@@ -52,6 +52,7 @@ def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
         num_attention_heads=heads,
         tie_word_embeddings=True,
         max_position_embeddings=256,
+        architectures=["LlamaForCausalLM"],
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -197,13 +198,15 @@ for line in sys.stdin:
         config = transformers.AutoConfig.from_pretrained(job["path"])
         model = transformers.AutoModelForCausalLM.from_config(config).bfloat16()
         parameters = dict(model.named_parameters())
-        info = arch_info_for_config(merge)
+        info = arch_info_for_config(config)
         options = MergeOptions(lazy_unpickle=True)
         start = time.perf_counter()
-    tasks = MergePlanner(merge, info, options, config).plan_in_memory()
-    for task, value in Executor(tasks, math_device="cpu", storage_device="cpu").run(quiet=True):
-        if task.weight_info.name in parameters:
-            parameters[task.weight_info.name].data.copy_(value)
+    planner = MergePlanner(merge, info, options, config)
+    planner._plan()  # what plan_in_memory does before it fails on its own task class in this release
+    names = {task: weight.name for weight, task in planner._tensors}
+    for task, value in Executor(list(names), math_device="cpu", storage_device="cpu").run(quiet=True):
+        if names[task] in parameters:
+            parameters[names[task]].data.copy_(value)
     print(json.dumps(time.perf_counter() - start), flush=True)
 """
 
