@@ -35,22 +35,33 @@ def read(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, Any], di
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read the {what} {path}: {reason}") from error
+    return parse(text, str(path), keys)
+
+
+def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], dict[Key, str], list[str]]:
+    """Read YAML text that holds one mapping; see `read`.
+
+    Args:
+        text: the text.
+        source: where it is from, for messages.
+        keys: the keys expected at the top, for messages.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
         if root is not None and sum(1 for _ in islice(_lines(root), MOST_VALUES + 1)) > MOST_VALUES:
-            raise InputError(f"{path}: expected at most {MOST_VALUES} values, aliases counted as often as they stand")
+            raise InputError(f"{source}: expected at most {MOST_VALUES} values, aliases counted as often as they stand")
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}".replace('"<unicode string>"', path.name)) from error
+        raise InputError(f"{source}: not YAML: {error}".replace('"<unicode string>"', Path(source).name)) from error
     except RecursionError:
-        raise InputError(f"{path}: nested too deeply, or an alias that refers to itself") from None
+        raise InputError(f"{source}: nested too deeply, or an alias that refers to itself") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: a value that YAML cannot read: {error}") from error
+        raise InputError(f"{source}: a value that YAML cannot read: {error}") from error
     if not isinstance(raw, dict) or root is None:
-        raise InputError(f"{path}: expected a mapping with the keys {', '.join(keys)}")
-    return raw, {key: f"{path}:{line}" for key, line in _lines(root)}, list(_duplicates(root, str(path)))
+        raise InputError(f"{source}: expected a mapping with the keys {', '.join(keys)}")
+    return raw, {key: f"{source}:{line}" for key, line in _lines(root)}, list(_duplicates(root, source))
 
 
 def place(key: Key, lines: Mapping[Key, str], source: str) -> str:
