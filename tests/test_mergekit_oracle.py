@@ -197,4 +197,4 @@ def test_agrees_with_mergekit(merged, checkpoints, number):
         theirs = load_file(merged / folder / "model.safetensors")
         assert set(theirs) == set(found)
         for name, tensor in theirs.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")  # noqa: B023
+            torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -493,10 +493,7 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, str) or "{" not in value:
-            self.fault(
-                ("chat_template",),
-                f"expected a Jinja template; mergekit's own, such as 'auto', are not here: {value!r}",
-            )
+            self.fault(("chat_template",), f"expected a Jinja template (mergekit's own are not here), got {value!r}")
             return None
         return value
 

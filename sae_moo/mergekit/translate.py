@@ -52,6 +52,9 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
         raise refusal(WHAT, [where])
     spots = [_spot(info, pool, layers, document.slices) for info in pool.tensors]
     inputs = _inputs(document)
+    dtype = document.dtype or str(pool.load(BASE, _largest(pool.tensors).name).dtype).removeprefix("torch.")
+    if not inputs:  # nothing but the base
+        return Cast(Expert(BASE), dtype)
     faults: list[str] = []
     weights: Rows = [(1.0,) * len(inputs)] * len(spots)
     params: dict[str, Param] = {}
@@ -74,9 +77,6 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     nodes = tuple(Expert(document.names[model]) for model, _ in inputs)
     if document.method == "slerp":
         nodes = (Expert(BASE), *nodes)
-    dtype = document.dtype or str(pool.load(BASE, _largest(pool.tensors).name).dtype).removeprefix("torch.")
-    if not nodes:  # nothing but the base
-        return Cast(Expert(BASE), dtype)
     rows = _spread(weights, pool)
     if document.method == "passthrough" and len(nodes) == 1 and set(rows) == {(1.0,)}:
         return Cast(nodes[0], dtype)
@@ -178,9 +178,11 @@ def _set(
 ) -> None:
     """Add a setting as our methods take it."""
     assert parameter.setting is not None
-    value: Any = rows[0] if len(rows) == 1 else tuple(rows)
-    if len(rows) == 1 and len(set(rows[0])) <= 1:
-        value = rows[0][0] if rows[0] else parameter.default
+    if all(len(set(row)) == 1 for row in rows):  # one number serves all inputs
+        rows = [row[:1] for row in rows]
+    value: Any = tuple(rows)
+    if len(rows) == 1:
+        value = rows[0] if len(rows[0]) > 1 else rows[0][0]
     if parameter.kind == "flag" and not isinstance(value, bool):
         faults.append(_fault(document, (), f"{name}: expected one truth value for all layers and tensors"))
     elif parameter.kind == "whole" and any(number != int(number) for row in rows for number in row):
