@@ -263,6 +263,9 @@ def merge(
         pool = ExpertPool.open(base, experts) if experts else ExpertPool({BASE: Checkpoint(base)})
         recipe = translate(document, pool)
         tokenizer = _chosen_tokenizer(document, pool)
+        stored = pool.checkpoints[BASE].vocabulary
+        if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
+            notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
         why = f"Merged by the mergekit configuration {path.name}"
     else:
         pool = _open_experts(path, moved)

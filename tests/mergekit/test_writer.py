@@ -52,10 +52,6 @@ EQUAL = [  # the base is another, or weights are written otherwise
 ]
 
 
-def plain(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
 def again(text: str):
     """Read what was written, as a user would, and open the models it names."""
     document = parse(text, "w.yaml")
