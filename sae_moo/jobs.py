@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -359,8 +360,13 @@ def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
                 f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; aligning "
                 "embeddings is not supported, leave the tokenizer out to merge them row by row"
             )
-    if document.chat_template is not None:
-        tokenizer.chat_template = document.chat_template
+    template = document.chat_template
+    if template == mergekit_document.AUTO:
+        having = [load_tokenizer(checkpoint.folder).chat_template for checkpoint in pool.checkpoints.values()]
+        having = [each for each in having if isinstance(each, str)]
+        template = Counter(having).most_common(1)[0][0] if having else None
+    if template is not None:
+        tokenizer.chat_template = template
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from sae_moo.mergekit.table import ELSEWHERE, KNOWN, TABLE, Parameter, Row, Valu
 from sae_moo.recipe import BASE, DTYPES
 
 WHAT = "mergekit configuration"
+AUTO = "auto"  # the chat template that most of the models have
 _TOP = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "tokenizer", "chat_template",
@@ -85,7 +86,7 @@ class Document:
         names: model as the file has it -> name of an expert; one of them is ``base``.
         dtype: of the output; None: as the base is stored.
         tokenizer: name of the expert whose tokenizer the output gets; None: not said, so the base's.
-        chat_template: a Jinja template, or None.
+        chat_template: a Jinja template, ``auto`` (the one that most of the models have), or None.
         notes: what the user should know.
     """
 
@@ -492,8 +493,9 @@ class _Reader:
     def _template(self, value: Any) -> str | None:
         if value is None:
             return None
-        if not isinstance(value, str) or "{" not in value:
-            self.fault(("chat_template",), f"expected a Jinja template (mergekit's own are not here), got {value!r}")
+        if not isinstance(value, str) or (value != AUTO and "{" not in value):
+            expected = f"expected a Jinja template or {AUTO} (the templates that mergekit names are not here)"
+            self.fault(("chat_template",), f"{expected}, got {value!r}")
             return None
         return value
 

@@ -544,6 +544,18 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(beside, tiny_folders):
     assert not (beside / "out").exists()
 
 
+def test_the_chat_template_that_most_models_have(beside, tiny_folders):
+    from transformers import AutoTokenizer
+
+    for name, template in (("math", "{{ a }}"), ("code", "{{ b }}"), ("base", "{{ b }}")):
+        (beside / name).unlink()
+        shutil.copytree(tiny_folders[name], beside / name)
+        (beside / name / "chat_template.jinja").write_text(template)
+    (beside / "m.yaml").write_text((beside / "m.yaml").read_text().replace("'{{ messages }}'", "auto"))
+    call("merge", "m.yaml", "--output", "out")
+    assert AutoTokenizer.from_pretrained(beside / "out").chat_template == "{{ b }}"
+
+
 def test_a_recipe_is_written_for_mergekit_and_read_again(beside):
     call("merge", "m.yaml", "--output", "out")
     document = json.loads(call("merge", "out/recipe.json", "--to-mergekit", "w.yaml", "--json").stdout)

@@ -80,7 +80,8 @@ parameters:
         "m.yaml:3: dtype: expected float32, bfloat16, float16, got 'float8'",
         "m.yaml:4: out_dtype: expected float32, bfloat16, float16, got 'float64'",
         "m.yaml:5: tokenizer_source: a union of vocabularies would change the embeddings' rows, which is not supported",
-        "m.yaml:6: chat_template: expected a Jinja template (mergekit's own are not here), got 'chatml'",
+        "m.yaml:6: chat_template: expected a Jinja template or auto (the templates that mergekit names are not here), "
+        "got 'chatml'",
         "m.yaml:8: models[0].model: adapters (model+lora) are not read from mergekit files; merge it into its base: "
         "a+adapter",
         "m.yaml:9: models[0].parameters.weigt: no parameter of ties (did you mean 'weight'?); there are: weight, "
