@@ -35,7 +35,7 @@ from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
 from sae_moo.study import Listener, Study
-from sae_moo.vocabulary import load_tokenizer
+from sae_moo.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
 
 MERGEKIT = (".yaml", ".yml")  # endings of mergekit configurations
 LOCK = "search.lock"  # in a run folder: held by the one process that searches there
@@ -261,7 +261,8 @@ def merge(
         sources = _moved(path, document.sources, moved)
         experts = {name: source for name, source in sources.items() if name != BASE}
         base = sources[BASE]
-        pool = ExpertPool.open(base, experts) if experts else ExpertPool({BASE: Checkpoint(base)})
+        policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
+        pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
         recipe = translate(document, pool)
         tokenizer = _chosen_tokenizer(document, pool)
         stored = pool.checkpoints[BASE].vocabulary
@@ -351,18 +352,20 @@ def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
     """Return the tokenizer a mergekit configuration asks for.
 
     Raises:
-        InputError: if it asks for one and the models' vocabularies differ: mergekit would reorder embeddings.
+        InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
     """
     tokenizer = load_tokenizer(pool.checkpoints[document.tokenizer or BASE].folder)
-    for name, checkpoint in pool.checkpoints.items() if document.tokenizer is not None else ():
-        if load_tokenizer(checkpoint.folder).get_vocab() != tokenizer.get_vocab():
+    tokens = tokenizer.get_vocab()
+    for name, weights in pool.checkpoints.items() if document.tokenizer not in (None, BASE) else ():
+        own = token_list(weights.folder)
+        if own is not None and any(own.get(token) != row for token, row in tokens.items()):
             raise InputError(
-                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; aligning "
-                "embeddings is not supported, leave the tokenizer out to merge them row by row"
+                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; rows of "
+                "embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
             )
     template = document.chat_template
     if template == mergekit_document.AUTO:
-        having = [load_tokenizer(checkpoint.folder).chat_template for checkpoint in pool.checkpoints.values()]
+        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
         having = [each for each in having if isinstance(each, str)]
         template = Counter(having).most_common(1)[0][0] if having else None
     if template is not None:

@@ -109,8 +109,8 @@ class Document:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Name of an expert -> the model as the file has it; the base first."""
-        found = {name: model for model, name in self.names.items()}
+        """Name of an expert -> where it is, the base first; of ``base+adapter`` the adapter."""
+        found = {name: model.rpartition("+")[2] for model, name in self.names.items()}
         return {BASE: found.pop(BASE), **found}
 
     def chain(self, at: Slice, source: Source | None) -> tuple[Scope, ...]:
@@ -196,6 +196,7 @@ class _Reader:
         )
         if base is None and models and self.row is not None:
             self.notes.append(f"no base_model: {models[0]}, the first model, gives the architecture and the tokenizer")
+        self._check_adapters(whole, base)
         dtype = self._dtype(raw)
         names = _named(models)
         tokenizer = self._tokenizer(raw, names)
@@ -225,23 +226,34 @@ class _Reader:
 
     def _reference(self, key: Key, value: Any) -> str | None:
         """Return a model as text; mergekit also writes it as a mapping."""
-        whole, revision, adapter = value, None, None
+        whole, adapter = value, None
         if isinstance(whole, dict):
             self._keys(key, whole, ("model", "lora", "override_architecture"))
-            adapter = whole.get("lora")
+            adapter = self._path((*key, "lora"), whole["lora"]) if whole.get("lora") is not None else None
             if whole.get("override_architecture") is not None:
                 self.fault((*key, "override_architecture"), "cannot be followed: the architecture is the checkpoint's")
             whole = whole.get("model")
-        if isinstance(whole, dict):
-            self._keys((*key, "model"), whole, ("path", "revision"))
-            revision, whole = whole.get("revision"), whole.get("path")
-        if not isinstance(whole, str) or not whole or not (revision is None or isinstance(revision, str)):
+        whole = self._path((*key, "model"), whole) if isinstance(whole, dict) else whole
+        if not isinstance(whole, str) or not whole.strip("+"):
             self.fault(key, f"expected a folder or a hub id, got {value!r}")
             return None
-        if adapter is not None or "+" in whole:
-            self.fault(key, f"adapters (model+lora) are not read from mergekit files; merge it into its base: {value}")
-            return None
-        return whole if revision is None else f"{whole}@{revision}"
+        return whole if adapter is None else f"{whole}+{adapter}"
+
+    def _path(self, key: Key, value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return value if isinstance(value, str) else None
+        self._keys(key, value, ("path", "revision"))
+        path, revision = value.get("path"), value.get("revision")
+        return f"{path}@{revision}" if revision is not None else path
+
+    def _check_adapters(self, slices: Sequence[Slice], base: str | None) -> None:
+        """Adapters are experts over the base, and over nothing else."""
+        placed = {source.model: (*source.key, "model") for part in slices for source in part.sources if source.key}
+        for model, key in {**placed, **({base: ("base_model",)} if base else {})}.items():
+            under, plus, adapter = model.partition("+")
+            if plus and (under != base or not adapter or "+" in adapter):
+                whose = base or "and there is none"
+                self.fault(key, f"expected an adapter only on base_model ({whose}), and one alone, got {model}")
 
     def _module(self, found: Any) -> tuple[Key, dict[str, Any], Scope]:
         if not isinstance(found, dict) or len(found) != 1:
@@ -515,7 +527,7 @@ def _named(models: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for i, model in enumerate(models):
-        last = model.rstrip("/").rpartition("/")[2].removeprefix("zoo:").partition("@")[0]
+        last = re.split(r"[/+]", model.rstrip("/"))[-1].removeprefix("zoo:").partition("@")[0]
         stem = re.sub(r"[^\w.-]+", "_", last).strip("_.") or "model"
         name, number = (BASE if i == 0 else stem), 1
         while name in taken or (i > 0 and name == BASE):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sae_moo.checkpoint import ZOO
+from sae_moo.checkpoint import ZOO, is_adapter
 from sae_moo.errors import InputError
 from sae_moo.experts import EMBEDDINGS, HEAD, ExpertPool
 from sae_moo.mergekit.document import parse
@@ -18,6 +18,7 @@ from sae_moo.mergekit.table import TABLE, WEIGHTS, Parameter, Row
 from sae_moo.mergekit.translate import translate
 from sae_moo.ops.merge import METHODS
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, rounded
+from sae_moo.vocabulary import KEEP_BASE, Aligned
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?=\.)")
@@ -38,6 +39,7 @@ def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
     dtype, node = "float32", _plain(recipe)
     if isinstance(node, Cast):
         dtype, node = node.dtype, _plain(node.input)
+    document: dict[str, Any]
     if isinstance(node, Expert):
         document = {"merge_method": "passthrough", "models": [{"model": _source(node.name, pool)}]}
         return _text(document, dtype), []
@@ -45,6 +47,11 @@ def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
         raise InputError(f"mergekit cannot say this: {type(node).__name__} inside {type(recipe).__name__}")
     names = _experts(node)
     document, notes = _merge(node, names, pool)
+    if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
+        if pool.vocabulary != KEEP_BASE or document.get("base_model") != _source(BASE, pool):
+            raise InputError("mergekit cannot say this: rows of embeddings matched otherwise than by its tokenizer")
+        document["tokenizer"] = {"source": "base"}
+        notes.append("mergekit leaves only rows of embeddings that are tokens")
     text = _text(document, dtype)
     _prove(text, node, names, pool)
     return text, notes
@@ -61,11 +68,12 @@ def _plain(node: Recipe) -> Recipe:
 
 
 def _source(name: str, pool: ExpertPool) -> str:
-    checkpoint = pool.checkpoints[name]
-    place = str(checkpoint.folder) if checkpoint.origin.startswith(ZOO) else checkpoint.origin
+    """Return how mergekit finds an expert: a folder, a hub id, or the base with an adapter."""
+    weights = pool.checkpoints[name]
+    place = str(weights.folder) if weights.origin.startswith(ZOO) else weights.origin
     if "+" in place:
         raise InputError(f"mergekit would read {place} as a model with an adapter: move or rename it")
-    return place
+    return f"{_source(BASE, pool)}+{place}" if is_adapter(weights.folder) else place
 
 
 def _experts(node: Merge) -> list[str]:
@@ -279,7 +287,8 @@ def _prove(text: str, node: Merge, names: Sequence[str], pool: ExpertPool) -> No
     assert isinstance(again, Cast)
     assert isinstance(again.input, Merge)
     read = again.input
-    found = [document.sources[child.name] for child in read.inputs if isinstance(child, Expert)]
+    models = {name: model for model, name in document.names.items()}
+    found = [models[child.name] for child in read.inputs if isinstance(child, Expert)]
     if read.method != node.method or found != [_source(name, pool) for name in names]:
         raise InputError("mergekit cannot say this: read again, it would be another merge")
     for was, now in zip(_numbers(node, pool), _numbers(read, pool), strict=True):

@@ -530,18 +530,45 @@ def test_bad_mergekit_configurations_write_nothing(beside):
     assert not (beside / "out").exists()
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(beside, tiny_folders):
+def test_a_tokenizer_with_tokens_that_others_lack_is_refused(beside, tiny_folders):
+    (beside / "code").unlink()
+    shutil.copytree(tiny_folders["code"], beside / "code")
+    tokenizer = json.loads((beside / "code/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["another"] = len(tokenizer["model"]["vocab"])
+    (beside / "code/tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "'base' has another vocabulary than 'code'; rows of embeddings are matched to the base's" in refused(
+        "merge", "m.yaml", "-o", "out"
+    )
+    assert not (beside / "out").exists()
+
+
+def test_with_the_bases_tokenizer_rows_are_matched_by_token(beside, tiny_folders):
+    from safetensors.torch import load_file, save_file
+
     (beside / "code").unlink()
     shutil.copytree(tiny_folders["code"], beside / "code")
     tokenizer = json.loads((beside / "code/tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    a, b = vocabulary[first], vocabulary[second]
+    vocabulary[first], vocabulary[second] = b, a
     (beside / "code/tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "has another vocabulary than 'code'; aligning embeddings is not supported" in refused(
-        "merge", "m.yaml", "-o", "out"
-    )
-    assert not (beside / "out").exists()
+    weights = load_file(beside / "code/model.safetensors")
+    weights["model.embed_tokens.weight"][[a, b]] = weights["model.embed_tokens.weight"][[b, a]]
+    save_file(weights, beside / "code/model.safetensors", {"format": "pt"})
+    text = (beside / "m.yaml").read_text().replace("tokenizer: {source: ./code}", "tokenizer_source: base")
+    (beside / "m.yaml").write_text(text)
+    call("merge", "m.yaml", "--output", "out")
+    (beside / "code").rename(beside / "moved")
+    (beside / "code").symlink_to(tiny_folders["code"])
+    call("merge", "m.yaml", "--output", "plain")
+    assert (beside / "out/model.safetensors").read_bytes() == (beside / "plain/model.safetensors").read_bytes()
+    (beside / "code").unlink()
+    (beside / "moved").rename(beside / "code")
+    call("merge", "out/recipe.json", "--to-mergekit", "w.yaml")
+    assert yaml.safe_load((beside / "w.yaml").read_text())["tokenizer"] == {"source": "base"}
+    (beside / "m.yaml").write_text(text.replace("tokenizer_source: base", ""))
+    assert "2 tokens of the base" in refused("merge", "m.yaml", "-o", "other")
 
 
 def test_the_chat_template_that_most_models_have(beside, tiny_folders):

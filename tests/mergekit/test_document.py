@@ -54,6 +54,22 @@ def test_a_model_as_mergekit_writes_it_itself():
     assert parse(text, "m.yaml").sources == {"base": "org/a@r1"}
 
 
+@pytest.mark.parametrize("model", ["org/a+org/lora", "{model: org/a, lora: {path: org/lora}}"])
+def test_an_adapter_of_the_base_is_an_expert(model):
+    text = (
+        f"merge_method: task_arithmetic\nbase_model: org/a\nparameters: {{weight: 1}}\nmodels: [{{model: {model}}}]\n"
+    )
+    document = parse(text, "m.yaml")
+    assert (document.sources, list(document.names)) == (
+        {"base": "org/a", "lora": "org/lora"},
+        ["org/a", "org/a+org/lora"],
+    )
+    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/b"))
+    assert "m.yaml:4: models[0].model: expected an adapter only on base_model (org/b)" in fault
+    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/a+x"))[:1]
+    assert "base_model: expected an adapter only on base_model (org/a+x)" in fault
+
+
 def test_every_fault_at_once_with_line_key_and_nearest_name():
     text = """\
 merge_method: ties
@@ -82,7 +98,7 @@ parameters:
         "m.yaml:5: tokenizer_source: a union of vocabularies would change the embeddings' rows, which is not supported",
         "m.yaml:6: chat_template: expected a Jinja template or auto (the templates that mergekit names are not here), "
         "got 'chatml'",
-        "m.yaml:8: models[0].model: adapters (model+lora) are not read from mergekit files; merge it into its base: "
+        "m.yaml:8: models[0].model: expected an adapter only on base_model (and there is none), and one alone, got "
         "a+adapter",
         "m.yaml:9: models[0].parameters.weigt: no parameter of ties (did you mean 'weight'?); there are: weight, "
         "lambda, normalize, int8_mask, density, rescale",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from stand_ins import weights_of
 
 from sae_moo.errors import InputError
@@ -109,6 +111,22 @@ def test_a_shipped_model_is_named_by_its_folder():
     pool = ExpertPool.open("zoo:base", {"math": "zoo:math"})
     text, _ = write(Merge("task_arithmetic", (MATH,), (1,)), pool)
     assert yaml.safe_load(text)["models"][0]["model"] == str(pool.checkpoints["math"].folder)
+
+
+def test_an_adapter_is_written_after_its_base(tiny_folders, tmp_path):
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.randn(2, 16), f"{module}.lora_B.weight": torch.randn(16, 2)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    base = tiny_folders["base"]
+    pool = ExpertPool.open(str(base), {"lora": str(tmp_path), "math": str(tiny_folders["math"])})
+    recipe = Cast(Merge("task_arithmetic", (Expert("lora"), MATH), (0.5, 0.25)), "float32")
+    text, _ = write(recipe, pool)
+    assert yaml.safe_load(text)["models"][0]["model"] == f"{base}+{tmp_path}"
+    other, read = again(text)
+    assert read.input.weights == (0.5, 0.25)
+    assert sorted(other.fingerprints.values()) == sorted(pool.fingerprints.values())
 
 
 LINEAR = Merge("linear", (MATH, CODE), (1, 2))
