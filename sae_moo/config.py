@@ -6,21 +6,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from sae_moo import zoo
-from sae_moo.errors import InputError, nearest
+from sae_moo import marked_yaml, zoo
+from sae_moo.errors import nearest
+from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
 from sae_moo.recipe import BASE
 from sae_moo.schedule import SHAPES
 
-Key = tuple[str | int, ...]
-MOST_VALUES = 100_000  # a few lines of YAML aliases can stand for billions
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -157,30 +155,7 @@ class Config(_Section):
             InputError: listing every fault with file, line, key, what was expected and the nearest valid name.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"cannot read the configuration {path}: {reason}") from error
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            raw = yaml.safe_load(text)
-            if root is not None and sum(1 for _ in islice(_lines(root), MOST_VALUES + 1)) > MOST_VALUES:
-                raise InputError(
-                    f"{path}: expected at most {MOST_VALUES} values, aliases counted as often as they stand"
-                )
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {error}".replace('"<unicode string>"', path.name)) from error
-        except RecursionError:
-            raise InputError(f"{path}: nested too deeply, or an alias that refers to itself") from None
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: a value that YAML cannot read: {error}") from error
-        if not isinstance(raw, dict) or root is None:
-            raise InputError(f"{path}: expected a mapping with the keys {', '.join(cls.model_fields)}")
-        lines = {key: f"{path}:{line}" for key, line in _lines(root)}
-        faults = list(_duplicates(root, str(path)))
+        raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
         for override in overrides:
             faults += _override(raw, lines, override)
         return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
@@ -203,12 +178,10 @@ class Config(_Section):
                 if _of_another_branch(fault):
                     continue
                 key = _own_key(fault["loc"])
-                faults.append(f"{_place(key, lines, source)}: {_dotted(key)}: {_explained(cls, key, fault)}")
-        faults += [f"{_place(key, lines, source)}: {_dotted(key)}: {text}" for key, text in _cross_faults(raw)]
+                faults.append(f"{place(key, lines, source)}: {dotted(key)}: {_explained(cls, key, fault)}")
+        faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in _cross_faults(raw)]
         if faults:
-            faults = sorted(dict.fromkeys(faults), key=_line_number)
-            number = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-            raise InputError(f"the configuration has {number}:\n" + "\n".join(f"  {fault}" for fault in faults))
+            raise refusal("configuration", faults)
         assert config is not None
         config._directory = directory
         return config
@@ -274,7 +247,7 @@ def _flat(value: Any, key: Key) -> Iterator[tuple[str, Any]]:
         for i, inner in enumerate(value):
             yield from _flat(inner, (*key, i))
     else:
-        yield _dotted(key), value
+        yield dotted(key), value
 
 
 def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
@@ -350,32 +323,6 @@ def _as(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else kind()
 
 
-def _lines(node: yaml.Node, key: Key = ()) -> Iterator[tuple[Key, int]]:
-    yield key, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            inner = (*key, name.value)
-            for sub, line in _lines(value, inner):
-                yield sub, name.start_mark.line + 1 if sub == inner else line
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _lines(value, (*key, i))
-
-
-def _duplicates(node: yaml.Node, source: str, key: Key = ()) -> Iterator[str]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for name, value in node.value:
-            if name.value in seen:
-                dotted = _dotted((*key, name.value))
-                yield f"{source}:{name.start_mark.line + 1}: {dotted}: expected every key once, it came before"
-            seen.add(name.value)
-            yield from _duplicates(value, source, (*key, name.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _duplicates(value, source, (*key, i))
-
-
 def _override(raw: dict[str, Any], lines: dict[Key, str], override: str) -> list[str]:
     """Change `raw` by one ``key.path=value``; `lines` then says that the value came from the command line."""
     path, equals, text = override.partition("=")
@@ -393,12 +340,12 @@ def _override(raw: dict[str, Any], lines: dict[Key, str], override: str) -> list
             target[key] = {}
             lines[tuple(keys[: i + 1])] = source
         if not _holds(target, key):
-            return [f"{source}: {_dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
+            return [f"{source}: {dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
         target = target[key]
     if isinstance(target, dict) or _holds(target, keys[-1]):
         target[keys[-1]] = value
     else:
-        return [f"{source}: {_dotted(tuple(keys))}: there is no such place"]
+        return [f"{source}: {dotted(tuple(keys))}: there is no such place"]
     lines[tuple(keys)] = source
     return []
 
@@ -419,22 +366,6 @@ def _of_another_branch(fault: Any) -> bool:
 def _own_key(location: Sequence[str | int]) -> Key:
     """Drop what pydantic adds to a location: the branch of a union it was in."""
     return tuple(part for part in location if part not in ("str", "MeanSection", "[key]"))
-
-
-def _place(key: Key, lines: Mapping[Key, str], source: str) -> str:
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, source)
-
-
-def _line_number(fault: str) -> int:
-    """Return the line a fault is on; faults of the command line come first."""
-    found = re.match(r"[^\n]*?:(\d+): ", fault)
-    return int(found.group(1)) if found else 0
-
-
-def _dotted(key: Key) -> str:
-    return re.sub(r"\.(?=\[)", "", ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in key))
 
 
 def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:

@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,12 +26,18 @@ from sae_moo.experts import ExpertPool
 from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
 from sae_moo.live import load_model
 from sae_moo.materializer import materialize, measured_sparsity
+from sae_moo.mergekit import document as mergekit_document
+from sae_moo.mergekit import writer as mergekit_writer
+from sae_moo.mergekit.document import Document
+from sae_moo.mergekit.translate import translate
 from sae_moo.recipe import BASE, Recipe, decode
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
 from sae_moo.study import Listener, Study
+from sae_moo.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
 
+MERGEKIT = (".yaml", ".yml")  # endings of mergekit configurations
 LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 
 
@@ -213,42 +221,59 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     return found
 
 
-def merge(
-    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
-) -> float:
-    """Write the model of a recipe file, without any search.
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What `merge` wrote.
 
     Args:
-        recipe_file: a recipe with its ``experts``, as `export` writes it.
+        sparsity: the fraction of zeros over all prunable weights.
+        notes: what the user should know about the merge.
+    """
+
+    sparsity: float
+    notes: tuple[str, ...] = ()
+
+
+def merge(
+    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
+) -> Merged:
+    """Write the model of a recipe file or a mergekit configuration, without any search.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it; or, ending in ``.yaml`` or ``.yml``, a
+            mergekit configuration, whose relative paths start from the current folder, as mergekit has it.
         output: the folder to make.
-        moved: name -> source of experts that are not where the recipe says; paths start from the current folder.
+        moved: name -> source of experts that are not where the file says; paths start from the current folder.
         dtype: dtype of the model if the recipe does not end in a cast.
 
     Returns:
-        The fraction of zeros over all prunable weights.
+        Its sparsity, and notes.
 
     Raises:
-        InputError: if the file is no such recipe, or an expert is not what it was.
+        InputError: if the file is no such recipe or configuration, or an expert is not what it was.
     """
     path, output = Path(recipe_file), Path(output)
     check_free(output)
-    document = _read_document(path)
-    experts = document.get("experts")
-    if (
-        not isinstance(experts, dict)
-        or BASE not in experts
-        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
-    ):
-        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
-    unknown = [name for name in moved or {} if name not in experts]
-    if unknown:
-        known = ", ".join(experts)
-        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], experts)}; it has {known}")
-    sources = {name: entry["source"] for name, entry in experts.items()}
-    sources |= {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
-    policy = str(document.get("vocabulary", "refuse"))
-    pool = ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
-    recipe = _read_recipe(path, pool)
+    notes: tuple[str, ...] = ()
+    if path.suffix in MERGEKIT:
+        document = mergekit_document.read(path)
+        notes = document.notes
+        sources = _moved(path, document.sources, moved)
+        experts = {name: source for name, source in sources.items() if name != BASE}
+        base = sources[BASE]
+        policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
+        pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
+        recipe = translate(document, pool)
+        tokenizer = _chosen_tokenizer(document, pool)
+        stored = pool.checkpoints[BASE].vocabulary
+        if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
+            notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
+        why = f"Merged by the mergekit configuration {path.name}"
+    else:
+        pool = _open_experts(path, moved)
+        recipe = _read_recipe(path, pool)
+        tokenizer = pool.tokenizer()
+        why = f"Merged by the recipe {path.name}"
     model = pool.live_model(getattr(recipe, "dtype", dtype))
     report = materialize(recipe, pool, model)
     facts = {
@@ -257,14 +282,98 @@ def merge(
         "digest": f"`{recipe.digest(pool)}`",
         "made with": versions(),
     }
-    card = model_card(output.name, f"Merged by the recipe {path.name}", pool, facts, {})
-    write_model(output, model, pool.tokenizer(), recipe_document(recipe, pool), card, lambda folder: None)
-    return report.sparsity
+    card = model_card(output.name, why, pool, facts, {})
+    write_model(output, model, tokenizer, recipe_document(recipe, pool), card, lambda folder: None)
+    return Merged(report.sparsity, notes)
+
+
+def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Write a recipe file as a mergekit configuration.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it.
+        output: the file to make.
+        moved: as for `merge`.
+
+    Returns:
+        Notes.
+
+    Raises:
+        InputError: if mergekit has no words for the recipe, naming what, or the recipe cannot be read; nothing is
+            written then.
+    """
+    path, output = Path(recipe_file), Path(output)
+    if path.suffix in MERGEKIT:
+        raise InputError(f"{path}: is a mergekit configuration already; expected a recipe as JSON")
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{output}: exists already; give a new name, or remove it")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no folder {output.parent}")
+    pool = _open_experts(path, moved)
+    try:
+        text, notes = mergekit_writer.write(_read_recipe(path, pool), pool)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return tuple(notes)
+
+
+def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
+    """Open the experts that a recipe file names."""
+    document = _read_document(path)
+    experts = document.get("experts")
+    if (
+        not isinstance(experts, dict)
+        or BASE not in experts
+        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
+    ):
+        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
+    sources = _moved(path, {name: entry["source"] for name, entry in experts.items()}, moved)
+    policy = str(document.get("vocabulary", "refuse"))
+    return ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
+
+
+def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | None) -> dict[str, str]:
+    """Return where experts are now."""
+    unknown = [name for name in moved or {} if name not in sources]
+    if unknown:
+        known = ", ".join(sources)
+        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], sources)}; it has {known}")
+    now = {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
+    return {**sources, **now}
+
+
+def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
+    """Return the tokenizer a mergekit configuration asks for.
+
+    Raises:
+        InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
+    """
+    tokenizer = load_tokenizer(pool.checkpoints[document.tokenizer or BASE].folder)
+    tokens = tokenizer.get_vocab()
+    for name, weights in pool.checkpoints.items() if document.tokenizer not in (None, BASE) else ():
+        own = token_list(weights.folder)
+        if own is not None and any(own.get(token) != row for token, row in tokens.items()):
+            raise InputError(
+                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; rows of "
+                "embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
+            )
+    template = document.chat_template
+    if template == mergekit_document.AUTO:
+        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
+        having = [each for each in having if isinstance(each, str)]
+        template = Counter(having).most_common(1)[0][0] if having else None
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    if path.suffix in (".yaml", ".yml"):
-        raise InputError(f"{path}: mergekit configurations are not read by this version; give a recipe as JSON")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -298,28 +298,55 @@ def evaluate(
 @app.command()
 @reported
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with its experts, as export writes it.")],
-    output: Output,
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A recipe with its experts, as export writes it, or a mergekit configuration (.yaml)."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model folder to make; it must not exist yet.")
+    ] = None,
+    to_mergekit: Annotated[
+        Path | None, typer.Option("--to-mergekit", metavar="FILE.yaml", help="Write the recipe for mergekit instead.")
+    ] = None,
     expert: Annotated[
         list[str], typer.Option(metavar="NAME=SOURCE", help="Where an expert (or base) is now; may be given again.")
     ] = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Write the model of a recipe, without any search.
+    """Write the model of a recipe or of a mergekit configuration, without any search.
 
     Example: sae-moo merge exported/recipe.json --output again
+
+    Example: sae-moo merge mergekit.yaml --output merged (paths in it start from the current folder, as in mergekit)
+
+    Example: sae-moo merge exported/recipe.json --to-mergekit mergekit.yaml
     """
     _quiet()
     moved = dict(part.partition("=")[::2] for part in expert)
     if not all(moved.values()):
         raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
+    if (output is None) == (to_mergekit is None):
+        raise InputError("expected either --output DIR or --to-mergekit FILE.yaml")
     from sae_moo import jobs
 
-    sparsity = jobs.merge(recipe, output, moved)
-    if as_json:
-        _print_json({"output": str(output), "sparsity": sparsity})
+    if output is not None:
+        merged = jobs.merge(recipe, output, moved)
+        notes = merged.notes
+        document: dict[str, Any] = {"output": str(output), "sparsity": merged.sparsity, "notes": list(notes)}
+        done = f"{output}: sparsity {merged.sparsity:.4f}"
     else:
-        _console().print(f"{output}: sparsity {sparsity:.4f}", highlight=False, soft_wrap=True)
+        assert to_mergekit is not None
+        notes = jobs.to_mergekit(recipe, to_mergekit, moved)
+        document = {"output": str(to_mergekit), "notes": list(notes)}
+        done = f"{to_mergekit}: written for mergekit"
+    if as_json:
+        _print_json(document)
+        return
+    for note in notes:
+        print(f"sae-moo: {note}", file=sys.stderr)
+    _console().print(done, highlight=False, soft_wrap=True)
 
 
 @app.command()
