@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
+from sae_moo import calibration
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
@@ -200,6 +201,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     found: dict[Split, dict[str, Score]] = {}
 
     def check(folder: Path) -> None:
+        calibration.save_calibration(record.recipe, bench.pool, folder)
         if verify:
             dtype = getattr(torch, run.config.models.dtype)
             scorer = Scorer(bench.tasks, bench.device)
@@ -258,7 +260,14 @@ def merge(
         "made with": versions(),
     }
     card = model_card(output.name, f"Merged by the recipe {path.name}", pool, facts, {})
-    write_model(output, model, pool.tokenizer(), recipe_document(recipe, pool), card, lambda folder: None)
+    write_model(
+        output,
+        model,
+        pool.tokenizer(),
+        recipe_document(recipe, pool),
+        card,
+        lambda folder: calibration.save_calibration(recipe, pool, folder),
+    )
     return report.sparsity
 
 
@@ -286,6 +295,7 @@ def _read_recipe(path: Path, pool: ExpertPool) -> Recipe:
         fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
         if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
             raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
+    calibration.load_calibration(recipe, pool, path.parent)
     return recipe
 
 
