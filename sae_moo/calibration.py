@@ -76,7 +76,8 @@ def calibrate(
         )
     config = pool.checkpoints[BASE].config
     longest = config.get("max_position_embeddings", config.get("n_positions"))
-    sequences = tokenised(pool.tokenizer(), texts, tokens, min(LONGEST, longest or LONGEST))
+    tokenizer = pool.tokenizer() if any(isinstance(text, str) for text in texts) else None
+    sequences = tokenised(tokenizer, texts, tokens, min(LONGEST, longest or LONGEST))
     settings = [_METHOD, pool.fingerprints[model], config, dtype, torch.device(device).type, sequences]
     stamp = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     norms = _remembered(stamp)

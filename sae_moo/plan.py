@@ -190,8 +190,8 @@ class Plan:
         source = self._ready(value)
         scoring = scoring_of(node, info, source, self._pool)
         if node.scope not in COUNTED:
-            kept, of = pattern(node.scope) or (0, scoring.grid.inputs)
-            count = of - kept if kept else pruning.target_count(asked, of)
+            _, of = pattern(node.scope) or (0, scoring.grid.inputs)
+            count = pruning.target_count(asked, of)
             return _Value(
                 value.dtype, value.numel, users, None, lambda out: scoring.write_lines(of - count, count, out), (value,)
             )

@@ -208,7 +208,7 @@ def test_magnitude_and_wanda_of_one_expert_are_remembered_apart(pool, tiny_model
             {"criterion": "wanda", "calibration": first},
             {"criterion": "wanda", "calibration": second},
         ):
-            materialize(Prune(MATH, 0.5, **arguments), pool, tiny_model)
+            assert materialize(Prune(MATH, 0.5, **arguments), pool, tiny_model).sparsity == 0.5
             seen.append(torch.cat([w.flatten() for w in weights_of(pool, tiny_model).values()]))
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
     assert not any(torch.equal(seen[i], seen[j]) for i, j in [(0, 1), (0, 2), (1, 2)])
