@@ -64,8 +64,13 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
         digest = node.calibration
         pool.remembered.get(("norms checked", digest), lambda: _check_norms(pool, digest))
     kept = pattern(node.scope)
-    for info in prunable if kept is not None else ():
+    for info in prunable if kept is not None or node.scope == "row" else ():
         asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+        if asked and len(info.shape) != 2:
+            raise InputError(
+                f"Prune: scope {node.scope!r} needs matrices, {info.name} has shape {info.shape}; tensor, group and "
+                "global take any"
+            )
         inputs = pruning.Grid(info.shape, transposed(pool)).inputs
         if kept is not None and asked and inputs % kept[1]:
             raise InputError(

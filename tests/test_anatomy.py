@@ -34,6 +34,8 @@ MAKES = {
     "mistral": (hf.MistralConfig, hf.MistralForCausalLM, GROUPED),
     "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, GROUPED),
     "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, GROUPED),
+    "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM, GROUPED),
+    "gemma3_text": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, GROUPED),
     "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, GROUPED),
     "olmo2": (hf.Olmo2Config, hf.Olmo2ForCausalLM, SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2}),
     "phi3": (hf.Phi3Config, hf.Phi3ForCausalLM, GROUPED | SPECIAL),
@@ -99,7 +101,7 @@ def without(kind: str, pool: ExpertPool, model, scope: str, units, left: int):
 @pytest.mark.parametrize(
     ("kind", "scope"),
     [(kind, "neurons") for kind in MAKES]
-    + [(kind, "heads") for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3")],
+    + [(kind, "heads") for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")],
 )
 def test_zeroed_units_are_as_good_as_gone(pools, kind, scope):
     pool = pools(kind)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from stand_ins import weights_of
 
+from sae_moo.checker import check
 from sae_moo.errors import InputError
+from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.ops.prune import target_count
 from sae_moo.plan import Buffers
@@ -98,6 +100,20 @@ def test_rows_and_patterns_prune_the_exact_count_of_the_smallest(tiny, dtype, sc
         assert (gone.sum(dim=1) == round(sparsity * of)).all()
         if gone.any():
             assert (original.where(gone, 0).amax(1) <= original.where(~gone, torch.inf).amin(1)).all()
+
+
+@pytest.mark.parametrize(("scope", "sparsity"), [("row", 0.3), ("2:4", 0.5)])
+def test_stacked_matrices_have_no_rows(tiny, tiny_model, scope, sparsity):
+    pool = ExpertPool(tiny.checkpoints)
+    stacked = [
+        dataclasses.replace(t, shape=(2, 8, 24)) if t.name.endswith("1.mlp.down_proj.weight") else t
+        for t in tiny.tensors
+    ]
+    pool.tensors = tuple(stacked)
+    with pytest.raises(InputError, match=r"needs matrices, model.layers.1.mlp.down_proj.weight has shape \(2, 8, 24\)"):
+        check(Prune(MATH, sparsity, scope=scope), pool)
+    check(Prune(MATH, (0, sparsity, 0, 0), scope=scope), pool)
+    check(Prune(MATH, sparsity), pool)
 
 
 def test_patterns_by_group(tiny, tiny_model):
