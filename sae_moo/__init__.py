@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sae_moo.build import Bench
+    from sae_moo.calibration import calibrate, load_calibration
     from sae_moo.config import Config
     from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
     from sae_moo.experts import ExpertPool
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "build": ("Bench",),
+    "calibration": ("calibrate", "load_calibration"),
     "config": ("Config",),
     "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
     "experts": ("ExpertPool",),
@@ -90,6 +92,8 @@ __all__ = [
     "Schedule",
     "WeightCache",
     "ZeroAwareCrossover",
+    "calibrate",
+    "load_calibration",
     "materialize",
     "search",
 ]

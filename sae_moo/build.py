@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from sae_moo.calibration import calibrate, read_texts
+from sae_moo.checker import check
 from sae_moo.config import Config, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.experts import ExpertPool
-from sae_moo.recipe import BASE
+from sae_moo.recipe import BASE, Expert
 from sae_moo.schedule import Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Searcher
@@ -39,12 +44,14 @@ class Bench:
         pool: the experts.
         tasks: the tasks, tokenised.
         device: where models live.
+        calibration: digest of the activation norms that pruning weighs by, or None.
     """
 
     config: Config
     pool: ExpertPool
     tasks: tuple[Task, ...]
     device: str
+    calibration: str | None = None
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -55,7 +62,11 @@ class Bench:
         """
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
-        return cls(config, pool, open_tasks(config, pool), resolve_device(models.device))
+        tasks, device = open_tasks(config, pool), resolve_device(models.device)
+        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
+        ground = bench.ground()
+        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
+        return bench
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -99,6 +110,7 @@ class Bench:
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
             scope=config.pruning.scope,
+            calibration=self.calibration,
             most=min([MOST_SPARSE, *highest]),
         )
 
@@ -132,8 +144,23 @@ class Bench:
             "order of experts": list(self.pool.names),
             "config.json of base": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
             **{f"items of {task.name}": task.fingerprint for task in self.tasks},
+            **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }
+
+
+def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:
+    """Give the pool the activation norms that the configured criterion weighs by; return their digest."""
+    section = config.pruning.calibrated
+    if section is None:
+        return None
+    texts: Sequence[str | Sequence[int]]
+    if section.data is not None:
+        texts = read_texts(config.directory / Path(section.data).expanduser())
+    else:  # the search split's prompts, a task after another, each once; the test split stays unseen
+        prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
+        texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+    return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

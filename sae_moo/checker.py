@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_moo.anatomy import anatomy, transposed
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts import ExpertPool
 from sae_moo.ops import prune as pruning
 from sae_moo.ops.merge import METHODS, Method
-from sae_moo.recipe import Expert, Merge, Prune, Recipe, walk
+from sae_moo.recipe import STRUCTURED, Expert, Merge, Prune, Recipe, pattern, walk
 
 
 def check(recipe: Recipe, pool: ExpertPool) -> None:
     """Raise InputError if the pool or the tables of methods cannot serve the recipe."""
     groups = len(pool.groups)
-    sizes = [info.numel for info in pool.tensors if info.prunable]
     for node in walk(recipe):
         match node:
             case Expert() if node.name not in pool.names:
@@ -24,18 +24,81 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
             case Merge():
                 _check_merge(node, groups, len(pool.tensors))
             case Prune():
-                if node.criterion not in pruning.CRITERIA:
-                    known = ", ".join(pruning.CRITERIA)
-                    raise InputError(f"no pruning criterion {node.criterion!r}; there are {known}")
-                if isinstance(node.sparsity, tuple) and node.scope == "global":
-                    raise InputError("Prune: scope 'global' takes one sparsity, got one per group")
-                if isinstance(node.sparsity, tuple) and len(node.sparsity) != groups:
-                    raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(node.sparsity)}")
-                if node.counts is not None and len(node.counts) != len(sizes):
-                    raise InputError(f"Prune: expected {len(sizes)} counts, one per tensor, got {len(node.counts)}")
-                for count, size in zip(node.counts or (), sizes, strict=False):
-                    if count > size:
-                        raise InputError(f"Prune: expected counts of at most the tensor's size {size}, got {count}")
+                _check_prune(node, pool)
+
+
+def _check_prune(node: Prune, pool: ExpertPool) -> None:
+    groups = len(pool.groups)
+    prunable = [info for info in pool.tensors if info.prunable]
+    if node.criterion not in pruning.CRITERIA:
+        known = ", ".join(pruning.CRITERIA)
+        raise InputError(
+            f"no pruning criterion {node.criterion!r}{nearest(node.criterion, pruning.CRITERIA)}; there are {known}"
+        )
+    if isinstance(node.sparsity, tuple) and node.scope in ("global", *STRUCTURED):
+        raise InputError(f"Prune: scope {node.scope!r} takes one sparsity, got one per group")
+    if isinstance(node.sparsity, tuple) and len(node.sparsity) != groups:
+        raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(node.sparsity)}")
+    if node.counts is not None and len(node.counts) != len(prunable):
+        raise InputError(f"Prune: expected {len(prunable)} counts, one per tensor, got {len(node.counts)}")
+    for count, info in zip(node.counts or (), prunable, strict=False):
+        if count > info.numel:
+            raise InputError(f"Prune: expected counts of at most the tensor's size {info.numel}, got {count}")
+    if pruning.CRITERIA[node.criterion].activations != (node.calibration is not None):
+        raise InputError(
+            f"Prune: criterion {node.criterion!r} weighs by activations: give it the digest that "
+            "sae_moo.calibrate returns, calibration=..."
+            if node.calibration is None
+            else f"Prune: criterion {node.criterion!r} needs no calibration, got {node.calibration!r}"
+        )
+    if node.scope in STRUCTURED:
+        whole = anatomy(pool, node.scope)
+        if node.units is not None and (
+            len(node.units) != whole.blocks or any(row and row[-1] >= whole.units for row in node.units)
+        ):
+            raise InputError(
+                f"Prune: expected units below {whole.units} for each of {whole.blocks} blocks, got {len(node.units)} "
+                f"rows up to {max((row[-1] for row in node.units if row), default=0)}"
+            )
+    if node.calibration is not None:
+        digest = node.calibration
+        pool.remembered.get(("norms checked", digest), lambda: _check_norms(pool, digest))
+    kept = pattern(node.scope)
+    for info in prunable if kept is not None or node.scope == "row" else ():
+        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+        if asked and len(info.shape) != 2:
+            raise InputError(
+                f"Prune: scope {node.scope!r} needs matrices, {info.name} has shape {info.shape}; tensor, group and "
+                "global take any"
+            )
+        inputs = pruning.Grid(info.shape, transposed(pool)).inputs
+        if kept is not None and asked and inputs % kept[1]:
+            raise InputError(
+                f"Prune: scope {node.scope!r} needs a number of inputs that {kept[1]} divides; {info.name} of shape "
+                f"{info.shape} has {inputs}"
+            )
+
+
+def _check_norms(pool: ExpertPool, digest: str) -> bool:
+    if digest not in pool.norms:
+        known = ", ".join(each[:12] for each in pool.norms) or "none"
+        raise InputError(
+            f"Prune: the pool holds no activation norms {digest}; it holds {known}. sae_moo.calibrate makes them again "
+            "from the same texts, tokens and model; sae_moo.load_calibration reads the file written beside an export"
+        )
+    for info in pool.tensors:
+        if not info.prunable:
+            continue
+        norms = pool.norms[digest].get(info.name)
+        inputs = pruning.Grid(info.shape, transposed(pool)).inputs
+        if norms is None:
+            raise InputError(
+                f"Prune: no activation norms for {info.name}: in the live model it is not the weight of a linear layer "
+                "of its own, or no token reached it; mixtures of experts are like that. Magnitude needs none"
+            )
+        if tuple(norms.shape) != (inputs,):
+            raise InputError(f"Prune: expected {inputs} norms for {info.name}, got shape {tuple(norms.shape)}")
+    return True
 
 
 def _settings(node: Merge) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sae_moo import marked_yaml, zoo
 from sae_moo.errors import nearest
 from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
-from sae_moo.recipe import BASE
+from sae_moo.recipe import BASE, SCOPES, pattern
 from sae_moo.schedule import SHAPES
 
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -88,11 +88,35 @@ class SpaceSection(_Section):
     granularity: Literal["block", "model"] = "block"
 
 
+class CalibrationSection(_Section):
+    """``pruning.calibration``: whose activations over which texts; null: the prompts of the tasks' search split."""
+
+    data: Annotated[str, Field(min_length=1)] | None = None
+    tokens: Annotated[int, Field(ge=2, le=10**9)] = 4096
+    model: str = BASE
+
+
 class PruningSection(_Section):
     """``pruning``: by what weights are ranked, and what competes with what."""
 
-    criterion: Literal["magnitude"] = "magnitude"
-    scope: Literal["tensor", "group", "global"] = "tensor"
+    criterion: Literal["magnitude", "wanda"] = "magnitude"
+    scope: str = "tensor"
+    calibration: CalibrationSection | None = None
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _known(cls, scope: Any) -> Any:
+        if type(scope) is int and scope > 60:  # YAML reads 2:4 as two minutes and four seconds
+            scope = f"{scope // 60}:{scope % 60}"
+        if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
+            near = nearest(str(scope), SCOPES)
+            raise ValueError(f"expected {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}{near}")
+        return scope
+
+    @property
+    def calibrated(self) -> CalibrationSection | None:
+        """The calibration, defaults filled in; None if the criterion needs none."""
+        return (self.calibration or CalibrationSection()) if self.criterion == "wanda" else None
 
 
 class AnnealingSection(_Section):
@@ -204,11 +228,14 @@ class Config(_Section):
         """Return what a study may not change while it is resumed, as flat ``key.path -> value``.
 
         The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
-        so are places of models and items, whose contents a study is bound to instead.
+        so are places of models, items and calibration texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
         del document["study"]["storage"], document["search"]["evaluations"], document["executor"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
+        del document["pruning"]["calibration"]
+        if self.pruning.calibrated is not None:
+            document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
         tasks = document.pop("tasks")
         document["tasks"] = {t["name"]: {key: t[key] for key in ("kind", "search", "test")} for t in tasks}
         document["objectives"] = json.dumps(document["objectives"])
@@ -310,6 +337,16 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     if isinstance(storage, str) and ("://" not in storage or storage.endswith(("://", ":memory:"))):
         expected = "expected an Optuna URL that outlives the process, e.g. sqlite:///s.db, or null for a journal file"
         yield ("study", "storage"), f"{expected}; got {storage!r}"
+    pruning = _as(dict, raw.get("pruning"))
+    if pruning.get("calibration") is not None and pruning.get("criterion", "magnitude") != "wanda":
+        yield ("pruning", "calibration"), "only criterion: wanda is calibrated; leave it out"
+    calibrated = _as(dict, pruning.get("calibration")).get("model", BASE)
+    if isinstance(calibrated, str) and calibrated not in (BASE, *experts):
+        models = [BASE, *(name for name in experts if isinstance(name, str))]
+        yield (
+            ("pruning", "calibration", "model"),
+            f"expected one of {', '.join(models)}, got {calibrated!r}{nearest(calibrated, models)}",
+        )
     annealing = _as(dict, raw.get("annealing"))
     if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
         yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
@@ -403,7 +440,7 @@ def _keys_beside(model: type[BaseModel], key: Key) -> list[str]:
         if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = current.model_fields[str(part)].annotation
         while not (isinstance(current, type) and issubclass(current, BaseModel)):
-            inner = [each for each in get_args(current) if isinstance(each, type) and each is not str]
+            inner = [each for each in get_args(current) if isinstance(each, type) and each not in (str, type(None))]
             inner += [each for each in get_args(current) if get_origin(each) is not None]
             if not inner:
                 break

@@ -98,6 +98,7 @@ class ExpertPool:
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
         remembered: numbers about the experts' tensors that merge methods computed once.
+        norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
     def __init__(self, checkpoints: Mapping[str, Weights], vocabulary: str = REFUSE) -> None:
@@ -131,6 +132,7 @@ class ExpertPool:
             )
         self.fingerprints = _fingerprints(self.checkpoints)
         self.remembered = Remembered()
+        self.norms: dict[str, Mapping[str, Tensor]] = {}
 
     @classmethod
     def open(

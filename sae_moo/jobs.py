@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import torch
 
+from sae_moo import calibration
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
@@ -208,6 +209,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     found: dict[Split, dict[str, Score]] = {}
 
     def check(folder: Path) -> None:
+        calibration.save_calibration(record.recipe, bench.pool, folder)
         if verify:
             dtype = getattr(torch, run.config.models.dtype)
             scorer = Scorer(bench.tasks, bench.device)
@@ -283,7 +285,14 @@ def merge(
         "made with": versions(),
     }
     card = model_card(output.name, why, pool, facts, {})
-    write_model(output, model, tokenizer, recipe_document(recipe, pool), card, lambda folder: None)
+    write_model(
+        output,
+        model,
+        tokenizer,
+        recipe_document(recipe, pool),
+        card,
+        lambda folder: calibration.save_calibration(recipe, pool, folder),
+    )
     return Merged(report.sparsity, notes)
 
 
@@ -395,6 +404,7 @@ def _read_recipe(path: Path, pool: ExpertPool) -> Recipe:
         fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
         if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
             raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
+    calibration.load_calibration(recipe, pool, path.parent)
     return recipe
 
 

@@ -15,13 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_moo.anatomy import anatomy, transposed
 from sae_moo.experts import ExpertPool, TensorInfo
 from sae_moo.ops import prune as pruning
 from sae_moo.ops.merge import METHODS, Method
 from sae_moo.ops.operands import Operands, Place
 from sae_moo.ops.select import NOTHING, compact, lowest
 from sae_moo.ops.write import write, write_pruned
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, Weights, children, walk
+from sae_moo.recipe import (
+    BASE,
+    COUNTED,
+    STRUCTURED,
+    Cast,
+    Expert,
+    Merge,
+    Prune,
+    Recipe,
+    Weights,
+    children,
+    pattern,
+    walk,
+)
 from sae_moo.weight_cache import WeightCache
 
 
@@ -99,6 +113,8 @@ class Plan:
         self._inputs = {node: () if node in self._cached else children(node) for node in self._order}
         self._uses = Counter(child for inputs in self._inputs.values() for child in inputs)
         self._work = {node: _work(node) for node in self._order if isinstance(node, Merge) and node not in self._cached}
+        scopes = {node.scope for node in self._order if isinstance(node, Prune) and node.scope in STRUCTURED}
+        self._parts = {scope: {part.info.name: part for part in anatomy(pool, scope).parts} for scope in scopes}
         self._buffers = Buffers(device)
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         sizes = [info.numel for info in pool.tensors]
@@ -166,25 +182,51 @@ class Plan:
         return _Value(dtype, value.numel, users, None, lambda out: write_pruned(source, NOTHING, out), (value,))
 
     def _pruned(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
-        if not info.prunable:
+        if node.scope in STRUCTURED:
+            return self._without_units(node, value, info, users)
+        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+        if not info.prunable or (asked == 0.0 and node.counts is None):
             return self._cast(value, value.dtype, users)
+        source = self._ready(value)
+        scoring = scoring_of(node, info, source, self._pool)
+        if node.scope not in COUNTED:
+            _, of = pattern(node.scope) or (0, scoring.grid.inputs)
+            count = pruning.target_count(asked, of)
+            return _Value(
+                value.dtype, value.numel, users, None, lambda out: scoring.write_lines(of - count, count, out), (value,)
+            )
         if node.counts is not None:
             count = node.counts[self._prunable[info.name]]
         else:
-            asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
             count = pruning.target_count(asked, info.numel)
-        source = self._ready(value)
-        scores = pruning.CRITERIA[node.criterion](source)
+        scores = scoring.scores()
         remembered = self._pool.remembered
         if value.name is None:
             cut = lowest(scores, count)
         else:
-            place = (node.criterion, info.name, value.name)
+            place = (node.criterion, node.calibration, info.name, value.name)
             high = remembered.get(("scores", *place), lambda: compact(scores.high())) if count else None
             cut = remembered.get(
                 ("cut", *place, count), lambda: lowest(scores, count, None if high is None else high.whole())
             )
-        return _Value(value.dtype, value.numel, users, None, lambda out: write_pruned(source, cut, out), (value,))
+        part = None if scoring.norms is None else scoring.part
+        return _Value(value.dtype, value.numel, users, None, lambda out: write_pruned(source, cut, out, part), (value,))
+
+    def _without_units(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
+        assert node.units is not None  # the recipe is resolved
+        part = self._parts[node.scope].get(info.name)
+        if part is None or not node.units[part.block]:
+            return self._cast(value, value.dtype, users)
+        source = self._ready(value)
+        gone = part.indices(torch.tensor(node.units[part.block], device=self._device))
+        return _Value(
+            value.dtype,
+            value.numel,
+            users,
+            None,
+            lambda out: pruning.write_without(source, info.shape, part.axis, gone, out),
+            (value,),
+        )
 
     def _merged(
         self, node: Merge, inputs: Sequence[_Value], info: TensorInfo, base: list[Tensor], users: int
@@ -244,6 +286,15 @@ class Plan:
         if value.users == 0 and value.buffer is not None:
             self._buffers.give(value.buffer)
             value.buffer = value.tensor = None
+
+
+def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) -> pruning.Scoring:
+    """Return the scores that a pruning gives the weights of a flat tensor."""
+    norms = None
+    if pruning.CRITERIA[node.criterion].activations:
+        assert node.calibration is not None  # the recipe was checked
+        norms = pool.norms[node.calibration][info.name].to(source.device)
+    return pruning.Scoring(source, pruning.Grid(info.shape, transposed(pool)), norms)
 
 
 def _work(node: Merge) -> _Work:

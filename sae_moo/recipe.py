@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -19,7 +20,12 @@ from sae_moo.errors import InputError
 SCHEMA = 1
 BASE = "base"
 DTYPES = ("float32", "bfloat16", "float16")
-SCOPES = ("tensor", "group", "global")
+SCOPES = ("tensor", "group", "global", "row", "neurons", "heads")
+"""Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
+COUNTED = ("tensor", "group", "global")
+"""Scopes that come down to one count per tensor."""
+STRUCTURED = ("neurons", "heads")
+"""Scopes that remove whole units, the same number in every block."""
 
 Scalar: TypeAlias = float | int | bool | str
 Param: TypeAlias = Scalar | tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -43,6 +49,20 @@ def rounded(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value}")
     return float(f"{float(value):.9g}") + 0.0  # + 0.0 turns -0.0 into 0.0: one value, one text
+
+
+def pattern(scope: str) -> tuple[int, int] | None:
+    """Return (N, M) of a scope ``N:M``: of every M consecutive weights along the input at most N stay; else None."""
+    found = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", scope)
+    if found is None or int(found[1]) >= int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def pattern_sparsity(scope: str) -> float | None:
+    """Return the sparsity 1 - N/M of a scope ``N:M``, as a recipe writes it; None for other scopes."""
+    kept = pattern(scope)
+    return None if kept is None else rounded(1.0 - kept[0] / kept[1])
 
 
 class Recipe:
@@ -169,11 +189,18 @@ class Prune(Recipe):
 
     Args:
         input: the recipe to prune.
-        sparsity: fraction of zeros asked for, in [0, 1): one number, or one per parameter group.
-        criterion: name of a criterion of `ops.prune`, e.g. ``magnitude``.
-        scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights).
+        sparsity: fraction of zeros asked for, in [0, 1): one number, or one per parameter group. With a scope ``N:M``
+            it is the pattern's 1 - N/M (a group may ask 0.0 and is left alone); with `neurons` and `heads` it is the
+            fraction of units, one number for all blocks.
+        criterion: name of a criterion of `ops.prune`: ``magnitude`` or ``wanda``.
+        scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights); ``row``, the inputs
+            of one output, the same number in each; ``N:M``, every M consecutive weights of a row, of which N stay;
+            ``neurons``, whole neurons of a block's MLP; ``heads``, whole key/value groups of its attention heads.
         counts: exact number of zeros per prunable tensor in the pool's order, or None. Group and global scopes are
-            resolved to counts once (`materializer.resolve`), so that replaying a lineage takes one pass.
+            resolved to counts once (`resolver.resolve`), so that replaying a lineage takes one pass.
+        calibration: digest of the activation norms that ``wanda`` weighs by (`calibration.calibrate`), else None.
+        units: indices of the units removed, ascending, a row per block in the pool's order, or None: what structured
+            scopes are resolved to. In JSON a row is a hexadecimal number whose bit i stands for unit i.
     """
 
     kind: ClassVar[str] = "prune"
@@ -182,6 +209,8 @@ class Prune(Recipe):
     criterion: str = "magnitude"
     scope: str = "tensor"
     counts: tuple[int, ...] | None = None
+    calibration: str | None = None
+    units: tuple[tuple[int, ...], ...] | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -198,15 +227,17 @@ class Prune(Recipe):
                 raise InputError(f"Prune: expected a sparsity in [0, 1), got {value!r}")
         if not isinstance(self.criterion, str) or not self.criterion:
             raise InputError(f"Prune: expected the name of a criterion, got {self.criterion!r}")
-        if self.scope not in SCOPES:
-            raise InputError(f"Prune: expected a scope among {', '.join(SCOPES)}, got {self.scope!r}")
-        if self.counts is not None:
-            counts = tuple(self.counts)
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise InputError(f"Prune: expected whole numbers from 0 as counts, got {self.counts!r}")
-            object.__setattr__(self, "counts", counts)
         single = not isinstance(self.sparsity, (Sequence, tuple))
         object.__setattr__(self, "sparsity", asked[0] if single else asked)
+        _check_scope(self.scope, asked, single)
+        if self.counts is not None:
+            object.__setattr__(self, "counts", _counts(self.counts, self.scope))
+        if self.calibration is not None and not (
+            isinstance(self.calibration, str) and re.fullmatch("[0-9a-f]{64}", self.calibration)
+        ):
+            raise InputError(f"Prune: expected 64 hexadecimal digits as calibration, got {self.calibration!r}")
+        if self.units is not None:
+            object.__setattr__(self, "units", _units(self.units, self.scope))
         _seal(self)
 
 
@@ -350,7 +381,7 @@ def dumps(document: object) -> str:
 _FIELDS = {
     "expert": {"name"},
     "merge": {"method", "inputs", "weights", "params"},
-    "prune": {"inputs", "sparsity", "criterion", "scope", "counts"},
+    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units"},
     "cast": {"inputs", "dtype"},
     "ref": {"digest"},
 }
@@ -380,7 +411,10 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
         case "prune":
             counts = entry.get("counts")
             counts = None if counts is None else tuple(counts)
-            return Prune(built[inputs[0]], entry["sparsity"], entry["criterion"], entry["scope"], counts)
+            units = entry.get("units")
+            units = None if units is None else tuple(_from_hex(row) for row in units)
+            asked = (entry["sparsity"], entry["criterion"], entry["scope"])
+            return Prune(built[inputs[0]], *asked, counts, entry.get("calibration"), units)
         case "cast":
             return Cast(built[inputs[0]], entry["dtype"])
         case _:
@@ -398,9 +432,10 @@ def _own(node: Recipe) -> dict[str, Any]:
             params = {"params": dict(node.params)} if node.params else {}
             return {"node": "merge", "method": node.method, "weights": node.weights} | params
         case Prune():
-            counts = {"counts": node.counts} if node.counts is not None else {}
             asked = {"sparsity": node.sparsity, "criterion": node.criterion, "scope": node.scope}
-            return {"node": "prune"} | asked | counts
+            units = None if node.units is None else [_as_hex(row) for row in node.units]
+            rest = {"counts": node.counts, "calibration": node.calibration, "units": units}
+            return {"node": "prune"} | asked | {name: value for name, value in rest.items() if value is not None}
         case Cast():
             return {"node": "cast", "dtype": node.dtype}
         case _:
@@ -410,6 +445,50 @@ def _own(node: Recipe) -> dict[str, Any]:
 def _seal(node: Recipe) -> None:
     content = dumps([_own(node), [child.key for child in children(node)]])
     object.__setattr__(node, "key", hashlib.sha256(content.encode()).hexdigest())
+
+
+def _check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
+    if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
+        raise InputError(
+            f"Prune: expected a scope among {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}"
+        )
+    share = pattern_sparsity(scope)
+    for value in asked if share is not None else ():
+        if value != share and (single or value != 0.0):
+            raise InputError(f"Prune: scope {scope!r} has sparsity {share}, got {value}")
+
+
+def _counts(given: Any, scope: str) -> tuple[int, ...]:
+    counts = tuple(given)
+    if scope not in COUNTED:
+        raise InputError(f"Prune: counts belong to the scopes {', '.join(COUNTED)}, got them with {scope!r}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise InputError(f"Prune: expected whole numbers from 0 as counts, got {given!r}")
+    return counts
+
+
+def _units(given: Any, scope: str) -> tuple[tuple[int, ...], ...]:
+    if scope not in STRUCTURED:
+        raise InputError(f"Prune: units belong to the scopes {', '.join(STRUCTURED)}, got them with {scope!r}")
+    rows = tuple(tuple(row) for row in given)
+    for row in rows:
+        if not all(type(unit) is int and unit >= 0 for unit in row) or list(row) != sorted(set(row)):
+            raise InputError(f"Prune: expected ascending whole numbers from 0 as units of a block, got {row!r}")
+    return rows
+
+
+def _as_hex(row: Sequence[int]) -> str:
+    flags = bytearray(row[-1] // 8 + 1 if row else 1)
+    for unit in row:
+        flags[unit // 8] |= 1 << (unit % 8)
+    return f"{int.from_bytes(flags, 'little'):x}"
+
+
+def _from_hex(text: Any) -> tuple[int, ...]:
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]+", text):
+        raise InputError(f"expected the units of a block as a hexadecimal number, got {text!r}")
+    flags = int(text, 16)
+    return tuple(i for i, flag in enumerate(reversed(f"{flags:b}")) if flag == "1")
 
 
 def _number(value: object, where: str) -> float:

@@ -1,4 +1,4 @@
-"""Writing down what needs whole models: exact counts of group and global pruning, RankMean's ranks.
+"""Writing down what needs whole models: exact counts of group and global pruning, removed units, RankMean's ranks.
 
 Done once, when a recipe is first materialized; the resolved recipe then takes one pass wherever it is replayed.
 """
@@ -6,16 +6,18 @@ Done once, when a recipe is first materialized; the resolved recipe then takes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from sae_moo.experts import ExpertPool
+from sae_moo.anatomy import anatomy
+from sae_moo.experts import ExpertPool, TensorInfo
 from sae_moo.ops import prune as pruning
 from sae_moo.ops.measure import WHOLE, l1_norm
-from sae_moo.ops.select import rank
-from sae_moo.plan import Plan
-from sae_moo.recipe import BASE, Cast, Merge, Prune, Recipe, walk
+from sae_moo.ops.select import Scores, rank
+from sae_moo.plan import Plan, scoring_of
+from sae_moo.recipe import BASE, STRUCTURED, Cast, Merge, Prune, Recipe, walk
 from sae_moo.weight_cache import WeightCache
 
 
@@ -25,8 +27,9 @@ def resolve(
 ) -> Recipe:
     """Return the recipe with all that needs whole models computed and written down.
 
-    Group and global pruning scopes become exact counts per tensor, RankMean gets its ranks. Costs two passes over the
-    weights per such node, nothing where there is none.
+    Group and global pruning scopes become exact counts per tensor, structured ones the units removed of each block,
+    RankMean gets its ranks. Costs two passes over the weights per such node (one if structured), nothing where there is
+    none.
     """
     held: WeightCache | tuple[()] = cache if cache is not None else ()
     if not any(_unresolved(node) for node in walk(recipe, stop=held)):
@@ -44,10 +47,13 @@ def resolve(
                     params = (*params, ("ranks", _ranks(inputs, pool, device, cache)))
                 node_now: Recipe = Merge(node.method, inputs, node.weights, params)
             case Prune():
-                node_now = Prune(new[node.input], node.sparsity, node.criterion, node.scope, node.counts)
-                if _unresolved(node):
-                    counts = _resolved_counts(node_now, pool, device, cache)
-                    node_now = Prune(new[node.input], node.sparsity, node.criterion, node.scope, counts)
+                pruned = replace(node, input=new[node.input])
+                if not _unresolved(node):
+                    node_now = pruned
+                elif node.scope in STRUCTURED:
+                    node_now = replace(pruned, units=_resolved_units(pruned, pool, device, cache))
+                else:
+                    node_now = replace(pruned, counts=_resolved_counts(pruned, pool, device, cache))
             case Cast():
                 node_now = Cast(new[node.input], node.dtype)
             case _:
@@ -59,7 +65,9 @@ def resolve(
 def _unresolved(node: Recipe) -> bool:
     if isinstance(node, Merge):
         return node.method == "rankmean" and "ranks" not in dict(node.params)
-    return isinstance(node, Prune) and node.scope != "tensor" and node.counts is None
+    if not isinstance(node, Prune):
+        return False
+    return node.units is None if node.scope in STRUCTURED else node.scope in ("group", "global") and node.counts is None
 
 
 def _ranks(
@@ -85,12 +93,15 @@ def _resolved_counts(
     node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
 ) -> tuple[int, ...]:
     plan = Plan(node.input, pool, device, cache)
-    score = pruning.CRITERIA[node.criterion]
+
+    def score(info: TensorInfo) -> Scores:
+        return scoring_of(node, info, plan.tensor(info).flatten(), pool).scores()
+
     prunable = [info for info in pool.tensors if info.prunable]
     units: dict[int, list[int]] = {}  # positions within `prunable` that compete with each other
     for position, info in enumerate(prunable):
         units.setdefault(info.group if node.scope == "group" else 0, []).append(position)
-    high = [score(plan.tensor(info).flatten()).high() for info in prunable]
+    high = [score(info).high() for info in prunable]
     bins: dict[int, int] = {}
     left: dict[int, int] = {}
     for unit, members in units.items():
@@ -103,7 +114,7 @@ def _resolved_counts(
     for unit, members in units.items():
         low = []
         for position in members:
-            low.append(score(plan.tensor(prunable[position]).flatten()).low(bins[unit]))
+            low.append(score(prunable[position]).low(bins[unit]))
             counts[position] = int(high[position][: bins[unit]].sum())
         cut, ties = rank(np.sum(low, axis=0), left[unit]) if left[unit] else (0, 0)
         for position, histogram in zip(members, low, strict=True):
@@ -111,3 +122,30 @@ def _resolved_counts(
             counts[position] += int(histogram[:cut].sum()) + tied
             ties -= tied
     return tuple(counts)
+
+
+def _resolved_units(
+    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
+) -> tuple[tuple[int, ...], ...]:
+    """Return the lowest units of every block, the same number in each; equal scores go in order.
+
+    A unit's score is the L2 norm of its weights in all its matrices; weighed by activations, it is the norm of what its
+    columns of the reading matrix hold, each times its feature's norm (for a neuron: the norm of its output times that
+    of its column). Sums are float64.
+    """
+    assert isinstance(node.sparsity, float)  # the recipe was checked
+    whole = anatomy(pool, node.scope)
+    weighed = pruning.CRITERIA[node.criterion].activations
+    plan = Plan(node.input, pool, device, cache)
+    totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
+    for part in whole.parts:
+        if len(part.info.shape) != 2 or (weighed and not part.output):
+            continue
+        found = pruning.squares(plan.tensor(part.info), part.axis)
+        if weighed:
+            assert node.calibration is not None
+            found = found * pool.norms[node.calibration][part.info.name].to(device).double().square()
+        totals[part.block] += part.per_unit(found, whole.units)
+    count = pruning.target_count(node.sparsity, whole.units)
+    order = torch.argsort(totals, dim=1, stable=True)[:, :count].sort(dim=1).values
+    return tuple(tuple(row) for row in order.tolist())

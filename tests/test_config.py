@@ -200,3 +200,49 @@ def test_identity_leaves_out_what_changes_no_result(tmp_path):
     assert differences(first, same.identity()) == []
     (found,) = differences(first, load(tmp_path, GOOD, "pruning.scope=global").identity())
     assert str(found) == "pruning.scope: the study has 'tensor', now it is 'global'"
+
+
+@pytest.mark.parametrize(
+    ("written", "scope"),
+    [("row", "row"), ("neurons", "neurons"), ("'2:4'", "2:4"), ("2:4", "2:4"), ("4:8", "4:8"), ("1:4", "1:4")],
+)
+def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
+    assert load(tmp_path, GOOD + f"pruning: {{scope: {written}}}\n").pruning.scope == scope
+    assert load(tmp_path, GOOD, f"pruning.scope={written}").pruning.scope == scope
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        (
+            "{scope: neuron}",
+            "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M such as 2:4, got "
+            "'neuron' (did you mean 'neurons'?)",
+        ),
+        ("{scope: 4:2}", "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M"),
+        ("{criterion: wnda}", "expected 'magnitude' or 'wanda', got 'wnda' (did you mean 'wanda'?)"),
+        ("{calibration: {tokens: 64}}", "pruning.calibration: only criterion: wanda is calibrated; leave it out"),
+        (
+            "{criterion: wanda, calibration: {model: maths}}",
+            "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
+        ),
+        ("{criterion: wanda, calibration: {tokens: 1}}", "calibration.tokens: expected greater than or equal to 2"),
+        ("{criterion: wanda, calibration: {paragraphs: a.txt}}", "no such key; expected one of data, tokens, model"),
+    ],
+)
+def test_faults_of_pruning(tmp_path, section, fault):
+    found = faults(tmp_path, GOOD + f"pruning: {section}\n")
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+def test_what_calibration_changes_of_a_study(tmp_path):
+    plain = load(tmp_path, GOOD).identity()
+    assert not any("calibration" in key for key in plain)
+    wanda = load(tmp_path, GOOD + "pruning: {criterion: wanda}\n").identity()
+    assert {key: value for key, value in wanda.items() if "calibration" in key} == {
+        "pruning.calibration.tokens": 4096,
+        "pruning.calibration.model": "base",
+    }
+    written = "pruning: {criterion: wanda, calibration: {data: texts.txt}}\n"
+    assert load(tmp_path, GOOD + written).identity() == wanda, "the place of texts is no part of it; their norms are"

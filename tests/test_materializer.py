@@ -6,7 +6,9 @@ import pytest
 import torch
 from stand_ins import weights_of
 
+from sae_moo.checker import check
 from sae_moo.errors import InputError
+from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.ops.prune import target_count
 from sae_moo.plan import Buffers
@@ -78,6 +80,47 @@ def test_scopes_prune_the_exact_count_of_the_smallest(tiny, tiny_model, scope, s
     zeros = sum(int((weights[info.name] == 0).sum()) for info in prunable)
     assert report.sparsity == zeros / sum(info.numel for info in prunable)
     assert report.sparsity == measured_sparsity(tiny, tiny_model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("scope", "sparsity"), [("row", 0.0), ("row", 0.3), ("row", 0.99), ("2:4", 0.5), ("4:8", 0.5)])
+def test_rows_and_patterns_prune_the_exact_count_of_the_smallest(tiny, dtype, scope, sparsity):
+    model = tiny.live_model(dtype)
+    report = materialize(Cast(Prune(Cast(MATH, dtype), sparsity, scope=scope), dtype), tiny, model)
+    assert report.recipe.input.counts is None
+    for info in tiny.tensors:
+        now = tiny.parameters(model)[info.name]
+        original = tiny.load("math", info.name).to(now.dtype)
+        if not info.prunable:
+            assert torch.equal(now, original)
+            continue
+        of = info.shape[1] if scope == "row" else int(scope[2])
+        now, original = now.reshape(-1, of), original.reshape(-1, of).abs()
+        gone = now == 0
+        assert (gone.sum(dim=1) == round(sparsity * of)).all()
+        if gone.any():
+            assert (original.where(gone, 0).amax(1) <= original.where(~gone, torch.inf).amin(1)).all()
+
+
+@pytest.mark.parametrize(("scope", "sparsity"), [("row", 0.3), ("2:4", 0.5)])
+def test_stacked_matrices_have_no_rows(tiny, tiny_model, scope, sparsity):
+    pool = ExpertPool(tiny.checkpoints)
+    stacked = [
+        dataclasses.replace(t, shape=(2, 8, 24)) if t.name.endswith("1.mlp.down_proj.weight") else t
+        for t in tiny.tensors
+    ]
+    pool.tensors = tuple(stacked)
+    with pytest.raises(InputError, match=r"needs matrices, model.layers.1.mlp.down_proj.weight has shape \(2, 8, 24\)"):
+        check(Prune(MATH, sparsity, scope=scope), pool)
+    check(Prune(MATH, (0, sparsity, 0, 0), scope=scope), pool)
+    check(Prune(MATH, sparsity), pool)
+
+
+def test_patterns_by_group(tiny, tiny_model):
+    report = materialize(Prune(MATH, (0, 0.5, 0, 0), scope="2:4"), tiny, tiny_model)
+    assert list(report.group_sparsity.values()) == [0, 0.5, 0, 0]
+    report = materialize(Prune(MATH, (0, 0.25, 0.5, 0), scope="row"), tiny, tiny_model)
+    assert list(report.group_sparsity.values()) == [0, 0.25, 0.5, 0]
 
 
 def test_sparsity_per_group(tiny, tiny_model):
@@ -212,9 +255,17 @@ def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
             r"linear: no setting 'normalise' \(did you mean 'normalize'\?\); there are: normalize",
         ),
         (Merge("linear", (MATH,), (1,), {"normalize": 1.0}), "linear: normalize: expected bool, got 1.0"),
+        (
+            Prune(MATH, 0.6, scope="2:5"),
+            r"scope '2:5' needs a number of inputs that 5 divides; model.layers.0.mlp.down_proj.weight of shape "
+            r"\(16, 24\) has 24",
+        ),
         (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
         (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
-        (Prune(MATH, 0.1, "wnda"), "no pruning criterion 'wnda'; there are magnitude"),
+        (
+            Prune(MATH, 0.1, "wnda"),
+            r"no pruning criterion 'wnda' \(did you mean 'wanda'\?\); there are magnitude, wanda",
+        ),
         (Prune(MATH, 0.1, counts=(10**6,) * 14), "counts of at most the tensor's size 384, got 1000000"),
         (Prune(MATH, 0.1, counts=(1, 2)), "expected 14 counts, one per tensor, got 2"),
     ],

@@ -22,6 +22,8 @@ from sae_moo.recipe import (
     dumps,
     encode,
     experts_of,
+    pattern,
+    pattern_sparsity,
     walk,
 )
 
@@ -55,6 +57,76 @@ def test_canonical_json_is_pinned():
         '{"nodes":[{"name":"a","node":"expert"},{"inputs":[0,0],"method":"linear","node":"merge","weights":[1.0,0.5]},'
         '{"criterion":"magnitude","inputs":[1],"node":"prune","scope":"tensor","sparsity":0.25}],"schema":1}'
     )
+
+
+def test_digests_of_earlier_recipes_do_not_change():
+    """What a pruning holds since (calibration, units) is only written where it is set."""
+    assert example().key == "b8163f2d9c8c7edc3dec0ad2a30a6c2e51d8a6adec3ef4e1378cbd02cbbd497b"
+    assert digest(example(), FINGERPRINTS) == "4d7b876fde28d7fa7536cce998e0a59fd17dd97712e199eb0b68b99b28ee2878"
+
+
+def test_calibration_and_units_round_trip():
+    norms = "ab" * 32
+    recipe = Prune(Prune(Expert("a"), 0.5, "wanda", "2:4", calibration=norms), 0.25, scope="heads")
+    resolved = Prune(recipe.input, 0.25, scope="heads", units=((), (0, 3, 64), (9,)))
+    assert len({recipe, resolved, recipe.input, Prune(Expert("a"), 0.5, "wanda", "2:4")}) == 4
+    for each in (recipe, resolved):
+        again = Recipe.from_json(each.to_json())
+        assert again == each
+        assert (again.units, again.input.calibration) == (each.units, norms)
+    document = json.loads(resolved.to_json())
+    assert document["nodes"][1]["calibration"] == norms
+    assert document["nodes"][2]["units"] == ["0", "10000000000000009", "200"]
+    long = Prune(Expert("a"), 0.5, scope="neurons", units=(tuple(range(1, 20_000, 2)),))
+    assert Recipe.from_json(long.to_json()).units == long.units
+
+
+@pytest.mark.parametrize(("scope", "expected"), [("2:4", (2, 4)), ("4:8", (4, 8)), ("1:2", (1, 2)), ("row", None)])
+def test_patterns(scope, expected):
+    assert pattern(scope) == expected
+    assert pattern_sparsity(scope) == (None if expected is None else 1 - expected[0] / expected[1])
+
+
+def test_a_pattern_has_its_own_sparsity():
+    assert Prune(Expert("a"), 2 / 3, scope="1:3").sparsity == pattern_sparsity("1:3") == 0.666666667
+    assert Prune(Expert("a"), (0, 0.5, 0.5, 0), scope="2:4").sparsity == (0, 0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"scope": "rows"},
+            "among tensor, group, global, row, neurons, heads, or N:M with N < M such as 2:4, got 'rows'",
+        ),
+        ({"scope": "4:2"}, "N:M with N < M such as 2:4, got '4:2'"),
+        ({"scope": "0:4"}, "got '0:4'"),
+        ({"scope": 124}, "got 124"),
+        ({"scope": "2:4", "sparsity": 0.3}, "scope '2:4' has sparsity 0.5, got 0.3"),
+        ({"scope": "2:4", "sparsity": 0.0}, "scope '2:4' has sparsity 0.5, got 0.0"),
+        ({"scope": "2:4", "sparsity": (0.5, 0.4)}, "scope '2:4' has sparsity 0.5, got 0.4"),
+        ({"scope": "row", "counts": (1,)}, "counts belong to the scopes tensor, group, global, got them with 'row'"),
+        ({"units": ((1,),)}, "units belong to the scopes neurons, heads, got them with 'tensor'"),
+        (
+            {"scope": "heads", "units": ((2, 1),)},
+            r"expected ascending whole numbers from 0 as units of a block, got \(2, 1\)",
+        ),
+        ({"scope": "heads", "units": ((1, 1),)}, r"got \(1, 1\)"),
+        ({"scope": "heads", "units": ((-1,),)}, r"got \(-1,\)"),
+        ({"calibration": "abc"}, "expected 64 hexadecimal digits as calibration, got 'abc'"),
+    ],
+)
+def test_prunings_that_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Prune(**({"input": Expert("a"), "sparsity": 0.5} | arguments))
+
+
+def test_units_that_are_no_hexadecimal_numbers():
+    text = Prune(Expert("a"), 0.5, scope="heads", units=((1,),)).to_json()
+    with pytest.raises(
+        InputError, match="recipe node 1: expected the units of a block as a hexadecimal number, got 'x'"
+    ):
+        Recipe.from_json(text.replace('["2"]', '["x"]'))
 
 
 def test_shared_subtrees_are_stored_once():

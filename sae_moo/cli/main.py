@@ -373,6 +373,7 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
         "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
+        "calibration": bench.calibration,
         "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
     }
     if as_json:
@@ -382,6 +383,8 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
     print(f"  experts     {', '.join(facts['experts'])} on {bench.device}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
+    if bench.calibration is not None:
+        print(f"  norms       {bench.calibration}")
     for name, counts in facts["tasks"].items():
         print(f"  task        {name}: {counts['search']} search and {counts['test']} test instances")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,14 +39,15 @@ def write(step: Step, operands: Operands, out: Tensor) -> int:
     return operands.numel - filled
 
 
-def write_pruned(source: Tensor, cut: Cut, out: Tensor, scores: Tensor | None = None) -> int:
+def write_pruned(source: Tensor, cut: Cut, out: Tensor, scores: Callable[[int, int], Tensor] | None = None) -> int:
     """Write a tensor with the weights below a cut set to zero.
 
     Args:
         source: one-dimensional, contiguous.
         cut: the border; `NOTHING` makes it a copy.
         out: one-dimensional, contiguous, of the same length and device; may be `source` itself.
-        scores: score per weight, float32, not negative; None is the weight's magnitude.
+        scores: gives the scores at positions ``start ... stop - 1``, float32, not negative; None is the weight's
+            magnitude.
 
     Returns:
         The number of exact zeros written.
@@ -57,7 +60,7 @@ def write_pruned(source: Tensor, cut: Cut, out: Tensor, scores: Tensor | None = 
     for start in range(0, source.numel(), CHUNK):
         part = slice(start, start + CHUNK)
         chunk = source[part]
-        score = chunk.float().abs() if scores is None else scores[part]
+        score = chunk.float().abs() if scores is None else scores(start, start + len(chunk))
         out[part].copy_(chunk.masked_fill(cut.below(score, start), 0))
         filled += int(torch.count_nonzero(out[part]))
     return source.numel() - filled

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe
+from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, pattern_sparsity
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ class Ground:
         granularity: ``block`` gives every group its own numbers, ``model`` shares one set.
         criterion: pruning criterion.
         scope: pruning scope.
+        calibration: digest of the activation norms that the criterion weighs by, or None.
         most: largest sparsity ever asked for, in (0, 1).
     """
 
@@ -38,6 +39,7 @@ class Ground:
     granularity: str = "block"
     criterion: str = "magnitude"
     scope: str = "tensor"
+    calibration: str | None = None
     most: float = 0.95
 
     @property
@@ -49,6 +51,11 @@ class Ground:
     def rows(self) -> int:
         """Number of independent sets of mixing coefficients: one per group, or one."""
         return self.groups if self.granularity == "block" else 1
+
+    @property
+    def one_ratio(self) -> bool:
+        """Whether one sparsity is asked of all groups."""
+        return self.granularity == "model" or self.scope in ("global", *STRUCTURED)
 
     def expert(self, name: str) -> Recipe:
         """Return an expert, or the base, as a candidate."""
@@ -69,16 +76,23 @@ class Ground:
         Args:
             recipe: what to prune.
             sparsity: shape (groups,), clipped to [0, most]; groups without prunable weights are ignored. With the scope
-                ``global`` or one set of numbers their mean over prunable groups is asked of all.
+                ``global``, a structured one (as many units in every block) or one set of numbers their mean over
+                prunable groups is asked of all. With a scope ``N:M`` a group asked for half of its sparsity or more
+                gets the pattern, others are left alone.
         """
         asked = np.round(np.clip(sparsity, 0.0, self.most), DIGITS)
         if not asked[list(self.prunable)].any():
             return recipe
-        if self.scope == "global" or self.granularity == "model":
-            mean = round(float(asked[list(self.prunable)].mean()), DIGITS)
-            return Prune(recipe, mean, self.criterion, self.scope)
         rows = tuple(float(value) if here else 0.0 for value, here in zip(asked, self.prunable, strict=True))
-        return Prune(recipe, rows, self.criterion, self.scope)
+        if self.one_ratio:
+            rows = (round(float(asked[list(self.prunable)].mean()), DIGITS),)
+        fixed = pattern_sparsity(self.scope)
+        if fixed is not None:
+            rows = tuple(fixed if value >= fixed / 2 else 0.0 for value in rows)
+            if not any(rows):
+                return recipe
+        given = rows[0] if self.one_ratio else rows
+        return Prune(recipe, given, self.criterion, self.scope, calibration=self.calibration)
 
     def candidate(self, recipe: Recipe) -> Recipe:
         """Return the recipe rounded to the model's dtype, as every candidate is."""
@@ -139,7 +153,7 @@ class CoefficientSpace:
     def __init__(self, ground: Ground, low: float = -0.25, high: float = 1.5, sparsest: float = 0.8) -> None:
         self.ground = ground
         self.weights = ground.rows * len(ground.experts)
-        self.ratios = sum(ground.prunable) if ground.granularity == "block" and ground.scope != "global" else 1
+        self.ratios = 1 if ground.one_ratio else sum(ground.prunable)
         self.n_var = self.weights + self.ratios
         self.bounds = (
             np.array([low] * self.weights + [0.0] * self.ratios),

@@ -646,3 +646,84 @@ def test_killed_at_any_moment_and_resumed_equals_unbroken(here):
     assert [(t.number, t.state, t.digest, t.values, t.params) for t in broken] == [
         (t.number, t.state, t.digest, t.values, t.params) for t in whole
     ]
+
+
+def short(folders, pruning: dict, **changes) -> str:
+    changes = {"pruning": pruning, "search": {"population": 6, "evaluations": 10}} | changes
+    return written(config_for(folders, **changes))
+
+
+def test_searching_by_activations_from_search_to_merge(here, tiny_folders, monkeypatch):
+    (here / "w.yaml").write_text(short(tiny_folders, {"criterion": "wanda", "scope": "row"}))
+    facts = json.loads(call("validate", "w.yaml", "--json").stdout)
+    assert len(facts["calibration"]) == 64
+    assert f"norms       {facts['calibration']}" in call("validate", "w.yaml").stdout
+    call("search", "w.yaml", "--json")
+    run = Run.open("runs/tiny")
+    assert run.identity["activation norms"] == facts["calibration"]
+    call("export", "tiny", "--weights", "sparsity=1", "-o", "m", "--verify")
+    assert facts["calibration"] in (here / "m/recipe.json").read_text()
+    file = f"calibration-{facts['calibration'][:16]}.safetensors"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "another user"))
+    call("merge", "m/recipe.json", "--output", "again")
+    assert (here / "again/model.safetensors").read_bytes() == (here / "m/model.safetensors").read_bytes()
+    assert (here / "again" / file).read_bytes() == (here / "m" / file).read_bytes()
+    (here / "m" / file).unlink()
+    (here / "m" / "model.safetensors").unlink()
+    message = refused("merge", "m/recipe.json", "--output", "third")
+    assert f"the pool holds no activation norms {facts['calibration']}" in message
+
+
+def test_a_study_is_bound_to_its_calibration_texts(here, tiny_folders):
+    def config(name: str) -> str:
+        return short(tiny_folders, {"criterion": "wanda", "calibration": {"data": name, "tokens": 64}})
+
+    (here / "a.txt").write_text("2 plus 3 is 5\n\n4 plus 4 is 8\n")
+    (here / "b.jsonl").write_text('{"text": "2 plus 3 is 5"}\n{"text": "4 plus 4 is 8\\n"}\n')
+    (here / "c.txt").write_text("something else")
+    (here / "w.yaml").write_text(config("a.txt"))
+    call("search", "w.yaml", "--evaluations", "6")
+    (here / "w.yaml").write_text(config("b.jsonl"))
+    call("search", "w.yaml", "--evaluations", "7")  # the same texts
+    (here / "w.yaml").write_text(config("c.txt"))
+    assert "activation norms: the study has" in refused("search", "w.yaml")
+    (here / "w.yaml").write_text(config("gone.txt"))
+    assert "cannot read calibration texts" in refused("validate", "w.yaml")
+
+
+def test_calibration_never_sees_the_test_split(here, tiny_folders, monkeypatch):
+    from sae_moo.evaluate.tasks import ItemTask
+
+    requests = ItemTask.requests
+
+    def watched(self, split):
+        assert split == "search"
+        return requests(self, split)
+
+    monkeypatch.setattr(ItemTask, "requests", watched)
+    (here / "w.yaml").write_text(short(tiny_folders, {"criterion": "wanda"}))
+    call("validate", "w.yaml")
+
+
+@pytest.mark.parametrize("scope", ["neurons", "heads", "2:4"])
+def test_searching_with_structure(here, tiny_folders, scope, tiny):
+    (here / "s.yaml").write_text(short(tiny_folders, {"scope": scope}, annealing={"low": 0.5, "high": 0.6}))
+    front = json.loads(call("search", "s.yaml", "--json").stdout)["front"]
+    assert front[-1]["sparsity"] > 0
+    call("export", "tiny", "--weights", "sparsity=1", "-o", "m", "--verify")
+    recipe = json.loads((here / "m/recipe.json").read_text())
+    prunes = [node for node in recipe["nodes"] if node["node"] == "prune"]
+    assert prunes
+    for node in prunes:
+        assert node["scope"] == scope
+        if scope != "2:4":
+            assert len(node["units"]) == 2
+            removed = {f"{int(row, 16):b}".count("1") for row in node["units"]}
+            assert removed == {round(node["sparsity"] * (24 if scope == "neurons" else 2))}, "as many in every block"
+
+
+def test_what_pruning_cannot_do_is_found_before_anything_runs(here, tiny_folders):
+    (here / "s.yaml").write_text(short(tiny_folders, {"scope": "2:5"}))
+    assert "down_proj.weight of shape (16, 24) has 24" in refused("validate", "s.yaml")
+    assert "needs a number of inputs that 5 divides" in refused("search", "s.yaml")
+    assert not (here / "runs").exists()

@@ -33,6 +33,15 @@ SEARCHERS = {
     "nsga2 over lineages, global scope": nsga(
         LineageSpace, ground=Ground(("math", "code", "law"), (False, True, True, False), scope="global")
     ),
+    "nsga2 over lineages, whole neurons": nsga(
+        LineageSpace, ground=Ground(("math", "code", "law"), (False, True, True, False), scope="neurons")
+    ),
+    "nsga2 over lineages, a pattern": nsga(
+        LineageSpace, ground=Ground(("math", "code", "law"), (False, True, True, False), scope="2:4")
+    ),
+    "nsga2 over coefficients, whole heads": nsga(
+        CoefficientSpace, ground=Ground(("math", "code", "law"), (False, True, True, False), scope="heads")
+    ),
     "nsga2 over lineages, steady-state": nsga(LineageSpace, pace="steady-state"),
     "nsga3 over lineages": nsga(LineageSpace, "nsga3", objectives=THREE),
     "nsga3 over lineages, steady-state": nsga(LineageSpace, "nsga3", "steady-state", THREE),
