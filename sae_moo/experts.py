@@ -98,6 +98,8 @@ class ExpertPool:
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
         remembered: numbers about the experts' tensors that merge methods computed once.
+        resident_bytes: most bytes of experts' tensors to keep on a device that is not the CPU; None: half of what is
+            free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
@@ -132,6 +134,8 @@ class ExpertPool:
             )
         self.fingerprints = _fingerprints(self.checkpoints)
         self.remembered = Remembered()
+        self.resident_bytes: int | None = None
+        self._resident: dict[tuple[str, str, str], Tensor] = {}
         self.norms: dict[str, Mapping[str, Tensor]] = {}
 
     @classmethod
@@ -178,6 +182,25 @@ class ExpertPool:
         not touch it: then it is the base's.
         """
         return self.checkpoints[name].load(tensor)
+
+    def load_on(self, name: str, tensor: str, device: torch.device | str) -> Tensor:
+        """Return one tensor of one expert on a device: do not write to it.
+
+        On the CPU that is `load`. Elsewhere tensors stay, first come first kept, while they fit into `resident_bytes`:
+        then a candidate costs no transfer. The others are sent anew each time.
+        """
+        device = torch.device(device)
+        if device.type == "cpu":
+            return self.load(name, tensor)
+        key = (str(device), name, tensor)
+        if key not in self._resident:
+            if self.resident_bytes is None:
+                self.resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+            sent = self.load(name, tensor).to(device, non_blocking=True)
+            if sum(kept.nbytes for kept in self._resident.values()) + sent.nbytes > self.resident_bytes:
+                return sent
+            self._resident[key] = sent
+        return self._resident[key]
 
     def shares_base(self, name: str, tensor: str) -> bool:
         """Say whether a tensor is known, without reading it, to be the base's bit for bit.

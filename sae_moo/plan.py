@@ -158,7 +158,7 @@ class Plan:
             return self._stored(self._cached[node][info.name], users)
         match node:
             case Expert():
-                return self._stored(self._pool.load(node.name, info.name), users, node.name)
+                return self._stored(self._pool.load_on(node.name, info.name, self._device), users, node.name)
             case Cast():
                 return self._cast(inputs[0], getattr(torch, node.dtype), users)
             case Prune():
@@ -244,7 +244,7 @@ class Plan:
             }
         needed = method.reads_base(params)
         if needed and not base:
-            base.append(self._pool.load(BASE, info.name).to(self._device).reshape(-1))
+            base.append(self._pool.load_on(BASE, info.name, self._device).reshape(-1))
         ready = tuple(self._ready(inputs[i]) for i in order)
         names = tuple(inputs[i].name for i in order)
         operands = Operands(ready, base[0] if needed else None, info.shape, names, work.keys)

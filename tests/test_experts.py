@@ -248,3 +248,16 @@ def test_what_is_known_to_be_the_base(tiny):
     name = tiny.tensors[0].name
     assert tiny.shares_base("base", name)
     assert not tiny.shares_base("math", name)
+
+
+def test_experts_stay_on_another_device_while_they_fit(tiny):
+    """The meta device stands in for a GPU: tensors there have no content, but a place."""
+    info = tiny.tensors[0]
+    pool = ExpertPool(tiny.checkpoints)
+    assert pool.load_on("math", info.name, "cpu") is pool.load("math", info.name)
+    pool.resident_bytes = 2 * pool.load("math", info.name).nbytes
+    kept = pool.load_on("math", info.name, "meta")
+    assert kept.device.type == "meta"
+    assert pool.load_on("math", info.name, "meta") is kept
+    assert pool.load_on("code", info.name, "meta") is pool.load_on("code", info.name, "meta")
+    assert pool.load_on("law", info.name, "meta") is not pool.load_on("law", info.name, "meta"), "no room any more"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,7 @@ from sae_moo.mergekit.translate import translate
 from sae_moo.mergekit.writer import write
 from sae_moo.recipe import BASE
 
-PYTHON = os.environ.get("SAE_MOO_ORACLE") or (sys.executable if find_spec("mergekit") else None)
+PYTHON = os.environ.get("SAE_MOO_ORACLE")
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="no mergekit: set SAE_MOO_ORACLE to a Python that has it")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_moo.ops import fused
-from sae_moo.ops.operands import CHUNK
+from sae_moo.ops.operands import chunk_size
 from sae_moo.ops.select import Chunked, Scores
 from sae_moo.ops.steps import Thinning
 
@@ -33,8 +33,9 @@ def gram_matrix(inputs: Sequence[Tensor], base: Tensor | None) -> NDArray[np.flo
     found = fused.gram(inputs, base)
     if found is None:
         parts: list[NDArray[np.float64]] = []
-        for start in range(0, inputs[0].numel(), CHUNK):
-            part = slice(start, start + CHUNK)
+        size = chunk_size(inputs[0])
+        for start in range(0, inputs[0].numel(), size):
+            part = slice(start, start + size)
             ground = None if base is None else base[part].float()
             rows = [x[part].float() if ground is None else x[part].float() - ground for x in inputs]
             chunk = torch.stack(rows).double()
@@ -53,8 +54,9 @@ def magnitudes(tensor: Tensor, base: Tensor | None) -> Scores:
         return found
 
     def chunks() -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, tensor.numel(), CHUNK):
-            yield start, _difference(tensor, base, slice(start, start + CHUNK)).abs()
+        size = chunk_size(tensor)
+        for start in range(0, tensor.numel(), size):
+            yield start, _difference(tensor, base, slice(start, start + size)).abs()
 
     return Chunked(chunks, tensor.numel())
 
@@ -72,7 +74,7 @@ def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float
     if found is not None:
         return found
     align = row if thinning.epsilon is not None else 1
-    size = max(1, CHUNK // align) * align
+    size = max(1, chunk_size(tensor) // align) * align
     sums = []
     for start in range(0, tensor.numel(), size):
         delta = _difference(tensor, base, slice(start, start + size))

@@ -14,6 +14,13 @@ Param = Scalar | tuple[float, ...]
 
 CHUNK = 1 << 16
 """Elements per chunk of the plain path (float32: 256 KiB, so that a step's temporaries stay in a core's cache)."""
+DEVICE_CHUNK = 1 << 24
+"""The same elsewhere than on the CPU, where starting a kernel costs more than a small chunk (float32: 64 MiB)."""
+
+
+def chunk_size(tensor: Tensor) -> int:
+    """Return how many elements of a tensor to work on at once, on its device; it changes no bit of a result."""
+    return CHUNK if tensor.is_cpu else DEVICE_CHUNK
 
 
 class Remembered:
@@ -69,7 +76,7 @@ class Operands:
 
     def chunks(self, align: int = 1) -> Iterator[tuple[int, list[Tensor], Tensor | None]]:
         """Yield position, inputs and base of every chunk in float32; chunks begin at multiples of `align`."""
-        size = max(1, CHUNK // align) * align
+        size = max(1, chunk_size(self.inputs[0]) // align) * align
         for start in range(0, self.numel, size):
             stop = min(start + size, self.numel)
             base = None if self.base is None else self.base[start:stop].float()

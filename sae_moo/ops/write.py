@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.ops import fused
-from sae_moo.ops.operands import CHUNK, Operands
+from sae_moo.ops.operands import Operands, chunk_size
 from sae_moo.ops.select import Cut
 from sae_moo.ops.steps import Split, Step
 
@@ -57,8 +57,9 @@ def write_pruned(source: Tensor, cut: Cut, out: Tensor, scores: Callable[[int, i
         if zeros is not None:
             return zeros
     filled = 0
-    for start in range(0, source.numel(), CHUNK):
-        part = slice(start, start + CHUNK)
+    size = chunk_size(source)
+    for start in range(0, source.numel(), size):
+        part = slice(start, start + size)
         chunk = source[part]
         score = chunk.float().abs() if scores is None else scores(start, start + len(chunk))
         out[part].copy_(chunk.masked_fill(cut.below(score, start), 0))

@@ -21,7 +21,7 @@ from pymoo.core.sampling import Sampling
 from pymoo.core.selection import Selection
 
 from sae_moo.objectives import Evaluation
-from sae_moo.recipe import Cast, Merge, Recipe
+from sae_moo.recipe import STRUCTURED, Cast, Merge, Recipe
 from sae_moo.searchers import fitness
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.space import DIGITS, SCALES, CoefficientSpace, Ground
@@ -317,7 +317,8 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
         if self.after:
             centre = np.full(ground.groups, self.ratio)
-            if origin.parents and rng.random() < self.inherit:
+            # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
+            if origin.parents and ground.scope not in STRUCTURED and rng.random() < self.inherit:
                 centre = np.array(origin.parents[0].group_sparsity)
             inner = ground.pruned(inner, centre + rng.normal(0.0, self.noise, ground.groups))
         return ground.candidate(inner)

@@ -130,6 +130,17 @@ def test_agrees_with_the_formula_in_float64(method, settings, size):
     assert torch.equal(result, merge(method, xs, weights, base, **settings))
 
 
+@pytest.mark.parametrize(("method", "settings"), [case for case in CASES if case[0] != "arcee_fusion"])
+def test_the_size_of_chunks_changes_no_bit(method, settings, monkeypatch):
+    """Other devices take larger chunks; here smaller ones stand in for them."""
+    monkeypatch.setattr(fused, "available", lambda: False)
+    base, *xs = tensors(inputs_of(method), (70, 71), dtype=torch.bfloat16)
+    weights = [0.5, 0.3, 0.9][: len(xs)]
+    whole = merge(method, xs, weights, base, out=torch.bfloat16, **settings)
+    monkeypatch.setattr("sae_moo.ops.operands.CHUNK", 500)
+    assert torch.equal(whole, merge(method, xs, weights, base, out=torch.bfloat16, **settings))
+
+
 def ulps(result: torch.Tensor, wanted: torch.Tensor) -> int:
     """Most units in the last place of bfloat16 between two tensors."""
     words = [x.bfloat16().view(torch.int16).int() for x in (result, wanted)]

@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_merge import inputs_of, merge, tensors
 
-PYTHON = os.environ.get("SAE_MOO_ORACLE") or (sys.executable if find_spec("mergekit") else None)
+PYTHON = os.environ.get("SAE_MOO_ORACLE")
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="no mergekit: set SAE_MOO_ORACLE to a Python that has it")
 
