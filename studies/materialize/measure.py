@@ -16,6 +16,8 @@ SAE_MOO_ORACLE: a Python that has mergekit.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -264,7 +266,17 @@ def peer(folder: Path, size: str, rounds: int) -> None:
 
 
 def anonymous() -> int:
-    """Return this process's anonymous resident memory in bytes: what the page cache cannot take back."""
+    """Return this process's anonymous resident memory in bytes: what the page cache cannot take back.
+
+    Memory that was freed is given back to the system first: kept by the allocator, it would hide what comes next.
+    """
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return resident()
+
+
+def resident() -> int:
+    """Return the anonymous resident memory as it is."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -279,7 +291,7 @@ def peak(action: Callable[[], object]) -> int:
     def watch() -> None:
         nonlocal most
         while not done.wait(0.0005):
-            most = max(most, anonymous())
+            most = max(most, resident())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -314,7 +326,7 @@ def memory(folder: Path, size: str) -> None:
     todo = {f"{name}, K = {k}": recipe for k in (3, 10) for name, (recipe, _) in recipes(k).items()}
     todo["lineage of 200 nodes"] = deep(200)
     sm.materialize(todo["linear, K = 3"], pool, model)  # compiled code is not counted
-    before = anonymous()  # once: memory that was freed but kept by the allocator counts as used ever after
+    before = anonymous()  # once: what is remembered of the experts counts from then on
     print(f"{size}: largest tensor in float32 {largest / 2**20:.0f} MiB\n\n| | largest tensors |\n|---|---|")
     for name, recipe in todo.items():
         most = peak(lambda r=recipe: sm.materialize(r, pool, model)) - before
