@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sae_moo.checker import check
 from sae_moo.errors import InputError
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize, measured_sparsity
+from sae_moo.ops.merge import METHODS
 from sae_moo.ops.prune import target_count
 from sae_moo.plan import Buffers
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
@@ -276,3 +278,64 @@ def test_recipes_that_do_not_fit_change_nothing(tiny, tiny_model, recipe, messag
     with pytest.raises(InputError, match=message):
         materialize(Merge("linear", (recipe, MATH), (1, 1)), tiny, tiny_model)
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_order_in_which_experts_are_listed_changes_no_bit(tiny, tiny_model, method):
+    names = ("math", "code", "law")[: METHODS[method].inputs[1] or 3]
+    weights, density = (0.5, 0.3, 0.9)[: len(names)], (0.3, 0.5, 0.8)[: len(names)]
+    found = []
+    for order in itertools.permutations(range(len(names))):
+        params = {"density": tuple(density[i] for i in order)} if method in ("ties", "dare_ties", "breadcrumbs") else {}
+        params |= {"density": 0.5} if method.startswith("della") else {}
+        merged = Merge(method, tuple(Expert(names[i]) for i in order), tuple(weights[i] for i in order), params)
+        materialize(Cast(merged, "float32"), tiny, tiny_model)
+        found.append(weights_of(tiny, tiny_model))
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], weight) for name, weight in other.items())
+
+
+def test_rows_per_tensor_and_settings_per_group(tiny, tiny_model):
+    rows = tuple((1.0, 0.0) if i % 2 else (0.0, 1.0) for i in range(len(tiny.tensors)))
+    materialize(Merge("linear", (MATH, CODE), rows), tiny, tiny_model)
+    for i, info in enumerate(tiny.tensors):
+        donor = "math" if i % 2 else "code"
+        assert torch.equal(tiny.parameters(tiny_model)[info.name], tiny.load(donor, info.name))
+    scales = tuple((float(g),) for g in range(len(tiny.groups)))
+    materialize(Merge("task_arithmetic", (MATH,), (1.0,), {"scale": scales}), tiny, tiny_model)
+    for info in tiny.tensors:
+        base, math = tiny.load("base", info.name), tiny.load("math", info.name)
+        wanted = base + info.group * (math - base)
+        torch.testing.assert_close(tiny.parameters(tiny_model)[info.name], wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_rankmean_weighs_by_the_rank_of_a_tensors_change_within_its_model(tiny, tiny_model):
+    asked = Merge("rankmean", (MATH, CODE), (1.0, 1.0))
+    report = materialize(asked, tiny, tiny_model)
+    inside = [info for info in tiny.tensors if tiny.groups[info.group].startswith("block.")]
+    ranks = {}
+    for name in ("math", "code"):
+        change = [float((tiny.load(name, i.name) - tiny.load("base", i.name)).abs().double().sum()) for i in inside]
+        order = sorted(range(len(inside)), key=lambda i: change[i])
+        ranks |= {(name, inside[i].name): place + 1 for place, i in enumerate(order)}
+    for info in tiny.tensors:
+        a, b = (ranks.get((name, info.name), 1) for name in ("math", "code"))
+        wanted = (a * tiny.load("math", info.name) + b * tiny.load("code", info.name)) / (a + b)
+        torch.testing.assert_close(tiny.parameters(tiny_model)[info.name], wanted)
+    first = weights_of(tiny, tiny_model)
+    assert resolve(report.recipe, tiny) is report.recipe
+    materialize(report.recipe, tiny, tiny_model)
+    assert all(torch.equal(first[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
+    assert Recipe.from_json(report.recipe.to_json()) == report.recipe
+
+
+def test_adjacent_tensors_share_one_split_point(tiny, tiny_model):
+    """The point is a share of the whole model: tensors before it are mixed one way, those behind it the other."""
+    materialize(Merge("split_slerp", (MATH, CODE), (1.0, 0.0), {"split": 0.4}), tiny, tiny_model)
+    border, offset = round(0.4 * sum(info.numel for info in tiny.tensors)), 0
+    for info in tiny.tensors:
+        flat = tiny.parameters(tiny_model)[info.name].flatten()
+        here = min(max(border - offset, 0), info.numel)
+        assert torch.equal(flat[:here], tiny.load("math", info.name).flatten()[:here])
+        assert torch.equal(flat[here:], tiny.load("code", info.name).flatten()[here:])
+        offset += info.numel
