@@ -117,6 +117,8 @@ def _check_merge(node: Merge, groups: int, tensors: int) -> None:
         raise InputError(f"{node.method}: expected {bound} inputs, got {len(node.inputs)}")
     for name, value in node.params:
         _check_setting(node.method, method, name, value, groups, tensors)
+    if "epsilon" in method.defaults:
+        _check_chances(node)
     per_group = isinstance(node.weights[0], tuple)
     if per_group and len(node.weights) not in (groups, tensors):
         raise InputError(
@@ -129,6 +131,23 @@ def _check_merge(node: Merge, groups: int, tensors: int) -> None:
             raise InputError(f"{node.method}: expected weights whose sum is not 0, got {row}")
         if method.weights == "mixing" and (min(numbers) < 0 or sum(numbers) <= 0):
             raise InputError(f"{node.method}: expected weights of at least 0 with a sum above 0, got {row}")
+
+
+def _check_chances(node: Merge) -> None:
+    """Refuse DELLA's chances to stay where they leave (0, 1)."""
+    density, epsilon = (_rows(_settings(node)[name]) for name in ("density", "epsilon"))
+    for i in range(max(len(density), len(epsilon))):
+        densities, epsilons = density[i % len(density)], epsilon[i % len(epsilon)]
+        for k in range(len(node.inputs)):
+            d, e = densities[k % len(densities)], epsilons[k % len(epsilons)]
+            if 0 < d < 1 and not 0 < d - e <= d + e < 1:
+                what = "density - epsilon and density + epsilon in (0, 1)"
+                raise InputError(f"{node.method}: expected {what}, got {d}, {e}")
+
+
+def _rows(value: Any) -> tuple[tuple[float, ...], ...]:
+    row = value if isinstance(value, tuple) else (value,)
+    return row if isinstance(row[0], tuple) else (row,)
 
 
 def _check_setting(name: str, method: Method, setting: str, value: Any, groups: int, tensors: int) -> None:
@@ -149,20 +168,29 @@ def _check_setting(name: str, method: Method, setting: str, value: Any, groups: 
                 f"{name}: {setting}: expected {groups} rows, one per group, or {tensors}, one per tensor, "
                 f"got {len(rows)}"
             )
+        for row in rows:
+            if setting not in EACH and len(set(row)) > 1:
+                raise InputError(f"{name}: {setting}: expected one number for all inputs, got {row}")
         for number in {number for row in rows for number in row}:
-            _check_number(name, setting, number)
+            _check_number(name, setting, default, number)
         return
     if isinstance(default, bool) != isinstance(value, bool) or isinstance(value, str) != isinstance(default, str):
         raise InputError(f"{name}: {setting}: expected {type(default).__name__}, got {value!r}")
     if setting in method.choices and value not in method.choices[setting]:
         raise InputError(f"{name}: {setting}: expected one of {', '.join(method.choices[setting])}, got {value!r}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        _check_number(name, setting, value)
+        _check_number(name, setting, default, value)
 
 
 SHARES = ("density", "gamma", "epsilon", "split", "select_topk")
+EACH = ("density", "gamma", "epsilon")
+"""Settings that may differ by input."""
 
 
-def _check_number(name: str, setting: str, value: float) -> None:
+def _check_number(name: str, setting: str, default: Any, value: float) -> None:
     if setting in SHARES and not 0 <= value <= 1:
         raise InputError(f"{name}: {setting}: expected a share in [0, 1], got {value}")
+    if type(default) is int and value != int(value):
+        raise InputError(f"{name}: {setting}: expected a whole number, got {value}")
+    if setting in ("tol", "max_iter") and value <= 0:
+        raise InputError(f"{name}: {setting}: expected a number above 0, got {value}")

@@ -26,6 +26,10 @@ class TaskError(RunError):
     """A task could not score a model, e.g. because its logits are not finite. Ends one evaluation, not the search."""
 
 
+class WeightsError(RunError):
+    """A candidate's weights are not finite, e.g. after an overflow. Ends one evaluation, not the search."""
+
+
 class Interrupted(SaeMooError):
     """The user pressed Ctrl-C; every finished evaluation is in the study."""
 

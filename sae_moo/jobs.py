@@ -19,7 +19,7 @@ from sae_moo import calibration
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
-from sae_moo.errors import InputError, RunError, nearest
+from sae_moo.errors import InputError, RunError, WeightsError, nearest
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.task import Split
 from sae_moo.execute.local import LocalExecutor
@@ -278,6 +278,10 @@ def merge(
         why = f"Merged by the recipe {path.name}"
     model = pool.live_model(getattr(recipe, "dtype", dtype))
     report = materialize(recipe, pool, model)
+    broken = [name for name, weight in pool.parameters(model).items() if not torch.isfinite(weight).all()]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise WeightsError(f"{path}: the merged weights are not finite in {', '.join(broken[:3])}{more}; nothing written")
     facts = {
         "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
         "dtype": getattr(recipe, "dtype", dtype),

@@ -68,8 +68,9 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         _hold_parents(recipe, pool, device, cache, sum(parameter.nbytes for parameter in parameters.values()))
     plan = Plan(recipe, pool, device, cache)
     zeros = {info.name: plan.write(info, parameters[info.name]) for info in pool.tensors}
-    if cache is not None and _worth_holding(recipe):
-        cache.put(recipe, parameters)
+    dtype = next(iter(parameters.values())).dtype
+    if cache is not None and _worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == dtype:
+        cache.put(recipe, parameters.items(), sum(parameter.nbytes for parameter in parameters.values()))
     return Report(recipe, *_fractions(pool, zeros), seconds=time.perf_counter() - start)
 
 
@@ -97,7 +98,8 @@ def _hold_parents(
     for parent in parents:
         if parent not in cache and _worth_holding(parent) and isinstance(parent, Cast):
             plan = Plan(parent, pool, device, cache)
-            cache.put(parent, {info.name: plan.tensor(info) for info in pool.tensors})
+            size = sum(info.numel for info in pool.tensors) * getattr(torch, parent.dtype).itemsize
+            cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:

@@ -7,7 +7,7 @@ rounds on the way out, and the last node writes straight into the live model's p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -55,7 +55,8 @@ class Buffers:
             self._free = [buffer for buffer in self._free if buffer is not chosen]
         else:
             if self._free:  # too small: make room for one that serves both
-                self._free.remove(max(self._free, key=lambda buffer: buffer.numel()))
+                largest = max(self._free, key=lambda buffer: buffer.numel())
+                self._free = [buffer for buffer in self._free if buffer is not largest]
             chosen = torch.empty(size, dtype=torch.uint8, device=self._device)
         return chosen
 
@@ -299,10 +300,20 @@ def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) 
 
 def _work(node: Merge) -> _Work:
     method = METHODS[node.method]
-    order = tuple(sorted(range(len(node.inputs)), key=lambda i: node.inputs[i].key))
     params = {**method.defaults, **dict(node.params), **method.fixed}
+    columns = [value for _, value in sorted(params.items()) if isinstance(value, tuple)]
+    order = tuple(
+        sorted(range(len(node.inputs)), key=lambda i: (node.inputs[i].key, *_column(node.weights, columns, i)))
+    )
     by_tensor = any(isinstance(value, tuple) for value in params.values())
     return _Work(method, order, tuple(node.inputs[i].key for i in order), node.weights, params, by_tensor)
+
+
+def _column(weights: Weights, settings: Sequence[Any], i: int) -> Iterator[float]:
+    """Yield every number that belongs to one input: inputs listed twice are told apart by them."""
+    for numbers in (weights, *settings):
+        for row in numbers if isinstance(numbers[0], tuple) else (numbers,):
+            yield row[i] if i < len(row) else row[0]
 
 
 def _row(value: Any, position: int, group: int, pool: ExpertPool) -> Any:

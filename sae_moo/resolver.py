@@ -80,7 +80,8 @@ def _ranks(
         changes = []
         for info in pool.tensors:
             base = pool.load(BASE, info.name).to(device).flatten()
-            changes.append(l1_norm(plan.tensor(info).flatten(), base, WHOLE, 1))
+            change = l1_norm(plan.tensor(info).flatten(), base, WHOLE, 1)
+            changes.append(float(f"{change:.9e}"))  # the order of a sum decides no rank
         inside = [i for i, info in enumerate(pool.tensors) if pool.groups[info.group].startswith("block.")]
         column = [1.0] * len(pool.tensors)
         for place, i in enumerate(sorted(inside, key=lambda i: (changes[i], i)), start=1):

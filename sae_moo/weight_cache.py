@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -40,14 +40,19 @@ class WeightCache:
         self._held.move_to_end(recipe)
         return self._held[recipe]
 
-    def put(self, recipe: Recipe, parameters: Mapping[str, Tensor]) -> None:
-        """Hold a copy, dropping the least recently used; a model larger than the bound is not held."""
-        size = sum(parameter.nbytes for parameter in parameters.values())
+    def put(self, recipe: Recipe, parameters: Iterable[tuple[str, Tensor]], size: int) -> None:
+        """Hold a copy, dropping the least recently used; a model larger than the bound is not held.
+
+        Args:
+            recipe: what the weights are of; a `Cast` to their own dtype.
+            parameters: names and weights, taken one by one.
+            size: bytes of all of them.
+        """
         if recipe in self._held or size > self.max_bytes:
             return
         while self.bytes + size > self.max_bytes:
             _, dropped = self._held.popitem(last=False)
             self.bytes -= sum(tensor.nbytes for tensor in dropped.values())
         # in host memory: on a GPU the live model and its activations need the room more
-        self._held[recipe] = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
+        self._held[recipe] = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters}
         self.bytes += size

@@ -8,7 +8,7 @@ import torch
 from stand_ins import weights_of
 
 from sae_moo.checker import check
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.ops.merge import METHODS
@@ -262,6 +262,21 @@ def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
             r"scope '2:5' needs a number of inputs that 5 divides; model.layers.0.mlp.down_proj.weight of shape "
             r"\(16, 24\) has 24",
         ),
+        (
+            Merge("ties", (MATH, CODE), (1, 1), {"scale": (1.0, 2.0)}),
+            r"ties: scale: expected one number for all inputs",
+        ),
+        (Merge("ties", (MATH,), (1,), {"density": 1.5}), r"ties: density: expected a share in \[0, 1\], got 1.5"),
+        (Merge("ties", (MATH,), (1,), {"rescale": "l3"}), "ties: rescale: expected one of none, l1, density, got 'l3'"),
+        (Merge("della", (MATH,), (1,), {"density": ((0.5,), (0.5,), (0.1,), (0.5,))}), r"in \(0, 1\), got 0.1, 0.15"),
+        (Merge("karcher", (MATH, CODE), (1, 1), {"tol": 0.0}), "karcher: tol: expected a number above 0, got 0.0"),
+        (
+            Merge("karcher", (MATH, CODE), (1, 1), {"max_iter": 2.5}),
+            "karcher: max_iter: expected a whole number, got 2.5",
+        ),
+        (Merge("dare_ties", (MATH,), (1,), {"seed": 0.7}), "dare_ties: seed: expected a whole number, got 0.7"),
+        (Merge("model_stock", (MATH,), (1,)), "model_stock: expected at least 2 inputs, got 1"),
+        (Merge("arcee_fusion", (MATH, CODE), (1, 1)), "arcee_fusion: expected 1 inputs, got 2"),
         (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
         (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
         (
@@ -339,3 +354,43 @@ def test_adjacent_tensors_share_one_split_point(tiny, tiny_model):
         assert torch.equal(flat[:here], tiny.load("math", info.name).flatten()[:here])
         assert torch.equal(flat[here:], tiny.load("code", info.name).flatten()[here:])
         offset += info.numel
+
+
+def test_buffers_of_any_sizes_in_any_order():
+    buffers = Buffers("cpu")
+    for buffer in [buffers.take(size, torch.float32) for size in (100, 200, 150)]:
+        buffers.give(buffer)
+    larger = buffers.take(300, torch.float32)
+    assert larger.numel() == 1200
+    buffers.give(larger)
+    assert buffers.take(140, torch.float32).numel() == 600, "the smallest that fits"
+
+
+def test_a_cast_to_another_dtype_than_the_live_models_is_not_mistaken_for_its_weights(tiny):
+    parent = Cast(Merge("linear", (MATH, CODE), (0.3, 0.7)), "float32")
+    kid = Cast(Merge("linear", (parent, Expert("law")), (0.5, 0.5)), "float32")
+    model, cache = tiny.live_model(torch.bfloat16), WeightCache(1 << 30)
+    materialize(kid, tiny, model)
+    plain = weights_of(tiny, model)
+    materialize(parent, tiny, model, cache)
+    materialize(kid, tiny, model, cache)
+    assert all(torch.equal(plain[name], weight) for name, weight in weights_of(tiny, model).items())
+
+
+def test_one_input_listed_twice_may_change_places_too(tiny, tiny_model):
+    found = []
+    for weights in ((0.3, 0.5, 0.2), (0.2, 0.5, 0.3)):
+        inputs = (MATH, CODE, MATH)
+        materialize(Merge("linear", inputs, weights), tiny, tiny_model)
+        found.append(weights_of(tiny, tiny_model))
+    assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
+
+
+def test_an_overflow_is_no_sparse_model(tiny, tiny_model):
+    huge = Cast(Merge("linear", (MATH,), (1e9,), {"normalize": False}), "float16")
+    nothing = Merge("linear", (huge, huge), (1.0, -1.0), {"normalize": False})  # infinity less infinity
+    with pytest.raises(WeightsError, match="weights are NaN: no order among"):
+        materialize(Prune(nothing, 0.999), tiny, tiny_model)
+    report = materialize(Cast(nothing, "float32"), tiny, tiny_model)
+    assert report.sparsity < 0.01
+    assert any(weight.isnan().any() for weight in weights_of(tiny, tiny_model).values())

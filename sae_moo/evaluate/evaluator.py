@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae_moo.errors import TaskError
+from sae_moo.errors import TaskError, WeightsError
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.experts import ExpertPool
@@ -84,7 +84,7 @@ class Evaluator:
             merged = report.recipe
             start_score = time.perf_counter()
             scores = self.scorer.score(self.model, "search")
-        except TaskError as error:
+        except (TaskError, WeightsError) as error:
             return Evaluation(merged, reason=str(error), seconds_score=time.perf_counter() - start)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):

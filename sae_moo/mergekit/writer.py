@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sae_moo.checker import check
 from sae_moo.checkpoint import ZOO, is_adapter
 from sae_moo.errors import InputError
 from sae_moo.experts import EMBEDDINGS, HEAD, ExpertPool
@@ -36,6 +37,7 @@ def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
     Raises:
         InputError: naming what mergekit has no words for.
     """
+    check(recipe, pool)
     dtype, node = "float32", _plain(recipe)
     if isinstance(node, Cast):
         dtype, node = node.dtype, _plain(node.input)
@@ -61,7 +63,7 @@ def _plain(node: Recipe) -> Recipe:
     """Pass over prunings that ask for no zeros; others are refused."""
     while isinstance(node, Prune):
         asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
-        if any(asked) or any(node.counts or ()):
+        if any(asked) or any(node.counts or ()) or any(node.units or ()):
             raise InputError("mergekit cannot say this: it does not prune")
         node = node.input
     return node

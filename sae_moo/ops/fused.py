@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,10 @@ def _spread(part: Callable[[int, int], Any], size: int) -> list[Any]:
         return [part(0, size)]
     borders = [size * i // threads for i in range(threads + 1)]
     futures = [_pool(threads - 1).submit(part, *borders[i : i + 2]) for i in range(1, threads)]
-    return [part(*borders[:2]), *(future.result() for future in futures)]
+    try:
+        return [part(*borders[:2]), *(future.result() for future in futures)]
+    finally:
+        wait(futures)  # whatever happened here: they work on addresses that the caller may free next
 
 
 def _usable(*tensors: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 Each function works on elements ``start ... stop - 1`` of flat arrays given by address and dtype code, in blocks that
 stay in the first-level cache: load and widen, compute, round and store. No multiply-add is ever fused and sums run over
-the operands in order, so the bits are those of the plain path in `step`, `task_vectors` and `merge`. Needs numba.
+the operands in order, so the bits are those of the plain path in `steps`. Needs numba.
 """
 
 # ruff: noqa: D103, ARG001  # the module's words hold for each function; intrinsics have a typing context
@@ -66,8 +66,10 @@ def _from_bf16(half):
 @_compiled
 def _from_f16(half):
     """Move the magnitude's bits in place and correct the exponent's bias by an exact power of two."""
-    size = _as_float(np.uint32(np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13))) * np.float32(2.0**112)
-    return _as_float(np.uint32(_as_bits(size) | (np.uint32(half & np.uint16(0x8000)) << np.uint32(16))))
+    moved = np.uint32(np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13))
+    finite = _as_bits(_as_float(moved) * np.float32(2.0**112))
+    size = np.uint32(moved | np.uint32(0x7F800000)) if half & np.uint16(0x7C00) == np.uint16(0x7C00) else finite
+    return _as_float(np.uint32(size | (np.uint32(half & np.uint16(0x8000)) << np.uint32(16))))
 
 
 @_compiled
@@ -160,30 +162,30 @@ def _store(address, code, start, count, values):
 
 @_compiled
 def _keep_from(values, limit):
-    """Set to zero what is smaller than a limit."""
+    """Set to zero what is smaller than a limit; NaN stays."""
     for i in range(len(values)):
-        values[i] = values[i] if abs(values[i]) >= limit else np.float32(0.0)
+        values[i] = np.float32(0.0) if abs(values[i]) < limit else values[i]
 
 
 @_compiled
 def _keep_above(values, limit):
-    """Set to zero what is not larger than a limit."""
+    """Set to zero what is not larger than a limit; NaN stays."""
     for i in range(len(values)):
-        values[i] = values[i] if abs(values[i]) > limit else np.float32(0.0)
+        values[i] = np.float32(0.0) if abs(values[i]) <= limit else values[i]
 
 
 @_compiled
 def _keep_to(values, limit):
-    """Set to zero what is larger than a limit."""
+    """Set to zero what is larger than a limit; NaN stays."""
     for i in range(len(values)):
-        values[i] = values[i] if abs(values[i]) <= limit else np.float32(0.0)
+        values[i] = np.float32(0.0) if abs(values[i]) > limit else values[i]
 
 
 @_compiled
 def _keep_under(values, limit):
-    """Set to zero what is not smaller than a limit."""
+    """Set to zero what is not smaller than a limit; NaN stays."""
     for i in range(len(values)):
-        values[i] = values[i] if abs(values[i]) < limit else np.float32(0.0)
+        values[i] = np.float32(0.0) if abs(values[i]) >= limit else values[i]
 
 
 @_compiled

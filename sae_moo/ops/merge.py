@@ -1,6 +1,6 @@
 """Merge methods: one function and one row of `METHODS` each.
 
-A method looks at one tensor of every input and returns the elementwise step that merges it (`step.py`). Conventions
+A method looks at one tensor of every input and returns the elementwise step that merges it (`steps.py`). Conventions
 follow mergekit 0.1.5 where it has the method; every difference is named in the function's words. Weights stay exact
 here, where mergekit rounds them to the tensors' dtype (0.3 becomes 0.30078 in bfloat16).
 """

@@ -8,6 +8,7 @@ met exactly. A histogram of an expert's own tensor answers every k afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sae_moo.errors import WeightsError
 
 HIGH_BINS = 1 << 15
 LOW_BINS = 1 << 16
@@ -149,7 +152,15 @@ def lowest(scores: Scores, count: int, high: Counts | None = None) -> Cut:
 
     Raises:
         ValueError: if `count` is out of range.
+        WeightsError: if the cut falls among scores that are NaN.
     """
+    cut = _lowest(scores, count, high)
+    if math.isnan(cut.value):
+        raise WeightsError(f"weights are NaN: no order among {scores.numel} scores to take the {count} smallest of")
+    return cut
+
+
+def _lowest(scores: Scores, count: int, high: Counts | None) -> Cut:
     if not 0 <= count <= scores.numel:
         raise ValueError(f"count: expected 0 to {scores.numel}, got {count}")
     if count == 0:
@@ -163,6 +174,8 @@ def lowest(scores: Scores, count: int, high: Counts | None = None) -> Cut:
     within = scores.low(upper)
     lower, ties = rank(within, left)
     value = from_bits(upper, lower)
+    if math.isnan(value):
+        return Cut(value, 0)
     return Cut(value, scores.numel if ties == within[lower] else scores.after(value, ties))
 
 

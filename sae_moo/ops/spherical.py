@@ -86,7 +86,7 @@ def karcher(x: Operands, weights: Sequence[float], place: Place) -> Step:
     share = np.asarray(weights, dtype=np.float64) / math.fsum(weights)
     length, cosine = _lengths(_gram(x, place, relative=False))
     here = length > 0
-    if len(share) == 1 or not here.any():
+    if len(share) == 1 or not share[here].any():
         return terms(tuple(share))
     tol = place.number("tol")
     part = np.where(here, share, 0.0) / share[here].sum()
@@ -174,7 +174,8 @@ def _lengths(gram: Matrix) -> tuple[Matrix, Matrix]:
 def _gram(x: Operands, place: Place, relative: bool) -> Matrix:
     """Return the dot products of the inputs, or of their differences from the base; float64, shape (K, K).
 
-    Rounded to nine digits: the order of a sum, which depends on device and threads, changes no coefficient.
+    Rounded to nine digits, so that the order of a sum, which depends on device and threads, changes a coefficient only
+    where the sum falls on the border between two such numbers.
     """
 
     def compute() -> Matrix:

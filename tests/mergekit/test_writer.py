@@ -152,7 +152,7 @@ LINEAR = Merge("linear", (MATH, CODE), (1, 2))
         (Merge("sce", (MATH, CODE), (1, 1), {"scale": 0.5}), "mergekit's sce has no scale"),
         (Merge("sce", (MATH, CODE), (1, 2)), "sce has no weights: expected equal ones"),
         (Merge("model_stock", (MATH, CODE), rows(GROUPS, 1, 2)), "model_stock has no weights"),
-        (Merge("task_arithmetic", (MATH, CODE), (1, 2), {"scale": (1, 2)}), "takes one lambda for all models"),
+        (Merge("task_arithmetic", (MATH, CODE), (1, 2), {"scale": (1, 2)}), "expected one number for all inputs"),
         (Merge("karcher", (MATH, CODE), (1, 1), {"max_iter": rows(GROUPS, 4)}), "takes one max_iter for all"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae_moo.errors import WeightsError
 from sae_moo.ops import fused
 from sae_moo.ops.prune import magnitude, target_count
 from sae_moo.ops.random import Stream, threshold
@@ -126,3 +127,20 @@ def test_random_numbers_are_even_and_independent(seed):
 @pytest.mark.parametrize(("density", "dropped"), [(1.0, 0), (0.0, 2**32), (0.75, 2**30)])
 def test_thresholds(density, dropped):
     assert threshold(density) == dropped
+
+
+def test_every_float16_is_widened_as_torch_does():
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    out = torch.empty(len(halves))
+    write_pruned(halves, NOTHING, out)
+    assert torch.equal(out.nan_to_num(nan=7.0), halves.float().nan_to_num(nan=7.0))
+    assert torch.equal(out.isnan(), halves.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_never_pruned_away(dtype):
+    tensor = weights(1000).to(dtype)
+    tensor[::10] = torch.nan
+    assert prune(tensor, 500)[::10].isnan().all()
+    with pytest.raises(WeightsError, match="weights are NaN: no order among 1000 scores to take the 950 smallest of"):
+        lowest(magnitude(tensor), 950)
