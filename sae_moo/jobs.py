@@ -281,7 +281,8 @@ def merge(
     broken = [name for name, weight in pool.parameters(model).items() if not torch.isfinite(weight).all()]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise WeightsError(f"{path}: the merged weights are not finite in {', '.join(broken[:3])}{more}; nothing written")
+        where = ", ".join(broken[:3]) + more
+        raise WeightsError(f"{path}: the merged weights are not finite in {where}; nothing was written")
     facts = {
         "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
         "dtype": getattr(recipe, "dtype", dtype),

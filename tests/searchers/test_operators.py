@@ -24,7 +24,9 @@ from sae_moo.searchers.operators import (
     RecipeDuplicates,
     SeededTournament,
     ZeroAwareCrossover,
+    _instance_weights,
 )
+from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 
 GROUND = Ground(("math", "code"), (False, True, True, False))
@@ -142,6 +144,13 @@ def test_every_task_counts_the_same_however_many_items_it_has():
     assert fitness.competition(scores, weight=weight).tolist() == pytest.approx([0.5, 0.5])
     assert fitness.attraction(scores, 0, weight).tolist() == pytest.approx([0.0, 1.5])
     assert fitness.attraction(scores, 1, weight).tolist() == pytest.approx([1.5, 0.0])
+
+
+def test_instances_weigh_by_the_length_of_their_task():
+    scores = {"short": (1.0,), "long": (1.0, 0.0)}
+    one = Individual(X=np.array([Expert("math")], dtype=object))
+    one.set(EVALUATION, Evaluation(Cast(Expert("math"), "float32"), scores))
+    assert _instance_weights(one).tolist() == [1.5, 0.75, 0.75]
 
 
 def test_a_split_point_mirrors_the_shares_after_it():
