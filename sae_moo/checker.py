@@ -127,6 +127,8 @@ def _check_merge(node: Merge, groups: int, tensors: int) -> None:
         )
     for row in node.weights if per_group else (node.weights,):
         numbers = [float(value) for value in row]  # type: ignore[union-attr, arg-type]
+        if max(map(abs, numbers)) > LARGEST:
+            raise InputError(f"{node.method}: expected weights that float32 can hold, got {row}")
         if method.weights == "sum" and _settings(node).get("normalize", True) and sum(numbers) == 0:
             raise InputError(f"{node.method}: expected weights whose sum is not 0, got {row}")
         if method.weights == "mixing" and (min(numbers) < 0 or sum(numbers) <= 0):
@@ -182,6 +184,8 @@ def _check_setting(name: str, method: Method, setting: str, value: Any, groups: 
         _check_number(name, setting, default, value)
 
 
+LARGEST = 3.4e38
+"""Arithmetic is float32; larger numbers would be infinite."""
 SHARES = ("density", "gamma", "epsilon", "split", "select_topk")
 EACH = ("density", "gamma", "epsilon")
 """Settings that may differ by input."""
@@ -190,6 +194,8 @@ EACH = ("density", "gamma", "epsilon")
 def _check_number(name: str, setting: str, default: Any, value: float) -> None:
     if setting in SHARES and not 0 <= value <= 1:
         raise InputError(f"{name}: {setting}: expected a share in [0, 1], got {value}")
+    if abs(value) > (2**53 if type(default) is int else LARGEST):
+        raise InputError(f"{name}: {setting}: expected a smaller number, got {value}")
     if type(default) is int and value != int(value):
         raise InputError(f"{name}: {setting}: expected a whole number, got {value}")
     if setting in ("tol", "max_iter") and value <= 0:

@@ -275,6 +275,8 @@ def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
             "karcher: max_iter: expected a whole number, got 2.5",
         ),
         (Merge("dare_ties", (MATH,), (1,), {"seed": 0.7}), "dare_ties: seed: expected a whole number, got 0.7"),
+        (Merge("dare_ties", (MATH,), (1,), {"seed": 10**30}), "dare_ties: seed: expected a smaller number, got 1000"),
+        (Merge("linear", (MATH, CODE), (1e308, 1e308)), "linear: expected weights that float32 can hold"),
         (Merge("model_stock", (MATH,), (1,)), "model_stock: expected at least 2 inputs, got 1"),
         (Merge("arcee_fusion", (MATH, CODE), (1, 1)), "arcee_fusion: expected 1 inputs, got 2"),
         (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
