@@ -507,7 +507,7 @@ def test_a_mergekit_configuration_is_merged(beside):
 
 def test_a_merge_that_overflows_is_not_written(beside):
     (beside / "huge.yaml").write_text(
-        (beside / "m.yaml").read_text().replace("weight: 0.25", "weight: 1.0e39").replace("bfloat16", "float16")
+        (beside / "m.yaml").read_text().replace("weight: 0.25", "weight: 1.0e30").replace("bfloat16", "float16")
     )
     result = call("merge", "huge.yaml", "-o", "out", code=1)
     assert "huge.yaml: the merged weights are not finite in model.embed_tokens.weight" in result.stderr
