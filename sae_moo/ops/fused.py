@@ -10,9 +10,9 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_moo.ops.operands import Operands
-from sae_moo.ops.select import HIGH_BINS, LOW_BINS, Counts, Cut
-from sae_moo.ops.steps import Combination, Step, Thinning, Vote, ZeroAware, divisor
+from sae_moo.ops.select import HIGH_BINS, LOW_BINS, NOTHING, Counts, Cut
+from sae_moo.ops.steps import Combination, Selected, Step, Thinning, Vote, ZeroAware, divisor, drops_by_rank
 
+Numbers = TypeVar("Numbers", NDArray[np.float64], Counts)
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OUT = (torch.float32, torch.bfloat16)
 GRAIN = 1 << 17
@@ -64,12 +65,13 @@ def write(step: Step, operands: Operands, out: Tensor) -> int | None:
         base = base if step.scale != 1.0 else (0, 0)
         numbers = (*_addresses(operands.inputs), _floats(step.shares), *base, np.float32(step.scale))
         kernel = _kernels().zero_aware
-    elif isinstance(step, Vote) and all(thinning.epsilon is None for thinning in step.thinnings):
+    elif isinstance(step, Vote):
         rows = [_thinning(thinning) for thinning in step.thinnings]
         numbers = (
             *_addresses(operands.inputs),
             *base,
             *(np.array(column) for column in zip(*rows, strict=True)),
+            _drops(step.thinnings, step.row),
             _floats(step.factors),
             _floats(step.weights),
             np.float32(step.scale),
@@ -78,9 +80,15 @@ def write(step: Step, operands: Operands, out: Tensor) -> int | None:
             np.float32(1.0 / divisor(step.weights)),
         )
         kernel = _kernels().vote
+    elif isinstance(step, Selected):
+        cut = step.cut or NOTHING
+        weights = (_floats(step.weights), np.float32(step.scale))
+        numbers = (*_variance(operands.inputs, operands.base), np.float32(cut.value), cut.position, *weights)
+        kernel = _kernels().select
     else:
         return None
-    return int(sum(_spread(lambda start, stop: int(kernel(*numbers, *target, start, stop)), operands.numel)))
+    parts = _spread(lambda start, stop: int(kernel(*numbers, *target, start, stop)), operands.numel, step.align)
+    return int(sum(parts))
 
 
 def write_pruned(source: Tensor, cut: Cut, out: Tensor) -> int | None:
@@ -104,17 +112,47 @@ def gram(inputs: Sequence[Tensor], base: Tensor | None) -> NDArray[np.float64] |
         kernel(addresses, codes, *_address(base), products, start, stop)
         return products
 
-    total: NDArray[np.float64] = np.sum(_spread(part, inputs[0].numel()), axis=0)
-    return total
+    products: NDArray[np.float64] = _summed(_spread(part, inputs[0].numel()))
+    return products
 
 
-def l1(tensor: Tensor, base: Tensor, thinning: Thinning) -> float | None:
+def l1(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float | None:
     """Return the sum of absolute differences that a thinning leaves, or None."""
-    if thinning.epsilon is not None or not _usable(tensor, base):
+    if not _usable(tensor, base):
         return None
-    numbers = (*_address(tensor), *_address(base), *(np.array(each) for each in _thinning(thinning)))
+    drops = _drops((thinning,), row)[0]
+    numbers = (*_address(tensor), *_address(base), *(np.array(each) for each in _thinning(thinning)), drops)
     kernel = _kernels().l1
-    return float(sum(_spread(lambda start, stop: float(kernel(*numbers, start, stop)), tensor.numel())))
+    parts = _spread(lambda start, stop: float(kernel(*numbers, start, stop)), tensor.numel(), max(1, len(drops)))
+    return float(sum(parts))
+
+
+def variances(inputs: Sequence[Tensor], base: Tensor) -> tuple[Magnitudes, int] | None:
+    """Return the variance over inputs of every element, as scores, and how many are not zero; or None.
+
+    They are held in memory: as much as the tensor in float32.
+    """
+    if not _usable(*inputs, base):
+        return None
+    found = torch.empty(base.numel())
+    numbers, kernel = (*_variance(inputs, base), found.data_ptr()), _kernels().variances
+    zeros = sum(_spread(lambda start, stop: int(kernel(*numbers, start, stop)), base.numel()))
+    return Magnitudes(found, None), base.numel() - zeros
+
+
+def squares(inputs: Sequence[Tensor], base: Tensor, cut: Cut) -> NDArray[np.float64] | None:
+    """Return each input's sum of squared differences from the base, of what has a variance not below a cut; or None."""
+    if not _usable(*inputs, base):
+        return None
+    numbers, kernel = (*_variance(inputs, base), np.float32(cut.value), cut.position), _kernels().selected_squares
+
+    def part(start: int, stop: int) -> NDArray[np.float64]:
+        found = np.zeros(len(inputs))
+        kernel(*numbers, found, start, stop)
+        return found
+
+    sums: NDArray[np.float64] = _summed(_spread(part, base.numel()))
+    return sums
 
 
 def magnitudes(tensor: Tensor, base: Tensor | None) -> Magnitudes | None:
@@ -168,21 +206,30 @@ class Magnitudes:
             kernel(*place, *wanted, histogram, start, stop)
             return histogram
 
-        total: Counts = np.sum(_spread(part, self.numel), axis=0)
-        return total
+        return _summed(_spread(part, self.numel))
 
 
-def _spread(part: Callable[[int, int], Any], size: int) -> list[Any]:
-    """Return the results of a function over consecutive ranges, in order."""
-    threads = min(torch.get_num_threads(), max(1, size // GRAIN))
+def _summed(parts: Sequence[Numbers]) -> Numbers:
+    """Return the sum of arrays that nobody else needs, in order, in the memory of the first."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _spread(part: Callable[[int, int], Any], size: int, align: int = 1) -> list[Any]:
+    """Return the results of a function over consecutive ranges, in order; they begin at multiples of `align`."""
+    threads = min(torch.get_num_threads(), max(1, size // max(GRAIN, align)))
     if threads == 1:
         return [part(0, size)]
-    borders = [size * i // threads for i in range(threads + 1)]
+    borders = [*(size * i // threads // align * align for i in range(threads)), size]
     futures = [_pool(threads - 1).submit(part, *borders[i : i + 2]) for i in range(1, threads)]
     try:
-        return [part(*borders[:2]), *(future.result() for future in futures)]
+        own = part(*borders[:2])
     finally:
-        wait(futures)  # whatever happened here: they work on addresses that the caller may free next
+        for future in futures:  # whatever happened here: they work on addresses that the caller may free next
+            future.exception()
+    return [own, *(future.result() for future in futures)]
 
 
 def _usable(*tensors: Tensor) -> bool:
@@ -214,5 +261,22 @@ def _floats(values: Sequence[float]) -> NDArray[np.float32]:
 def _thinning(thinning: Thinning) -> tuple[tuple[float, float], tuple[int, int], tuple[int, int, int]]:
     """Return limits, positions and random stream as numbers; negative is none."""
     cuts = [(-1.0, 0) if cut is None else (cut.value, cut.position) for cut in (thinning.above, thinning.under)]
-    stream = (0, 0, -1) if thinning.stream is None else (*thinning.stream.keys, thinning.drop)
+    stream = (0, 0, -1)
+    if thinning.stream is not None:
+        drop = thinning.drop if thinning.epsilon is None else _kernels().BY_RANK
+        stream = (*thinning.stream.keys, drop)
     return (cuts[0][0], cuts[1][0]), (cuts[0][1], cuts[1][1]), stream
+
+
+def _drops(thinnings: Sequence[Thinning], row: int) -> NDArray[np.int64]:
+    """Return per input the threshold of each rank within a row, shape (inputs, row); (inputs, 0) if none goes by rank.
+
+    For inputs that do not go by rank the numbers mean nothing.
+    """
+    if all(thinning.epsilon is None for thinning in thinnings):
+        return np.zeros((len(thinnings), 0), np.int64)
+    return np.stack([drops_by_rank(row, each.density, each.epsilon or 0.0).numpy() for each in thinnings])
+
+
+def _variance(inputs: Sequence[Tensor], base: Tensor | None) -> tuple[Any, ...]:
+    return (*_addresses(inputs), *_address(base), np.float32(1.0 / len(inputs)))

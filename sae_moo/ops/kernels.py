@@ -21,6 +21,10 @@ from numba.extending import intrinsic
 BLOCK = 512
 SPAN = 1 << 16
 F32, BF16, F16 = 0, 1, 2
+BY_RANK = -2
+"""Drop threshold of a stream that has one for each rank instead."""
+GROUP = 64
+"""Elements looked at together for one of a rare kind."""
 
 
 @intrinsic
@@ -350,12 +354,57 @@ def _keep_lucky(delta, words, drop, count):
 
 
 @_compiled
-def _thin(delta, begin, count, limits, positions, stream, words):
+def _sorted_by_digit(pairs, other, counts, shift):
+    """Move `pairs` into `other` in the order of eight bits of the keys, equal ones as they stand; say whether it did.
+
+    Nothing is moved where all have the same digit.
+    """
+    counts[:] = 0
+    for i in range(len(pairs)):
+        counts[(pairs[i] >> shift) & np.uint64(0xFF)] += 1
+    if counts[(pairs[0] >> shift) & np.uint64(0xFF)] == len(pairs):
+        return False
+    place = 0
+    for digit in range(256):
+        here = counts[digit]
+        counts[digit] = place
+        place += here
+    for i in range(len(pairs)):
+        digit = (pairs[i] >> shift) & np.uint64(0xFF)
+        other[counts[digit]] = pairs[i]
+        counts[digit] += 1
+    return True
+
+
+@_compiled
+def _keep_by_rank(delta, words, drops, pairs, other, counts):
+    """Set to zero where the random number is under that of the magnitude's rank within the row."""
+    bits = delta.view(np.uint32)
+    for i in range(len(delta)):
+        pairs[i] = np.uint64(bits[i] & np.uint32(0x7FFFFFFF)) << np.uint64(32) | np.uint64(i)
+    for digit in range(4):
+        if _sorted_by_digit(pairs, other, counts, np.uint64(32 + 8 * digit)):
+            pairs, other = other, pairs
+    for rank in range(len(delta)):
+        i = pairs[rank] & np.uint64(0xFFFFFFFF)
+        delta[i] = delta[i] if words[i] >= drops[rank] else np.float32(0.0)
+
+
+@_compiled
+def _thin(delta, begin, count, limits, positions, stream, drops, words):
     """Set to zero what does not stay of one task vector.
 
     `limits`: above, under (negative: none); `positions`: theirs; `stream`: two keys and the drop threshold (negative:
-    none).
+    none); `drops`: instead of one threshold one for each rank within a row, empty: none.
     """
+    if stream[2] == BY_RANK:
+        _draw(words, count, np.uint32(begin & 0xFFFFFFFF), np.uint32(stream[0]), np.uint32(stream[1] ^ (begin >> 32)))
+        row = len(drops)
+        pairs, other, counts = np.empty(row, np.uint64), np.empty(row, np.uint64), np.empty(256, np.int64)
+        for first in range(0, count, row):
+            last = first + row
+            _keep_by_rank(delta[first:last], words[first:last], drops, pairs, other, counts)
+        return
     if limits[0] >= 0:
         limit = np.float32(limits[0])
         tied = min(max(positions[0] - begin, 0), count)
@@ -410,22 +459,29 @@ def _add(ground, delta, scale, out, count):
 
 
 @_compiled
+def _block(row):
+    """Return how many elements to work on at once: whole rows where they matter."""
+    return BLOCK if row == 0 else row * max(1, BLOCK // row)
+
+
+@_compiled
 def vote(
-    inputs, codes, base, base_code, limits, positions, streams, factors, weights, scale, elect, normalize, share,
+    inputs, codes, base, base_code, limits, positions, streams, drops, factors, weights, scale, elect, normalize, share,
     out, out_code, start, stop,
 ):  # fmt: skip
     inputs_count = len(inputs)
-    part = np.empty((inputs_count, BLOCK), np.float32)
-    ground, total, mass = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    agreed, words = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    block = _block(drops.shape[1])
+    part = np.empty((inputs_count, block), np.float32)
+    ground, total, mass = np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.float32)
+    agreed, words = np.empty(block, np.float32), np.empty(block, np.uint32)
     zeros = 0
-    for begin in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - begin)
+    for begin in range(start, stop, block):
+        count = min(block, stop - begin)
         _load(base, base_code, begin, count, ground)
         for k in range(inputs_count):
             own = part[k]
             _load_difference(inputs[k], codes[k], begin, count, ground, own)
-            _thin(own, begin, count, limits[k], positions[k], streams[k], words)
+            _thin(own, begin, count, limits[k], positions[k], streams[k], drops[k], words)
             _weigh(own, factors[k], total, k == 0, count)
         if elect:
             agreed[:count] = np.float32(0.0)
@@ -441,6 +497,118 @@ def vote(
             _add(ground, total, scale, total, count)
         zeros += _store(out, out_code, begin, count, total)
     return zeros
+
+
+@_compiled
+def _load_differences(inputs, codes, base, base_code, begin, count, ground, part):
+    _load(base, base_code, begin, count, ground)
+    for k in range(len(inputs)):
+        _load_difference(inputs[k], codes[k], begin, count, ground, part[k])
+
+
+@_compiled
+def _variance(part, count, once, mean, result):
+    """Fill in the population variance over inputs; `once` is one over their number."""
+    for i in range(count):
+        mean[i] = part[0, i]
+        result[i] = np.float32(0.0)
+    for k in range(1, len(part)):
+        for i in range(count):
+            mean[i] += part[k, i]
+    for i in range(count):
+        mean[i] = mean[i] * once
+    for k in range(len(part)):
+        for i in range(count):
+            result[i] += (part[k, i] - mean[i]) * (part[k, i] - mean[i])
+    for i in range(count):
+        result[i] = result[i] * once
+
+
+@_compiled
+def variances(inputs, codes, base, base_code, once, out, start, stop):
+    part = np.empty((len(inputs), BLOCK), np.float32)
+    ground, mean, result = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    zeros = 0
+    for begin in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - begin)
+        _load_differences(inputs, codes, base, base_code, begin, count, ground, part)
+        _variance(part, count, once, mean, result)
+        zeros += _store(out, F32, begin, count, result)
+    return zeros
+
+
+@_compiled
+def _drop_low(part, spread, value, position, begin, count):
+    """Set to zero, for all inputs, what has a variance below a cut."""
+    for i in range(count):
+        tied = spread[i] == value and begin + i < position
+        low = spread[i] < value or tied
+        spread[i] = np.float32(0.0) if low else np.float32(1.0)
+    for k in range(len(part)):
+        for i in range(count):
+            part[k, i] = part[k, i] if spread[i] != np.float32(0.0) else np.float32(0.0)
+
+
+@_compiled
+def selected_squares(inputs, codes, base, base_code, once, value, position, squares, start, stop):
+    """Add every input's sum of squared differences, of what is not below a cut of the variances, to `squares`."""
+    part = np.empty((len(inputs), BLOCK), np.float32)
+    ground, mean, spread = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    sums = np.zeros((len(inputs), BLOCK), np.float64)
+    for begin in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - begin)
+        _load_differences(inputs, codes, base, base_code, begin, count, ground, part)
+        _variance(part, count, once, mean, spread)
+        _drop_low(part, spread, value, position, begin, count)
+        for k in range(len(inputs)):
+            _add_products(part[k], part[k], sums[k], count)
+    for k in range(len(inputs)):
+        squares[k] += sums[k].sum()
+
+
+@_compiled
+def select(
+    inputs, codes, base, base_code, once, value, position, weights, scale, out, out_code, start, stop
+):  # fmt: skip
+    part = np.empty((len(inputs), BLOCK), np.float32)
+    ground, total, spread = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    agreed, mass = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    zeros = 0
+    for begin in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - begin)
+        _load_differences(inputs, codes, base, base_code, begin, count, ground, part)
+        if value > 0 or position > 0:
+            _variance(part, count, once, total, spread)
+            _drop_low(part, spread, value, position, begin, count)
+        agreed[:count] = np.float32(0.0)
+        mass[:count] = np.float32(0.0)
+        total[:count] = part[0, :count]
+        for k in range(1, len(inputs)):
+            for i in range(count):
+                total[i] += part[k, i]
+        for k in range(len(inputs)):
+            _agree_weighted(part[k], weights[k], total, agreed, mass, count)
+        _divide(agreed, mass, count)
+        _add(ground, agreed, scale, total, count)
+        zeros += _store(out, out_code, begin, count, total)
+    return zeros
+
+
+@_compiled
+def _agree_weighted(own, weight, total, agreed, mass, count):
+    """Add what has the sign of the sum, weighed, and its weight; a sum of zero counts as positive."""
+    zero = np.float32(0.0)
+    for i in range(count):
+        agrees = own[i] > zero if total[i] >= zero else own[i] < zero
+        part = weight if agrees else zero
+        agreed[i] += own[i] * part
+        mass[i] += part
+
+
+@_compiled
+def _add_products(a, b, sums, count):
+    for i in range(count):
+        sums[i] += np.float64(a[i]) * np.float64(b[i])
 
 
 @_compiled
@@ -480,6 +648,14 @@ def high_histogram(address, code, base, base_code, histogram, start, stop):
 
 
 @_compiled
+def _any_of_bin(bits, high):
+    found = np.uint32(0)
+    for i in range(GROUP):
+        found |= np.uint32(bits[i] >> np.uint32(16) == high)
+    return found != np.uint32(0)
+
+
+@_compiled
 def low_histogram(address, code, base, base_code, high, histogram, start, stop):
     values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     bits = values.view(np.uint32)
@@ -487,9 +663,12 @@ def low_histogram(address, code, base, base_code, high, histogram, start, stop):
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
         _magnitude(address, code, base, base_code, begin, count, values, ground)
-        for i in range(count):
-            if bits[i] >> np.uint32(16) == wanted:
-                histogram[bits[i] & np.uint32(0xFFFF)] += 1
+        bits[count:] = np.uint32(0xFFFFFFFF)  # in no bin
+        for first in range(0, BLOCK, GROUP):
+            if _any_of_bin(bits[first : first + GROUP], wanted):
+                for i in range(first, first + GROUP):
+                    if bits[i] >> np.uint32(16) == wanted:
+                        histogram[bits[i] & np.uint32(0xFFFF)] += 1
 
 
 @_compiled
@@ -551,23 +730,18 @@ def lowest(address, code, base, base_code, count, size):
 
 
 @_compiled
-def l1(address, code, base, base_code, limits, positions, stream, start, stop):
-    values, ground = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    words = np.empty(BLOCK, np.uint32)
-    sums = np.zeros(BLOCK, np.float64)  # element by element, so that the loop runs in parallel lanes
-    for begin in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - begin)
+def l1(address, code, base, base_code, limits, positions, stream, drops, start, stop):
+    block = _block(len(drops))
+    values, ground = np.empty(block, np.float32), np.empty(block, np.float32)
+    words = np.empty(block, np.uint32)
+    sums = np.zeros(block, np.float64)  # element by element, so that the loop runs in parallel lanes
+    for begin in range(start, stop, block):
+        count = min(block, stop - begin)
         _magnitude(address, code, base, base_code, begin, count, values, ground)
-        _thin(values, begin, count, limits, positions, stream, words)
+        _thin(values, begin, count, limits, positions, stream, drops, words)
         for i in range(count):
             sums[i] += np.float64(values[i])
     return sums.sum()
-
-
-@_compiled
-def _add_products(a, b, sums, count):
-    for i in range(count):
-        sums[i] += np.float64(a[i]) * np.float64(b[i])
 
 
 @_compiled

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sae_moo.ops import fused
 from sae_moo.ops.operands import chunk_size
-from sae_moo.ops.select import Chunked, Scores
-from sae_moo.ops.steps import Thinning
+from sae_moo.ops.select import Chunked, Cut, Scores
+from sae_moo.ops.steps import Thinning, variance
 
 WHOLE = Thinning()
 
@@ -70,7 +70,7 @@ def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float
         thinning: `WHOLE` for all of it.
         row: length of a row.
     """
-    found = fused.l1(tensor, base, thinning)
+    found = fused.l1(tensor, base, thinning, row)
     if found is not None:
         return found
     align = row if thinning.epsilon is not None else 1
@@ -82,6 +82,52 @@ def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float
         delta = delta if kept is None else delta.masked_fill(~kept, 0.0)
         sums.append(float(delta.abs().double().sum()))
     return math.fsum(sums)
+
+
+def varying(inputs: Sequence[Tensor], base: Tensor) -> tuple[Scores, int]:
+    """Return the variances of task vectors over the inputs as scores to select by, and how many are not 0.
+
+    Args:
+        inputs: flat tensors of one length.
+        base: likewise.
+    """
+    found = fused.variances(inputs, base)
+    if found is not None:
+        return found
+
+    def chunks() -> Iterator[tuple[int, Tensor]]:
+        for start, deltas in _differences(inputs, base):
+            yield start, variance(deltas)
+
+    return Chunked(chunks, base.numel()), sum(int(torch.count_nonzero(chunk)) for _, chunk in chunks())
+
+
+def squares_above(inputs: Sequence[Tensor], base: Tensor, cut: Cut) -> NDArray[np.float64]:
+    """Return each task vector's sum of squares, of the elements whose variance over inputs is not below a cut.
+
+    Args:
+        inputs: flat tensors of one length.
+        base: likewise.
+        cut: of the variances; `NOTHING` leaves none out.
+
+    Returns:
+        float64, shape (inputs,); the last digits depend on the order of the sums.
+    """
+    found = fused.squares(inputs, base, cut)
+    if found is not None:
+        return found
+    total = np.zeros(len(inputs))
+    for start, deltas in _differences(inputs, base):
+        low = cut.below(variance(deltas), start)
+        total += [float(delta.masked_fill(low, 0.0).double().square().sum()) for delta in deltas]
+    return total
+
+
+def _differences(inputs: Sequence[Tensor], base: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+    size = chunk_size(base)
+    for start in range(0, base.numel(), size):
+        part = slice(start, start + size)
+        yield start, [_difference(x, base, part) for x in inputs]
 
 
 def _difference(tensor: Tensor, base: Tensor | None, part: slice) -> Tensor:

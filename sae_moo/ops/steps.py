@@ -308,17 +308,24 @@ def by_rank(magnitudes: Tensor, density: float, epsilon: float) -> Tensor:
     """Return per element the random number under which it is dropped; int64, shape (rows, columns)."""
     columns = magnitudes.shape[1]
     order = magnitudes.argsort(dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(columns, device=order.device).expand_as(order))
-    share = rank.double() / max(columns - 1, 1) if columns > 1 else torch.full_like(rank, 0.5, dtype=torch.float64)
+    drops = drops_by_rank(columns, density, epsilon).to(order.device)
+    return torch.empty_like(order).scatter_(1, order, drops.expand_as(order))
+
+
+def drops_by_rank(columns: int, density: float, epsilon: float) -> Tensor:
+    """Return, for each rank within a row, the random number under which it is dropped; int64, shape (columns,)."""
+    rank = torch.arange(columns, dtype=torch.float64)
+    share = rank / (columns - 1) if columns > 1 else torch.full_like(rank, 0.5)
     stay = (density - epsilon) + share * (2 * epsilon)
     return ((1.0 - stay) * 2**32).round().long()
 
 
 def variance(deltas: Sequence[Tensor]) -> Tensor:
     """Return the population variance over inputs."""
-    mean = functools.reduce(torch.add, deltas) / len(deltas)
+    once = 1.0 / len(deltas)  # some devices divide by a number so, others do not: the same bits on all
+    mean = functools.reduce(torch.add, deltas) * once
     squares = [(delta - mean) * (delta - mean) for delta in deltas]
-    return functools.reduce(torch.add, squares) / len(deltas)
+    return functools.reduce(torch.add, squares) * once
 
 
 def importance(x: Tensor, base: Tensor, row: int) -> Tensor:

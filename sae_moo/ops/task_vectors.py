@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
-from sae_moo.ops.measure import WHOLE, l1_norm, magnitudes
+from sae_moo.ops.measure import WHOLE, l1_norm, magnitudes, squares_above, varying
 from sae_moo.ops.operands import Operands, Place
 from sae_moo.ops.random import Stream, threshold
-from sae_moo.ops.select import Chunked, Cut, compact, lowest
-from sae_moo.ops.steps import Fusion, Selected, Step, Thinning, Vote, importance, variance
+from sae_moo.ops.select import NOTHING, Chunked, Cut, compact, lowest
+from sae_moo.ops.steps import Fusion, Selected, Step, Thinning, Vote, importance
 
 DIGITS = 9
 
@@ -108,29 +106,22 @@ def sce(x: Operands, weights: Sequence[float], place: Place) -> Step:
     sum to under 1e-6, and a divisor counts as at least 1e-6; here both are free of scale.
     """
     share = place.number("select_topk")
-    cut = None
-    if share < 1:
+    base = x.base
+    assert base is not None
 
-        def variances() -> Iterator[tuple[int, Tensor]]:
-            for start, inputs, base in x.chunks():
-                assert base is not None
-                yield start, variance([each - base for each in inputs])
+    def selection() -> tuple[Cut, tuple[float, ...]]:
+        cut = NOTHING
+        if share < 1:
+            scores, number = varying(x.inputs, base)
+            cut = lowest(scores, x.numel - int(number * share))
+        return cut, tuple(float(square) for square in squares_above(x.inputs, base, cut))
 
-        varying = sum(int(torch.count_nonzero(chunk)) for _, chunk in variances())
-        kept = int(varying * share)
-        cut = lowest(Chunked(variances, x.numel), x.numel - kept)
-    squares = np.zeros(len(weights))
-    for start, inputs, base in x.chunks():
-        assert base is not None
-        deltas = [each - base for each in inputs]
-        low = cut.below(variance(deltas), start) if cut is not None else None
-        for i, delta in enumerate(deltas):
-            kept_part = delta if low is None else delta.masked_fill(low, 0.0)
-            squares[i] += float(kept_part.double().square().sum())
+    known = all(name is not None for name in x.names)
+    cut, squares = place.remembered.get(("sce", place.tensor, x.names, share), selection) if known else selection()
     parts = [weight * float(f"{square:.{DIGITS}e}") for weight, square in zip(weights, squares, strict=True)]
     total = math.fsum(parts)
     parts = [part / total for part in parts] if total else [1.0 / len(parts)] * len(parts)
-    return Selected(cut, tuple(parts), place.number("scale"))
+    return Selected(None if cut == NOTHING else cut, tuple(parts), place.number("scale"))
 
 
 def arcee_fusion(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001

@@ -104,6 +104,8 @@ def recipes(count: int = 3) -> dict:
         "ties .5": (sm.Merge("ties", xs, weights, half), count + 1),
         "dare_linear .5": (sm.Merge("dare_linear", xs, weights, half), count + 1),
         "dare_ties .5": (sm.Merge("dare_ties", xs, weights, half), count + 1),
+        "della .5": (sm.Merge("della", xs, weights, half), count + 1),
+        "sce .5": (sm.Merge("sce", xs, weights, {"select_topk": 0.5}), count + 1),
         "breadcrumbs .5": (sm.Merge("breadcrumbs", xs, weights, half), count + 1),
         "model_stock": (sm.Merge("model_stock", xs, (1.0,) * count), count + 1),
     }
@@ -116,7 +118,7 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def speed(folder: Path, size: str, rounds: int, rounds_plain: int = 1) -> None:
+def speed(folder: Path, size: str, rounds: int, only: str | None = None, rounds_plain: int = 1) -> None:
     """Print every method's time over a memory copy of the same bytes, and plain chunked torch beside it."""
     import torch
 
@@ -143,7 +145,7 @@ def speed(folder: Path, size: str, rounds: int, rounds_plain: int = 1) -> None:
             if left <= 0:
                 return
 
-    todo = recipes()
+    todo = {name: row for name, row in recipes().items() if only is None or only in name}
     first = {name: timed(lambda r=recipe: sm.materialize(r, pool, model)) for name, (recipe, _) in todo.items()}
     times: dict[str, list[float]] = {name: [] for name in todo}
     plain: dict[str, list[float]] = {name: [] for name in todo}
@@ -406,12 +408,13 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "tiny", "peer", "memory", "large", "lineage", "cache"))
     parser.add_argument("--size", choices=SIZES, default="60M")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", help="measure the methods whose name holds this text")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sae_moo_materialize")
     parser.add_argument("--run", type=Path, help="a finished search, for `cache`")
     options = parser.parse_args()
     match options.what:
         case "speed":
-            speed(options.folder, options.size, options.rounds)
+            speed(options.folder, options.size, options.rounds, options.only)
         case "tiny":
             tiny(options.folder, options.rounds)
         case "peer":

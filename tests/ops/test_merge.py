@@ -180,6 +180,32 @@ def test_compiled_plain_and_any_number_of_threads_give_the_same_bits(method, set
     assert torch.equal(compiled, merge(method, xs, weights, base, out=out, **settings))
 
 
+@pytest.mark.parametrize("size", [(5, 1), (1,), (3, 600), (130, 7), (2, 3000)])
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_rows_of_any_length_and_densities_by_input_drop_the_same(method, size, monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
+    monkeypatch.setattr(fused, "GRAIN", 1 << 8)
+    base, *xs = tensors(3, size)
+    xs[0][..., ::2] = base[..., ::2]  # equal magnitudes: ranks go by position
+    settings = {"density": (0.5, 1.0, 0.0), "epsilon": (0.2, 0.1, 0.1)}
+    compiled = merge(method, xs, (0.5, 0.3, 0.9), base, **settings)
+    monkeypatch.setattr(fused, "available", lambda: False)
+    assert torch.equal(compiled, merge(method, xs, (0.5, 0.3, 0.9), base, **settings))
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_every_method_but_fusion_has_a_compiled_form(method, settings, monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
+    base, *xs = tensors(inputs_of(method), (8, 8), dtype=torch.bfloat16)
+    monkeypatch.setattr(Operands, "chunks", lambda *_: pytest.fail("the plain path was taken"))
+    weights = [0.5, 0.3, 0.9][: len(xs)]
+    if method == "arcee_fusion":
+        with pytest.raises(pytest.fail.Exception):
+            merge(method, xs, weights, base, **settings)
+    else:
+        merge(method, xs, weights, base, **settings)
+
+
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
