@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _FACTOR = re.compile(
     r"|lora_(?P<magnitude>magnitude_vector)(?:\.weight)?)"
 )
 _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.[^.]+$)")  # where a wrapped module keeps its own tensors
+BAND = 1 << 20
+"""Elements composed at a time."""
 _CONV1D = ("gpt2", "openai-gpt")  # their weights inside blocks are stored (in, out)
 _EMPTY: tuple[Any, ...] = (None, False, [], {})
 # What changes the weights in another way than LoRA's equation, or the base beneath them.
@@ -120,13 +123,22 @@ class Adapter:
         if name not in self._factors:
             return weight
         factors = self._factors[name]
-        product = self._read(factors.b).float() @ self._read(factors.a).float()
-        adapted = (product.T.contiguous() if factors.transposed else product).mul_(factors.scale).add_(weight)
-        if factors.magnitude is not None:
-            inputs = 0 if factors.transposed else 1  # the dimension that is summed over
-            ratio = self._read(factors.magnitude).float().reshape(-1) / torch.linalg.norm(adapted, dim=inputs)
-            adapted = ratio.unsqueeze(inputs) * adapted
-        return adapted.to(weight.dtype)
+        a, b = self._read(factors.a).float(), self._read(factors.b).float()
+        magnitudes = None if factors.magnitude is None else self._read(factors.magnitude).float().reshape(-1)
+        result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        # outputs x inputs, a band of outputs at a time: the whole product in float32 would be larger than the tensor
+        stored, composed = (each.T if factors.transposed else each for each in (weight, result))
+        bands = max(1, round(weight.numel() / BAND))
+        for first, last in pairwise(len(b) * i // bands for i in range(bands + 1)):
+            band = (b[first:last] @ a).mul_(factors.scale).add_(stored[first:last])
+            if magnitudes is not None:
+                band = (magnitudes[first:last] / torch.linalg.norm(band, dim=1)).unsqueeze(1) * band
+            composed[first:last] = band
+        return result
+
+    def stored(self, name: str) -> bool:
+        """Say whether a tensor is read as it lies in a file: the base's own, or one that the adapter replaces whole."""
+        return name not in self._factors
 
     def shares_base(self, name: str) -> bool:
         """Say whether a tensor is the base's own."""

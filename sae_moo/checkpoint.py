@@ -91,6 +91,9 @@ class Weights(Protocol):
     def load(self, name: str) -> Tensor:
         """Return one tensor."""
 
+    def stored(self, name: str) -> bool:
+        """Say whether `load` gives a view into a file, which takes no memory of the process's own."""
+
     def shares_base(self, name: str) -> bool:
         """Say whether a tensor is known, without reading it, to be the base's; False says nothing."""
 
@@ -207,6 +210,10 @@ class Checkpoint:
         fingerprint = digest_of(self.source, ((name, self.load(name)) for name in self.tensors))
         remember(stamp, fingerprint)
         return fingerprint
+
+    def stored(self, name: str) -> bool:  # noqa: ARG002
+        """Return True: every tensor is mapped into memory."""
+        return True
 
     def shares_base(self, name: str) -> bool:  # noqa: ARG002  # a file of its own may hold anything
         """Return False: nothing is known without reading."""

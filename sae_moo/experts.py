@@ -196,11 +196,17 @@ class ExpertPool:
         if key not in self._resident:
             if self.resident_bytes is None:
                 self.resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
-            sent = self.load(name, tensor).to(device, non_blocking=True)
+            source = self.load(name, tensor)
+            # only from page-locked memory is anything sent while the device works
+            sent = (source.pin_memory() if device.type == "cuda" else source).to(device, non_blocking=True)
             if sum(kept.nbytes for kept in self._resident.values()) + sent.nbytes > self.resident_bytes:
                 return sent
             self._resident[key] = sent
         return self._resident[key]
+
+    def stored(self, name: str, tensor: str) -> bool:
+        """Say whether `load` gives a view into a file, which takes no memory of the process's own."""
+        return self.checkpoints[name].stored(tensor)
 
     def shares_base(self, name: str, tensor: str) -> bool:
         """Say whether a tensor is known, without reading it, to be the base's bit for bit.

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from sae_moo.anatomy import anatomy, transposed
+from sae_moo.buffers import Buffers
 from sae_moo.experts import ExpertPool, TensorInfo
+from sae_moo.feed import Feed
 from sae_moo.ops import prune as pruning
 from sae_moo.ops.merge import METHODS, Method
 from sae_moo.ops.operands import Operands, Place
@@ -38,31 +40,12 @@ from sae_moo.recipe import (
 )
 from sae_moo.weight_cache import WeightCache
 
+ROOM = 3
+"""Intermediate tensors held in memory beside the live model, in units of the largest one in float32; see `Buffers`.
 
-class Buffers:
-    """Memory for intermediate tensors, used again and again: fresh memory costs as much as the arithmetic."""
-
-    def __init__(self, device: torch.device | str) -> None:
-        self._device = device
-        self._free: list[Tensor] = []
-
-    def take(self, numel: int, dtype: torch.dtype) -> Tensor:
-        """Return at least as many bytes as so many elements need; what they hold is undefined."""
-        size = numel * dtype.itemsize
-        fitting = [buffer for buffer in self._free if buffer.numel() >= size]
-        if fitting:
-            chosen = min(fitting, key=lambda buffer: buffer.numel())
-            self._free = [buffer for buffer in self._free if buffer is not chosen]
-        else:
-            if self._free:  # too small: make room for one that serves both
-                largest = max(self._free, key=lambda buffer: buffer.numel())
-                self._free = [buffer for buffer in self._free if buffer is not largest]
-            chosen = torch.empty(size, dtype=torch.uint8, device=self._device)
-        return chosen
-
-    def give(self, buffer: Tensor) -> None:
-        """Take a buffer back."""
-        self._free.append(buffer)
+What a child of two parents that are held needs: both pruned, and their merge. A fourth is left to what works on one
+tensor at a time: a composed adapter, variances.
+"""
 
 
 @dataclass(slots=True)
@@ -106,7 +89,7 @@ class Plan:
 
     def __init__(self, recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None) -> None:
         self._pool = pool
-        self._device = device
+        self._device = torch.device(device)
         self._prunable = {info.name: i for i, info in enumerate(t for t in pool.tensors if t.prunable)}
         held = cache if cache is not None else ()
         self._order = list(walk(recipe, stop=held))
@@ -116,9 +99,10 @@ class Plan:
         self._work = {node: _work(node) for node in self._order if isinstance(node, Merge) and node not in self._cached}
         scopes = {node.scope for node in self._order if isinstance(node, Prune) and node.scope in STRUCTURED}
         self._parts = {scope: {part.info.name: part for part in anatomy(pool, scope).parts} for scope in scopes}
-        self._buffers = Buffers(device)
-        self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         sizes = [info.numel for info in pool.tensors]
+        self._buffers = Buffers(device, ROOM * 4 * max(sizes))
+        self._feed = Feed(pool, device, self._read())
+        self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
 
     def tensor(self, info: TensorInfo) -> Tensor:
@@ -145,7 +129,15 @@ class Plan:
             out.copy_(flat.view(info.shape))
         return zeros
 
+    def _read(self) -> list[str]:
+        """Return the experts that the recipe reads."""
+        experts = {node.name: None for node in self._order if isinstance(node, Expert)}
+        if any(work.method.reads_base(work.params) for work in self._work.values()):
+            experts[BASE] = None
+        return list(experts)
+
     def _value(self, info: TensorInfo) -> _Value:
+        self._feed.begin(info)
         values: dict[Recipe, _Value] = {}
         base: list[Tensor] = []  # read once, however many merges of the lineage need it
         for node in self._order:
@@ -159,7 +151,7 @@ class Plan:
             return self._stored(self._cached[node][info.name], users)
         match node:
             case Expert():
-                return self._stored(self._pool.load_on(node.name, info.name, self._device), users, node.name)
+                return self._expert(node.name, info, users)
             case Cast():
                 return self._cast(inputs[0], getattr(torch, node.dtype), users)
             case Prune():
@@ -172,6 +164,15 @@ class Plan:
     def _stored(self, tensor: Tensor, users: int, name: str | None = None) -> _Value:
         flat = tensor.to(self._device, non_blocking=True).reshape(-1)
         return _Value(flat.dtype, flat.numel(), users, flat, name=name)
+
+    def _expert(self, name: str, info: TensorInfo, users: int) -> _Value:
+        value = self._stored(self._feed.get(name, info.name), users, name)
+        if self._device.type == "cpu" and not self._pool.stored(name, info.name):
+            assert value.tensor is not None
+            value.buffer = self._buffers.take(value.numel, value.dtype)  # many at once count into what is bounded
+            kept = value.buffer[: value.numel * value.dtype.itemsize].view(value.dtype)
+            value.tensor = kept.copy_(value.tensor)
+        return value
 
     def _cast(self, value: _Value, dtype: torch.dtype, users: int) -> _Value:
         if value.dtype == dtype and value.users == 1:
@@ -245,7 +246,7 @@ class Plan:
             }
         needed = method.reads_base(params)
         if needed and not base:
-            base.append(self._pool.load_on(BASE, info.name, self._device).reshape(-1))
+            base.append(self._feed.get(BASE, info.name).reshape(-1))
         ready = tuple(self._ready(inputs[i]) for i in order)
         names = tuple(inputs[i].name for i in order)
         operands = Operands(ready, base[0] if needed else None, info.shape, names, work.keys)

@@ -146,6 +146,10 @@ class Aligned:
         whole[known] = own[self._rows[known]].to(whole.dtype)
         return whole
 
+    def stored(self, name: str) -> bool:
+        """Say whether a tensor is read as it lies in a file: not if its rows are picked."""
+        return not self._picked(name) and self._weights.stored(name)
+
     def shares_base(self, name: str) -> bool:
         """Say whether a tensor is known to be the base's."""
         return (self._picked(name) and not bool((self._rows >= 0).any())) or (

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_moo.adapters import Adapter
+from sae_moo.buffers import Buffers
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.experts import ExpertPool
 from sae_moo.live import load_model
 from sae_moo.materializer import materialize
+from sae_moo.plan import Plan
 from sae_moo.recipe import Expert, Merge
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -354,3 +356,38 @@ def test_an_adapter_on_the_hub_without_the_hub_is_one_clear_error(bases, monkeyp
         InputError, match=r"lora: 'nobody/lora@v1' is neither a local folder .* nor a model the hub gives"
     ):
         ExpertPool.open(str(bases("untied")), {"lora": "nobody/lora@v1"})
+
+
+def test_composed_tensors_count_into_bounded_memory_and_stored_ones_take_none(bases, adapter):
+    base = bases("untied")
+    folders = {f"x{i}": str(adapter(factors(seed=i), name=f"x{i}")) for i in range(10)}
+    pool = ExpertPool.open(str(base), folders)
+    name = next(info.name for info in pool.tensors if Q in info.name)
+    assert not pool.stored("x0", name)
+    assert pool.stored("base", name)
+    assert all(pool.stored("x0", info.name) for info in pool.tensors if info.name != name)
+    lent = []
+    taken = Buffers.take
+    recipe = Merge("linear", tuple(Expert(each) for each in folders), tuple(range(1, 11)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Buffers, "take", lambda self, *size: lent.append(size) or taken(self, *size))
+        plan = Plan(recipe, pool, "cpu", None)
+        merged = {info.name: plan.tensor(info) for info in pool.tensors}
+    assert len(lent) == 10
+    wanted = sum((i + 1) / 55 * pool.load(f"x{i}", name).double() for i in range(10))
+    torch.testing.assert_close(merged[name].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["untied", "gpt2"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_bands_of_any_height_compose_the_same(kind, dora, bases, tmp_path, monkeypatch):
+    modules = ["q_proj", "up_proj"] if kind == "untied" else ["c_attn", "c_fc"]
+    settings = {"r": 3, "target_modules": modules, "use_dora": dora}
+    by_peft(bases(kind), tmp_path, torch.float32, settings)
+    adapter = Adapter(str(tmp_path), Checkpoint(str(bases(kind))))
+    adapted = [name for name in adapter.tensors if not adapter.shares_base(name)]
+    whole = {name: adapter.load(name) for name in adapted}
+    monkeypatch.setattr("sae_moo.adapters.BAND", 50)
+    assert len(adapted) == 4
+    for name in adapted:
+        torch.testing.assert_close(adapter.load(name), whole[name], rtol=1e-6, atol=1e-7)

@@ -7,13 +7,14 @@ import pytest
 import torch
 from stand_ins import weights_of
 
+from sae_moo import buffers, plan
+from sae_moo.buffers import Buffers
 from sae_moo.checker import check
 from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.ops.merge import METHODS
 from sae_moo.ops.prune import target_count
-from sae_moo.plan import Buffers
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
 from sae_moo.resolver import resolve
 from sae_moo.weight_cache import WeightCache
@@ -240,6 +241,44 @@ def test_memory_is_a_few_tensors_at_any_depth(tiny, tiny_model, monkeypatch):
     assert peaks == {2: 3, 100: 4}, "two pruned experts that all share, a parent and its child"
 
 
+def wide(width: int, generations: int) -> Recipe:
+    """A lineage in which every candidate is a parent of two of the next generation: none can be let go early."""
+    layer: list[Recipe] = [Cast(Merge("linear", (MATH, CODE), (1 + i, 2)), "float32") for i in range(width)]
+    for _ in range(generations):
+        pairs = zip(layer, layer[1:] + layer[:1], strict=True)
+        layer = [Cast(Merge("linear", pair, (0.5, 0.5)), "float32") for pair in pairs]
+    return Merge("linear", tuple(layer), (1.0,) * width)
+
+
+def test_memory_is_bounded_at_any_width_and_the_rest_lies_in_files(tiny, tiny_model, monkeypatch):
+    most = files = 0
+    take, in_file = Buffers.take, buffers._in_file
+
+    def taking(self, numel, dtype):
+        nonlocal most
+        taken = take(self, numel, dtype)
+        most = max(most, self.bytes)
+        return taken
+
+    def counting(size):
+        nonlocal files
+        files += 1
+        return in_file(size)
+
+    monkeypatch.setattr(Buffers, "take", taking)
+    monkeypatch.setattr(buffers, "_in_file", counting)
+    recipe = wide(12, 3)
+    materialize(recipe, tiny, tiny_model)
+    bounded = weights_of(tiny, tiny_model)
+    largest = 4 * max(info.numel for info in tiny.tensors)
+    assert 2 * largest < most <= 3 * largest
+    assert files > 5
+    monkeypatch.setattr(plan, "ROOM", 1000)
+    materialize(recipe, tiny, tiny_model)
+    assert all(torch.equal(bounded[name], weight) for name, weight in weights_of(tiny, tiny_model).items())
+    assert most > 5 * largest
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -356,16 +395,6 @@ def test_adjacent_tensors_share_one_split_point(tiny, tiny_model):
         assert torch.equal(flat[:here], tiny.load("math", info.name).flatten()[:here])
         assert torch.equal(flat[here:], tiny.load("code", info.name).flatten()[here:])
         offset += info.numel
-
-
-def test_buffers_of_any_sizes_in_any_order():
-    buffers = Buffers("cpu")
-    for buffer in [buffers.take(size, torch.float32) for size in (100, 200, 150)]:
-        buffers.give(buffer)
-    larger = buffers.take(300, torch.float32)
-    assert larger.numel() == 1200
-    buffers.give(larger)
-    assert buffers.take(140, torch.float32).numel() == 600, "the smallest that fits"
 
 
 def test_a_cast_to_another_dtype_than_the_live_models_is_not_mistaken_for_its_weights(tiny):

@@ -316,23 +316,85 @@ def deep(depth: int):
     return recipe
 
 
+def wide(width: int, generations: int):
+    """Return a lineage in which every candidate is a parent of two of the next generation."""
+    import sae_moo as sm
+
+    def paired(inputs: tuple, share: float) -> sm.Recipe:
+        return sm.Cast(sm.Prune(sm.Merge("zero_aware", inputs, (share, 1 - share)), 0.3), "bfloat16")
+
+    layer = [paired((sm.Expert(f"x{i % 9}"), sm.Expert(f"x{i % 9 + 1}")), 0.2 + i / 100) for i in range(width)]
+    for _ in range(generations):
+        layer = [paired(pair, 0.5) for pair in zip(layer, layer[1:] + layer[:1], strict=True)]
+    return sm.Cast(sm.Merge("linear", tuple(layer), (1.0,) * width), "bfloat16")
+
+
+def adapted(folder: Path, size: str, count: int):
+    """Return the pool over a base and adapters of rank 16 on every linear layer and on the embeddings' untied head."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    import sae_moo as sm
+
+    source = checkpoints(folder, size, 0)[0]
+    base = folder / size / "untied"
+    if not (base / "model.safetensors").exists():
+        base.mkdir(parents=True, exist_ok=True)
+        config = json.loads((source / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+        weights = load_file(source / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    shapes = {name: tuple(each.shape) for name, each in load_file(base / "model.safetensors").items()}
+    experts = {}
+    for number in range(count):
+        path = folder / size / f"adapter{number}"
+        experts[f"x{number}"] = str(path)
+        if (path / "adapter_model.safetensors").exists():
+            continue
+        path.mkdir()
+        generator = torch.Generator().manual_seed(number)
+        factors = {}
+        for name, shape in shapes.items():
+            if len(shape) == 2 and "embed" not in name:
+                module = "base_model.model." + name.removesuffix(".weight")
+                factors[f"{module}.lora_A.weight"] = torch.randn(16, shape[1], generator=generator) * 0.01
+                factors[f"{module}.lora_B.weight"] = torch.randn(shape[0], 16, generator=generator) * 0.01
+        save_file(factors, path / "adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "bias": "none", "target_modules": "all-linear"}
+        (path / "adapter_config.json").write_text(json.dumps(settings))
+    return sm.ExpertPool.open(base=str(base), experts=experts)
+
+
 def memory(folder: Path, size: str) -> None:
     """Print the peak anonymous memory beside the live model, in units of the largest tensor in float32."""
     import torch
 
-    import sae_moo as sm
 
     pool = opened(folder, size, 10)
     model = pool.live_model(torch.bfloat16)
     largest = max(info.numel for info in pool.tensors) * 4
     todo = {f"{name}, K = {k}": recipe for k in (3, 10) for name, (recipe, _) in recipes(k).items()}
     todo["lineage of 200 nodes"] = deep(200)
-    sm.materialize(todo["linear, K = 3"], pool, model)  # compiled code is not counted
+    todo["lineage 24 wide, 4 generations"] = wide(24, 4)
+    print(f"{size}: largest tensor in float32 {largest / 2**20:.0f} MiB\n")
+    _print_peaks(todo, pool, model, largest)
+    del pool, model
+    pool = adapted(folder, size, 10)
+    model = pool.live_model(torch.bfloat16)
+    _print_peaks({f"{name}, ten adapters": recipe for name, (recipe, _) in recipes(10).items()}, pool, model, largest)
+
+
+def _print_peaks(todo: dict, pool, model, largest: int) -> None:
+    import sae_moo as sm
+
+    sm.materialize(next(iter(todo.values())), pool, model)  # compiled code is not counted
     before = anonymous()  # once: what is remembered of the experts counts from then on
-    print(f"{size}: largest tensor in float32 {largest / 2**20:.0f} MiB\n\n| | largest tensors |\n|---|---|")
+    print("| | largest tensors | seconds |\n|---|---|---|")
     for name, recipe in todo.items():
-        most = peak(lambda r=recipe: sm.materialize(r, pool, model)) - before
-        print(f"| {name} | {most / largest:.2f} |", flush=True)
+        seconds: list[float] = []
+        most = peak(lambda r=recipe, s=seconds: s.append(timed(lambda: sm.materialize(r, pool, model)))) - before
+        print(f"| {name} | {most / largest:.2f} | {seconds[0]:.2f} |", flush=True)
 
 
 def large(folder: Path) -> None:
