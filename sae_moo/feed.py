@@ -39,6 +39,8 @@ class Feed:
         self._device = torch.device(device)
         self._names = tuple(names)
         self._ahead = self._device.type != "cpu" if ahead is None else ahead
+        on = functools.partial(pool.load_on, device=self._device)
+        self._direct = pool.load if self._device.type == "cpu" else on
         self._following = {here.name: there.name for here, there in pairwise(pool.tensors)}
         self._on_its_way: dict[str, dict[str, Future[Sent]]] = {}
 
@@ -52,7 +54,7 @@ class Feed:
     def get(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert on the device, as `ExpertPool.load_on`: do not write to it."""
         if not self._ahead:
-            return self._pool.load_on(name, tensor, self._device)
+            return self._direct(name, tensor)
         future = self._on_its_way.get(tensor, {}).get(name) or self._submitted(name, tensor)
         sent, ready = future.result()
         if ready is not None:

@@ -40,12 +40,15 @@ from sae_moo.recipe import (
 )
 from sae_moo.weight_cache import WeightCache
 
-ROOM = 3
+ROOM = 1.5
 """Intermediate tensors held in memory beside the live model, in units of the largest one in float32; see `Buffers`.
 
-What a child of two parents that are held needs: both pruned, and their merge. A fourth is left to what works on one
-tensor at a time: a composed adapter, variances.
+Room for the largest merge and a parent of it, and for a child of two parents that are held, pruned before and after:
+pruned tensors are seldom the largest. What works on one tensor at a time needs its own beside it: a composed adapter,
+variances.
 """
+SMALL = 1 << 26
+"""Bytes of intermediate tensors that are held in memory in any case."""
 
 
 @dataclass(slots=True)
@@ -100,7 +103,7 @@ class Plan:
         scopes = {node.scope for node in self._order if isinstance(node, Prune) and node.scope in STRUCTURED}
         self._parts = {scope: {part.info.name: part for part in anatomy(pool, scope).parts} for scope in scopes}
         sizes = [info.numel for info in pool.tensors]
-        self._buffers = Buffers(device, ROOM * 4 * max(sizes))
+        self._buffers = Buffers(device, max(SMALL, int(ROOM * 4 * max(sizes))))
         self._feed = Feed(pool, device, self._read())
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
@@ -161,18 +164,17 @@ class Plan:
             case _:
                 raise TypeError(f"not a recipe node: {type(node).__name__}")
 
-    def _stored(self, tensor: Tensor, users: int, name: str | None = None) -> _Value:
+    def _stored(self, tensor: Tensor, users: int) -> _Value:
         flat = tensor.to(self._device, non_blocking=True).reshape(-1)
-        return _Value(flat.dtype, flat.numel(), users, flat, name=name)
+        return _Value(flat.dtype, flat.numel(), users, flat)
 
     def _expert(self, name: str, info: TensorInfo, users: int) -> _Value:
-        value = self._stored(self._feed.get(name, info.name), users, name)
-        if self._device.type == "cpu" and not self._pool.stored(name, info.name):
-            assert value.tensor is not None
-            value.buffer = self._buffers.take(value.numel, value.dtype)  # many at once count into what is bounded
-            kept = value.buffer[: value.numel * value.dtype.itemsize].view(value.dtype)
-            value.tensor = kept.copy_(value.tensor)
-        return value
+        flat = self._feed.get(name, info.name).reshape(-1)
+        buffer = None
+        if flat.is_cpu and not self._pool.stored(name, info.name):
+            buffer = self._buffers.take(info.numel, flat.dtype)  # many at once count into what is bounded
+            flat = buffer[: flat.nbytes].view(flat.dtype).copy_(flat)
+        return _Value(flat.dtype, info.numel, users, flat, name=name, buffer=buffer)
 
     def _cast(self, value: _Value, dtype: torch.dtype, users: int) -> _Value:
         if value.dtype == dtype and value.users == 1:
