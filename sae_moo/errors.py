@@ -36,6 +36,13 @@ class Interrupted(SaeMooError):
     exit_code = 130
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is about memory: torch has a class for it on GPUs and only words for it on CPUs."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
     matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae_moo.errors import TaskError, WeightsError
+from sae_moo.errors import TaskError, WeightsError, out_of_memory
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Split, Task
 from sae_moo.experts import ExpertPool
@@ -87,7 +87,7 @@ class Evaluator:
         except (TaskError, WeightsError) as error:
             return Evaluation(merged, reason=str(error), seconds_score=time.perf_counter() - start)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
             return Evaluation(merged, reason=reason, seconds_score=time.perf_counter() - start)
@@ -99,10 +99,3 @@ class Evaluator:
             seconds_merge=report.seconds,
             seconds_score=time.perf_counter() - start_score,
         )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Say whether an error is about memory: torch has a class for it on GPUs and only words for it on CPUs."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))

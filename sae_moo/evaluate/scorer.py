@@ -1,8 +1,9 @@
-"""Log-likelihoods of many continuations under one live model, as few and as full forward passes as possible."""
+"""Log-likelihoods of many continuations under one live model, with as few and as full forward passes as possible."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_moo.errors import TaskError
+from sae_moo.errors import TaskError, out_of_memory
 from sae_moo.evaluate.task import Answer, Request
+from sae_moo.evaluate.trie import Row, rows
+
+log = logging.getLogger(__name__)
 
 # Tokens per forward pass, padding included, by kind of device. On two CPU cores the zoo's search split took 0.13 s with
 # 1024, 0.15 with 512, 0.16 with 4096 and 0.26 with 8192 (activations leave the cache); GPUs want more at once.
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 8192
+ROW_TOKENS = 1024
+"""Tokens of a row that several sequences share: attention grows with its square."""
+SAMPLE = 8
+"""Requests of a batch that are also read plainly."""
+TOLERANCE = {torch.float32: 1e-3}
+TOLERANCE_ELSEWHERE = 0.25
+"""Largest difference of a log probability between two ways to compute it that counts as rounding, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +37,54 @@ class _Batch:
     """One forward pass, on the model's device.
 
     Args:
-        request: which request each asked token belongs to, shape (asked,); on the CPU.
         inputs: token ids, int64, shape (rows, length); right-padded.
-        positions: the columns whose next token is asked for, int64, shape (kept,).
-        row, column: where each asked token's prediction stands in (rows, kept), int64, shape (asked,).
+        depth: position ids, int64, the same shape; None where every row is one sequence.
+        end: index behind the last token that reads each one, int64, the same shape; likewise.
+        columns: the columns with a token whose next one is asked for, int64, shape (kept,).
+        row, column, kept: where each prediction stands: in the inputs, and which of `columns` it is in; int64, shape
+            (predictions,).
+        prediction: per asked token its prediction, int64, shape (asked,).
         target: the asked tokens, int64, shape (asked,); -1 where any of a set of ends will do.
         ends: which set of ends will do, int64, shape (asked,); 0 is the empty set.
+        request: which request each asked token belongs to, shape (asked,); on the CPU.
     """
 
-    request: NDArray[np.int64]
     inputs: Tensor
-    positions: Tensor
+    depth: Tensor | None
+    end: Tensor | None
+    columns: Tensor
     row: Tensor
     column: Tensor
+    kept: Tensor
+    prediction: Tensor
     target: Tensor
     ends: Tensor
+    request: NDArray[np.int64]
 
 
 class Batches:
     """Requests laid out for scoring, once; any number of candidates are then scored with them.
 
-    Requests that read the same tokens share a row: the choices of one question that differ in their last token only, or
-    equal questions of two tasks. Rows are sorted by length and cut into batches of at most `batch_tokens` tokens.
-    Padding stands on the right, where a causal model never sees it, so that no attention mask is needed and an item's
-    score does not depend on its neighbours.
+    Requests that read the same tokens share a row: choices of one question that differ in their last token only, or
+    equal questions of two tasks. Where requests only begin alike (the choices of a question, questions behind the same
+    few-shot examples), a row holds what they share once (`trie`), read under an attention mask. The other rows are one
+    sequence each, padded on the right, where a causal model never sees it: they need no mask. Logits are computed for
+    the tokens that are asked for, and no others.
+
+    Not every architecture can be asked so. The first batch of each kind is therefore also read plainly, sequence by
+    sequence and with all logits, and what does not agree is not done again with this model.
+
+    A pass that finds no memory is repeated with half the tokens, and so are all that follow.
 
     Args:
         requests: what to score; answers come in this order.
         device: the model's device.
         batch_tokens: most tokens of a forward pass, padding included; a longer single row is its own batch; None
             takes what suits the device.
+
+    Attributes:
+        batch_tokens: as it is now.
+        shares: whether sequences that begin alike share rows.
     """
 
     def __init__(
@@ -63,22 +92,19 @@ class Batches:
     ) -> None:
         if batch_tokens is None:
             batch_tokens = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS_ELSEWHERE)
+        self.batch_tokens = batch_tokens
+        self.shares = True
         self.requests = tuple(requests)
+        self._device = device
         self._lengths = np.array([len(request.continuation) for request in self.requests], dtype=np.int64)
         self._ends = list(dict.fromkeys([(), *(request.ends for request in self.requests)]))
-        readers: dict[tuple[int, ...], list[int]] = {}
+        self._readers: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(self.requests):
             last = len(request.continuation) if request.ends else -1  # a last token that predicts nothing is not read
-            readers.setdefault(request.context + request.continuation[:last], []).append(index)
-        rows = sorted(readers, key=lambda row: (len(row), row))
-        self._batches: list[_Batch] = []
-        start = 0
-        while start < len(rows):
-            end = start + 1
-            while end < len(rows) and len(rows[end]) * (end + 1 - start) <= batch_tokens:
-                end += 1
-            self._batches.append(self._laid_out(rows[start:end], readers, device))
-            start = end
+            self._readers.setdefault(request.context + request.continuation[:last], []).append(index)
+        self._apart = False  # whether body and head are asked apart
+        self._tried = False
+        self._batches = self._laid_out()
 
     @torch.inference_mode()
     def score(self, model: Any) -> list[Answer]:
@@ -90,19 +116,20 @@ class Batches:
         Raises:
             TaskError: if a log probability is not finite, naming the first request concerned.
         """
+        while True:
+            try:
+                return self._score(model)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or not self._smaller():
+                    raise
+
+    def _score(self, model: Any) -> list[Answer]:
         logprob = np.zeros(len(self.requests))
         agreed = np.zeros(len(self.requests), dtype=np.int64)
-        sliced = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if not self._tried:
+            self._try_out(model)
         for batch in self._batches:
-            keep = {"logits_to_keep": batch.positions} if sliced else {}
-            logits = model(input_ids=batch.inputs, use_cache=False, **keep).logits
-            if not sliced:
-                logits = logits[:, batch.positions]
-            asked = logits[batch.row, batch.column].float()
-            target = batch.target.clamp(min=0)
-            gold = asked.gather(1, target[:, None]).squeeze(1) - asked.logsumexp(dim=1)
-            gold = torch.where(batch.target < 0, gold * 0, gold)  # not part of the continuation; * 0 keeps a NaN a NaN
-            best = asked.argmax(dim=1)
+            gold, best = self._asked(self._logits(model, batch), batch)
             greedy = (best == batch.target) | self._ended(best, batch.ends)
             np.add.at(logprob, batch.request, gold.cpu().double().numpy())
             np.add.at(agreed, batch.request, greedy.cpu().numpy())
@@ -114,36 +141,168 @@ class Batches:
             for total, length, same, request in zip(logprob, self._lengths, agreed, self.requests, strict=True)
         ]
 
+    def _logits(self, model: Any, batch: _Batch) -> Tensor:
+        """Return the logits of every prediction, float32, shape (predictions, vocabulary)."""
+        how: dict[str, Any] = {"use_cache": False}
+        if batch.depth is not None and batch.end is not None:
+            how |= {"position_ids": batch.depth, "attention_mask": _mask(batch.end, _dtype(model))}
+        if self._apart:
+            hidden = model.base_model(input_ids=batch.inputs, **how)[0]
+            logits: Tensor = model.get_output_embeddings()(hidden[batch.row, batch.column])
+            return logits.float()
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            kept: Tensor = model(input_ids=batch.inputs, logits_to_keep=batch.columns, **how).logits
+            return kept[batch.row, batch.kept].float()
+        whole: Tensor = model(input_ids=batch.inputs, **how).logits
+        return whole[batch.row, batch.column].float()
+
+    def _asked(self, logits: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Return the log probability of every asked token, and the most likely one in its place."""
+        target = batch.target.clamp(min=0)
+        gold = logits[batch.prediction, target] - logits.logsumexp(dim=1)[batch.prediction]
+        gold = torch.where(batch.target < 0, gold * 0, gold)  # not part of the continuation; * 0 keeps a NaN a NaN
+        return gold, logits.argmax(dim=1)[batch.prediction]
+
     def _ended(self, best: Tensor, sets: Tensor) -> Tensor:
         ended = torch.zeros_like(best, dtype=torch.bool)
         for i, ends in enumerate(self._ends[1:], start=1):
             ended |= (sets == i) & torch.isin(best, torch.tensor(ends, device=best.device))
         return ended
 
-    def _laid_out(
-        self, rows: Sequence[tuple[int, ...]], readers: dict[tuple[int, ...], list[int]], device: torch.device | str
-    ) -> _Batch:
-        inputs = np.zeros((len(rows), len(rows[-1])), dtype=np.int64)  # any valid token does as padding
-        row: list[int] = []
-        place: list[int] = []
-        target: list[int] = []
-        ends: list[int] = []
-        request: list[int] = []
-        for i, tokens in enumerate(rows):
-            inputs[i, : len(tokens)] = tokens
-            for index in readers[tokens]:
-                asked = self.requests[index]
-                first = len(asked.context) - 1  # the last context token predicts the first continuation token
-                wanted = [*asked.continuation, *([-1] if asked.ends else [])]
-                row += [i] * len(wanted)
-                place += range(first, first + len(wanted))
-                target += wanted
-                ends += [self._ends.index(asked.ends) if token < 0 else 0 for token in wanted]
-                request += [index] * len(wanted)
-        positions, column = np.unique(np.array(place), return_inverse=True)
+    def _smaller(self) -> bool:
+        """Lay out again with half the tokens a pass; False if there is nothing left to halve."""
+        if all(len(batch.inputs) == 1 and batch.depth is None for batch in self._batches):
+            return False
+        largest = max(batch.inputs.numel() for batch in self._batches)
+        self.batch_tokens = max(1, min(self.batch_tokens, largest) // 2)
+        log.warning("out of memory: forward passes of at most %d tokens from now on", self.batch_tokens)
+        self._batches = self._laid_out()
+        return True
 
-        def on_device(values: Any) -> Tensor:
-            return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device)
+    def _try_out(self, model: Any) -> None:
+        """Keep those ways to save work that give, on a part of one batch of each kind, what plain passes give.
 
-        asked_where = (on_device(values) for values in (positions, row, column, target, ends))
-        return _Batch(np.array(request), on_device(inputs), *asked_where)
+        A model whose answers are not finite tells nothing: the next one is asked again.
+        """
+        alone = [batch for batch in self._batches if batch.depth is None]
+        shared = [batch for batch in self._batches if batch.depth is not None]
+        wanted = [(batch, self._plainly(model, batch)) for batch in (*alone[:1], *shared[:1])]
+        if not all(np.isfinite(values).all() for _, values in wanted):
+            return
+        body, head = getattr(model, "base_model", model), getattr(model, "get_output_embeddings", lambda: None)()
+        for apart in (True, False) if body is not model and head is not None else (False,):
+            self._apart = apart
+            if all(self._gives(model, batch, values) for batch, values in wanted):
+                self._tried = True
+                return
+        if self.shares:
+            log.info("%s: prompts that begin alike are read one by one", type(model).__name__)
+            self.shares = False
+            self._batches = self._laid_out()
+            self._try_out(model)
+        else:
+            log.warning("%s gives other log probabilities in a batch than alone", type(model).__name__)
+            self._tried = True
+
+    def _gives(self, model: Any, batch: _Batch, wanted: NDArray[np.float32]) -> bool:
+        try:
+            gold, _ = self._asked(self._logits(model, batch), batch)
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            log.info("%s cannot be asked so: %s", type(model).__name__, error)  # whatever an architecture may raise
+            return False
+        apart = np.abs(gold.cpu().numpy()[: len(wanted)] - wanted).max(initial=0.0)
+        return bool(apart <= TOLERANCE.get(_dtype(model), TOLERANCE_ELSEWHERE))
+
+    def _plainly(self, model: Any, batch: _Batch) -> NDArray[np.float32]:
+        """Return the log probabilities asked for by a batch's first requests, each in a pass of its own."""
+        found: list[float] = []
+        for index in list(dict.fromkeys(batch.request.tolist()))[:SAMPLE]:
+            request = self.requests[index]
+            tokens = torch.tensor([[*request.context, *request.continuation]], device=self._device)
+            logprobs = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
+            places = range(len(request.context) - 1, tokens.shape[1] - 1)
+            found += [float(logprobs[i, token]) for i, token in zip(places, request.continuation, strict=True)]
+            found += [0.0] if request.ends else []
+        return np.array(found, dtype=np.float32)
+
+    def _laid_out(self) -> list[_Batch]:
+        sequences = list(self._readers)
+        most = min(ROW_TOKENS, self.batch_tokens) if self.shares else 0
+        laid = rows(sequences, most)
+        alone = [row for row in laid if len(row.paths) == 1]
+        shared = [row for row in laid if len(row.paths) > 1]
+        batches = []
+        for group in (alone, shared):
+            group.sort(key=lambda row: (len(row.tokens), row.tokens))
+            start = 0
+            while start < len(group):
+                end = start + 1
+                while end < len(group) and len(group[end].tokens) * (end + 1 - start) <= self.batch_tokens:
+                    end += 1
+                batches.append(self._batch(group[start:end], sequences))
+                start = end
+        return batches
+
+    def _batch(self, group: Sequence[Row], sequences: Sequence[tuple[int, ...]]) -> _Batch:
+        shape = (len(group), len(group[-1].tokens))
+        inputs = np.zeros(shape, dtype=np.int64)  # any valid token does as padding
+        depth = np.zeros(shape, dtype=np.int64)
+        behind = np.tile(np.arange(1, shape[1] + 1), (shape[0], 1))  # padding reads itself, and nothing reads it
+        predictions: dict[tuple[int, int], int] = {}
+        asked: list[tuple[int, int, int, int]] = []
+        for i, row in enumerate(group):
+            length = len(row.tokens)
+            inputs[i, :length], depth[i, :length], behind[i, :length] = row.tokens, row.depth, row.end
+            for sequence, path in row.paths.items():
+                for index in self._readers[sequences[sequence]]:
+                    request = self.requests[index]
+                    first = len(request.context) - 1  # the last context token predicts the first continuation token
+                    wanted = [*request.continuation, *([-1] if request.ends else [])]
+                    for place, token in zip(path[first : first + len(wanted)].tolist(), wanted, strict=True):
+                        prediction = predictions.setdefault((i, place), len(predictions))
+                        ends = self._ends.index(request.ends) if token < 0 else 0
+                        asked.append((prediction, token, ends, index))
+        row_of, column = np.array(list(predictions), dtype=np.int64).reshape(-1, 2).T
+        columns, kept = np.unique(column, return_inverse=True)
+        prediction_of, target, ends_of, request_of = np.array(asked, dtype=np.int64).reshape(-1, 4).T
+
+        def on_device(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(self._device)
+
+        is_shared = any(len(row.paths) > 1 for row in group)
+        return _Batch(
+            on_device(inputs),
+            on_device(depth) if is_shared else None,
+            on_device(behind) if is_shared else None,
+            on_device(columns),
+            on_device(row_of),
+            on_device(column),
+            on_device(kept.reshape(-1)),
+            on_device(prediction_of),
+            on_device(target),
+            on_device(ends_of),
+            request_of,
+        )
+
+
+def _mask(end: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores: 0 for a token's ancestors and itself, else the least number.
+
+    Args:
+        end: int64, shape (rows, length); see `Row`.
+        dtype: of the model.
+
+    Returns:
+        Shape (rows, 1, length, length).
+    """
+    place = torch.arange(end.shape[1], device=end.device)
+    reads = (place[None, :] <= place[:, None]) & (place[:, None] < end[:, None, :])
+    mask = torch.full(reads.shape, torch.finfo(dtype).min, dtype=dtype, device=end.device)
+    return mask.masked_fill_(reads, 0.0)[:, None]
+
+
+def _dtype(model: Any) -> torch.dtype:
+    dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+    return dtype

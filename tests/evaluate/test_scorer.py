@@ -12,6 +12,7 @@ from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Request
 from sae_moo.evaluate.tasks import Item, ItemTask, encode, end_tokens, split_items, zoo_items
 from sae_moo.experts import ExpertPool
+from sae_moo.materializer import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 
@@ -88,6 +89,93 @@ def test_requests_that_read_the_same_tokens_share_a_row(math_model, tokenizer):
     assert sum(len(batch.inputs) for batch in batches._batches) == 1
     for request, answer in zip(choices, batches.score(math_model), strict=True):
         assert answer.logprob == pytest.approx(plainly(math_model, request)[0], abs=1e-4)
+
+
+PROMPTS = [tuple(np.random.default_rng(i).integers(3, 60, 20 + i).tolist()) for i in range(6)]
+CHOICES = [Request(p, (3 + c, 4 + i, *([5] * c))) for i, p in enumerate(PROMPTS) for c in range(4)]
+LIKE = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "mistral, window": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 0.5},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "phi3": {"pad_token_id": 0},
+    "olmo2": {},
+    "granite": {"logits_scaling": 3.0},
+    "gpt_neox": {},
+    "gpt2": {},
+    "bloom": {},
+    "mamba": {"state_size": 4},
+    "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4, "head_dim": 8},
+}
+ONE_BY_ONE = {"mistral, window", "gemma3_text", "bloom", "mamba", "falcon_h1"}
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, **LIKE[kind]}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split(",")[0], **small)).eval()
+    batches = Batches([*CHOICES, Request(PROMPTS[0][1:], (3, 4))])
+    answers = batches.score(model)
+    for request, answer in zip(batches.requests, answers, strict=True):
+        total, greedy = plainly(model, request)
+        assert answer.logprob == pytest.approx(total, abs=2e-3)
+        assert answer.greedy == greedy
+    assert batches.shares == (kind not in ONE_BY_ONE)
+    assert batches._apart == (kind not in ("gemma2", "granite"))
+    read = sum(batch.inputs.numel() for batch in batches._batches)
+    assert (read < 400) == batches.shares
+
+
+def test_a_model_without_finite_answers_teaches_nothing(tiny, tiny_model):
+    batches = Batches(CHOICES)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(TaskError):
+        batches.score(tiny_model)
+    assert batches.shares
+    assert not batches._tried
+    materialize(Expert("math"), tiny, tiny_model)
+    batches.score(tiny_model)
+    assert batches.shares
+    assert batches._apart
+
+
+def test_too_large_a_pass_is_halved_and_the_next_ones_too(math_model, requests, monkeypatch, caplog):
+    batches, passes = Batches(requests, batch_tokens=2048), []
+    usual = Batches(requests).score(math_model)
+    logits = Batches._logits
+
+    def small(self, model, batch):
+        passes.append(batch.inputs.numel())
+        if batch.inputs.numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(self, model, batch)
+
+    monkeypatch.setattr(Batches, "_logits", small)
+    answers = batches.score(math_model)
+    assert [answer.greedy for answer in answers] == [answer.greedy for answer in usual]
+    assert batches.batch_tokens <= 300
+    assert "forward passes of at most 247 tokens" in caplog.text
+    passes.clear()
+    batches.score(math_model)
+    assert max(passes) <= 300, "it remembers"
+
+
+def test_one_row_too_large_for_memory_is_an_error(math_model, requests, monkeypatch):
+    def full(self, model, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(Batches, "_logits", full)
+    with pytest.raises(MemoryError):
+        Batches(requests[:5]).score(math_model)
 
 
 @pytest.mark.parametrize("requests_", [[], [Request((1,), (2,))]])
