@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
@@ -73,9 +74,15 @@ def _in_file(size: int) -> Tensor | None:
         with tempfile.NamedTemporaryFile(prefix="sae_moo_") as file:
             _reserve(file.fileno(), size)
             return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
-    except OSError as error:
-        log.warning("no room for %d MiB of intermediate results on disk, memory is used: %s", size >> 20, error)
+    except (OSError, RuntimeError) as error:  # torch's word for a mapping that fails is RuntimeError
+        _warn(str(error))
         return None
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Say once, not for every candidate, that the bound is not kept."""
+    log.warning("no room for intermediate results in files under %s, memory is used: %s", tempfile.gettempdir(), reason)
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -1,7 +1,8 @@
 """Experts' tensors on the device of the work, sent there one tensor ahead of it.
 
 On a GPU the host reads and sends the next tensor's operands while the kernels of this one run: from page-locked memory,
-on a stream of its own, and the work waits for what it needs alone. On the CPU nothing has to be sent. Written for CUDA
+on a stream of its own, and the work waits for what it needs alone. Page-locked memory for about two tensors of every
+expert is taken for it and kept. On the CPU nothing has to be sent. Written for CUDA
 and tested on the CPU, where the same order of work runs without streams; experimental until it was run on a GPU.
 """
 
@@ -29,7 +30,7 @@ class Feed:
         pool: the experts.
         device: where the tensors are needed.
         names: the experts whose tensors will be asked for.
-        ahead: whether to send ahead; None: on every device but the CPU.
+        ahead: whether to send ahead; None: on CUDA devices.
     """
 
     def __init__(
@@ -37,8 +38,12 @@ class Feed:
     ) -> None:
         self._pool = pool
         self._device = torch.device(device)
+        if (
+            self._device.type == "cuda" and self._device.index is None
+        ):  # the sender's thread has a current one of its own
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._names = tuple(names)
-        self._ahead = self._device.type != "cpu" if ahead is None else ahead
+        self._ahead = self._device.type == "cuda" if ahead is None else ahead
         on = functools.partial(pool.load_on, device=self._device)
         self._direct = pool.load if self._device.type == "cpu" else on
         self._following = {here.name: there.name for here, there in pairwise(pool.tensors)}

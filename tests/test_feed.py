@@ -64,6 +64,7 @@ def test_sent_ahead_or_not_the_weights_are_the_same(tiny, tiny_model, asked, mon
     merged = Merge("ties", (Expert("math"), Expert("code")), (0.6, 0.7), {"density": 0.5})
     recipe = Cast(Prune(Merge("zero_aware", (merged, Expert("law")), (0.5, 0.5), {"scale": 1.2}), 0.3), "float32")
     monkeypatch.setattr(plan, "Feed", lambda pool, device, names: Feed(pool, device, names, ahead=True))
+    assert plan.Plan(recipe, tiny, "cpu", None)._feed._names == ("math", "code", "law", "base")
     materialize(recipe, tiny, tiny_model)
     ahead = weights_of(tiny, tiny_model)
     assert sorted(asked) == sorted((name, info.name) for info in tiny.tensors for name in tiny.names)

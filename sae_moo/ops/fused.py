@@ -1,7 +1,7 @@
 """The compiled forms of the common steps on the CPU, spread over torch's number of threads.
 
 Every function here returns None where the plain path has to do: on other devices, for float16 outputs, for rarer steps,
-without numba. Both give the same bits.
+without numba. Of finite numbers both give the same bits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -134,7 +134,7 @@ def variances(inputs: Sequence[Tensor], base: Tensor) -> tuple[Magnitudes, int] 
     """
     if not _usable(*inputs, base):
         return None
-    found = torch.empty(base.numel())
+    found = torch.empty(base.numel(), dtype=torch.float32, device="cpu")
     numbers, kernel = (*_variance(inputs, base), found.data_ptr()), _kernels().variances
     zeros = sum(_spread(lambda start, stop: int(kernel(*numbers, start, stop)), base.numel()))
     return Magnitudes(found, None), base.numel() - zeros
@@ -224,11 +224,18 @@ def _spread(part: Callable[[int, int], Any], size: int, align: int = 1) -> list[
         return [part(0, size)]
     borders = [*(size * i // threads // align * align for i in range(threads)), size]
     futures = [_pool(threads - 1).submit(part, *borders[i : i + 2]) for i in range(1, threads)]
+    interrupted: KeyboardInterrupt | None = None
     try:
         own = part(*borders[:2])
     finally:
-        for future in futures:  # whatever happened here: they work on addresses that the caller may free next
-            future.exception()
+        # whatever happened here, Ctrl-C while waiting included: they work on addresses that the caller may free next
+        while not all(future.done() for future in futures):
+            try:
+                wait(futures)
+            except KeyboardInterrupt as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
     return [own, *(future.result() for future in futures)]
 
 

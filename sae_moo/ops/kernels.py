@@ -336,9 +336,19 @@ def zero_aware(inputs, codes, weights, base, base_code, scale, out, out_code, st
 
 
 @_compiled
-def _draw(words, count, low, first, second):
-    """Fill in the random numbers of `random.Stream`."""
-    for i in range(count):
+def _draw(words, begin, count, stream):
+    """Fill in the random numbers of `random.Stream` from a position on."""
+    first = np.uint32(stream[0])
+    border = min(count, 4294967296 - (begin & 0xFFFFFFFF))  # where the upper word of the position changes
+    _draw_part(words[:border], np.uint32(begin & 0xFFFFFFFF), first, np.uint32(stream[1] ^ (begin >> 32)))
+    if border < count:
+        rest = begin + border
+        _draw_part(words[border:count], np.uint32(0), first, np.uint32(stream[1] ^ (rest >> 32)))
+
+
+@_compiled
+def _draw_part(words, low, first, second):
+    for i in range(len(words)):
         word = np.uint32(np.uint32(low + np.uint32(i)) ^ first)
         word = np.uint32(word ^ (word >> np.uint32(16)))
         word = np.uint32(np.uint32(word * np.uint32(0x7FEB352D)) ^ second)
@@ -398,7 +408,7 @@ def _thin(delta, begin, count, limits, positions, stream, drops, words):
     none); `drops`: instead of one threshold one for each rank within a row, empty: none.
     """
     if stream[2] == BY_RANK:
-        _draw(words, count, np.uint32(begin & 0xFFFFFFFF), np.uint32(stream[0]), np.uint32(stream[1] ^ (begin >> 32)))
+        _draw(words, begin, count, stream)
         row = len(drops)
         pairs, other, counts = np.empty(row, np.uint64), np.empty(row, np.uint64), np.empty(256, np.int64)
         for first in range(0, count, row):
@@ -419,7 +429,7 @@ def _thin(delta, begin, count, limits, positions, stream, drops, words):
         for i in range(count):
             delta[i] = np.float32(0.0)
     elif stream[2] >= 0:
-        _draw(words, count, np.uint32(begin & 0xFFFFFFFF), np.uint32(stream[0]), np.uint32(stream[1] ^ (begin >> 32)))
+        _draw(words, begin, count, stream)
         _keep_lucky(delta, words, np.uint32(stream[2]), count)
 
 

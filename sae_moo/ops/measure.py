@@ -97,7 +97,7 @@ def varying(inputs: Sequence[Tensor], base: Tensor) -> tuple[Scores, int]:
 
     def chunks() -> Iterator[tuple[int, Tensor]]:
         for start, deltas in _differences(inputs, base):
-            yield start, variance(deltas)
+            yield start, variance(deltas).abs()  # a NaN may have a sign, which has no bin
 
     return Chunked(chunks, base.numel()), sum(int(torch.count_nonzero(chunk)) for _, chunk in chunks())
 

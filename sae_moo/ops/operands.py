@@ -66,7 +66,7 @@ class Operands:
     @property
     def row(self) -> int:
         """Length of a row: the last dimension, 1 for a scalar."""
-        return self.shape[-1] if self.shape else 1
+        return max(1, self.shape[-1]) if self.shape else 1
 
     def part(self, start: int, stop: int) -> Operands:
         """Return the operands of a range of elements, as one long row."""

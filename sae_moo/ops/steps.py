@@ -236,7 +236,7 @@ class Vote:
             agreeing = [torch.where(positive, part > 0, part < 0) for part in parts]
             total = functools.reduce(torch.add, [p.masked_fill(~a, 0.0) for p, a in zip(parts, agreeing, strict=True)])
             if self.normalize:
-                shares = [a * weight for a, weight in zip(agreeing, self.weights, strict=True)]
+                shares = [a.to(total.dtype) * weight for a, weight in zip(agreeing, self.weights, strict=True)]
                 mass = functools.reduce(torch.add, shares)
                 total = total / mass.masked_fill(mass == 0, 1.0)
         elif self.normalize:
@@ -269,7 +269,7 @@ class Selected:
         positive = functools.reduce(torch.add, deltas) >= 0
         total = mass = torch.zeros_like(base)
         for delta, weight in zip(deltas, self.weights, strict=True):
-            part = torch.where(positive, delta > 0, delta < 0) * weight
+            part = torch.where(positive, delta > 0, delta < 0).to(delta.dtype) * weight
             total = total + delta * part
             mass = mass + part
         return base + total / mass.masked_fill(mass == 0, 1.0) * self.scale
@@ -314,7 +314,7 @@ def by_rank(magnitudes: Tensor, density: float, epsilon: float) -> Tensor:
 
 def drops_by_rank(columns: int, density: float, epsilon: float) -> Tensor:
     """Return, for each rank within a row, the random number under which it is dropped; int64, shape (columns,)."""
-    rank = torch.arange(columns, dtype=torch.float64)
+    rank = torch.arange(columns, dtype=torch.float64, device="cpu")
     share = rank / (columns - 1) if columns > 1 else torch.full_like(rank, 0.5)
     stay = (density - epsilon) + share * (2 * epsilon)
     return ((1.0 - stay) * 2**32).round().long()

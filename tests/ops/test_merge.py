@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, WeightsError
 from sae_moo.ops import fused
 from sae_moo.ops.merge import METHODS
 from sae_moo.ops.operands import Operands, Place, Remembered
@@ -185,12 +185,76 @@ def test_compiled_plain_and_any_number_of_threads_give_the_same_bits(method, set
 def test_rows_of_any_length_and_densities_by_input_drop_the_same(method, size, monkeypatch):
     pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
     monkeypatch.setattr(fused, "GRAIN", 1 << 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     base, *xs = tensors(3, size)
     xs[0][..., ::2] = base[..., ::2]  # equal magnitudes: ranks go by position
     settings = {"density": (0.5, 1.0, 0.0), "epsilon": (0.2, 0.1, 0.1)}
     compiled = merge(method, xs, (0.5, 0.3, 0.9), base, **settings)
     monkeypatch.setattr(fused, "available", lambda: False)
     assert torch.equal(compiled, merge(method, xs, (0.5, 0.3, 0.9), base, **settings))
+
+
+@pytest.mark.usefixtures("path")
+def test_what_sce_remembers_is_of_its_inputs_and_its_share():
+    base, *xs = tensors(3, (20, 30))
+    memory = Remembered()
+
+    def merged(inputs, share, remembered):
+        row = METHODS["sce"]
+        keys = tuple(f"x{i}" for i in inputs)
+        operands = Operands(tuple(xs[i].flatten() for i in inputs), base.flatten(), (20, 30), keys, keys)
+        place = Place("w", True, {**row.defaults, "select_topk": share}, 0, 600, remembered)
+        out = torch.empty(600)
+        write(row.function(operands, [1.0] * len(inputs), place), operands, out)
+        return out
+
+    for inputs, share in [((0, 1), 0.5), ((0, 1), 0.2), ((1, 2), 0.5), ((0, 1, 2), 1.0), ((0, 1), 0.5)]:
+        assert torch.equal(merged(inputs, share, memory), merged(inputs, share, Remembered()))
+
+
+def test_ties_of_variances_go_by_position_wherever_they_stand(monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed: the plain path is the only one")
+    base = torch.zeros(3, 1000)
+    xs = [torch.ones(3, 1000), torch.full((3, 1000), 2.0)]
+    xs[1][0, :400] = 1.0  # no variance there
+    for share in (0.25, 0.6, 1.0):
+        compiled = merge("sce", xs, (1.0, 1.0), base, select_topk=share)
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "available", lambda: False)
+            assert torch.equal(compiled, merge("sce", xs, (1.0, 1.0), base, select_topk=share))
+        assert int((compiled != 0).sum()) == (int(2600 * share) if share < 1 else 3000)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("method", ["sce", "della", "ties"])
+def test_torchs_default_dtype_changes_nothing(method, default, monkeypatch):
+    base, *xs = tensors(3, (30, 30))
+    settings = {"select_topk": 0.5} if method == "sce" else {"density": 0.5}
+    usual = merge(method, xs, (0.5, 0.3, 0.9), base, **settings)
+    try:
+        torch.set_default_dtype(default)
+        assert torch.equal(usual, merge(method, xs, (0.5, 0.3, 0.9), base, **settings))
+        monkeypatch.setattr(fused, "available", lambda: False)
+        assert torch.equal(usual, merge(method, xs, (0.5, 0.3, 0.9), base, **settings))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("path")
+def test_an_overflow_among_the_inputs_is_named():
+    base, *xs = tensors(3, (10, 10))
+    xs[0][3], xs[1][3] = torch.inf, -torch.inf
+    with pytest.raises(WeightsError, match="NaN"):
+        merge("sce", xs, (1.0, 1.0, 1.0), base, select_topk=0.05)
+
+
+def test_random_numbers_go_on_beyond_four_billion_elements():
+    kernels = pytest.importorskip("sae_moo.ops.kernels", reason="numba is not installed")
+    stream = Stream((123, 456))
+    for begin in (2**32 - 700, 2**32 - 1, 2**32, 3 * 2**32 - 5):
+        words = np.empty(1000, np.uint32)
+        kernels._draw(words, begin, 1000, np.array([*stream.keys, 7]))
+        assert words.tolist() == stream.draw(begin, 1000).tolist()
 
 
 @pytest.mark.parametrize(("method", "settings"), CASES)
