@@ -20,6 +20,7 @@ from sae_moo.checker import check
 from sae_moo.config import Config, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.harness import HarnessTask, Settings
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.experts import ExpertPool
@@ -72,6 +73,10 @@ class Bench:
         """Return the live model in the configured dtype, on the device."""
         return self.pool.live_model(self.config.models.dtype, self.device)
 
+    def scorer(self) -> Scorer:
+        """Return a scorer of the tasks."""
+        return Scorer(self.tasks, self.device, self.pool.tokenizer())
+
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""
         cache = WeightCache(int(self.config.models.cache_gib * 2**30))
@@ -88,7 +93,7 @@ class Bench:
                 wanted,
                 self.model_bytes * wanted / 2**30,
             )
-        return Evaluator(self.pool, self.live_model(), Scorer(self.tasks, self.device), cache)
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache)
 
     @property
     def model_bytes(self) -> int:
@@ -181,7 +186,8 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
     faults = []
     for section in config.tasks:
         try:
-            tasks.append(_task(section, config.directory, tokenizer, longest if isinstance(longest, int) else None))
+            most = longest if isinstance(longest, int) else None
+            tasks.append(_task(section, config.directory, tokenizer, pool.checkpoints[BASE].folder, most))
         except InputError as error:
             faults.append(str(error))
     if faults:
@@ -189,7 +195,24 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
     return tuple(tasks)
 
 
-def _task(section: TaskSection, directory: Path, tokenizer: Any, longest: int | None) -> Task:
+def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, longest: int | None) -> Task:
+    if section.of_harness:
+        settings = Settings(
+            name=section.name,
+            task=section.task or section.name,
+            include=None if section.include is None else (directory / Path(section.include).expanduser()).resolve(),
+            fewshot=section.fewshot,
+            chat_template=section.chat_template,
+            system_prompt=section.system_prompt,
+            multiturn=section.multiturn,
+            metric=section.metric,
+            filter=section.filter,
+            generation=section.generation,
+            documents=section.documents,
+            search=section.search,
+            test=section.test,
+        )
+        return HarnessTask(settings, tokenizer, folder)
     if section.data is None:
         items, kind = zoo_items(section.name)
     else:

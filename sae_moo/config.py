@@ -58,13 +58,32 @@ class ModelsSection(_Section):
 
 
 class TaskSection(_Section):
-    """One entry of ``tasks``: a built-in task by name, or one's own items with ``data`` and ``kind``."""
+    """One entry of ``tasks``: built in, one's own items (``data``, ``kind``), or a task of the evaluation harness."""
 
     name: Annotated[str, Field(min_length=1)]
     data: Annotated[str, Field(min_length=1)] | None = None
     kind: Literal["multiple_choice", "exact_match", "likelihood"] | None = None
     search: Count = 200
     test: Annotated[int, Field(ge=0, le=10**9)] = 400
+    task: Annotated[str, Field(min_length=1)] | None = None
+    include: Annotated[str, Field(min_length=1)] | None = None
+    fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
+    chat_template: bool = False
+    system_prompt: str | None = None
+    multiturn: bool = False
+    metric: Annotated[str, Field(min_length=1)] | None = None
+    filter: Annotated[str, Field(min_length=1)] | None = None
+    generation: dict[str, Any] = {}
+    documents: Literal["train", "validation", "test"] | None = None
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether it is a task of the harness."""
+        return self.data is None and (self.task is not None or self.include is not None or self.name not in zoo.TASKS)
+
+
+HARNESS = tuple(TaskSection.model_fields)[list(TaskSection.model_fields).index("task") :]
+"""Settings that only a task of the harness has."""
 
 
 class MeanSection(_Section):
@@ -237,7 +256,13 @@ class Config(_Section):
         if self.pruning.calibrated is not None:
             document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
         tasks = document.pop("tasks")
-        document["tasks"] = {t["name"]: {key: t[key] for key in ("kind", "search", "test")} for t in tasks}
+        document["tasks"] = {  # prompts and items are bound by their contents
+            t["name"]: {
+                **{key: t[key] for key in ("kind", "search", "test")},
+                **{key: t[key] for key in HARNESS if key != "include" and t[key] not in (None, False, {})},
+            }
+            for t in tasks
+        }
         document["objectives"] = json.dumps(document["objectives"])
         return dict(_flat(document, ()))
 
@@ -288,13 +313,17 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             yield ("tasks", i, "name"), f"expected every task once, {task['name']!r} came before"
         if task["name"] == SPARSITY:
             yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
-        if task.get("data") is None and task["name"] not in zoo.TASKS:
+        of_harness = [key for key in HARNESS if task.get(key) not in (None, False, {})]
+        if task.get("data") is None and task["name"].startswith("zoo_") and task["name"] not in zoo.TASKS:
             known = ", ".join(zoo.TASKS)
             yield (
                 ("tasks", i, "name"),
-                f"no built-in task {task['name']!r}{nearest(task['name'], zoo.TASKS)}; there are "
-                + (f"{known}; your own items need data: FILE"),
+                f"no built-in task {task['name']!r}{nearest(task['name'], zoo.TASKS)}; there are {known}",
             )
+        if of_harness and task.get("data") is not None:
+            yield ("tasks", i, of_harness[0]), "is for tasks of the harness; own items (data) have no such setting"
+        if of_harness and task["name"] in zoo.TASKS and not {"task", "include"} & {*of_harness}:
+            yield ("tasks", i, of_harness[0]), f"is for tasks of the harness; {task['name']} is built in"
         if task.get("data") is not None and task.get("kind") is None:
             yield ("tasks", i), "expected kind: multiple_choice, exact_match or likelihood beside data"
         if task.get("data") is None and task.get("kind") is not None:

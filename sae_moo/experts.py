@@ -187,8 +187,8 @@ class ExpertPool:
         """Return one tensor of one expert on a device: do not write to it.
 
         On the CPU that is `load`. Elsewhere tensors stay, first come first kept, while they fit into `resident_bytes`:
-        then a candidate costs no transfer. The others are sent anew each time. On CUDA a tensor may still be on its way,
-        on the stream that was current when it was first asked for: `feed.Feed` waits for it.
+        then a candidate costs no transfer. The others are sent anew each time. On CUDA a tensor may still be on its
+        way, on the stream that was current when it was first asked for: `feed.Feed` waits for it.
         """
         device = torch.device(device)
         if device.type == "cpu":

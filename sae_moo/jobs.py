@@ -21,7 +21,7 @@ from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.task import Split
+from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
 from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
@@ -85,7 +85,8 @@ def search(
             study.set_user_attr("identity", bench.identity())
         else:
             _check_same(folder, stored, bench, place)
-        places = {"config": config.model_dump(mode="json"), "directory": str(config.directory)}
+        sources = {task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks}
+        places = {"config": config.model_dump(mode="json"), "directory": str(config.directory), "items": sources}
         for key, value in places.items():  # models may have moved since, their contents are checked
             if study.user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
@@ -133,7 +134,25 @@ def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench, place: st
         )
 
 
-def evaluate(target: str, config: Config, split: Split) -> tuple[dict[str, Score], float]:
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What `evaluate` found.
+
+    Args:
+        scores: task name -> score.
+        sparsity: the fraction of zeros over all prunable weights.
+        metrics: task name -> further numbers by name; empty for tasks that have none.
+        samples: one per instance, with ``name`` (the task's), ``instance`` (its number), ``score``, and what the task
+            tells of it.
+    """
+
+    scores: Mapping[str, Score]
+    sparsity: float
+    metrics: Mapping[str, Mapping[str, Metric]]
+    samples: tuple[Mapping[str, Any], ...]
+
+
+def evaluate(target: str, config: Config, split: Split) -> Evaluated:
     """Score a model folder, a hub id, ``zoo:NAME`` or a recipe with the configured tasks.
 
     Args:
@@ -141,11 +160,9 @@ def evaluate(target: str, config: Config, split: Split) -> tuple[dict[str, Score
         config: the configuration.
         split: which items to score on.
 
-    Returns:
-        Task name -> score, and the fraction of zeros over all prunable weights.
-
     Raises:
         InputError: if the target or the configuration cannot be used.
+        TaskError: if the model's answers are not finite.
     """
     empty = [section.name for section in config.tasks if split == "test" and not section.test]
     if empty:
@@ -160,7 +177,16 @@ def evaluate(target: str, config: Config, split: Split) -> tuple[dict[str, Score
         pool = ExpertPool({BASE: Checkpoint(target)})
         tasks = open_tasks(config, pool)
         model = pool.live_model(config.models.dtype, device)
-    return summary(Scorer(tasks, device).score(model, split)), measured_sparsity(pool, model)
+    scorer = Scorer(tasks, device, pool.tokenizer())
+    answers = scorer.answers(model, split)
+    scores = scorer.judge(split, answers)
+    metrics = {task.name: task.metrics(split, answers[task.name]) for task in tasks}
+    samples = tuple(
+        {"name": task.name, "instance": i, "score": float(scores[task.name][i]), **sample}
+        for task in tasks
+        for i, sample in enumerate(task.samples(split, answers[task.name]))
+    )
+    return Evaluated(summary(scores), measured_sparsity(pool, model), metrics, samples)
 
 
 def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: bool) -> dict[Split, dict[str, Score]]:
@@ -201,6 +227,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
         "dtype": run.config.models.dtype,
         "digest": f"`{record.digest}`",
         "made with": versions(),
+        **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
     }
     known = {
         task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
@@ -212,7 +239,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
         calibration.save_calibration(record.recipe, bench.pool, folder)
         if verify:
             dtype = getattr(torch, run.config.models.dtype)
-            scorer = Scorer(bench.tasks, bench.device)
+            scorer = bench.scorer()
             found.update(
                 verified(folder, scorer, lambda path: load_model(path, dtype, bench.device), record.evaluation.scores)  # type: ignore[union-attr]
             )

@@ -71,7 +71,7 @@ serch: 3
         "c.yaml:5: models.dtype: expected 'float32', 'bfloat16' or 'float16', got 'flot32' (did you mean 'float32'?)",
         "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
         "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
-        "zoo_lingua, zoo_logic; your own items need data: FILE",
+        "zoo_lingua, zoo_logic",
         "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match or likelihood beside data",
         "c.yaml:9: objectives[0].name: expected this key, it is missing",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",

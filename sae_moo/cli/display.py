@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_moo.config import Config
+from sae_moo.evaluate.task import Metric
 from sae_moo.export import Score
 from sae_moo.objectives import Objective
 from sae_moo.run import front_of
@@ -213,6 +214,14 @@ def trials_json(study: str, records: Sequence[TrialRecord], objectives: Sequence
 def scores_json(scores: Mapping[str, Score]) -> dict[str, Any]:
     """Return the JSON shape of scores by task."""
     return {t: {"score": s.score, "stderr": finite(s.stderr), "instances": s.instances} for t, s in scores.items()}
+
+
+def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Return the JSON shape of a task's further numbers."""
+    return {
+        name: {"value": finite(each.value), "stderr": None if each.stderr is None else finite(each.stderr)}
+        for name, each in metrics.items()
+    }
 
 
 def finite(number: float) -> float | None:

@@ -272,6 +272,9 @@ def evaluate(
     ],
     config: Annotated[Path, typer.Option("--config", help="Configuration with the tasks (and experts, for a recipe).")],
     split: Annotated[SplitName, typer.Option(help="Which items to score on.")] = SplitName.test,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Also write what happened in every instance, a line each.")
+    ] = None,
     set_: Settings = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
@@ -280,19 +283,33 @@ def evaluate(
     Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
     """
     _quiet()
+    if samples is not None and not samples.parent.is_dir():
+        from sae_moo.errors import InputError
+
+        raise InputError(f"--samples {samples}: there is no folder {samples.parent}")
     from sae_moo.config import Config
 
     parsed = Config.load(config, set_)
     from sae_moo import jobs
-    from sae_moo.cli.display import score_table, scores_json
+    from sae_moo.cli.display import metrics_json, score_table, scores_json
 
-    scores, sparsity = jobs.evaluate(model, parsed, split.value)
+    found = jobs.evaluate(model, parsed, split.value)
+    if samples is not None:
+        samples.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found.samples), "utf-8")
     if as_json:
-        _print_json({"split": split.value, "tasks": scores_json(scores), "sparsity": sparsity})
+        tasks = scores_json(found.scores)
+        for name, metrics in found.metrics.items():
+            if metrics:
+                tasks[name] = {**tasks[name], "metrics": metrics_json(metrics)}
+        _print_json({"split": split.value, "tasks": tasks, "sparsity": found.sparsity})
         return
     console = _console()
-    console.print(score_table(scores, f"{model} on the {split.value} split (mean ± standard error)"))
-    console.print(f"sparsity {sparsity:.4f}", highlight=False)
+    console.print(score_table(found.scores, f"{model} on the {split.value} split (mean ± standard error)"))
+    for name, metrics in found.metrics.items():
+        for key, each in metrics.items():
+            error = "" if each.stderr is None else f" ± {each.stderr:.4f}"
+            console.print(f"{name}: {key} {each.value:.4f}{error}", highlight=False)
+    console.print(f"sparsity {found.sparsity:.4f}", highlight=False)
 
 
 @app.command()
@@ -375,6 +392,7 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
         "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
         "calibration": bench.calibration,
         "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
+        "sources": {task.name: {s: task.source(s) for s in ("search", "test")} for task in bench.tasks},
     }
     if as_json:
         _print_json(facts)
@@ -387,6 +405,9 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
         print(f"  norms       {bench.calibration}")
     for name, counts in facts["tasks"].items():
         print(f"  task        {name}: {counts['search']} search and {counts['test']} test instances")
+        sources = facts["sources"][name]
+        if sources["search"] != sources["test"]:
+            print(f"              searched on {sources['search']}, tested on {sources['test']}")
 
 
 @app.command()

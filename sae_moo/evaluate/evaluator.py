@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
+from sae_moo.evaluate.generation import Generations
 from sae_moo.evaluate.scorer import Batches
-from sae_moo.evaluate.task import Split, Task
+from sae_moo.evaluate.task import Answered, Generation, Request, Split, Task
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize
 from sae_moo.objectives import SCORE_DIGITS, Evaluation
@@ -26,12 +28,14 @@ class Scorer:
     Args:
         tasks: the tasks, in the order of the results.
         device: where the models live.
+        tokenizer: what the tasks' requests were made with; needed by tasks that let models write.
     """
 
-    def __init__(self, tasks: Sequence[Task], device: torch.device | str = "cpu") -> None:
+    def __init__(self, tasks: Sequence[Task], device: torch.device | str = "cpu", tokenizer: Any = None) -> None:
         self.tasks = tuple(tasks)
         self._device = device
-        self._batches: dict[Split, Batches] = {}
+        self._tokenizer = tokenizer
+        self._laid_out: dict[Split, tuple[Batches, Generations]] = {}
 
     def score(self, model: Any, split: Split) -> dict[str, NDArray[np.float64]]:
         """Return task name -> score per instance, float64 in [0, 1], shape (instances,), rounded once.
@@ -39,19 +43,37 @@ class Scorer:
         Raises:
             TaskError: if the model's answers are not finite.
         """
-        if split not in self._batches:  # all tasks together: fewer and fuller batches
-            requests = [request for task in self.tasks for request in task.requests(split)]
-            self._batches[split] = Batches(requests, self._device)
-        answers = self._batches[split].score(model)
+        return self.judge(split, self.answers(model, split))
+
+    def answers(self, model: Any, split: Split) -> dict[str, list[Answered]]:
+        """Return task name -> what a model answers to its requests, in their order.
+
+        Raises:
+            TaskError: if they are not finite.
+        """
+        asked = [request for task in self.tasks for request in task.requests(split)]
+        if split not in self._laid_out:  # all tasks together: fewer and fuller batches
+            likelihoods = [request for request in asked if isinstance(request, Request)]
+            prompts = [request for request in asked if isinstance(request, Generation)]
+            writer = Generations(prompts, self._tokenizer, self._device)
+            self._laid_out[split] = Batches(likelihoods, self._device), writer
+        batches, writer = self._laid_out[split]
+        scored, written = iter(batches.score(model)), iter(writer.write(model))
+        found = iter([next(scored) if isinstance(request, Request) else next(written) for request in asked])
+        return {task.name: list(islice(found, len(task.requests(split)))) for task in self.tasks}
+
+    def judge(self, split: Split, answers: Mapping[str, Sequence[Answered]]) -> dict[str, NDArray[np.float64]]:
+        """Return task name -> score per instance for given answers, as `score`.
+
+        Raises:
+            TaskError: naming the task that raised.
+        """
         scores = {}
-        start = 0
         for task in self.tasks:
-            count = len(task.requests(split))
             try:
-                scores[task.name] = np.round(task.score(split, answers[start : start + count]), SCORE_DIGITS)
+                scores[task.name] = np.round(task.score(split, answers[task.name]), SCORE_DIGITS)
             except Exception as error:  # a task may be anybody's code; its fault ends one evaluation, not the search
                 raise TaskError(f"task {task.name} raised {type(error).__name__}: {error}") from error
-            start += count
         return scores
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = ("search", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number about a model on a split.
+
+    Args:
+        value: the number.
+        stderr: its standard error; None where none is known.
+    """
+
+    value: float
+    stderr: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +43,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """One prompt to a model, to be continued greedily.
+
+    Args:
+        context: token ids, at least one.
+        tokens: most tokens to write, at least one.
+        stops: texts of which the first to be written ends the answer, and is not part of it; none empty.
+    """
+
+    context: tuple[int, ...]
+    tokens: int
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A model's answer to a request.
 
@@ -44,6 +72,12 @@ class Answer:
     logprob: float
     tokens: int
     greedy: bool
+
+
+Asked = Request | Generation
+"""What a task may ask of a model."""
+Answered = Answer | str
+"""What comes back: an `Answer` for a `Request`, the text written for a `Generation`."""
 
 
 class Task(Protocol):
@@ -64,8 +98,17 @@ class Task(Protocol):
     def instances(self, split: Split) -> int:
         """Return the number of scored items in a split."""
 
-    def requests(self, split: Split) -> Sequence[Request]:
+    def source(self, split: Split) -> str:
+        """Return in a few words where the items of a split come from."""
+
+    def requests(self, split: Split) -> Sequence[Asked]:
         """Return all requests of a split, in a fixed order."""
 
-    def score(self, split: Split, answers: Sequence[Answer]) -> NDArray[np.float64]:
+    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
         """Return one score in [0, 1] per instance, given the answers in the order of `requests`."""
+
+    def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:
+        """Return further numbers about a split by name, for people to read; the search never sees them."""
+
+    def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
+        """Yield what happened in each instance, as JSON can hold it, in the order of `score`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sae_moo import zoo
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.task import SPLITS, Answer, Request, Split
+from sae_moo.evaluate.splits import deal
+from sae_moo.evaluate.task import SPLITS, Answer, Answered, Metric, Request, Split
 
 Kind = Literal["multiple_choice", "exact_match", "likelihood"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -83,17 +84,34 @@ class ItemTask:
         """Return the number of items in a split."""
         return len(self.items[split])
 
+    def source(self, split: Split) -> str:  # noqa: ARG002
+        """Return that both splits are dealt from the same items."""
+        return "items of its own"
+
     def requests(self, split: Split) -> Sequence[Request]:
         """Return one request per item and choice, item by item."""
         return self._requests[split]
 
-    def score(self, split: Split, answers: Sequence[Answer]) -> NDArray[np.float64]:
-        """Return one score in [0, 1] per item."""
-        scores = np.empty(len(self.items[split]))
+    def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:  # noqa: ARG002
+        """Return nothing: the score says it all."""
+        return {}
+
+    def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
+        """Yield prompt, choices, label and the answers of each item."""
+        for item, own in self._by_item(split, answers):
+            yield {**asdict(item), "answers": [asdict(answer) for answer in own]}
+
+    def _by_item(self, split: Split, answers: Sequence[Answered]) -> Iterator[tuple[Item, list[Answer]]]:
         start = 0
-        for i, item in enumerate(self.items[split]):
+        for item in self.items[split]:
             own = answers[start : start + len(item.choices)]
             start += len(item.choices)
+            yield item, [answer for answer in own if isinstance(answer, Answer)]
+
+    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
+        """Return one score in [0, 1] per item."""
+        scores = np.empty(len(self.items[split]))
+        for i, (item, own) in enumerate(self._by_item(split, answers)):
             match self.kind:
                 case "multiple_choice":
                     scores[i] = float(np.argmax([answer.logprob for answer in own]) == item.label)
@@ -146,24 +164,13 @@ def encode(tokenizer: Any, prompt: str, answer: str, ends: tuple[int, ...] = ())
 def split_items(name: str, items: Sequence[Item], search: int, test: int) -> dict[Split, tuple[Item, ...]]:
     """Deal items into disjoint splits.
 
-    Items whose prompts differ only in case and white space are one item (the first stays). The rest are ordered by a
-    hash of their text, which no seed changes: the search split is taken from the front, the test split from the back,
-    so that an item once searched on does not become a test item when the counts change.
+    Items whose prompts differ only in case and white space are one item (the first stays); see `splits.deal`.
 
     Raises:
         InputError: if there are fewer different items than asked for.
     """
-    different: dict[str, Item] = {}
-    for item in items:
-        different.setdefault(" ".join(item.prompt.casefold().split()), item)
-    if search + test > len(different):
-        raise InputError(
-            f"task {name}: asked for {search} search and {test} test instances, {search + test} in all; it has "
-            f"{len(different)} different items"
-        )
-    ordered = sorted(different, key=lambda text: hashlib.sha256(text.encode()).digest())
-    chosen = [different[text] for text in ordered]
-    return {"search": tuple(chosen[:search]), "test": tuple(chosen[len(chosen) - test :])}
+    dealt = deal(name, [" ".join(item.prompt.casefold().split()) for item in items], None, search, test)
+    return {split: tuple(items[i] for i in dealt[split]) for split in SPLITS}
 
 
 def zoo_items(task: str) -> tuple[list[Item], Kind]:

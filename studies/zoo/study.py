@@ -62,7 +62,7 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
         run = sm.search(config, root=root, searcher=lambda bench: changed_searcher(bench, change))
         records, front = run.trials(), run.front()
     bench = sm.Bench.open(config)
-    model, scorer = bench.live_model(), Scorer(bench.tasks, bench.device)
+    model, scorer = bench.live_model(), bench.scorer()
     fresh = Scorer(fresh_tasks(bench), bench.device)
 
     def test(recipe: sm.Recipe) -> tuple[list[list[float]], float]:
@@ -126,7 +126,7 @@ def references() -> dict:
 
     torch.set_num_threads(1)
     bench = sm.Bench.open(sm.Config.load(CONFIG))
-    model, scorer, ground = bench.live_model(), Scorer(bench.tasks, bench.device), bench.ground()
+    model, scorer, ground = bench.live_model(), bench.scorer(), bench.ground()
 
     fresh = Scorer(fresh_tasks(bench), bench.device)
 

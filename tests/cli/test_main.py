@@ -344,7 +344,10 @@ def bad_inputs(folders, tmp_path: Path) -> dict[str, tuple[dict, str]]:
         "truncated": (models(math=spoilt("t", lambda f: f.write_bytes(f.read_bytes()[:-9]))), "truncated"),
         "another architecture": (models(math="zoo:math"), "the experts do not fit the base"),
         "no experts": (models(), "models.experts: expected at least one expert, got none"),
-        "no such task": (tasks({"name": "gsm9k"}), "tasks[0].name: no built-in task 'gsm9k'"),
+        "no such task": (
+            tasks({"name": "gsm9k"}),
+            "neither built in nor a task or group of the harness: 'gsm9k' (did you mean",
+        ),
         "no such items": (tasks({"name": "x", "data": "gone.jsonl", "kind": "likelihood"}), "cannot read items"),
         "too many instances": (tasks({"name": "zoo_math", "search": 600, "test": 600}), "it has 1000 different items"),
         "a limit of 1.5": ({"constraints": {"sparsity": {"max": 1.5}}}, "constraints.sparsity.max: expected less than"),

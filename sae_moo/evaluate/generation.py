@@ -1,0 +1,201 @@
+"""Greedy continuations of many prompts under one live model, in batches that shrink as answers end."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_moo.errors import TaskError, out_of_memory
+from sae_moo.evaluate.task import Generation
+
+log = logging.getLogger(__name__)
+
+# Tokens of prompts and answers together in a batch, by kind of device: a step costs one pass through all weights
+# however many rows it serves, until their keys and values fill memory.
+BATCH_TOKENS = {"cpu": 16_384}
+BATCH_TOKENS_ELSEWHERE = 131_072
+LOOK_BACK = 2
+"""Tokens to look at beside those of a stop text, since it may be written in other tokens than its own."""
+# Settings of a model's generation_config that change greedy decoding, and their values that do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "num_beams": (None, 1),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "sequence_bias": (None,),
+    "guidance_scale": (None, 1.0),
+    "penalty_alpha": (None, 0.0),
+}
+
+
+class Generations:
+    """Prompts laid out for greedy decoding, once; any number of candidates then continue them.
+
+    Prompts are sorted by length and padded on the left. Decoding ends with the model's own end tokens, with a stop
+    text, or with the most tokens asked for; rows that have ended leave the batch, and the batch ends with its last row.
+    Models whose ``generation_config`` changes greedy decoding (a repetition penalty, say) are decoded by transformers'
+    own ``generate``, as the EleutherAI harness decodes every model.
+
+    Args:
+        requests: the prompts; texts come in this order.
+        tokenizer: the transformers tokenizer that made them.
+        device: the model's device.
+        batch_tokens: most tokens of a batch, answers included; None takes what suits the device. A batch that finds no
+            memory is repeated with half of it, and so are all that follow.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Generation],
+        tokenizer: Any,
+        device: torch.device | str = "cpu",
+        batch_tokens: int | None = None,
+    ) -> None:
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS_ELSEWHERE)
+        self.batch_tokens = batch_tokens
+        self.requests = tuple(requests)
+        self._tokenizer = tokenizer
+        self._device = device
+        self._look_back = {
+            stop: len(tokenizer.encode(stop, add_special_tokens=False)) + LOOK_BACK
+            for request in self.requests
+            for stop in request.stops
+        }
+
+    @torch.inference_mode()
+    def write(self, model: Any) -> list[str]:
+        """Return the text that a model writes after each prompt, special tokens left out, cut before its first stop.
+
+        Args:
+            model: a transformers causal LM on the device given at construction.
+
+        Raises:
+            TaskError: if logits are not finite.
+        """
+        found: list[str | None] = [None] * len(self.requests)
+        while None in found:
+            chosen = self._next(found)
+            try:
+                written = self._decoded(model, [self.requests[i] for i in chosen])
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(chosen) == 1:
+                    raise
+                self.batch_tokens = sum(self._room(i) for i in chosen) // 2
+                log.warning("out of memory: at most %d tokens are decoded together from now on", self.batch_tokens)
+                continue
+            for i, tokens in zip(chosen, written, strict=True):
+                found[i] = self._text(tokens, self.requests[i].stops)
+        return [text for text in found if text is not None]
+
+    def _room(self, index: int) -> int:
+        request = self.requests[index]
+        return len(request.context) + request.tokens
+
+    def _next(self, found: Sequence[str | None]) -> list[int]:
+        """Return the prompts of the next batch: the longest that are left and end alike."""
+        left = [i for i, text in enumerate(found) if text is None]
+        first = self.requests[left[0]]
+        alike = [i for i in left if (self.requests[i].tokens, self.requests[i].stops) == (first.tokens, first.stops)]
+        alike.sort(key=lambda i: (-len(self.requests[i].context), self.requests[i].context, i))
+        return alike[: max(1, self.batch_tokens // self._room(alike[0]))]
+
+    def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        ends = [place for place in (text.find(stop) for stop in stops) if place >= 0]
+        return text[: min(ends, default=len(text))]
+
+    def _decoded(self, model: Any, requests: Sequence[Generation]) -> list[list[int]]:
+        length = max(len(request.context) for request in requests)
+        tokens = np.zeros((len(requests), length), dtype=np.int64)  # any valid token does as padding
+        mask = np.zeros_like(tokens)
+        for i, request in enumerate(requests):
+            tokens[i, length - len(request.context) :] = request.context
+            mask[i, length - len(request.context) :] = 1
+        inputs, attention = (torch.from_numpy(each).to(self._device) for each in (tokens, mask))
+        if _as_usual(model):
+            return self._stepwise(model, requests, inputs, attention)
+        return self._by_transformers(model, requests, inputs, attention)
+
+    def _stepwise(self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor) -> list[list[int]]:
+        from transformers import DynamicCache
+
+        ends = torch.tensor(_end_tokens(model), device=self._device)
+        accepted = inspect.signature(model.forward).parameters
+        cache = DynamicCache(config=model.config)
+        how: dict[str, Any] = {"use_cache": True, "cache" if "cache" in accepted else "past_key_values": cache}
+        if "logits_to_keep" in accepted:
+            how["logits_to_keep"] = 1
+        written: list[list[int]] = [[] for _ in requests]
+        rows = list(range(len(requests)))
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        while True:
+            if "position_ids" in accepted:
+                how["position_ids"] = positions
+            logits = model(input_ids=inputs, attention_mask=mask, **how).logits[:, -1].float()
+            if not bool(torch.isfinite(logits).all()):
+                raise TaskError("logits are not finite while an answer is written")
+            chosen = logits.argmax(dim=-1)
+            ended = torch.isin(chosen, ends).tolist()
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                written[row].append(token)
+            going = [
+                i
+                for i, row in enumerate(rows)
+                if not ended[i]
+                and len(written[row]) < requests[row].tokens
+                and not self._stopped(written[row], requests[row].stops)
+            ]
+            if not going:
+                return written
+            inputs, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            if len(going) < len(rows):  # what has ended costs nothing more
+                kept = torch.tensor(going, device=self._device)
+                cache.batch_select_indices(kept)
+                inputs, positions, mask = inputs[kept], positions[kept], mask[kept]
+                rows = [rows[i] for i in going]
+
+    def _stopped(self, written: Sequence[int], stops: Sequence[str]) -> bool:
+        return any(stop in self._tokenizer.decode(written[-self._look_back[stop] :]) for stop in stops)
+
+    def _by_transformers(
+        self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor
+    ) -> list[list[int]]:
+        ends, padding, stops = _end_tokens(model), self._tokenizer.pad_token_id, list(requests[0].stops)
+        whole = model.generate(
+            input_ids=inputs,
+            attention_mask=mask,
+            max_new_tokens=requests[0].tokens,
+            do_sample=False,
+            pad_token_id=padding if padding is not None else next(iter(ends), 0),
+            **({"stop_strings": stops, "tokenizer": self._tokenizer} if stops else {}),
+        )
+        written: list[list[int]] = whole[:, inputs.shape[1] :].tolist()
+        return written
+
+
+def _as_usual(model: Any) -> bool:
+    """Say whether greedy decoding takes the most likely token and nothing else."""
+    settings = model.generation_config
+    return all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
+
+
+def _end_tokens(model: Any) -> tuple[int, ...]:
+    """Return the token ids that end an answer by the model's own settings."""
+    ends = model.generation_config.eos_token_id
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

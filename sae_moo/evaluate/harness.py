@@ -1,0 +1,401 @@
+"""A task, or a group of tasks, of the EleutherAI harness as a task of a search: its prompts, metrics and filters.
+
+The harness builds prompts and judges answers; what lies between is ours. All is built once for each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate import lm_eval
+from sae_moo.evaluate.lm_eval import Documents
+from sae_moo.evaluate.splits import deal
+from sae_moo.evaluate.task import SPLITS, Answer, Answered, Asked, Metric, Request, Split
+
+log = logging.getLogger(__name__)
+
+PER_WORD = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a task of the harness is asked.
+
+    Args:
+        name: what configuration and tables call it.
+        task: the harness's name for it, or for a group of tasks.
+        include: a folder with further task YAMLs, or one such file; its tasks go before those of the same name.
+        fewshot: number of examples; None: the task's own. As in the harness, a task whose YAML says 0 keeps 0.
+        chat_template: whether prompts go through the tokenizer's chat template.
+        system_prompt: put first, or None.
+        multiturn: whether examples are turns of the chat instead of one message.
+        metric: the metric that is the score of an instance; None: the task's first.
+        filter: the filter whose outcome is judged; None: the task's first.
+        generation: changes to the task's settings of generation, e.g. ``max_gen_toks``.
+        documents: which documents the search is asked; None: validation or else training documents if there are any
+            beside those that the harness evaluates on, else a part of the same.
+        search, test: instances per split.
+    """
+
+    name: str
+    task: str
+    include: Path | None
+    fewshot: int | None
+    chat_template: bool
+    system_prompt: str | None
+    multiturn: bool
+    metric: str | None
+    filter: str | None
+    generation: Mapping[str, Any]
+    documents: Documents | None
+    search: int
+    test: int
+
+
+@dataclass(slots=True)
+class _Instance:
+    """One document's requests in the harness's terms, and where ours for them are.
+
+    Args:
+        leaf: index of the harness task.
+        doc: the document.
+        doc_id: its number among the documents it comes from.
+        requests: the harness's.
+        parts: per harness request, where its part of our requests begins and ends.
+    """
+
+    leaf: int
+    doc: Any
+    doc_id: int
+    requests: list[Any]
+    parts: list[tuple[int, int]]
+
+
+class HarnessTask:
+    """A task, or a group of tasks, of the harness as a task of a search.
+
+    An instance is a document. Its score is the chosen metric where that is a number in [0, 1]; perplexities, which are
+    no score of an item, count as the geometric mean probability per word or byte (per target for ``perplexity``), and
+    so larger is better. A group's score is the mean over the instances of all its tasks.
+
+    Args:
+        settings: how it is asked.
+        tokenizer: of the models.
+        folder: the base model's; its configuration says how much it reads at once.
+
+    Attributes:
+        name: see `Settings`.
+        fingerprint: of prompts, documents and rules of scoring.
+
+    Raises:
+        InputError: if there is no such task, its documents cannot be had, or it cannot be scored item by item.
+    """
+
+    def __init__(self, settings: Settings, tokenizer: Any, folder: Path) -> None:
+        self.name = settings.name
+        self._settings = settings
+        with lm_eval.quiet():
+            self._leaves = lm_eval.loaded(
+                settings.name, settings.task, settings.include, settings.fewshot, settings.generation
+            )
+            reader = lm_eval.reader(tokenizer, folder)
+            self._metric, self._filter = zip(*[self._chosen(leaf) for leaf in self._leaves], strict=True)
+            self._sources, chosen = self._dealt()
+            self._asked: dict[Split, list[Asked]] = {split: [] for split in SPLITS}
+            self._instances: dict[Split, list[_Instance]] = {split: [] for split in SPLITS}
+            for split in SPLITS:
+                for index, leaf in enumerate(self._leaves):
+                    self._built(split, index, leaf, reader, chosen)
+            self._try_out()
+        self.fingerprint = self._identity()
+        cut = reader.cut.total()
+        if cut:
+            log.warning(
+                "%s: %d prompts are longer than the %d tokens that the model reads and lose their beginning, as in the "
+                "harness",
+                self.name,
+                cut,
+                reader.max_length,
+            )
+        if self._sources["search"].startswith("test "):
+            log.warning(
+                "%s: the search optimizes on documents of the benchmark's test split; report no score on the whole "
+                "benchmark for what it finds (the test split of this study shares no document with the search)",
+                self.name,
+            )
+
+    def instances(self, split: Split) -> int:
+        """Return the number of documents in a split."""
+        return len(self._instances[split])
+
+    def source(self, split: Split) -> str:
+        """Return which of the harness's documents a split was dealt from."""
+        return self._sources[split]
+
+    def requests(self, split: Split) -> Sequence[Asked]:
+        """Return all requests, document by document."""
+        return self._asked[split]
+
+    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
+        """Return the chosen metric of every document."""
+        judged = self._judged(split, answers)
+        return np.array(
+            [
+                self._score(instance.leaf, metrics[self._filter[instance.leaf]])
+                for instance, metrics in zip(self._instances[split], judged, strict=True)
+            ]
+        )
+
+    def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:
+        """Return every metric under every filter as the harness aggregates it, named ``metric,filter``.
+
+        In a group, names begin with the task's: ``task/metric,filter``.
+        """
+        collected: dict[tuple[int, str, str], list[Any]] = defaultdict(list)
+        for instance, metrics in zip(self._instances[split], self._judged(split, answers), strict=True):
+            for chosen, found_here in metrics.items():
+                for metric, value in found_here.items():
+                    collected[instance.leaf, metric, chosen].append(value)
+        found = {}
+        for (index, metric, chosen), values in collected.items():
+            leaf = self._leaves[index]
+            prefix = f"{leaf.task_name}/" if len(self._leaves) > 1 else ""
+            found[f"{prefix}{metric},{chosen}"] = lm_eval.aggregated(leaf, metric, values)
+        return found
+
+    def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
+        """Yield document, prompts, responses and metrics of every instance."""
+        judged = self._judged(split, answers)
+        for instance, metrics in zip(self._instances[split], judged, strict=True):
+            leaf = self._leaves[instance.leaf]
+            responses = [self._response(request, answers, part) for request, part in _pairs(instance)]
+            document = {
+                "task": leaf.task_name,
+                "doc_id": instance.doc_id,
+                "doc": instance.doc,
+                "target": leaf.doc_to_target(instance.doc),
+                "arguments": [list(request.args) for request in instance.requests],
+                "resps": responses,
+                "metrics": metrics,
+            }
+            yield json.loads(json.dumps(document, default=str))
+
+    def _chosen(self, leaf: Any) -> tuple[str, str]:
+        """Return the metric and the filter that make a task's score."""
+        metrics, filters = list(leaf.aggregation()), lm_eval.filters(leaf)
+        found = []
+        for what, wanted, known in (
+            ("metric", self._settings.metric, metrics),
+            ("filter", self._settings.filter, filters),
+        ):
+            if wanted is not None and wanted not in known:
+                there = ", ".join(known) or "none"
+                raise InputError(
+                    f"task {self.name}: {leaf.task_name} has no {what} {wanted!r}{nearest(wanted, known)}; "
+                    f"it has {there}"
+                )
+            if not known:
+                raise InputError(f"task {self.name}: {leaf.task_name} has no {what}: there is nothing to score by")
+            found.append(wanted if wanted is not None else known[0])
+        metric, chosen = found
+        if metric not in (*PER_WORD, "perplexity") and not leaf.higher_is_better().get(metric, True):
+            raise InputError(
+                f"task {self.name}: of {metric} less is better; a score is to be maximized. {leaf.task_name} has "
+                f"{', '.join(metrics)}"
+            )
+        return metric, chosen
+
+    def _score(self, index: int, values: Mapping[str, Any]) -> float:
+        metric = self._metric[index]
+        if metric not in values:
+            raise InputError(f"task {self.name}: no {metric} for an item; it has {', '.join(values)}: set metric")
+        value = values[metric]
+        if metric in PER_WORD:
+            logprob, weight = value
+            return float(np.exp(logprob / max(weight, 1)))
+        if metric == "perplexity":
+            return float(np.exp(value))
+        if isinstance(value, (bool, int, float, np.integer, np.floating)) and 0 <= float(value) <= 1:
+            return float(value)
+        raise InputError(
+            f"task {self.name}: {metric} of an item is {value!r}, expected a number from 0 to 1; other metrics: "
+            f"{', '.join(each for each in values if each != metric) or 'none'}"
+        )
+
+    def _dealt(self) -> tuple[dict[Split, str], list[dict[Split, tuple[Documents, list[int]]]]]:
+        """Choose the documents of both splits; return where they come from in words, and their numbers per task."""
+        pools: dict[Split, list[tuple[int, int, str]]] = {split: [] for split in SPLITS}
+        where: list[dict[Split, Documents]] = []
+        for index, leaf in enumerate(self._leaves):
+            own: dict[Split, Documents] = {"test": "test" if leaf.has_test_docs() else "validation"}
+            own["search"] = self._searched(leaf, own["test"])
+            where.append(own)
+            for split in SPLITS:
+                pools[split] += [
+                    (index, number, _content(leaf, doc))
+                    for number, doc in enumerate(lm_eval.documents(leaf, own[split]))
+                ]
+        same = all(own["search"] == own["test"] for own in where)
+        keys = {split: [key for *_, key in pools[split]] for split in SPLITS}
+        dealt = deal(
+            self.name, keys["search"], None if same else keys["test"], self._settings.search, self._settings.test
+        )
+        chosen: list[dict[Split, tuple[Documents, list[int]]]] = [
+            {split: (own[split], []) for split in SPLITS} for own in where
+        ]
+        for split in SPLITS:
+            for place in dealt[split]:
+                index, number, _ = pools[split][place]
+                chosen[index][split][1].append(number)
+        for own_chosen in chosen:
+            for _, numbers in own_chosen.values():
+                numbers.sort()
+        called = ", ".join(leaf.task_name for leaf in self._leaves[:3]) + (", ..." if len(self._leaves) > 3 else "")
+        words: dict[Split, str] = {}
+        for split in SPLITS:
+            kinds = " and ".join(dict.fromkeys(own[split] for own in where))
+            words[split] = f"{kinds} documents of {called} ({len(dealt[split])} of {len(pools[split])})"
+        return words, chosen
+
+    def _searched(self, leaf: Any, tested: Documents) -> Documents:
+        having = lm_eval.kinds(leaf)
+        wanted = self._settings.documents
+        if wanted is not None:
+            if not having[wanted]:
+                there = ", ".join(kind for kind, has in having.items() if has)
+                raise InputError(f"task {self.name}: {leaf.task_name} has no {wanted} documents; it has {there}")
+            return wanted
+        own: Sequence[Documents] = ("validation", "train")
+        return next((kind for kind in own if having[kind] and kind != tested), tested)
+
+    def _built(
+        self,
+        split: Split,
+        index: int,
+        leaf: Any,
+        reader: Any,
+        chosen: Sequence[Mapping[Split, tuple[Documents, list[int]]]],
+    ) -> None:
+        """Build the requests of one task and split."""
+        kind, numbers = chosen[index][split]
+        if not numbers:
+            return
+        settings, documents = self._settings, lm_eval.documents(leaf, kind)
+        shots = int(leaf.config.num_fewshot or 0)
+        allowed = None
+        tested, held = chosen[index]["test"]
+        if split == "search":
+            # the harness keeps only a test document out of its own examples: here neither the search's own documents
+            # nor those it will be judged by may stand in its prompts
+            seen = {_content(leaf, documents[number]) for number in numbers}
+            seen |= {_content(leaf, lm_eval.documents(leaf, tested)[number]) for number in held}
+
+            def allowed(doc: Any) -> bool:
+                return _content(leaf, doc) not in seen
+
+        error = (
+            f"task {self.name}: {shots} few-shot examples, but only {{}} documents are left for them beside the "
+            f"{len(numbers)} of the search and the {len(held)} of the test split"
+        )
+        template = reader.apply_chat_template if settings.chat_template else None
+        with lm_eval.examples(leaf, allowed, error):
+            for number in numbers:
+                doc = documents[number]
+                context = leaf.fewshot_context(
+                    doc,
+                    num_fewshot=shots,
+                    system_instruction=settings.system_prompt,
+                    apply_chat_template=settings.chat_template,
+                    fewshot_as_multiturn=settings.multiturn,
+                    chat_template=template,
+                    gen_prefix=leaf.doc_to_prefix(doc),
+                )
+                made = leaf.construct_requests(
+                    doc=doc,
+                    ctx=context,
+                    metadata=(leaf.task_name, number, leaf.config.repeats),
+                    apply_chat_template=settings.chat_template,
+                    chat_template=template,
+                )
+                requests = made if isinstance(made, list) else [made]
+                instance = _Instance(index, doc, number, requests, [])
+                for request in requests:
+                    ours = reader.read(self.name, request)
+                    instance.parts.append((len(self._asked[split]), len(self._asked[split]) + len(ours)))
+                    self._asked[split] += ours
+                self._instances[split].append(instance)
+
+    def _try_out(self) -> None:
+        """Judge made-up answers to one document of each task: what cannot be scored is to be found before a search."""
+        for split in SPLITS:
+            made_up = [Answer(-1.0, 1, False) if isinstance(each, Request) else "" for each in self._asked[split]]
+            first = {instance.leaf: instance for instance in reversed(self._instances[split])}
+            for index, metrics in zip(first, self._judge(list(first.values()), made_up), strict=True):
+                self._score(index, metrics[self._filter[index]])
+
+    def _judged(self, split: Split, answers: Sequence[Answered]) -> list[dict[str, dict[str, Any]]]:
+        """Return per document: filter -> metric -> value."""
+        return self._judge(self._instances[split], answers)
+
+    def _judge(self, instances: Sequence[_Instance], answers: Sequence[Answered]) -> list[dict[str, dict[str, Any]]]:
+        by_leaf: dict[int, list[Any]] = defaultdict(list)
+        for instance in instances:
+            for request, part in _pairs(instance):
+                request.resps = [self._response(request, answers, part)] * request.repeats
+                request.filtered_resps = {}
+                by_leaf[instance.leaf].append(request)
+        for index, requests in by_leaf.items():
+            lm_eval.filter_(self._leaves[index], requests)
+        found = []
+        for instance in instances:
+            leaf, requests = self._leaves[instance.leaf], sorted(instance.requests, key=lambda request: request.idx)
+            found.append(
+                {
+                    chosen: dict(leaf.process_results(instance.doc, [each.filtered_resps[chosen] for each in requests]))
+                    for chosen in requests[0].filtered_resps
+                }
+            )
+        return found
+
+    def _response(self, request: Any, answers: Sequence[Answered], part: tuple[int, int]) -> Any:
+        """Return the answers to one request in the harness's form."""
+        own = answers[slice(*part)]
+        if request.request_type == "generate_until":
+            return own[0]
+        scored = [answer for answer in own if isinstance(answer, Answer)]
+        total = sum(answer.logprob for answer in scored)
+        return total if request.request_type == "loglikelihood_rolling" else (total, scored[0].greedy)
+
+    def _identity(self) -> str:
+        rules = [
+            [leaf.task_name, str(leaf.VERSION), metric, chosen, lm_eval.filters(leaf)]
+            for leaf, metric, chosen in zip(self._leaves, self._metric, self._filter, strict=True)
+        ]
+        asked = {split: [repr(request) for request in self._asked[split]] for split in SPLITS}
+        documents = {split: [_canonical(each.doc) for each in self._instances[split]] for split in SPLITS}
+        return hashlib.sha256(json.dumps([rules, asked, documents]).encode()).hexdigest()
+
+
+def _pairs(instance: _Instance) -> Iterator[tuple[Any, tuple[int, int]]]:
+    yield from zip(instance.requests, instance.parts, strict=True)
+
+
+def _canonical(doc: Any) -> str:
+    return json.dumps(doc, sort_keys=True, default=str)
+
+
+def _content(leaf: Any, doc: Any) -> str:
+    """Return what makes a document another one: its prompt, without regard to case and white space."""
+    text = leaf.doc_to_text(doc)
+    return " ".join((text if isinstance(text, str) and text.strip() else _canonical(doc)).casefold().split())

@@ -1,0 +1,243 @@
+"""The one door to the EleutherAI evaluation harness: loading its tasks, reading its requests, applying its rules.
+
+The public interface of lm-eval 0.4.13 is used (`TaskManager.load`, `Task.fewshot_context`, `construct_requests`,
+`process_results`, `aggregation`, the samplers), and beyond it: `Task._filters` and `Task._instances`, which
+`Task.apply_filters` works on, and `HFLM._loglikelihood_tokens`, the method that backends override, to see the tokens
+that the harness would score. `tests/evaluate/test_harness.py` compares every number with the harness's own and fails
+when one of these changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.task import Asked, Generation, Metric, Request
+
+Documents = Literal["train", "validation", "test"]
+SEED = 1234
+"""Of few-shot sampling: the harness's own default."""
+BOOTSTRAP = 1000
+"""Draws for standard errors that have no formula; the harness's command takes 100,000."""
+
+
+def loaded(
+    called: str, name: str, include: Path | None, fewshot: int | None, generation: Mapping[str, Any]
+) -> list[Any]:
+    """Load the harness's tasks of a name: one, or those of a group.
+
+    Args:
+        called: the task's name in the configuration, for messages.
+        name: the harness's name of a task, a group or a tag.
+        include: a folder with further task YAMLs, or one such file; they go before the harness's own.
+        fewshot: number of examples; None: the tasks' own. As in the harness, a task whose YAML says 0 keeps 0.
+        generation: changes to the settings of tasks that let models write.
+
+    Raises:
+        InputError: if there is no such task, its documents cannot be had, or it cannot be run here.
+    """
+    place = None if include is None else str(include if include.is_dir() else include.parent)
+    manager = _manager(place)
+    if name not in manager.all_tasks:
+        manager = _manager(place, defaults=True)
+    if name not in manager.all_tasks:
+        where = f" or {include}" if include is not None else ""
+        raise InputError(
+            f"task {called}: neither built in nor a task or group of the harness{where}: {name!r}"
+            f"{nearest(name, manager.all_tasks)}"
+        )
+    try:
+        leaves = list(manager.load([name])["tasks"].values())
+    except Exception as error:  # whatever a dataset's files, the hub, or a task's own code raise
+        raise InputError(f"task {called}: {_why_not(name, manager, error)}") from error
+    for leaf in leaves:
+        if getattr(leaf, "UNSAFE_CODE", False):
+            raise InputError(f"task {called}: {leaf.task_name} runs code that models write; it is not run here")
+        if getattr(leaf, "MULTIMODAL", False):
+            raise InputError(f"task {called}: {leaf.task_name} needs images or sound; expected text")
+        own = leaf.get_config("num_fewshot")
+        if own is None or (fewshot is not None and own != 0):
+            leaf.set_config(key="num_fewshot", value=fewshot or 0)
+        if generation and leaf.OUTPUT_TYPE == "generate_until":
+            leaf.set_config(key="generation_kwargs", value=dict(generation), update=True)
+    return leaves
+
+
+def _why_not(name: str, manager: Any, error: Exception) -> str:
+    """Explain why a task's documents cannot be had, and how to get them."""
+    import datasets
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    told = f"{name} cannot be loaded: {type(error).__name__}: {reason}"
+    entry = manager.task_index.get(name)
+    described = {} if entry is None else (entry.cfg or {})
+    path, subset = described.get("dataset_path"), described.get("dataset_name")
+    if path is None:
+        return told
+    if path in ("json", "csv", "parquet", "text"):
+        files = (described.get("dataset_kwargs") or {}).get("data_files")
+        return f"{told}; its YAML names the files {files}, from the current folder {Path.cwd()}"
+    call = f"datasets.load_dataset({path!r}{f', {subset!r}' if subset else ''})"
+    return (
+        f"{told}; its documents are the dataset {path!r}, not in the cache {datasets.config.HF_DATASETS_CACHE}. "
+        f'Where there is a network, python -c "import datasets; {call}" fetches it; that cache can be copied here'
+    )
+
+
+@functools.cache
+def _manager(include: str | None, defaults: bool = False) -> Any:
+    """Return the harness's index of tasks; with its own tasks it takes seconds, so they are asked last."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include, include_defaults=defaults)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the harness's progress notes off the user's terminal; its errors are raised all the same."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval")]
+    levels, bars = [each.level for each in loggers], datasets.are_progress_bars_disabled()
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def reader(tokenizer: Any, folder: Path) -> Any:
+    """Return the harness's Hugging Face backend with no weights: it only says which tokens it would ask for."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    class Reader(HFLM):  # type: ignore[misc]
+        def __init__(self) -> None:
+            with torch.device("meta"):
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+            self.seen: list[tuple[list[int], list[int]]] = []
+            self.cut: Counter[str] = Counter()
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            self.seen += [(list(context), list(continuation)) for _, context, continuation in requests]
+            return [(0.0, False)] * len(requests)
+
+        def read(self, name: str, request: Any) -> list[Asked]:
+            """Return the requests that the harness would make of one of its own."""
+            if request.request_type == "generate_until":
+                return [self._prompt(name, *request.args)]
+            self.seen.clear()
+            ask = {"loglikelihood": self.loglikelihood, "loglikelihood_rolling": self.loglikelihood_rolling}
+            ask[request.request_type]([request], disable_tqdm=True)
+            return [self._fitted(name, context, continuation) for context, continuation in self.seen]
+
+        def _fitted(self, name: str, context: list[int], continuation: list[int]) -> Request:
+            if not continuation:
+                raise InputError(f"task {name}: a continuation without tokens")
+            if len(continuation) > self.max_length:
+                raise InputError(
+                    f"task {name}: a continuation of {len(continuation)} tokens; the model reads {self.max_length}"
+                )
+            over = len(context) + len(continuation) - (self.max_length + 1)
+            if over > 0:
+                self.cut[name] += 1
+                context = context[over:]
+            return Request(tuple(context), tuple(continuation))
+
+        def _prompt(self, name: str, context: str, settings: Mapping[str, Any]) -> Generation:
+            how = normalize_gen_kwargs(dict(settings), self.max_gen_toks)
+            if how.get("do_sample") or how.get("num_beams", 1) != 1:
+                raise InputError(
+                    f"task {name}: its generation is {dict(settings)}; expected greedy decoding (do_sample: false): "
+                    "what is drawn at random cannot be compared between candidates"
+                )
+            stops = handle_stop_sequences(how.get("until"), eos=self.tok_decode(self.eot_token_id, False))
+            room = self.max_length - int(how["max_gen_toks"])
+            if room <= 0:
+                raise InputError(
+                    f"task {name}: writes up to {how['max_gen_toks']} tokens, the model reads {self.max_length}; set "
+                    "generation: {max_gen_toks: ...}"
+                )
+            tokens = self.tok_batch_encode([context])[0][0].tolist()
+            self.cut[name] += len(tokens) > room
+            return Generation(tuple(tokens[-room:]), int(how["max_gen_toks"]), tuple(stop for stop in stops if stop))
+
+    return Reader()
+
+
+def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
+    """Return a metric over documents and its standard error, both as the harness computes them."""
+    from lm_eval.api.metrics import mean, stderr_for_metric
+
+    aggregate = leaf.aggregation().get(metric, mean)
+    stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
+    with quiet():
+        return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
+
+
+def filters(leaf: Any) -> list[str]:
+    """Return the names of a task's filters, in order."""
+    return [each.name for each in leaf._filters]
+
+
+def filter_(leaf: Any, requests: list[Any]) -> None:
+    """Apply a task's filters to the responses of its requests, which then hold the outcomes too."""
+    leaf._instances = requests
+    leaf.apply_filters()
+
+
+def documents(leaf: Any, kind: Documents) -> Any:
+    """Return the documents of one kind, an indexable sequence."""
+    return {"train": leaf.training_docs, "validation": leaf.validation_docs, "test": leaf.test_docs}[kind]()
+
+
+def kinds(leaf: Any) -> dict[Documents, bool]:
+    """Return which kinds of documents a task has, those that a search prefers first."""
+    return {
+        "validation": leaf.has_validation_docs(),
+        "train": leaf.has_training_docs(),
+        "test": leaf.has_test_docs(),
+    }
+
+
+@contextmanager
+def examples(leaf: Any, allowed: Callable[[Any], bool] | None, error: str) -> Iterator[None]:
+    """Let a task draw its few-shot examples from the allowed documents alone.
+
+    Args:
+        leaf: the task; it draws anew from its first seed.
+        allowed: which documents may be examples; None: all, as in the harness.
+        error: message for when too few are left, with a place for their number.
+    """
+    leaf.set_fewshot_seed(seed=SEED)
+    shots, sampler = int(leaf.config.num_fewshot or 0), getattr(leaf, "sampler", None)
+    if allowed is None or not shots or sampler is None:
+        yield
+        return
+    pool = list(sampler.fewshot_docs())
+    indices, sampler.fewshot_indices = sampler.fewshot_indices, None  # they chose from the pool already
+    rest = [doc for doc in pool if allowed(doc)]
+    if len(rest) <= shots:
+        raise InputError(error.format(len(rest)))
+    sampler.replace_df(rest)
+    try:
+        yield
+    finally:
+        sampler.replace_df(pool)
+        sampler.fewshot_docs()  # marks the pool as chosen from
+        sampler.fewshot_indices = indices

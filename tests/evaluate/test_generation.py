@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.errors import TaskError
+from sae_moo.evaluate.generation import Generations
+from sae_moo.evaluate.task import Generation
+from sae_moo.evaluate.tasks import zoo_items
+from sae_moo.experts import ExpertPool
+
+MOST = 9
+
+
+@pytest.fixture(scope="module")
+def pool() -> ExpertPool:
+    return ExpertPool({"base": Checkpoint("zoo:math")})
+
+
+@pytest.fixture(scope="module")
+def math_model(pool):
+    return pool.live_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pool):
+    return pool.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> list[Generation]:
+    """Of several lengths; some end with a stop text, some with the model's end token, some with neither."""
+    texts = [item.prompt for item in zoo_items("zoo_math")[0][:20]]
+    made = [Generation(tuple(tokenizer(text).input_ids), MOST, ("\n",)) for text in texts]
+    made += [Generation(each.context, MOST - 4, ()) for each in made[:3]]
+    return made + [Generation(each.context, MOST, (" 1", "2")) for each in made[3:6]]
+
+
+@torch.no_grad()
+def alone(model, tokenizer, request: Generation) -> str:
+    """One prompt, one token after another, everything read anew each time."""
+    ids, ends = list(request.context), model.generation_config.eos_token_id
+    for _ in range(request.tokens):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == ends:
+            break
+    text = tokenizer.decode(ids[len(request.context) :], skip_special_tokens=True)
+    for stop in request.stops:
+        text = text.split(stop)[0]
+    return text
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+def test_texts_are_those_of_each_prompt_alone(math_model, tokenizer, prompts, batch_tokens):
+    written = Generations(prompts, tokenizer, batch_tokens=batch_tokens).write(math_model)
+    assert written == [alone(math_model, tokenizer, prompt) for prompt in prompts]
+    assert len({*written}) > 10
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2", "gemma2", "mistral", "olmo2", "phi3"])
+def test_every_architecture(kind, tokenizer, prompts):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, "head_dim": 8}
+    small |= {"bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small)).eval()
+    written = Generations(prompts, tokenizer).write(model)
+    assert written == [alone(model, tokenizer, prompt) for prompt in prompts]
+
+
+def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, monkeypatch):
+    rows = []
+    forward = type(math_model).forward
+
+    def counting(self, input_ids, **rest):
+        rows.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **rest)
+
+    counting.__signature__ = __import__("inspect").signature(forward)
+    monkeypatch.setattr(type(math_model), "forward", counting)
+    alike = [prompt for prompt in prompts if prompt.stops == ("\n",)]
+    Generations(alike, tokenizer).write(math_model)
+    assert rows[0] == len(alike)
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < rows[0]
+
+
+def test_a_repetition_penalty_is_obeyed(math_model, tokenizer, prompts):
+    settings = math_model.generation_config
+    plain = Generations(prompts, tokenizer).write(math_model)
+    settings.repetition_penalty = 1.8
+    try:
+        written = Generations(prompts, tokenizer).write(math_model)
+        for prompt, text in zip(prompts, written, strict=True):
+            ids = math_model.generate(
+                torch.tensor([prompt.context]), max_new_tokens=prompt.tokens, do_sample=False, pad_token_id=0
+            )
+            expected = tokenizer.decode(ids[0, len(prompt.context) :], skip_special_tokens=True)
+            for stop in prompt.stops:
+                expected = expected.split(stop)[0]
+            assert text == expected
+    finally:
+        settings.repetition_penalty = None
+    assert written != plain
+
+
+def test_too_large_a_batch_is_halved(math_model, tokenizer, prompts, monkeypatch, caplog):
+    usual = Generations(prompts, tokenizer).write(math_model)
+    decoded = Generations._decoded
+
+    def small(self, model, requests):
+        if len(requests) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decoded(self, model, requests)
+
+    monkeypatch.setattr(Generations, "_decoded", small)
+    generations = Generations(prompts, tokenizer)
+    assert generations.write(math_model) == usual
+    before = len(caplog.records)
+    assert before > 0
+    generations.write(math_model)
+    assert len(caplog.records) == before, "it remembers"
+
+
+def test_logits_that_are_not_finite_are_an_error(pool, tokenizer, prompts):
+    model = pool.live_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(TaskError, match="not finite while an answer is written"):
+        Generations(prompts, tokenizer).write(model)
+
+
+def test_nothing_asked(math_model, tokenizer):
+    assert Generations([], tokenizer).write(math_model) == []

@@ -1,0 +1,353 @@
+"""Tasks of the EleutherAI harness: every number compared with the harness's own, run on the same documents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.errors import InputError
+from sae_moo.evaluate import lm_eval
+from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.task import Answer, Generation, Request
+from sae_moo.experts import ExpertPool
+
+MEAN = {"aggregation": "mean", "higher_is_better": True}
+TASKS = {
+    "choices": {
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "training_split": "train",
+        "fewshot_split": "train",
+        "doc_to_text": "{{question}} is",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{options}}",
+        "num_fewshot": 2,
+        "metric_list": [{"metric": "acc", **MEAN}, {"metric": "acc_norm", **MEAN}],
+    },
+    "writing": {
+        "output_type": "generate_until",
+        "test_split": "test",
+        "validation_split": "validation",
+        "doc_to_text": "{{question}} is",
+        "doc_to_target": " {{answer}}",
+        "generation_kwargs": {"until": ["\n", "."], "do_sample": False, "max_gen_toks": 12},
+        "filter_list": [
+            {"name": "strict", "filter": [{"function": "regex", "regex_pattern": "^ ?(\\w+)$"}, {"function": "take_first"}]},
+            {"name": "loose", "filter": [{"function": "regex", "regex_pattern": "(\\w+)"}, {"function": "take_first"}]},
+        ],
+        "metric_list": [{"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": [" "], **MEAN}],
+    },
+    "last_word": {
+        "output_type": "loglikelihood",
+        "validation_split": "test",
+        "doc_to_text": "{{question}} is",
+        "doc_to_target": " {{answer}}",
+        "metric_list": [
+            {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            {"metric": "acc", **MEAN},
+        ],
+    },
+    "rolling": {
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [
+            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+            {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+        ],
+    },
+}  # fmt: skip
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+]
+
+
+def document(i: int) -> dict:
+    a, b = i % 7, i // 7 % 8
+    right = NUMBERS[a + b]
+    options = [right, NUMBERS[(a + b + 3) % 16], "twenty hundred"]
+    turned = options[i % 3 :] + options[: i % 3]
+    question = f"Item {i}: {NUMBERS[a]} plus {NUMBERS[b]}"
+    return {
+        "question": question,
+        "answer": right,
+        "options": turned,
+        "label": turned.index(right),
+        "text": f"{question} is {right}. " * (1 + i % 4 * 3),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """YAMLs and documents: 40 train, 30 validation, 50 test; a duplicate within, one across."""
+    root = tmp_path_factory.mktemp("harness")
+    parts = {"train": range(100, 140), "validation": range(200, 230), "test": [*range(50), 3]}
+    files = {}
+    for part, numbers in parts.items():
+        files[part] = root / f"{part}.jsonl"
+        files[part].write_text("".join(json.dumps(document(i)) + "\n" for i in numbers))
+    with files["train"].open("a") as file:
+        file.write(json.dumps(document(7)) + "\n")
+    for name, described in TASKS.items():
+        files_now = {part: str(path) for part, path in files.items()}
+        task = {"task": f"our_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files_now}, **described}
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    other = yaml.safe_load((root / "choices.yaml").read_text()) | {"task": "our_other"}
+    other["dataset_kwargs"]["data_files"] = {"test": str(files["validation"]), "train": str(files["train"])}
+    (root / "other.yaml").write_text(yaml.safe_dump(other))
+    (root / "twice.yaml").write_text(yaml.safe_dump({"group": "our_group", "task": ["our_choices", "our_other"]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pool() -> ExpertPool:
+    return ExpertPool({"base": Checkpoint("zoo:math")})
+
+
+@pytest.fixture(scope="module")
+def model(pool):
+    return pool.live_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pool):
+    tokenizer = pool.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def task(folder, pool, tokenizer):
+    def built(name: str, search: int = 12, test: int = 15, **changes) -> HarnessTask:
+        usual = {"fewshot": None, "chat_template": False, "system_prompt": None, "multiturn": False, "metric": None}
+        usual |= {"filter": None, "generation": {}, "documents": None, "include": folder} | changes
+        return HarnessTask(
+            Settings(name=name, task=f"our_{name}", search=search, test=test, **usual),
+            tokenizer,
+            pool.checkpoints["base"].folder,
+        )
+
+    return built
+
+
+def by_the_harness(built: HarnessTask, model, tokenizer, folder: Path, **settings):
+    """The harness's own results and samples on the test documents of a task."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    ids: dict[str, list[int]] = {}
+    for instance in built._instances["test"]:
+        ids.setdefault(built._leaves[instance.leaf].task_name, []).append(instance.doc_id)
+    with lm_eval.quiet():
+        return simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
+            tasks=[built._settings.task],
+            samples=ids,
+            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+            bootstrap_iters=lm_eval.BOOTSTRAP,
+            **settings,
+        )
+
+
+@pytest.mark.filterwarnings("default")  # the harness's own
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", [*TASKS, "group"])
+def test_every_number_is_the_harness_s_own(name, chat, task, model, tokenizer, folder):
+    how = {"chat_template": True, "system_prompt": "Be brief.", "multiturn": True} if chat else {}
+    built = task(name, **how)
+    scorer = Scorer([built], tokenizer=tokenizer)
+    answers = scorer.answers(model, "test")[name]
+    metrics = built.metrics("test", answers)
+    settings = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
+    theirs = by_the_harness(built, model, tokenizer, folder, **(settings if chat else {}))
+    compared = 0
+    for leaf, found in theirs["results"].items():
+        for key, value in found.items():
+            metric, comma, chosen = key.partition(",")
+            ours = metrics.get(f"{leaf}/" * (name == "group") + f"{metric.removesuffix('_stderr')},{chosen}")
+            if not comma or ours is None:
+                continue
+            compared += 1
+            if not metric.endswith("_stderr"):
+                assert ours.value == pytest.approx(value, rel=1e-4), key
+            elif value == "N/A":
+                assert ours.stderr is None
+            elif "perplexity" not in metric:  # bootstrapped
+                assert ours.stderr == pytest.approx(value, rel=1e-6), key
+    assert compared >= 4
+    known = {(leaf, s["doc_id"], s["filter"]): s for leaf, each in theirs["samples"].items() for s in each}
+    samples = list(built.samples("test", answers))
+    assert len(samples) == built.instances("test") == 15
+    for sample in samples:
+        for chosen, values in sample["metrics"].items():
+            other = known[sample["task"], sample["doc_id"], chosen]
+            assert sample["arguments"] == json.loads(json.dumps([list(each) for each in other["arguments"]]))
+            for response, (expected,) in zip(sample["resps"], other["resps"], strict=True):
+                if isinstance(expected, str):
+                    assert response == expected
+                elif isinstance(expected, tuple):
+                    assert response == [pytest.approx(expected[0], abs=1e-3), expected[1]]
+                else:
+                    assert response == pytest.approx(expected, rel=1e-4)
+            for metric, value in values.items():
+                if isinstance(value, (int, float)):
+                    assert value == pytest.approx(other[metric], rel=1e-4)
+
+
+def test_some_are_right_and_some_are_wrong(task, model, tokenizer):
+    scores = Scorer([task("choices"), task("writing")], tokenizer=tokenizer).score(model, "test")
+    assert 0.2 < scores["choices"].mean() < 1
+    assert task("writing", filter="loose")._filter == ("loose",)
+
+
+def questions(built: HarnessTask, split) -> list[str]:
+    return [instance.doc["question"] for instance in built._instances[split]]
+
+
+def test_the_search_takes_validation_documents_then_training_ones_then_a_part_of_the_same(task, caplog):
+    assert task("writing").source("search") == "validation documents of our_writing (12 of 30)"
+    assert task("writing").source("test") == "test documents of our_writing (15 of 51)"
+    assert task("choices").source("search") == "train documents of our_choices (12 of 41)"
+    assert not caplog.records
+    assert task("last_word").source("search") == "validation documents of our_last_word (12 of 51)"
+    assert task("rolling", documents="test").source("search") == "test documents of our_rolling (12 of 51)"
+    assert "optimizes on documents of the benchmark's test split" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "search", "test"), [("last_word", 25, 25), ("choices", 30, 50), ("writing", 30, 50)])
+def test_no_document_is_in_both_splits_or_twice_in_one(name, search, test, task):
+    built = task(name, search, test)
+    searched, tested = questions(built, "search"), questions(built, "test")
+    assert len({*searched, *tested}) == len(searched) + len(tested) == search + test
+    again = task(name, search - 5, test)
+    assert questions(again, "test") == tested
+    assert {*questions(again, "search")} < {*searched}
+    assert document(7)["question"] not in searched, "it stands among the test documents too"
+
+
+def test_examples_of_a_search_are_none_of_its_documents(task):
+    built = task("choices", 36, 15)
+    searched = {*questions(built, "search")}
+    contexts = [instance.requests[0].args[0] for instance in built._instances["search"]]
+    for context, own in zip(contexts, questions(built, "search"), strict=True):
+        *examples, asked = context.split("\n\n")
+        assert len(examples) == 2
+        assert asked == f"{own} is"
+        assert not {example.partition(" is ")[0] for example in examples} & searched
+    with pytest.raises(
+        InputError, match="2 few-shot examples, but only 1 documents are left for them beside the 39 of"
+    ):
+        task("choices", 39, 15)
+
+
+def test_the_fingerprint_is_of_documents_prompts_and_rules(task):
+    usual = task("choices").fingerprint
+    assert task("choices").fingerprint == usual
+    for change in ({"search": 11}, {"fewshot": 1}, {"metric": "acc_norm"}, {"system_prompt": "x"}):
+        assert task("choices", **change).fingerprint != usual
+    assert task("writing", filter="loose").fingerprint != task("writing").fingerprint
+
+
+def test_scores_are_in_0_1_and_larger_is_better(task, model, tokenizer):
+    for built in (task("rolling"), task("last_word")):
+        answers = Scorer([built], tokenizer=tokenizer).answers(model, "search")[built.name]
+        scores = built.score("search", answers)
+        worse = [Answer(each.logprob - 5, each.tokens, each.greedy) for each in answers]
+        assert ((scores > 0) & (scores < 1)).all()
+        assert (built.score("search", worse) < scores).all()
+
+
+def test_a_group_is_the_mean_over_all_its_documents(task, model, tokenizer):
+    built = task("group", 20, 20, metric="acc")
+    answers = Scorer([built], tokenizer=tokenizer).answers(model, "test")["group"]
+    metrics = built.metrics("test", answers)
+    sizes = [sum(each.leaf == leaf for each in built._instances["test"]) for leaf in (0, 1)]
+    parts = [metrics[f"our_{name}/acc,none"].value for name in ("choices", "other")]
+    assert built.score("test", answers).mean() == pytest.approx(
+        sum(p * n for p, n in zip(parts, sizes, strict=True)) / 20
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("choices", {"metric": "accuracy"}, r"no metric 'accuracy' \(did you mean 'acc'\?\); it has acc, acc_norm"),
+        ("writing", {"filter": "lose"}, r"no filter 'lose' \(did you mean 'loose'\?\); it has strict, loose"),
+        ("writing", {"generation": {"do_sample": True, "temperature": 0.7}}, "expected greedy decoding"),
+        ("writing", {"generation": {"max_gen_toks": 256}}, "writes up to 256 tokens, the model reads 256"),
+        ("choices", {"documents": "validation"}, "our_choices has no validation documents; it has train, test"),
+        ("choices", {"test": 51}, "asked for 51 test instances; it has 50 different items for them"),
+        ("last_word", {"search": 30, "test": 30}, "asked for 30 search and 30 test instances, 60 in all; it has 50"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(name, changes, message, task):
+    with pytest.raises(InputError, match=message):
+        task(name, **changes)
+
+
+def test_metrics_that_are_no_score_of_an_item_are_refused_before_any_search(folder, pool, tokenizer):
+    described = yaml.safe_load((folder / "choices.yaml").read_text())
+    for metric, message in (
+        ("f1", "f1 of an item is .*expected a number from 0 to 1"),
+        ("brier_score", "less is better"),
+    ):
+        described |= {"task": f"our_{metric}", "metric_list": [{"metric": metric}]}
+        place = folder.with_name(f"one-{metric}.yaml")
+        place.write_text(yaml.safe_dump(described))
+        settings = Settings(metric, f"our_{metric}", place, None, False, None, False, None, None, {}, None, 5, 5)
+        with pytest.raises(InputError, match=message):
+            HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
+
+
+def test_documents_that_are_not_there_are_named_with_the_way_to_get_them(folder, pool, tokenizer, monkeypatch):
+    described = yaml.safe_load((folder / "choices.yaml").read_text())
+    for name, change, message in (
+        ("gone", {"dataset_kwargs": {"data_files": {"test": "no/such.jsonl"}}}, "its YAML names the files"),
+        ("hub", {"dataset_path": "nobody/nothing", "dataset_kwargs": {}}, r"datasets.load_dataset\('nobody/nothing'\)"),
+    ):
+        place = folder / name / "task.yaml"
+        place.parent.mkdir()
+        place.write_text(yaml.safe_dump({**described, "task": f"our_{name}", **change}))
+        settings = Settings(name, f"our_{name}", place, None, False, None, False, None, None, {}, None, 5, 5)
+        with pytest.raises(InputError, match=f"task {name}: our_{name} cannot be loaded: .*{message}"):
+            HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
+
+
+def test_prompts_longer_than_the_model_reads_lose_their_beginning_as_in_the_harness(task, model, caplog):
+    built = task("choices", system_prompt="so " * 200)
+    assert "prompts are longer than the 256 tokens that the model reads" in caplog.text
+    assert all(len(r.context) + len(r.continuation) == 257 for r in built.requests("test") if isinstance(r, Request))
+    writing = task("writing", system_prompt="so " * 200)
+    assert {len(r.context) for r in writing.requests("test") if isinstance(r, Generation)} == {256 - 12}
+
+
+def test_the_harness_s_loggers_and_bars_are_left_as_they_were(task):
+    before = logging.getLogger("lm_eval").level
+    task("choices")
+    assert logging.getLogger("lm_eval").level == before
