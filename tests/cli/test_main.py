@@ -198,6 +198,49 @@ def test_evaluate_scores_the_test_split_by_default(there):
     assert "zoo_math" in call("evaluate", "zoo:math", "--config", "c.yaml").stdout
 
 
+def test_a_task_of_the_harness_is_searched_on_resumed_and_told_of(here, tiny_folders):
+    rows = [{"question": f"fact {i}", "options": [" yes", " no", f" {i}"], "label": i % 3} for i in range(40)]
+    for part, chosen in (("train", rows[:25]), ("test", rows[25:])):
+        (here / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    task = {
+        "task": "our_facts",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {part: str(here / f"{part}.jsonl") for part in ("train", "test")}},
+        "output_type": "multiple_choice",
+        "training_split": "train",
+        "test_split": "test",
+        "doc_to_text": "{{question}} is",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{options}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (here / "yamls").mkdir()
+    (here / "yamls/facts.yaml").write_text(yaml.safe_dump(task))
+    entry = {"name": "facts", "task": "our_facts", "include": "yamls", "search": 20, "test": 10}
+    (here / "h.yaml").write_text(written(config_for(tiny_folders, tasks=[entry])))
+    said = call("validate", "h.yaml").stdout
+    assert (
+        "searched on train documents of our_facts (20 of 25), tested on test documents of our_facts (10 of 15)" in said
+    )
+    call("search", "h.yaml", "--evaluations", "7")
+    second = call("search", "h.yaml", "--evaluations", "9")
+    assert "resumed: 7 evaluations replayed" in second.stdout
+    stored = Run.open(here / "runs/tiny")
+    assert len(stored.trials()[0].evaluation.scores["facts"]) == 20
+    found = json.loads(
+        call("evaluate", str(tiny_folders["math"]), "--config", "h.yaml", "--samples", "s.jsonl", "--json").stdout
+    )["tasks"]["facts"]
+    samples = [json.loads(line) for line in (here / "s.jsonl").read_text().splitlines()]
+    assert len(samples) == found["instances"] == 10
+    assert found["metrics"]["acc,none"]["value"] == found["score"] == sum(s["score"] for s in samples) / 10
+    assert found["metrics"]["acc,none"]["stderr"] == pytest.approx(found["stderr"])
+    assert {"name", "instance", "score", "doc", "arguments", "resps"} < samples[0].keys()
+    assert "there is no folder" in refused("evaluate", "zoo:math", "--config", "c.yaml", "--samples", "gone/s.jsonl")
+    changed = written(config_for(tiny_folders, tasks=[{**entry, "fewshot": 1}]))
+    (here / "h.yaml").write_text(changed)
+    assert "items of facts" in refused("search", "h.yaml")
+
+
 def test_a_search_goes_on_and_shows_plain_lines(here):
     first = call("search", "c.yaml", "--evaluations", "3")
     assert "3 evaluations in" in first.stdout

