@@ -110,6 +110,8 @@ def test_rows_are_matched_by_token(saved, policy, tied):
         for i, word in enumerate(WORDS):
             assert torch.equal(rows[i], theirs[name][shuffled.index(word)])
         assert torch.equal(rows[10:], ours[name][10:])  # there the expert holds tokens of its own
+        assert not pool.stored("expert", name), "put together anew: it counts into what is bounded"
+    assert pool.stored("expert", next(info.name for info in pool.tensors if info.prunable))
     model = pool.live_model()
     materialize(Expert("expert"), pool, model)
     assert model.config.vocab_size == PADDED

@@ -128,7 +128,7 @@ class HarnessTask:
                 cut,
                 reader.max_length,
             )
-        if self._sources["search"].startswith("test "):
+        if "test" in self._sources["search"].partition(" documents ")[0].split():
             log.warning(
                 "%s: the search optimizes on documents of the benchmark's test split; report no score on the whole "
                 "benchmark for what it finds (the test split of this study shares no document with the search)",

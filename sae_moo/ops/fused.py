@@ -229,9 +229,11 @@ def _spread(part: Callable[[int, int], Any], size: int, align: int = 1) -> list[
         own = part(*borders[:2])
     finally:
         # whatever happened here, Ctrl-C while waiting included: they work on addresses that the caller may free next
-        while not all(future.done() for future in futures):
+        waiting = True
+        while waiting:
             try:
                 wait(futures)
+                waiting = False
             except KeyboardInterrupt as error:
                 interrupted = error
     if interrupted is not None:

@@ -3,6 +3,9 @@
 Each function works on elements ``start ... stop - 1`` of flat arrays given by address and dtype code, in blocks that
 stay in the first-level cache: load and widen, compute, round and store. No multiply-add is ever fused and sums run over
 the operands in order, so the bits are those of the plain path in `steps`. Needs numba.
+
+All kernels stand in one file, long as it is: numba keeps compiled code by the file of the function that was compiled,
+and would go on using it after a function that it calls was changed in another file.
 """
 
 # ruff: noqa: D103, ARG001  # the module's words hold for each function; intrinsics have a typing context

@@ -41,9 +41,10 @@ def prompts(tokenizer) -> list[Generation]:
 def alone(model, tokenizer, request: Generation) -> str:
     """One prompt, one token after another, everything read anew each time."""
     ids, ends = list(request.context), model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
     for _ in range(request.tokens):
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == ends:
+        if ids[-1] in ends:
             break
     text = tokenizer.decode(ids[len(request.context) :], skip_special_tokens=True)
     for stop in request.stops:
@@ -67,8 +68,23 @@ def test_every_architecture(kind, tokenizer, prompts):
     small |= {"bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small)).eval()
+    model.generation_config.eos_token_id = list(range(150))  # rows end one after another, whatever their padding
+    prompts = [*prompts, *(Generation(each.context[i % 5 + 1 :], MOST, each.stops) for i, each in enumerate(prompts))]
     written = Generations(prompts, tokenizer).write(model)
     assert written == [alone(model, tokenizer, prompt) for prompt in prompts]
+
+
+def test_a_stop_text_ends_the_work(math_model, tokenizer, prompts, monkeypatch):
+    monkeypatch.setattr(math_model.generation_config, "eos_token_id", [511])  # it goes on and on
+    context = prompts[0].context
+    text = alone(math_model, tokenizer, Generation(context, 40))
+    stop = text[3]
+    generations = Generations([Generation(context, 40, (stop,))], tokenizer)
+    (written,) = generations._decoded(math_model, generations.requests)
+    assert stop in tokenizer.decode(written)
+    assert stop not in tokenizer.decode(written[:-1])
+    assert len(written) < 30
+    assert generations.write(math_model) == [text[: text.find(stop)]]
 
 
 def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, monkeypatch):

@@ -339,10 +339,11 @@ def test_documents_that_are_not_there_are_named_with_the_way_to_get_them(folder,
             HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
-def test_prompts_longer_than_the_model_reads_lose_their_beginning_as_in_the_harness(task, model, caplog):
+def test_prompts_longer_than_the_model_reads_lose_their_beginning_as_in_the_harness(task, tokenizer, caplog):
     built = task("choices", system_prompt="so " * 200)
     assert "prompts are longer than the 256 tokens that the model reads" in caplog.text
     assert all(len(r.context) + len(r.continuation) == 257 for r in built.requests("test") if isinstance(r, Request))
+    assert all(tokenizer.decode(r.context).endswith(" is") for r in built.requests("test"))
     writing = task("writing", system_prompt="so " * 200)
     assert {len(r.context) for r in writing.requests("test") if isinstance(r, Generation)} == {256 - 12}
 

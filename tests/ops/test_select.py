@@ -144,3 +144,31 @@ def test_nan_is_never_pruned_away(dtype):
     assert prune(tensor, 500)[::10].isnan().all()
     with pytest.raises(WeightsError, match="weights are NaN: no order among 1000 scores to take the 950 smallest of"):
         lowest(magnitude(tensor), 950)
+
+
+def test_an_interrupt_waits_for_the_threads_that_still_work(monkeypatch, path):
+    """They write to addresses that the caller frees next."""
+    import threading
+    import time
+
+    done, waits = threading.Event(), []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    waiting = fused.wait
+
+    def interrupted(futures):
+        waits.append(1)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        return waiting(futures)
+
+    monkeypatch.setattr(fused, "wait", interrupted)
+
+    def part(start: int, stop: int) -> None:
+        if start:
+            time.sleep(0.2)
+            done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        fused._spread(part, 4 * fused.GRAIN)
+    assert done.is_set()
+    assert len(waits) == 2
