@@ -21,6 +21,7 @@ from sae_moo.config import Config, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.racing import Racing, Rivals
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.experts import ExpertPool
@@ -75,7 +76,20 @@ class Bench:
 
     def scorer(self) -> Scorer:
         """Return a scorer of the tasks."""
-        return Scorer(self.tasks, self.device, self.pool.tokenizer())
+        racing = self.racing()
+        blocks = 1 if racing is None else racing.blocks
+        return Scorer(self.tasks, self.device, self.pool.tokenizer(), blocks)
+
+    def racing(self) -> Racing | None:
+        """Return how candidates race, or None if they do not."""
+        section = self.config.evaluation.racing
+        return None if section is None else Racing(section.blocks, section.confidence, section.margin)
+
+    def rivals(self) -> Rivals | None:
+        """Return what candidates race for, with nobody in front yet; None if they do not race."""
+        if self.config.evaluation.racing is None:
+            return None
+        return Rivals(self.config.objective_list(), self.config.constraint_list())
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""
@@ -93,7 +107,7 @@ class Bench:
                 wanted,
                 self.model_bytes * wanted / 2**30,
             )
-        return Evaluator(self.pool, self.live_model(), self.scorer(), cache)
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing())
 
     @property
     def model_bytes(self) -> int:
@@ -204,7 +218,7 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
             fewshot=section.fewshot,
             chat_template=section.chat_template,
             system_prompt=section.system_prompt,
-            multiturn=section.multiturn,
+            multiturn=section.chat_template if section.multiturn is None else section.multiturn,
             metric=section.metric,
             filter=section.filter,
             generation=section.generation,

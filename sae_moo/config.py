@@ -70,7 +70,7 @@ class TaskSection(_Section):
     fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
     chat_template: bool = False
     system_prompt: str | None = None
-    multiturn: bool = False
+    multiturn: bool | None = None
     metric: Annotated[str, Field(min_length=1)] | None = None
     filter: Annotated[str, Field(min_length=1)] | None = None
     generation: dict[str, Any] = {}
@@ -157,6 +157,20 @@ class SearchSection(_Section):
     pace: Literal["generational", "steady-state"] = "generational"
 
 
+class RacingSection(_Section):
+    """``evaluation.racing``: parts the instances are asked in, confidence of giving a candidate up, margin."""
+
+    blocks: Annotated[int, Field(ge=2, le=1000)] = 10
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class EvaluationSection(_Section):
+    """``evaluation``: how much a candidate is asked; without ``racing``, every instance."""
+
+    racing: RacingSection | None = None
+
+
 class ExecutorSection(_Section):
     """``executor``: where evaluations run."""
 
@@ -178,6 +192,7 @@ class Config(_Section):
     pruning: PruningSection = PruningSection()
     annealing: AnnealingSection = AnnealingSection()
     search: SearchSection = SearchSection()
+    evaluation: EvaluationSection = EvaluationSection()
     executor: ExecutorSection = ExecutorSection()
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
 

@@ -103,6 +103,7 @@ def search(
             config.search.evaluations,
             versions(),
             listener,
+            bench.rivals(),
         ).run()
     return Run.open(folder)
 

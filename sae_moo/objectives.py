@@ -16,6 +16,23 @@ SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals 
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why an evaluation ended before all instances were asked: another candidate dominates it, as far as can be told.
+
+    Args:
+        rival: digest of the other candidate.
+        instances: task name -> how many of its instances were asked.
+        expected: objective name -> expected value over all instances.
+        bound: objective name -> upper confidence bound of that value; the rival is beyond all of them.
+    """
+
+    rival: str
+    instances: Mapping[str, int]
+    expected: Mapping[str, float]
+    bound: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What evaluating one recipe gave; a value.
 
@@ -25,7 +42,9 @@ class Evaluation:
             to `SCORE_DIGITS` here.
         sparsity: realised fraction of zeros over all prunable weights, in [0, 1).
         group_sparsity: the same per parameter group, in the pool's order; 0 for a group without prunable weights.
-        reason: None if the evaluation went well, else why it failed (then scores may be empty).
+        reason: None if the evaluation went well, else why it failed (then scores may be empty) or was stopped.
+        stopped: None unless it was stopped early; then there are no scores, since those of some instances could not be
+            compared with those of all.
         seconds_merge: wall time spent materializing.
         seconds_score: wall time spent scoring.
     """
@@ -35,6 +54,7 @@ class Evaluation:
     sparsity: float = 0.0
     group_sparsity: tuple[float, ...] = ()
     reason: str | None = None
+    stopped: Stopped | None = None
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
 

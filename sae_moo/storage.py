@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,14 +27,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from sae_moo.errors import InputError
-from sae_moo.objectives import Constraint, Evaluation, Objective, violations
+from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, violations
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 
 log = logging.getLogger(__name__)
 
 OptunaStorage: TypeAlias = BaseStorage
 JOURNAL = "study.journal"
-STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.PRUNED: "failed"}
+STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.PRUNED: "stopped"}
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
 PARAM_RANGE = (-10.0, 10.0)
 
@@ -45,7 +45,7 @@ class TrialRecord:
 
     Args:
         number: Optuna's trial number, from 0.
-        state: ``complete``, ``failed`` or ``running``.
+        state: ``complete``, ``failed``, ``stopped`` (in a race, see `objectives.Stopped`) or ``running``.
         recipe: what was asked for; once evaluated, with every pruning scope resolved.
         asked: what the search proposed; differs from `recipe` for group and global scopes only.
         digest: identity of `recipe`.
@@ -228,9 +228,12 @@ class TrialStorage:
             for task in evaluation.scores:
                 attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
                 attributes[f"{task} stderr"] = evaluation.stderr(task)
+            attributes["instances"] = {task: _packed(row) for task, row in evaluation.scores.items()}
+        if evaluation.scores or evaluation.stopped is not None:
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
-            attributes["instances"] = {task: _packed(row) for task, row in evaluation.scores.items()}
+        if evaluation.stopped is not None:
+            attributes["stopped"] = asdict(evaluation.stopped)
         attributes["seconds merging"] = evaluation.seconds_merge
         attributes["seconds scoring"] = evaluation.seconds_score
         asked = decode(json.loads(trial.user_attrs["recipe"]), self._recipes)
@@ -246,7 +249,7 @@ class TrialStorage:
                     trial.set_constraint(label, float(amount))
             self.study.tell(number, [objective.value(evaluation) for objective in self.objectives])
         else:
-            self.study.tell(number, state=TrialState.FAIL)
+            self.study.tell(number, state=TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED)
         return self._record(self._storage.get_trial(identity))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
@@ -254,8 +257,7 @@ class TrialStorage:
         try:
             asked = decode(json.loads(attrs["recipe"]), self._recipes)
             recipe = decode(json.loads(attrs["resolved"]), self._recipes) if "resolved" in attrs else asked
-            failed = trial.state in STATES and trial.state != TrialState.COMPLETE
-            evaluation = _evaluation(recipe, attrs, failed) if trial.state in STATES else None
+            evaluation = _evaluation(recipe, attrs, trial.state) if trial.state in STATES else None
             values = {}
             if trial.state == TrialState.COMPLETE:
                 values = dict(zip((o.name for o in self.objectives), trial.values, strict=True))
@@ -415,13 +417,15 @@ def _packed(row: Sequence[float]) -> str | list[float]:
     return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
 
 
-def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], failed: bool) -> Evaluation:
+def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> Evaluation:
+    # what a run wrote that was killed before it told the trial's end may be left: the state says what counts
     return Evaluation(
         recipe,
         {task: tuple(float(score) for score in row) for task, row in attrs.get("instances", {}).items()},
         attrs.get("sparsity", 0.0),
         tuple(attrs.get("group_sparsity", ())),
-        attrs.get("reason", "unknown") if failed else None,  # a run killed before telling may have left a reason
+        None if state == TrialState.COMPLETE else attrs.get("reason", "unknown"),
+        Stopped(**attrs["stopped"]) if state == TrialState.PRUNED else None,
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation
@@ -61,6 +62,8 @@ class Study:
         evaluations: budget: number of trials in the end, earlier ones counted.
         versions: of the software, kept with every trial.
         listener: told of every event.
+        rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
+            what it answers is what later ones are bred from and compared with.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Study:
         evaluations: int,
         versions: str,
         listener: Listener = lambda event: None,
+        rivals: Rivals | None = None,
     ) -> None:
         self._storage = storage
         self._searcher = searcher
@@ -82,9 +86,11 @@ class Study:
         self._budget = evaluations
         self._versions = versions
         self._listener = listener
+        self._rivals = rivals
         self._asked = 0
         self._told = 0
-        self._proposals: dict[int, Proposal] = {}  # asked for, not yet told
+        # asked for, not yet told, with the front as it was when they were asked for
+        self._proposals: dict[int, tuple[Proposal, Rivals | None]] = {}
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
@@ -127,14 +133,18 @@ class Study:
                 self._told,
                 self._versions,
             )
-            self._launch(number, proposal)
+            self._out(number, proposal)
+            self._launch(number)
 
-    def _launch(self, number: int, proposal: Proposal) -> None:
+    def _out(self, number: int, proposal: Proposal) -> None:
         self._asked += 1
-        self._proposals[number] = proposal
+        self._proposals[number] = proposal, self._rivals if proposal.generation > 0 else None
+
+    def _launch(self, number: int) -> None:
+        proposal, rivals = self._proposals[number]
         known = self._first_with.get(digest(proposal.recipe, self._fingerprints))
         if known is None:
-            self._executor.submit(number, proposal.recipe)
+            self._executor.submit(number, proposal.recipe, rivals)
         else:
             first, evaluation = known
             self._finish(number, evaluation, repeats=first)
@@ -150,7 +160,9 @@ class Study:
         self._told += 1
         self._first_with.setdefault(record.asked_digest, (record.number, record.evaluation))
         self._number_of.setdefault(record.recipe, record.number)
-        self._searcher.tell(self._proposals.pop(record.number), record.evaluation)
+        if self._rivals is not None and record.repeats is None:
+            self._rivals = self._rivals.after(record.evaluation)
+        self._searcher.tell(self._proposals.pop(record.number)[0], record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
@@ -168,15 +180,13 @@ class Study:
                     "made by another version, or on a machine with other arithmetic; start anew with --fresh, or "
                     "under another name"
                 )
-            self._asked += 1
-            self._proposals[record.number] = proposals[0]
+            self._out(record.number, proposals[0])
         while self._told < len(finished):
             self._take_in(finished[self._told])
         if records:
             self._listener(Resumed(records, time.perf_counter() - start))
-        for number, proposal in sorted(self._proposals.items()):  # begun and not ended: killed in flight
-            self._asked -= 1
-            self._launch(number, proposal)
+        for number in sorted(self._proposals):  # begun and not ended: killed in flight
+            self._launch(number)
             while self._executor.busy:
                 self._finish(*self._executor.wait())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sae_moo.evaluate.racing import Rivals
 from sae_moo.experts import ExpertPool
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation, Objective
@@ -29,7 +30,7 @@ class Landscape:
     def __init__(self) -> None:
         self.evaluated: list[Recipe] = []
 
-    def __call__(self, recipe: Recipe) -> Evaluation:
+    def __call__(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
         self.evaluated.append(recipe)
         inner = recipe.input if isinstance(recipe, Cast) else recipe
         asked = np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (4,))

@@ -84,7 +84,7 @@ serch: 3
         "c.yaml:12: search.algorithm: expected 'nsga2' or 'nsga3', got 'nsga4' (did you mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
-        "constraints, space, pruning, annealing, search, executor",
+        "constraints, space, pruning, annealing, search, evaluation, executor",
     ]
     assert found == expected
 

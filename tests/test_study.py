@@ -7,8 +7,9 @@ import pytest
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
-from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
 from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
@@ -27,6 +28,7 @@ class Setup:
     def __init__(self, path, pace="generational", space=LineageSpace, where=None):
         self.path, self.pace, self.space, self.where = path, pace, space, where
         self.landscape = Landscape()
+        self.rivals = None
 
     def storage(self) -> TrialStorage:
         opened = open_storage(self.where or self.path, write=True)
@@ -38,7 +40,9 @@ class Setup:
         searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
         groups = Landscape.groups
-        Study(storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener).run()
+        Study(
+            storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener, self.rivals
+        ).run()
         return self.facts()
 
     def facts(self):
@@ -64,10 +68,10 @@ class Setup:
 
 
 def interrupting(landscape, at: int):
-    def evaluate(recipe):
+    def evaluate(recipe, rivals=None):
         if len(landscape.evaluated) == at:
             raise KeyboardInterrupt
-        return landscape(recipe)
+        return landscape(recipe, rivals)
 
     return evaluate
 
@@ -84,6 +88,42 @@ def test_a_run_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pac
         assert broken.run() == whole
         fresh = [fact for fact in whole if fact[12] is None]
         assert len(broken.landscape.evaluated) == len(fresh), "nothing is evaluated twice"
+
+
+class Racing(Landscape):
+    """Stops what the front it is given dominates; the front's size is told, so that another front is another result."""
+
+    def __call__(self, recipe, rivals=None):
+        evaluation = super().__call__(recipe)
+        if rivals is None or evaluation in rivals.after(evaluation).front:
+            return evaluation
+        rival = digest(rivals.front[0].recipe, self.fingerprints)
+        stopped = Stopped(rival, {"a": len(rivals.front)}, {"accuracy": 0.1}, {"accuracy": 0.2})
+        rest = {"sparsity": evaluation.sparsity, "group_sparsity": evaluation.group_sparsity}
+        return Evaluation(recipe, reason="stopped", stopped=stopped, **rest)
+
+
+@pytest.mark.parametrize("pace", ["generational", "steady-state"])
+def test_a_race_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pace):
+    def setup(name):
+        made = Setup(tmp_path / name, pace)
+        made.landscape, made.rivals = Racing(), Rivals(OBJECTIVES, LIMITS)
+        return made
+
+    whole = setup("whole").run()
+    states = [fact[1] for fact in whole]
+    assert states[:8] == ["complete"] * 8, "the first generation is asked everything"
+    assert 3 < states.count("stopped") < 30
+    for fact in whole:
+        if fact[1] == "stopped":
+            assert (fact[5].stopped.expected, fact[5].scores, fact[6]) == ({"accuracy": 0.1}, {}, {})
+    for at in (8, 9, 15, 23, 31):
+        broken = setup(f"broken-{at}")
+        with pytest.raises(Interrupted):
+            broken.run(evaluate=interrupting(broken.landscape, at))
+        assert broken.run() == whole
+    seen = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "whole", write=False))
+    assert [t.state.name for t in seen.trials].count("PRUNED") == states.count("stopped")
 
 
 def test_stopping_again_and_again(tmp_path):
@@ -159,7 +199,7 @@ def test_equal_digests_are_evaluated_once(tmp_path, landscape):
 
 
 def test_a_failure_is_a_failed_trial_with_its_reason(tmp_path, landscape):
-    def evaluate(recipe):
+    def evaluate(recipe, rivals=None):
         return Evaluation(recipe, reason="log probabilities are not finite") if recipe == bad else landscape(recipe)
 
     bad = Cast(Expert("code"), "float32")
@@ -218,7 +258,13 @@ def test_a_task_may_be_called_anything(tmp_path, name):
     storage = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints)
     evaluation = Evaluation(recipe, {name: (0.25, 0.5)}, 0.125, (0.0, 0.125))
     Study(
-        storage, Script([recipe]), LocalExecutor(lambda r: evaluation), Landscape.fingerprints, Landscape.groups, 1, "v"
+        storage,
+        Script([recipe]),
+        LocalExecutor(lambda recipe, rivals: evaluation),
+        Landscape.fingerprints,
+        Landscape.groups,
+        1,
+        "v",
     ).run()
     (record,) = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints).records()
     assert (record.evaluation, record.told, record.state) == (evaluation, 0, "complete")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -99,7 +100,7 @@ class SearchView:
         best = "  ".join(f"{task} {value:.3f}" for task, value in self._best().items())
         self._console.print(
             f"{len(self._records)}/{self._budget} evaluations  {self._speed():.2f}/s  left {self._left()}  "
-            f"best: {best}  front: {len(front)}",
+            f"best: {best}  front: {len(front)}{self._stopped()}",
             highlight=False,
             soft_wrap=True,
         )
@@ -113,13 +114,20 @@ class SearchView:
         best = Text("best score   " + "   ".join(f"{task} {value:.3f}" for task, value in self._best().items()))
         front = front_of(self._records, self._objectives)
         table = front_table(
-            _spread(front, FRONT_ROWS), self._objectives, self._tasks, f"front: {len(front)} of {len(self._records)}"
+            _spread(front, FRONT_ROWS),
+            self._objectives,
+            self._tasks,
+            f"front: {len(front)} of {len(self._records)}{self._stopped()}",
         )
         return Group(bar, best, table)
 
     def _best(self) -> dict[str, float]:
         done = [record.evaluation for record in self._records if record.evaluation is not None and record.evaluation.ok]
         return {task: max((evaluation.mean(task) for evaluation in done), default=0.0) for task in self._tasks}
+
+    def _stopped(self) -> str:
+        count = sum(record.state == "stopped" for record in self._records)
+        return f"  stopped early: {count}" if count else ""
 
     def _speed(self) -> float:
         return self.evaluated / max(self.seconds, 1e-9)
@@ -186,7 +194,7 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "state": record.state,
         "values": dict(record.values),
         "stderr": {name: finite(error) for name, error in record.stderr.items()},
-        "sparsity": evaluation.sparsity if scored and evaluation is not None else None,
+        "sparsity": evaluation.sparsity if evaluation is not None and (scored or evaluation.stopped) else None,
         "digest": record.digest,
         "tasks": {task: evaluation.mean(task) for task in evaluation.scores}
         if scored and evaluation is not None
@@ -197,6 +205,7 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "parents": list(record.parents),
         "repeats": record.repeats,
         "reason": evaluation.reason if evaluation is not None else None,
+        "stopped": asdict(evaluation.stopped) if evaluation is not None and evaluation.stopped is not None else None,
     }
 
 

@@ -48,7 +48,8 @@ class Generations:
     Prompts are sorted by length and padded on the left. Decoding ends with the model's own end tokens, with a stop
     text, or with the most tokens asked for; rows that have ended leave the batch, and the batch ends with its last row.
     Models whose ``generation_config`` changes greedy decoding (a repetition penalty, say) are decoded by transformers'
-    own ``generate``, as the EleutherAI harness decodes every model.
+    own ``generate``, as the EleutherAI harness decodes every model: prompts of one length together, since such settings
+    may take padding for a part of the prompt.
 
     Args:
         requests: the prompts; texts come in this order.
@@ -78,18 +79,20 @@ class Generations:
         }
 
     @torch.inference_mode()
-    def write(self, model: Any) -> list[str]:
+    def write(self, model: Any, which: Sequence[int] | None = None) -> list[str]:
         """Return the text that a model writes after each prompt, special tokens left out, cut before its first stop.
 
         Args:
             model: a transformers causal LM on the device given at construction.
+            which: numbers of the prompts to continue, in the order of the result; None: all.
 
         Raises:
             TaskError: if logits are not finite.
         """
-        found: list[str | None] = [None] * len(self.requests)
-        while None in found:
-            chosen = self._next(found)
+        which = range(len(self.requests)) if which is None else which
+        found: dict[int, str] = {}
+        while len(found) < len(which):
+            chosen = self._next([i for i in which if i not in found], _as_usual(model))
             try:
                 written = self._decoded(model, [self.requests[i] for i in chosen])
             except (RuntimeError, MemoryError) as error:
@@ -100,18 +103,19 @@ class Generations:
                 continue
             for i, tokens in zip(chosen, written, strict=True):
                 found[i] = self._text(tokens, self.requests[i].stops)
-        return [text for text in found if text is not None]
+        return [found[i] for i in which]
 
     def _room(self, index: int) -> int:
         request = self.requests[index]
         return len(request.context) + request.tokens
 
-    def _next(self, found: Sequence[str | None]) -> list[int]:
-        """Return the prompts of the next batch: the longest that are left and end alike."""
-        left = [i for i, text in enumerate(found) if text is None]
+    def _next(self, left: Sequence[int], padded: bool) -> list[int]:
+        """Return the prompts of the next batch: the longest that are left and end alike; without padding, as long."""
         first = self.requests[left[0]]
         alike = [i for i in left if (self.requests[i].tokens, self.requests[i].stops) == (first.tokens, first.stops)]
         alike.sort(key=lambda i: (-len(self.requests[i].context), self.requests[i].context, i))
+        if not padded:
+            alike = [i for i in alike if len(self.requests[i].context) == len(self.requests[alike[0]].context)]
         return alike[: max(1, self.batch_tokens // self._room(alike[0]))]
 
     def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:

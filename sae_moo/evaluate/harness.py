@@ -147,13 +147,20 @@ class HarnessTask:
         """Return all requests, document by document."""
         return self._asked[split]
 
-    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
+    def owners(self, split: Split) -> NDArray[np.int64]:
+        """Return the document of each request."""
+        lengths = [sum(end - start for start, end in instance.parts) for instance in self._instances[split]]
+        return np.repeat(np.arange(len(lengths)), lengths)
+
+    def score(
+        self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
         """Return the chosen metric of every document."""
-        judged = self._judged(split, answers)
+        own = self._instances[split] if instances is None else [self._instances[split][i] for i in instances]
         return np.array(
             [
                 self._score(instance.leaf, metrics[self._filter[instance.leaf]])
-                for instance, metrics in zip(self._instances[split], judged, strict=True)
+                for instance, metrics in zip(own, self._judge(own, answers), strict=True)
             ]
         )
 
@@ -348,7 +355,9 @@ class HarnessTask:
         """Return per document: filter -> metric -> value."""
         return self._judge(self._instances[split], answers)
 
-    def _judge(self, instances: Sequence[_Instance], answers: Sequence[Answered]) -> list[dict[str, dict[str, Any]]]:
+    def _judge(
+        self, instances: Sequence[_Instance], answers: Sequence[Answered | None]
+    ) -> list[dict[str, dict[str, Any]]]:
         by_leaf: dict[int, list[Any]] = defaultdict(list)
         for instance in instances:
             for request, part in _pairs(instance):
@@ -368,7 +377,7 @@ class HarnessTask:
             )
         return found
 
-    def _response(self, request: Any, answers: Sequence[Answered], part: tuple[int, int]) -> Any:
+    def _response(self, request: Any, answers: Sequence[Answered | None], part: tuple[int, int]) -> Any:
         """Return the answers to one request in the harness's form."""
         own = answers[slice(*part)]
         if request.request_type == "generate_until":

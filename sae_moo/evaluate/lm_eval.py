@@ -139,6 +139,11 @@ def reader(tokenizer: Any, folder: Path) -> Any:
 
         def read(self, name: str, request: Any) -> list[Asked]:
             """Return the requests that the harness would make of one of its own."""
+            if self.eot_token_id is None and (request.request_type == "generate_until" or self.prefix_token_id is None):
+                raise InputError(
+                    f"task {name}: the base's tokenizer has no end-of-text token (eos_token), which the harness needs "
+                    "to say where a text begins or ends"
+                )
             if request.request_type == "generate_until":
                 return [self._prompt(name, *request.args)]
             self.seen.clear()

@@ -81,6 +81,7 @@ class Batches:
         device: the model's device.
         batch_tokens: most tokens of a forward pass, padding included; a longer single row is its own batch; None
             takes what suits the device.
+        parts: positions of the requests that are asked together, each request in one part; None: all in one.
 
     Attributes:
         batch_tokens: as it is now.
@@ -88,7 +89,11 @@ class Batches:
     """
 
     def __init__(
-        self, requests: Sequence[Request], device: torch.device | str = "cpu", batch_tokens: int | None = None
+        self,
+        requests: Sequence[Request],
+        device: torch.device | str = "cpu",
+        batch_tokens: int | None = None,
+        parts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if batch_tokens is None:
             batch_tokens = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS_ELSEWHERE)
@@ -98,37 +103,38 @@ class Batches:
         self._device = device
         self._lengths = np.array([len(request.continuation) for request in self.requests], dtype=np.int64)
         self._ends = list(dict.fromkeys([(), *(request.ends for request in self.requests)]))
-        self._readers: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(self.requests):
-            last = len(request.continuation) if request.ends else -1  # a last token that predicts nothing is not read
-            self._readers.setdefault(request.context + request.continuation[:last], []).append(index)
+        self._parts = [range(len(self.requests))] if parts is None else [list(part) for part in parts]
         self._apart = False  # whether body and head are asked apart
         self._tried = False
-        self._batches = self._laid_out()
+        self._batches = [self._laid_out(part) for part in self._parts]
 
     @torch.inference_mode()
-    def score(self, model: Any) -> list[Answer]:
-        """Run the forward passes.
+    def score(self, model: Any, part: int = 0) -> list[Answer]:
+        """Run the forward passes of one part.
 
         Args:
             model: a transformers causal LM on the device given at construction.
+            part: which one.
+
+        Returns:
+            The answers to the part's requests, in its order.
 
         Raises:
             TaskError: if a log probability is not finite, naming the first request concerned.
         """
         while True:
             try:
-                return self._score(model)
+                return self._score(model, part)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or not self._smaller():
                     raise
 
-    def _score(self, model: Any) -> list[Answer]:
+    def _score(self, model: Any, part: int) -> list[Answer]:
         logprob = np.zeros(len(self.requests))
         agreed = np.zeros(len(self.requests), dtype=np.int64)
         if not self._tried:
             self._try_out(model)
-        for batch in self._batches:
+        for batch in self._batches[part]:
             gold, best = self._asked(self._logits(model, batch), batch)
             greedy = (best == batch.target) | self._ended(best, batch.ends)
             np.add.at(logprob, batch.request, gold.cpu().double().numpy())
@@ -137,8 +143,12 @@ class Batches:
         if len(broken):
             raise TaskError(f"log probabilities are not finite for {len(broken)} requests, the first is {broken[0]}")
         return [
-            Answer(float(total), int(length), bool(same == length + bool(request.ends)))
-            for total, length, same, request in zip(logprob, self._lengths, agreed, self.requests, strict=True)
+            Answer(
+                float(logprob[i]),
+                int(self._lengths[i]),
+                bool(agreed[i] == self._lengths[i] + bool(self.requests[i].ends)),
+            )
+            for i in self._parts[part]
         ]
 
     def _logits(self, model: Any, batch: _Batch) -> Tensor:
@@ -171,12 +181,13 @@ class Batches:
 
     def _smaller(self) -> bool:
         """Lay out again with half the tokens a pass; False if there is nothing left to halve."""
-        if all(len(batch.inputs) == 1 and batch.depth is None for batch in self._batches):
+        everything = [batch for part in self._batches for batch in part]
+        if all(len(batch.inputs) == 1 and batch.depth is None for batch in everything):
             return False
-        largest = max(batch.inputs.numel() for batch in self._batches)
+        largest = max(batch.inputs.numel() for batch in everything)
         self.batch_tokens = max(1, min(self.batch_tokens, largest) // 2)
         log.warning("out of memory: forward passes of at most %d tokens from now on", self.batch_tokens)
-        self._batches = self._laid_out()
+        self._batches = [self._laid_out(part) for part in self._parts]
         return True
 
     def _try_out(self, model: Any) -> None:
@@ -184,8 +195,9 @@ class Batches:
 
         A model whose answers are not finite tells nothing: the next one is asked again.
         """
-        alone = [batch for batch in self._batches if batch.depth is None]
-        shared = [batch for batch in self._batches if batch.depth is not None]
+        everything = [batch for part in self._batches for batch in part]
+        alone = [batch for batch in everything if batch.depth is None]
+        shared = [batch for batch in everything if batch.depth is not None]
         wanted = [(batch, self._plainly(model, batch)) for batch in (*alone[:1], *shared[:1])]
         if not all(np.isfinite(values).all() for _, values in wanted):
             return
@@ -198,7 +210,7 @@ class Batches:
         if self.shares:
             log.info("%s: prompts that begin alike are read one by one", type(model).__name__)
             self.shares = False
-            self._batches = self._laid_out()
+            self._batches = [self._laid_out(part) for part in self._parts]
             self._try_out(model)
         else:
             log.warning("%s gives other log probabilities in a batch than alone", type(model).__name__)
@@ -220,15 +232,23 @@ class Batches:
         found: list[float] = []
         for index in list(dict.fromkeys(batch.request.tolist()))[:SAMPLE]:
             request = self.requests[index]
-            tokens = torch.tensor([[*request.context, *request.continuation]], device=self._device)
+            # like the batches, not the last token where nothing behind it is asked: there may be no position for it
+            whole = [*request.context, *request.continuation][: None if request.ends else -1]
+            tokens = torch.tensor([whole], device=self._device)
             logprobs = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
-            places = range(len(request.context) - 1, tokens.shape[1] - 1)
+            first = len(request.context) - 1  # the last context token predicts the first continuation token
+            places = range(first, first + len(request.continuation))
             found += [float(logprobs[i, token]) for i, token in zip(places, request.continuation, strict=True)]
             found += [0.0] if request.ends else []
         return np.array(found, dtype=np.float32)
 
-    def _laid_out(self) -> list[_Batch]:
-        sequences = list(self._readers)
+    def _laid_out(self, part: Sequence[int]) -> list[_Batch]:
+        readers: dict[tuple[int, ...], list[int]] = {}  # what is read -> the requests that read it
+        for index in part:
+            request = self.requests[index]
+            last = len(request.continuation) if request.ends else -1  # a last token that predicts nothing is not read
+            readers.setdefault(request.context + request.continuation[:last], []).append(index)
+        sequences = list(readers)
         most = min(ROW_TOKENS, self.batch_tokens) if self.shares else 0
         laid = rows(sequences, most)
         alone = [row for row in laid if len(row.paths) == 1]
@@ -241,11 +261,11 @@ class Batches:
                 end = start + 1
                 while end < len(group) and len(group[end].tokens) * (end + 1 - start) <= self.batch_tokens:
                     end += 1
-                batches.append(self._batch(group[start:end], sequences))
+                batches.append(self._batch(group[start:end], list(readers.values())))
                 start = end
         return batches
 
-    def _batch(self, group: Sequence[Row], sequences: Sequence[tuple[int, ...]]) -> _Batch:
+    def _batch(self, group: Sequence[Row], readers: Sequence[Sequence[int]]) -> _Batch:
         shape = (len(group), len(group[-1].tokens))
         inputs = np.zeros(shape, dtype=np.int64)  # any valid token does as padding
         depth = np.zeros(shape, dtype=np.int64)
@@ -256,7 +276,7 @@ class Batches:
             length = len(row.tokens)
             inputs[i, :length], depth[i, :length], behind[i, :length] = row.tokens, row.depth, row.end
             for sequence, path in row.paths.items():
-                for index in self._readers[sequences[sequence]]:
+                for index in readers[sequence]:
                     request = self.requests[index]
                     first = len(request.context) - 1  # the last context token predicts the first continuation token
                     wanted = [*request.continuation, *([-1] if request.ends else [])]

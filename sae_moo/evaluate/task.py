@@ -104,8 +104,19 @@ class Task(Protocol):
     def requests(self, split: Split) -> Sequence[Asked]:
         """Return all requests of a split, in a fixed order."""
 
-    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
-        """Return one score in [0, 1] per instance, given the answers in the order of `requests`."""
+    def owners(self, split: Split) -> NDArray[np.int64]:
+        """Return the number of the instance that each request belongs to; shape (requests,)."""
+
+    def score(
+        self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Return one score in [0, 1] per instance.
+
+        Args:
+            split: which items.
+            answers: the answers in the order of `requests`; those of other instances are not looked at.
+            instances: numbers of the instances to score, in the order of the result; None: all.
+        """
 
     def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:
         """Return further numbers about a split by name, for people to read; the search never sees them."""

@@ -101,17 +101,25 @@ class ItemTask:
         for item, own in self._by_item(split, answers):
             yield {**asdict(item), "answers": [asdict(answer) for answer in own]}
 
-    def _by_item(self, split: Split, answers: Sequence[Answered]) -> Iterator[tuple[Item, list[Answer]]]:
-        start = 0
-        for item in self.items[split]:
-            own = answers[start : start + len(item.choices)]
-            start += len(item.choices)
-            yield item, [answer for answer in own if isinstance(answer, Answer)]
+    def _by_item(
+        self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
+    ) -> Iterator[tuple[Item, list[Answer]]]:
+        items = self.items[split]
+        ends = np.cumsum([len(item.choices) for item in items])
+        for i in range(len(items)) if instances is None else instances:
+            own = answers[ends[i] - len(items[i].choices) : ends[i]]
+            yield items[i], [answer for answer in own if isinstance(answer, Answer)]
 
-    def score(self, split: Split, answers: Sequence[Answered]) -> NDArray[np.float64]:
+    def owners(self, split: Split) -> NDArray[np.int64]:
+        """Return the item of each request."""
+        return np.repeat(np.arange(len(self.items[split])), [len(item.choices) for item in self.items[split]])
+
+    def score(
+        self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
         """Return one score in [0, 1] per item."""
-        scores = np.empty(len(self.items[split]))
-        for i, (item, own) in enumerate(self._by_item(split, answers)):
+        scores = np.empty(len(self.items[split]) if instances is None else len(instances))
+        for i, (item, own) in enumerate(self._by_item(split, answers, instances)):
             match self.kind:
                 case "multiple_choice":
                     scores[i] = float(np.argmax([answer.logprob for answer in own]) == item.label)

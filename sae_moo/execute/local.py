@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sae_moo.evaluate.racing import Rivals
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Recipe
 
@@ -15,12 +16,12 @@ class LocalExecutor:
     may be submitted, `busy` whether any has not come back yet. A job is a recipe; weights never travel.
 
     Args:
-        evaluate: recipe -> evaluation.
+        evaluate: recipe, and the front it races against (None where it does not) -> evaluation.
     """
 
-    def __init__(self, evaluate: Callable[[Recipe], Evaluation]) -> None:
+    def __init__(self, evaluate: Callable[[Recipe, Rivals | None], Evaluation]) -> None:
         self._evaluate = evaluate
-        self._job: tuple[int, Recipe] | None = None
+        self._job: tuple[int, Recipe, Rivals | None] | None = None
 
     @property
     def free(self) -> bool:
@@ -32,22 +33,23 @@ class LocalExecutor:
         """Whether a job is out."""
         return self._job is not None
 
-    def submit(self, number: int, recipe: Recipe) -> None:
+    def submit(self, number: int, recipe: Recipe, rivals: Rivals | None = None) -> None:
         """Take a job.
 
         Args:
             number: what to call it.
             recipe: what to evaluate.
+            rivals: the front it races against, or None.
         """
         if self._job is not None:
             raise RuntimeError(f"job {self._job[0]} has not come back yet")
-        self._job = (number, recipe)
+        self._job = (number, recipe, rivals)
 
     def wait(self) -> tuple[int, Evaluation]:
         """Return the number and evaluation of a finished job."""
         if self._job is None:
             raise RuntimeError("no job is out")
-        number, recipe = self._job
-        evaluation = self._evaluate(recipe)
+        number, recipe, rivals = self._job
+        evaluation = self._evaluate(recipe, rivals)
         self._job = None
         return number, evaluation

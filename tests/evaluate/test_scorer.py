@@ -86,7 +86,7 @@ def test_requests_that_read_the_same_tokens_share_a_row(math_model, tokenizer):
     context = encode(tokenizer, "3 and 4 is", " 7").context
     choices = [Request(context, (5, last)) for last in range(10, 20)]
     batches = Batches(choices)
-    assert sum(len(batch.inputs) for batch in batches._batches) == 1
+    assert sum(len(batch.inputs) for batch in batches._batches[0]) == 1
     for request, answer in zip(choices, batches.score(math_model), strict=True):
         assert answer.logprob == pytest.approx(plainly(math_model, request)[0], abs=1e-4)
 
@@ -129,7 +129,7 @@ def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
         assert answer.greedy == greedy
     assert batches.shares == (kind not in ONE_BY_ONE)
     assert batches._apart == (kind not in ("gemma2", "granite"))
-    read = sum(batch.inputs.numel() for batch in batches._batches)
+    read = sum(batch.inputs.numel() for batch in batches._batches[0])
     assert (read < 400) == batches.shares
 
 
@@ -230,7 +230,7 @@ def test_a_cpu_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monke
     def full(model, split):
         raise error
 
-    monkeypatch.setattr(bench.scorer, "score", full)
+    monkeypatch.setattr(bench.scorer, "score_parts", full)
     assert bench.evaluate(Cast(Expert("math"), "float32")).reason.startswith("out of memory")
 
 
@@ -240,7 +240,7 @@ def test_an_error_of_our_own_is_no_failure_of_the_candidate(tiny, tiny_model, mo
     def wrong(model, split):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(bench.scorer, "score", wrong)
+    monkeypatch.setattr(bench.scorer, "score_parts", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         bench.evaluate(Cast(Expert("math"), "float32"))
 
@@ -248,7 +248,7 @@ def test_an_error_of_our_own_is_no_failure_of_the_candidate(tiny, tiny_model, mo
 def test_a_task_that_raises_fails_the_candidate(tiny, tiny_model, monkeypatch):
     bench = evaluator(tiny, tiny_model)
 
-    def odd(split, answers):
+    def odd(split, answers, instances):
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(bench.scorer.tasks[1], "score", odd)
@@ -260,7 +260,7 @@ def test_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch
         raise torch.OutOfMemoryError("no more\nat all")
 
     bench = evaluator(tiny, tiny_model)
-    monkeypatch.setattr(bench.scorer, "score", lambda model, split: full(model))
+    monkeypatch.setattr(bench.scorer, "score_parts", lambda model, split: full(model))
     assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "out of memory: no more"
 
 
