@@ -19,13 +19,15 @@ from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
 from sae_moo.config import Config, TaskSection
 from sae_moo.errors import InputError
+from sae_moo.evaluate.anchors import anchored
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.harness import HarnessTask, Settings
 from sae_moo.evaluate.racing import Racing, Rivals
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.experts import ExpertPool
-from sae_moo.recipe import BASE, Expert
+from sae_moo.recipe import BASE, Cast, Expert
 from sae_moo.schedule import Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Searcher
@@ -56,8 +58,12 @@ class Bench:
     calibration: str | None = None
 
     @classmethod
-    def open(cls, config: Config) -> Bench:
+    def open(cls, config: Config, whole: bool = False) -> Bench:
         """Open experts and tasks; everything that can be wrong is found here, before the first evaluation.
+
+        Args:
+            config: the configuration.
+            whole: leave the tasks whole where the configuration asks for anchors.
 
         Raises:
             InputError: listing what cannot be opened or does not fit.
@@ -65,6 +71,8 @@ class Bench:
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
+        if config.evaluation.anchors is not None and not whole:
+            tasks = _anchored(config.evaluation.anchors, pool, tasks, models.dtype, device)
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         ground = bench.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
@@ -76,9 +84,12 @@ class Bench:
 
     def scorer(self) -> Scorer:
         """Return a scorer of the tasks."""
+        return Scorer(self.tasks, self.device, self.pool.tokenizer(), self._blocks)
+
+    @property
+    def _blocks(self) -> int:
         racing = self.racing()
-        blocks = 1 if racing is None else racing.blocks
-        return Scorer(self.tasks, self.device, self.pool.tokenizer(), blocks)
+        return 1 if racing is None else racing.blocks
 
     def racing(self) -> Racing | None:
         """Return how candidates race, or None if they do not."""
@@ -107,7 +118,8 @@ class Bench:
                 wanted,
                 self.model_bytes * wanted / 2**30,
             )
-        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing())
+        known = ExpertScores(self.pool, self.tasks, self.device, self._blocks)
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known)
 
     @property
     def model_bytes(self) -> int:
@@ -166,6 +178,17 @@ class Bench:
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }
+
+
+def _anchored(share: float, pool: ExpertPool, tasks: Sequence[Task], dtype: str, device: str) -> tuple[Task, ...]:
+    """Return tasks that are asked the items that stand for all, by what the experts and the base answer."""
+    scorer, known = Scorer(tasks, device, pool.tokenizer()), ExpertScores(pool, tasks, device, 1)
+    evaluator = Evaluator(pool, pool.live_model(dtype, device), scorer, known=known)
+    found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in pool.names}
+    broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
+    if broken:
+        raise InputError("\n".join(broken))
+    return anchored(tasks, {t.name: np.array([each.scores[t.name] for each in found.values()]) for t in tasks}, share)
 
 
 def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:

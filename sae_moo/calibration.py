@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sae_moo import user_cache
 from sae_moo.anatomy import transposed
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts import ExpertPool
@@ -291,7 +291,7 @@ def load_calibration(recipe: Recipe, pool: ExpertPool, folder: Path) -> None:
     for digest in calibrations_of(recipe):
         if digest in pool.norms:
             continue
-        for file in (folder / file_name(digest), _memory() / file_name(digest)):
+        for file in (folder / file_name(digest), user_cache.folder("calibrations") / file_name(digest)):
             norms = _read(file)
             if norms is not None and norms_digest(norms) == digest:
                 add_norms(pool, norms)
@@ -307,31 +307,16 @@ def _read(file: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def _memory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_moo" / "calibrations"
-
-
 def _remembered(stamp: str) -> Norms | None:
     """Return the norms kept under a stamp: a small file that holds the digest, beside the norms themselves."""
-    try:
-        digest = (_memory() / stamp).read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None  # never seen, or no readable cache folder: compute them
-    norms = _read(_memory() / file_name(digest))
+    digest = user_cache.kept("calibrations", stamp)
+    norms = None if digest is None else _read(user_cache.folder("calibrations") / file_name(digest))
     return norms if norms is not None and norms_digest(norms) == digest else None
 
 
 def _remember(stamp: str, norms: Norms) -> None:
     digest = norms_digest(norms)
-    writers: list[tuple[str, Callable[[Path], object]]] = [
-        (file_name(digest), lambda path: save_file(dict(norms), path, metadata={"digest": digest})),
-        (stamp, lambda path: path.write_text(digest, encoding="ascii")),
-    ]
-    try:
-        _memory().mkdir(parents=True, exist_ok=True)
-        for name, write in writers:
-            partial = _memory() / f"{name}.{os.getpid()}"
-            write(partial)
-            partial.replace(_memory() / name)
-    except OSError as error:
-        log.info("activation norms are not kept: %s", error)  # only costs time on the next start
+    user_cache.keep(
+        "calibrations", file_name(digest), lambda path: save_file(dict(norms), path, metadata={"digest": digest})
+    )
+    user_cache.keep("calibrations", stamp, digest)

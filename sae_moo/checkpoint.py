@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_moo import zoo
+from sae_moo import user_cache, zoo
 from sae_moo.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -316,26 +315,12 @@ def stamp_of(folder: Path, files: Iterable[Path], facts: Any) -> str:
     return hashlib.sha256(json.dumps([str(folder), stats, facts]).encode()).hexdigest()
 
 
-def _memory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_moo" / "fingerprints"
-
-
 def remembered(stamp: str) -> str | None:
     """Return the fingerprint kept under a stamp, if any."""
-    try:
-        text = (_memory() / stamp).read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None  # never seen, or no readable cache folder: compute it
-    return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+    text = user_cache.kept("fingerprints", stamp)
+    return text if text is not None and re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 
 def remember(stamp: str, fingerprint: str) -> None:
-    """Keep a fingerprint under a stamp in the user's cache folder, where that can be written."""
-    path = _memory() / stamp
-    partial = path.with_name(f"{stamp}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(fingerprint, encoding="ascii")
-        partial.replace(path)
-    except OSError as error:
-        log.info("fingerprints are not kept: %s", error)  # only costs time on the next start
+    """Keep a fingerprint under a stamp."""
+    user_cache.keep("fingerprints", stamp, fingerprint)

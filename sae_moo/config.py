@@ -161,14 +161,15 @@ class RacingSection(_Section):
     """``evaluation.racing``: parts the instances are asked in, confidence of giving a candidate up, margin."""
 
     blocks: Annotated[int, Field(ge=2, le=1000)] = 10
-    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
-    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
 
 
 class EvaluationSection(_Section):
-    """``evaluation``: how much a candidate is asked; without ``racing``, every instance."""
+    """``evaluation``: how much a candidate is asked: everything, less in a race, or a share that stands for all."""
 
     racing: RacingSection | None = None
+    anchors: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
 
 class ExecutorSection(_Section):

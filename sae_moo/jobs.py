@@ -170,7 +170,7 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
     device = resolve_device(config.models.device)
     if target.endswith(".json"):
-        bench = Bench.open(config)
+        bench = Bench.open(config, whole=True)
         recipe = _read_recipe(Path(target), bench.pool)
         pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
         materialize(recipe, pool, model)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
+from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import Generations
 from sae_moo.evaluate.racing import Race, Racing, Rivals
 from sae_moo.evaluate.scorer import Batches
@@ -191,6 +192,7 @@ class Evaluator:
         scorer: the tasks.
         cache: weights of candidates seen before, or None.
         racing: how candidates race against the front they are given, or None if they are always asked everything.
+        known: what is known of unmerged experts, or None.
     """
 
     def __init__(
@@ -200,12 +202,14 @@ class Evaluator:
         scorer: Scorer,
         cache: WeightCache | None = None,
         racing: Racing | None = None,
+        known: ExpertScores | None = None,
     ) -> None:
         self.pool = pool
         self.model = model
         self.scorer = scorer
         self.cache = cache
         self.racing = racing
+        self.known = known
 
     def evaluate(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
         """Materialize and score one recipe; a failure of the candidate is an evaluation too, with its reason.
@@ -217,6 +221,9 @@ class Evaluator:
         Raises:
             InputError: if the recipe does not fit the pool, which is an error of the caller.
         """
+        found = None if self.known is None else self.known.find(recipe)
+        if found is not None:
+            return found
         merged = recipe
         start = time.perf_counter()
         try:
@@ -231,7 +238,7 @@ class Evaluator:
                 raise
             reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
             return Evaluation(merged, reason=reason, seconds_score=time.perf_counter() - start)
-        return Evaluation(
+        evaluation = Evaluation(
             merged,
             {task: tuple(row.tolist()) for task, row in scores.items()},
             report.sparsity,
@@ -241,6 +248,9 @@ class Evaluator:
             seconds_merge=report.seconds,
             seconds_score=time.perf_counter() - start_score,
         )
+        if self.known is not None:
+            self.known.keep(evaluation)
+        return evaluation
 
     def _scores(self, sparsity: float, rivals: Rivals | None) -> tuple[dict[str, NDArray[np.float64]], Stopped | None]:
         """Return the scores per instance of each task; none, and why, if the candidate was stopped."""

@@ -46,8 +46,8 @@ class Racing:
     """
 
     blocks: int = 10
-    confidence: float = 0.95
-    margin: float = 0.0
+    confidence: float = 0.9
+    margin: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from commands import call, config_for, refused, written
 
 from sae_moo.run import Run
 
-RACING = {"racing": {"blocks": 4, "confidence": 0.8}}
+RACING = {"racing": {"blocks": 4, "confidence": 0.8, "margin": 0.0}}
 ZOO = {"base": "zoo:base", "math": "zoo:math", "lingua": "zoo:lingua"}  # random models do not differ enough to race
 SEARCH = 80  # instances
 
@@ -49,6 +49,25 @@ def test_dominated_candidates_are_stopped_told_of_and_left_out_of_the_front(race
         "export", "tiny", "--trial", number, "-o", "m"
     )
     assert "search split, every instance" in call("export", "tiny", "--knee", "-o", "m", "--verify").stdout
+
+
+def test_anchors_stand_for_all_and_experts_are_asked_once(raced, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    anchored = ("--set", "evaluation={anchors: 0.5}", "--evaluations", "8", "--set", "study.name=anchored")
+    call("search", "c.yaml", *anchored)
+    evaluations = [record.evaluation for record in Run.open("anchored").trials()]
+    assert {len(each.scores["zoo_logic"]) for each in evaluations} == {SEARCH // 2}
+    assert "40 search and 8 test instances" in call("validate", "c.yaml", *anchored[:2]).stdout
+    call("search", "c.yaml", *anchored[:4], "--set", "study.name=again")
+    again = [record.evaluation for record in Run.open("again").trials()]
+    assert [each.scores for each in again] == [each.scores for each in evaluations]
+    assert [each.seconds_score > 0 for each in evaluations] == [True] * 8
+    assert [each.seconds_score > 0 for each in again[:3]] == [False] * 3, "base and experts were known"
+    shown = call("evaluate", "zoo:math", "--config", "c.yaml", "--split", "search", "--json", *anchored[:2]).stdout
+    assert json.loads(shown)["tasks"]["zoo_logic"]["instances"] == SEARCH, "evaluate asks everything"
+    assert "evaluation.anchors: expected less than 1, got 1" in refused(
+        "search", "c.yaml", "--set", "evaluation.anchors=1"
+    )
 
 
 def test_a_race_goes_on_where_it_was_and_under_no_other_rules(raced):

@@ -13,7 +13,7 @@ ACCURACY = Objective("accuracy", ("a", "b"))
 SPARSITY = Objective("sparsity")
 BOTH = (ACCURACY, SPARSITY)
 N = {"a": 200, "b": 100}
-USUAL = Racing()
+USUAL = Racing(confidence=0.95, margin=0.0)
 
 
 def evaluation(scores, sparsity=0.0, name="x") -> Evaluation:
@@ -140,7 +140,7 @@ def test_a_far_worse_candidate_is_stopped_at_the_first_look_by_the_one_farthest_
     assert bound["sparsity"] == 0.3
 
 
-@pytest.mark.parametrize("racing", [Racing(), Racing(confidence=0.8, margin=0.0)])
+@pytest.mark.parametrize("racing", [USUAL, Racing(confidence=0.8, margin=0.0)])
 def test_what_is_sparser_than_all_or_as_good_as_any_goes_on(racing):
     rivals = Rivals(BOTH, front=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.0), sparsity=0.41, racing=racing) is None
@@ -201,7 +201,7 @@ def test_hardly_more_are_wrongly_stopped_than_stated(confidence):
         if not 0 <= ACCURACY.value(evaluation(scores)) - best < 0.02:
             continue
         tried += 1
-        wrong += run(rivals, scores, sparsity=0.3, racing=Racing(confidence=confidence)) is not None
+        wrong += run(rivals, scores, sparsity=0.3, racing=Racing(confidence=confidence, margin=0.0)) is not None
     assert wrong / tried <= 1 - confidence + 2 * np.sqrt(confidence * (1 - confidence) / tried)
 
 

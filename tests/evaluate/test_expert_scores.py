@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sae_moo import user_cache
+from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.tasks import Item, ItemTask, split_items
+from sae_moo.experts import ExpertPool
+from sae_moo.objectives import Evaluation
+from sae_moo.recipe import Cast, Expert, Prune
+
+MATH = Cast(Expert("math"), "float32")
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "sae_moo" / "scores"
+
+
+def task(pool, count=10) -> ItemTask:
+    items = [Item(f"question {i} is", (f" {i}",)) for i in range(count + 5)]
+    return ItemTask("a", "likelihood", split_items("a", items, count, 5), pool.tokenizer())
+
+
+def evaluator(pool, model, one, blocks=1) -> Evaluator:
+    return Evaluator(pool, model, Scorer([one], blocks=blocks), known=ExpertScores(pool, [one], "cpu", blocks))
+
+
+def test_an_expert_is_evaluated_once_on_a_machine(tiny, tiny_model, empty, monkeypatch):
+    first = evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH)
+    assert first.ok
+    assert first.seconds_score > 0
+    later = evaluator(tiny, tiny_model, task(tiny))
+    monkeypatch.setattr(later.scorer, "score_parts", None)  # asked again, it would raise
+    second = later.evaluate(MATH)
+    assert (second.scores, second.sparsity, second.group_sparsity) == (
+        first.scores,
+        first.sparsity,
+        first.group_sparsity,
+    )
+    assert second.seconds_score == 0
+    assert [path.suffix for path in empty.iterdir()] == [""], "one file, nothing half written"
+
+
+@pytest.mark.parametrize("what", ["expert", "base", "task", "blocks", "dtype", "threads"])
+def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monkeypatch, what):
+    one = task(tiny)
+    evaluator(tiny, tiny_model, one).evaluate(MATH)
+    pool, blocks, recipe = tiny, 1, MATH
+    if what == "expert":
+        recipe = Cast(Expert("code"), "float32")
+    elif what == "base":
+        pool = ExpertPool.open(str(tiny_folders["law"]), {"math": str(tiny_folders["math"])})
+    elif what == "task":
+        one = task(tiny, 11)
+    elif what == "blocks":
+        blocks = 2
+    elif what == "dtype":
+        recipe = Cast(Expert("math"), "bfloat16")
+    else:
+        monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    assert ExpertScores(pool, [one], "cpu", blocks).find(recipe) is None
+
+
+def test_only_whole_evaluations_of_experts_as_they_stand_are_kept(tiny, tiny_model, empty):
+    known = ExpertScores(tiny, [task(tiny)], "cpu", 1)
+    evaluator(tiny, tiny_model, task(tiny)).evaluate(Cast(Prune(Expert("math"), 0.5), "float32"))
+    known.keep(Evaluation(MATH, reason="out of memory"))
+    assert not empty.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"scores": {"a": [2]}}', '{"scores": {"a": [0.5]}, "sparsity": 0}']
+)
+def test_what_is_damaged_is_computed_again(tiny, tiny_model, empty, content):
+    whole = evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH)
+    (file,) = empty.iterdir()
+    found = json.loads(file.read_text())
+    file.write_text(content)
+    assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None
+    found["scores"]["a"].pop()
+    file.write_text(json.dumps(found))
+    assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None, "of other instances"
+    assert evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH).scores == whole.scores
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tiny, tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH).ok
+    assert user_cache.kept("scores", "x") is None
