@@ -24,8 +24,9 @@ from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.harness import HarnessTask, Settings
 from sae_moo.evaluate.racing import Racing, Rivals
-from sae_moo.evaluate.task import Task
+from sae_moo.evaluate.task import SPLITS, Generation, Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
+from sae_moo.evaluate.vllm import Engine, VllmGenerations
 from sae_moo.experts import ExpertPool
 from sae_moo.recipe import BASE, Cast, Expert
 from sae_moo.schedule import Schedule
@@ -71,8 +72,9 @@ class Bench:
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
+        scorer(config, pool, tasks, device)  # refused here if it cannot be
         if config.evaluation.anchors is not None and not whole:
-            tasks = _anchored(config.evaluation.anchors, pool, tasks, models.dtype, device)
+            tasks = _anchored(config, pool, tasks, device)
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         ground = bench.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
@@ -84,7 +86,7 @@ class Bench:
 
     def scorer(self) -> Scorer:
         """Return a scorer of the tasks."""
-        return Scorer(self.tasks, self.device, self.pool.tokenizer(), self._blocks)
+        return scorer(self.config, self.pool, self.tasks, self.device, self._blocks)
 
     @property
     def _blocks(self) -> int:
@@ -118,7 +120,8 @@ class Bench:
                 wanted,
                 self.model_bytes * wanted / 2**30,
             )
-        known = ExpertScores(self.pool, self.tasks, self.device, self._blocks)
+        writer = self.config.evaluation.generation
+        known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
         return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known)
 
     @property
@@ -180,10 +183,27 @@ class Bench:
         }
 
 
-def _anchored(share: float, pool: ExpertPool, tasks: Sequence[Task], dtype: str, device: str) -> tuple[Task, ...]:
+def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
+    """Return a scorer of tasks for models like those of a pool.
+
+    Raises:
+        InputError: if the configuration asks for vLLM and it is not installed.
+    """
+    tokenizer = pool.tokenizer()
+    prompts = [each for task in tasks for split in SPLITS for each in task.requests(split)]
+    longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Generation)), default=0)
+    if config.evaluation.generation == "transformers" or not longest:
+        return Scorer(tasks, device, tokenizer, blocks)
+    engine = Engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
+    return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
+
+
+def _anchored(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> tuple[Task, ...]:
     """Return tasks that are asked the items that stand for all, by what the experts and the base answer."""
-    scorer, known = Scorer(tasks, device, pool.tokenizer()), ExpertScores(pool, tasks, device, 1)
-    evaluator = Evaluator(pool, pool.live_model(dtype, device), scorer, known=known)
+    share, dtype = config.evaluation.anchors, config.models.dtype
+    assert share is not None
+    known = ExpertScores(pool, tasks, device, writer=config.evaluation.generation)
+    evaluator = Evaluator(pool, pool.live_model(dtype, device), scorer(config, pool, tasks, device), known=known)
     found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in pool.names}
     broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
     if broken:

@@ -170,6 +170,7 @@ class EvaluationSection(_Section):
 
     racing: RacingSection | None = None
     anchors: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    generation: Literal["transformers", "vllm"] = "transformers"
 
 
 class ExecutorSection(_Section):

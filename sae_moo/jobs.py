@@ -17,10 +17,10 @@ import torch
 
 from sae_moo import calibration
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
+from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
-from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
@@ -178,7 +178,7 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         pool = ExpertPool({BASE: Checkpoint(target)})
         tasks = open_tasks(config, pool)
         model = pool.live_model(config.models.dtype, device)
-    scorer = Scorer(tasks, device, pool.tokenizer())
+    scorer = scorer_of(config, pool, tasks, device)
     answers = scorer.answers(model, split)
     scores = scorer.judge(split, answers)
     metrics = {task.name: task.metrics(split, answers[task.name]) for task in tasks}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
 from sae_moo.evaluate.expert_scores import ExpertScores
-from sae_moo.evaluate.generation import Generations
+from sae_moo.evaluate.generation import Generations, Writer
 from sae_moo.evaluate.racing import Race, Racing, Rivals
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Split, Task
@@ -47,7 +47,7 @@ class _Layout:
     asked: Sequence[Asked]
     parts: Sequence[_Part]
     batches: Batches
-    writer: Generations
+    writer: Writer
 
 
 class Scorer:
@@ -61,15 +61,21 @@ class Scorer:
         device: where the models live.
         tokenizer: what the tasks' requests were made with; needed by tasks that let models write.
         blocks: in how many parts the search split is asked.
+        writer: makes what lets models write, of prompts; None: transformers.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], device: torch.device | str = "cpu", tokenizer: Any = None, blocks: int = 1
+        self,
+        tasks: Sequence[Task],
+        device: torch.device | str = "cpu",
+        tokenizer: Any = None,
+        blocks: int = 1,
+        writer: Callable[[Sequence[Generation]], Writer] | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self._device = device
-        self._tokenizer = tokenizer
         self._blocks = blocks
+        self._writer = writer if writer is not None else lambda prompts: Generations(prompts, tokenizer, device)
         self._laid_out: dict[Split, _Layout] = {}
 
     def score(self, model: Any, split: Split) -> dict[str, NDArray[np.float64]]:
@@ -88,6 +94,7 @@ class Scorer:
         """
         layout = self._layout(split)
         found: list[Answered | None] = [None] * len(layout.asked)
+        layout.writer.load(model)
         for i in range(len(layout.parts)):
             self._ask(model, layout, i, found)
         answered = iter([answer for answer in found if answer is not None])
@@ -115,6 +122,7 @@ class Scorer:
         """
         layout = self._layout(split)
         found: list[Answered | None] = [None] * len(layout.asked)
+        layout.writer.load(model)
         starts = np.cumsum([0, *(len(task.requests(split)) for task in self.tasks)])
         for i, part in enumerate(layout.parts):
             self._ask(model, layout, i, found)
@@ -157,7 +165,7 @@ class Scorer:
             asked,
             parts,
             Batches(requests, self._device, parts=likelihoods),
-            Generations(prompts, self._tokenizer, self._device),
+            self._writer(prompts),
         )
 
 

@@ -32,9 +32,12 @@ class ExpertScores:
         tasks: the tasks.
         device: where models live.
         blocks: in how many parts the search split is asked.
+        writer: what continues prompts.
     """
 
-    def __init__(self, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int) -> None:
+    def __init__(
+        self, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1, writer: str = "transformers"
+    ) -> None:
         self._pool = pool
         self._instances = {task.name: task.instances("search") for task in tasks}
         self._facts = [
@@ -43,6 +46,7 @@ class ExpertScores:
             pool.checkpoints[BASE].config,
             [[task.name, task.fingerprint] for task in tasks],
             blocks,
+            writer,
             device,
             platform.node(),
             torch.get_num_threads(),

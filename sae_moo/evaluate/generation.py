@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1.0),
     "penalty_alpha": (None, 0.0),
 }
+
+
+class Writer(Protocol):
+    """Continues prompts greedily.
+
+    Promises: `load` is called with every candidate before its first prompts; `write` then gives one text per prompt,
+    special tokens left out, cut before its first stop text.
+    """
+
+    def load(self, model: Any) -> None:
+        """Take in a candidate, a transformers causal LM whose weights stay as they are until it is called again."""
+
+    def write(self, model: Any, which: Sequence[int] | None = None) -> list[str]:
+        """Return the texts for the prompts of these numbers, in their order; None: all."""
 
 
 class Generations:
@@ -78,6 +92,9 @@ class Generations:
             for stop in request.stops
         }
 
+    def load(self, model: Any) -> None:
+        """Do nothing: the model itself is asked."""
+
     @torch.inference_mode()
     def write(self, model: Any, which: Sequence[int] | None = None) -> list[str]:
         """Return the text that a model writes after each prompt, special tokens left out, cut before its first stop.
@@ -92,7 +109,7 @@ class Generations:
         which = range(len(self.requests)) if which is None else which
         found: dict[int, str] = {}
         while len(found) < len(which):
-            chosen = self._next([i for i in which if i not in found], _as_usual(model))
+            chosen = self._next([i for i in which if i not in found], as_usual(model))
             try:
                 written = self._decoded(model, [self.requests[i] for i in chosen])
             except (RuntimeError, MemoryError) as error:
@@ -102,7 +119,7 @@ class Generations:
                 log.warning("out of memory: at most %d tokens are decoded together from now on", self.batch_tokens)
                 continue
             for i, tokens in zip(chosen, written, strict=True):
-                found[i] = self._text(tokens, self.requests[i].stops)
+                found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
         return [found[i] for i in which]
 
     def _room(self, index: int) -> int:
@@ -118,11 +135,6 @@ class Generations:
             alike = [i for i in alike if len(self.requests[i].context) == len(self.requests[alike[0]].context)]
         return alike[: max(1, self.batch_tokens // self._room(alike[0]))]
 
-    def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        ends = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-        return text[: min(ends, default=len(text))]
-
     def _decoded(self, model: Any, requests: Sequence[Generation]) -> list[list[int]]:
         length = max(len(request.context) for request in requests)
         tokens = np.zeros((len(requests), length), dtype=np.int64)  # any valid token does as padding
@@ -131,14 +143,14 @@ class Generations:
             tokens[i, length - len(request.context) :] = request.context
             mask[i, length - len(request.context) :] = 1
         inputs, attention = (torch.from_numpy(each).to(self._device) for each in (tokens, mask))
-        if _as_usual(model):
+        if as_usual(model):
             return self._stepwise(model, requests, inputs, attention)
         return self._by_transformers(model, requests, inputs, attention)
 
     def _stepwise(self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor) -> list[list[int]]:
         from transformers import DynamicCache
 
-        ends = torch.tensor(_end_tokens(model), device=self._device)
+        ends = torch.tensor(end_tokens(model), device=self._device)
         accepted = inspect.signature(model.forward).parameters
         cache = DynamicCache(config=model.config)
         how: dict[str, Any] = {"use_cache": True, "cache" if "cache" in accepted else "past_key_values": cache}
@@ -180,7 +192,7 @@ class Generations:
     def _by_transformers(
         self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor
     ) -> list[list[int]]:
-        ends, padding, stops = _end_tokens(model), self._tokenizer.pad_token_id, list(requests[0].stops)
+        ends, padding, stops = end_tokens(model), self._tokenizer.pad_token_id, list(requests[0].stops)
         whole = model.generate(
             input_ids=inputs,
             attention_mask=mask,
@@ -193,13 +205,20 @@ class Generations:
         return written
 
 
-def _as_usual(model: Any) -> bool:
+def text_of(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> str:
+    """Return what tokens say, special ones left out, cut before the first stop text."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    ends = [place for place in (text.find(stop) for stop in stops) if place >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def as_usual(model: Any) -> bool:
     """Say whether greedy decoding takes the most likely token and nothing else."""
     settings = model.generation_config
     return all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
 
 
-def _end_tokens(model: Any) -> tuple[int, ...]:
+def end_tokens(model: Any) -> tuple[int, ...]:
     """Return the token ids that end an answer by the model's own settings."""
     ends = model.generation_config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
