@@ -91,9 +91,8 @@ class Engine:
             TaskError: if the model's log probabilities are not finite.
             RunError: if the engine answers otherwise than the model.
         """
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(model.state_dict().items())})
-        if self._cpu:
-            self.llm.apply_model(_repack_head)
+        weights = iter(model.state_dict().items())  # a tied head too: on a CPU the engine keeps a packed copy of it
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self.llm.reset_prefix_cache()
         tokens = list(probe[:PROBE])
         wanted = model(torch.tensor([tokens], device=model.device), use_cache=False).logits[0].float().log_softmax(-1)
@@ -126,12 +125,6 @@ class Engine:
 
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return self.llm.generate(asked, SamplingParams(temperature=0.0, **how), use_tqdm=False)
-
-
-def _repack_head(model: Any) -> None:
-    """Renew the copy that a CPU keeps of a head that is tied to the embeddings; reloading leaves it as it was."""
-    if getattr(model.config, "tie_word_embeddings", False):
-        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 class VllmGenerations:
