@@ -128,6 +128,26 @@ def test_what_a_rival_answers_alike_is_told_from_it():
     assert told[1][0] - told[0][0] < 0.6 * (untold[1][0] - untold[0][0])
 
 
+def test_instances_that_all_come_out_alike_leave_some_doubt():
+    rivals = Rivals(BOTH, front=(evaluation(flat(1.0)),))
+    for i in (0, 4, 8):
+        seen = {task: np.zeros(looks(10)[task][i]) for task in N}
+        expected, bound = race(rivals).bounds(seen)
+        assert expected[0] == pytest.approx(0)
+        assert 0.001 < bound[0] < 0.1
+
+
+def test_two_objectives_share_the_doubt_of_one():
+    scores = flat(0.5, {"a": 200})
+    twice = (Objective("a", ("a",)), Objective("once more", ("a",)))
+    widths = []
+    for objectives in (twice[:1], twice):
+        rivals = Rivals(objectives, front=(evaluation(flat(0.7, {"a": 200})),))
+        expected, bound = race(rivals, counts={"a": 200}).bounds({"a": np.array(scores["a"][:40])})
+        widths.append(bound[0] - expected[0])
+    assert widths[1] > 1.05 * widths[0]
+
+
 # Who is stopped
 
 
