@@ -188,7 +188,10 @@ def memory(count: int) -> None:
     """Print the resident memory over many candidates and its slope."""
     import numpy as np
 
+    from sae_moo.weight_cache import WeightCache
+
     evaluator, recipe = zoo()
+    evaluator.cache = WeightCache(64 << 20)  # soon full, so that only what should not grow is seen to
     seen = []
     for i in range(count):
         evaluator.evaluate(recipe(i))
