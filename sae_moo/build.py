@@ -190,9 +190,11 @@ def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str,
         InputError: if the configuration asks for vLLM and it is not installed.
     """
     tokenizer = pool.tokenizer()
+    if config.evaluation.generation == "transformers":
+        return Scorer(tasks, device, tokenizer, blocks)
     prompts = [each for task in tasks for split in SPLITS for each in task.requests(split)]
     longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Generation)), default=0)
-    if config.evaluation.generation == "transformers" or not longest:
+    if not longest:
         return Scorer(tasks, device, tokenizer, blocks)
     engine = Engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
     return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
