@@ -160,7 +160,7 @@ class SearchSection(_Section):
 class RacingSection(_Section):
     """``evaluation.racing``: parts the instances are asked in, confidence of giving a candidate up, margin."""
 
-    blocks: Annotated[int, Field(ge=2, le=1000)] = 10
+    blocks: Annotated[int, Field(ge=2, le=100)] = 10
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
     margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
 
@@ -359,6 +359,8 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
                     yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, names)}"
             if isinstance(entry.get("name"), str) and entry["name"] in valid:
                 yield ("objectives", i, "name"), f"expected a name of its own, {entry['name']!r} is taken"
+    if isinstance(_as(dict, raw.get("evaluation")).get("racing"), dict) and called and set(called) == {SPARSITY}:
+        yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
     for name in sorted({name for name in called if called.count(name) > 1}):
         yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
     limited = [*valid, *called]

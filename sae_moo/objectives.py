@@ -17,13 +17,13 @@ SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Why an evaluation ended before all instances were asked: another candidate dominates it, as far as can be told.
+    """Why an evaluation ended before all instances were asked: another candidate is ahead, as far as can be told.
 
     Args:
         rival: digest of the other candidate.
         instances: task name -> how many of its instances were asked.
         expected: objective name -> expected value over all instances.
-        bound: objective name -> upper confidence bound of that value; the rival is beyond all of them.
+        bound: objective name -> upper confidence bound of that value; the rival dominates these, given the margin.
     """
 
     rival: str

@@ -286,4 +286,6 @@ class Evaluator:
             sum(stopped.instances.values()),
             sum(task.instances("search") for task in self.scorer.tasks),
         )
-        return f"stopped after {asked} of {all_of_them} instances: {stopped.rival[:8]} dominates it"
+        margin = 0.0 if self.racing is None else self.racing.margin
+        given = f", given the margin of {margin:g}" if margin else ""
+        return f"stopped after {asked} of {all_of_them} instances: {stopped.rival[:8]} dominates it{given}"

@@ -23,13 +23,13 @@ from sae_moo.pareto import non_dominated
 
 Array = NDArray[np.float64]
 
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-"""Ridge penalties to choose from, in units of one instance's variance."""
+PENALTIES = (4.0, 12.0, 40.0, 120.0, 400.0, 1200.0, 4000.0)
+"""Ridge penalties to choose from, in units of the scores' variance."""
 LEAST = 2
 """Instances of each task that a first look needs."""
 DOUBT = 0.5
-"""Squared residuals added to those of a task: as if one more instance had missed its prediction by 0.7. Without it, a
-few instances that all come out as predicted would leave no doubt at all."""
+"""Squared residuals added to those of a task, whatever its scores: as if one more instance had missed its prediction by
+0.7. Without it, a few instances that all come out as predicted would leave no doubt at all."""
 NODES = 128
 """Gauss-Legendre nodes on which the density of a race that has not ended is followed."""
 
@@ -40,14 +40,21 @@ class Racing:
 
     Args:
         blocks: in how many parts the instances are asked, at least 2.
-        confidence: least probability that a candidate is not stopped if, fully evaluated, it would not be dominated (by
-            more than the margin); in (0.5, 1).
-        margin: by how much, in every objective, a candidate must promise to be beyond the front to go on, in [0, 1).
+        confidence: least probability that a candidate is not stopped if, fully evaluated, it would be beyond each
+            member of the front by more than the margin in some objective; in [0.5, 1).
+        margin: see there, in [0, 1). With 0, those that are stopped wrongly are those that are not dominated.
+
+    Raises:
+        ValueError: for values out of range.
     """
 
-    blocks: int = 10
-    confidence: float = 0.9
-    margin: float = 0.01
+    blocks: int
+    confidence: float
+    margin: float
+
+    def __post_init__(self) -> None:
+        if self.blocks < 2 or not 0.5 <= self.confidence < 1 or not 0 <= self.margin < 1:
+            raise ValueError(f"expected blocks >= 2, confidence in [0.5, 1) and margin in [0, 1), got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Race:
         sparsity: the candidate's.
 
     Raises:
-        ValueError: if nobody is in front.
+        ValueError: if nobody is in front, or no objective has tasks.
     """
 
     def __init__(
@@ -107,17 +114,19 @@ class Race:
         self._rivals = rivals
         self._sparsity = sparsity
         accuracies = [objective for objective in rivals.objectives if objective.tasks]
+        if not accuracies:
+            raise ValueError("rivals: expected an objective with tasks")
         self._tasks = tuple(dict.fromkeys(task for objective in accuracies for task in objective.tasks))
         self._known = {
             task: np.array([np.array(rival.scores[task])[order[task]] for rival in rivals.front]).T
             for task in self._tasks
         }
         self._values = np.array([[each.value(rival) for each in rivals.objectives] for rival in rivals.front])
-        counts = np.array([looks[task] for task in self._tasks]).reshape(len(self._tasks), -1)
+        counts = np.unique([looks[task] for task in self._tasks], axis=1)  # a part may be empty
         usable = (counts >= LEAST).all(axis=0) & (counts < counts[:, -1:]).any(axis=0)
-        times = counts.sum(axis=0) / max(1, counts[:, -1].sum())
+        times = counts.sum(axis=0) / counts[:, -1].sum()
         self._looks = {tuple(counts[:, i]) for i in np.flatnonzero(usable)}
-        wrong = (1.0 - racing.confidence) / max(1, len(accuracies))
+        wrong = (1.0 - racing.confidence) / len(accuracies)
         self._level = level(tuple(times[usable].tolist()), wrong) if self._looks else 0.0
 
     def bounds(self, seen: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -150,7 +159,7 @@ class Race:
         return np.array(expected), np.array(bound)
 
     def beaten(self, seen: Mapping[str, Array]) -> tuple[Evaluation, dict[str, float], dict[str, float]] | None:
-        """Return the rival that dominates even the candidate's bounds, if there is one, and why.
+        """Return the rival that dominates even the candidate's bounds, given the margin, if there is one, and why.
 
         Args:
             seen: as for `bounds`.
@@ -203,9 +212,10 @@ def ridge(known: Array, scores: Array, own: Array) -> tuple[Array, Array]:
     values = np.maximum(values, 0.0)
     rotated = known @ vectors
     projected = rotated.T @ scores
+    variance = max(float(np.mean(scores**2)), np.finfo(float).tiny)
     best: tuple[float, Array, Array] | None = None
     for penalty in PENALTIES:
-        shrunk = 1.0 / (values + penalty)
+        shrunk = 1.0 / (values + penalty * variance)
         residual = scores - rotated @ (shrunk * projected)
         leverage = np.minimum((rotated**2) @ shrunk + own, 0.99)
         left_out = residual / (1.0 - leverage)

@@ -4,11 +4,12 @@
     python studies/evaluation/measure.py choices --model smol             # four choices behind one prompt, against HFLM
     python studies/evaluation/measure.py apart --model smol               # nothing in common, against bare passes, HFLM
     python studies/evaluation/measure.py writing --model smol             # greedy generation, against HFLM
+    python studies/evaluation/measure.py tasks --model smol --count 24    # harness tasks, against its own evaluations
     python studies/evaluation/measure.py candidates                       # the zoo: what a further candidate costs
     python studies/evaluation/measure.py memory                           # the zoo: 1,000 candidates in one process
 
-Prompts are problems of GSM8K in the folder SAE_MOO_TEST_DATA (`gsm8k/train_first1500.jsonl`). Medians of interleaved
-rounds.
+Prompts are problems of GSM8K and XCOPA in the folder SAE_MOO_TEST_DATA. Medians of interleaved rounds, in CPU seconds:
+run with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Return seconds of CPU: other work on the machine then disturbs less. Run with OMP_NUM_THREADS=1."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def interleaved(rounds: int, **actions: Callable[[], object]) -> dict[str, float]:
@@ -108,7 +111,7 @@ def likelihood(model: Path, rounds: int, shared: bool, count: int) -> None:
     @torch.inference_mode()
     def bare() -> None:
         """The same batches through the body and the head where needed, and nothing else."""
-        for batch in batches._batches:
+        for batch in chain.from_iterable(batches._batches):
             hidden = live.base_model(input_ids=batch.inputs, use_cache=False)[0]
             live.get_output_embeddings()(hidden[batch.row, batch.column])
 
@@ -126,14 +129,15 @@ def likelihood(model: Path, rounds: int, shared: bool, count: int) -> None:
 
 
 def writing(model: Path, rounds: int, count: int) -> None:
-    """Print the time of greedy generation."""
+    """Print the time of greedy generation of a chat model's answers, cut at the second line."""
     from sae_moo.evaluate.generation import Generations
     from sae_moo.evaluate.task import Generation
 
     live, tokenizer, harness = opened(model)
-    stops, most = ["\n", tokenizer.eos_token], 64
-    prompts = [f"{row['question']}\nAnswer in one line:" for row in problems(count)]
-    asked = instances("generate_until", [(p, {"until": ["\n"], "max_gen_toks": most}) for p in prompts])
+    stops, most = ["\n\n", tokenizer.eos_token], 64
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    prompts = [chat.format(row["question"]) for row in problems(count)]
+    asked = instances("generate_until", [(p, {"until": stops[:1], "max_gen_toks": most}) for p in prompts])
     by = {size: harness(size) for size in (1, 8, count)}
     ours = Generations([Generation(tuple(tokenizer(p).input_ids), most, tuple(stops)) for p in prompts], tokenizer)
     mine, theirs = ours.write(live), by[1].generate_until(asked, disable_tqdm=True)
@@ -146,6 +150,130 @@ def writing(model: Path, rounds: int, count: int) -> None:
     for name, seconds in found.items():
         print(f"| {name} | {seconds:.2f} | {seconds / found['ours']:.2f} |")
     print(f"\ndifferent texts {sum(a != b for a, b in zip(mine, theirs, strict=True))} of {count}")
+
+
+def described(root: Path) -> dict[str, str]:
+    """Write tasks of the harness into a folder; return their names and which model answers them."""
+    import yaml
+
+    from sae_moo.zoo.items import TASKS, held_out
+
+    data = Path(os.environ["SAE_MOO_TEST_DATA"])
+    mean = {"aggregation": "mean", "higher_is_better": True}
+    written: dict[str, dict] = {}
+    for name in TASKS:
+        lines = [json.dumps(each) for each in held_out(name, 300)]
+        (root / f"{name}.jsonl").write_text("\n".join(lines))
+        written[f"yaml_{name}"] = {
+            "dataset_kwargs": {"data_files": {"validation": str(root / f"{name}.jsonl")}},
+            "output_type": "generate_until",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 16},
+            "metric_list": [{"metric": "exact_match", "ignore_case": False, **mean}],
+        }
+        written[f"yaml_{name}_likelihood"] = written[f"yaml_{name}"] | {
+            "output_type": "loglikelihood",
+            "generation_kwargs": None,
+            "metric_list": [
+                {"metric": "acc", **mean},
+                {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            ],
+        }
+    written["yaml_xcopa_it"] = {
+        "dataset_kwargs": {"data_files": {"validation": str(data / "xcopa" / "it" / "val.it.jsonl")}},
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{premise[:-1]}} {{'perché' if question == 'cause' else 'quindi'}}",
+        "doc_to_choice": "{{[choice1, choice2]}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}],
+    }
+    written["yaml_gsm8k"] = {
+        "dataset_kwargs": {"data_files": {"validation": str(data / "gsm8k" / "train_first1500.jsonl")}},
+        "fewshot_split": "validation",
+        "num_fewshot": 2,
+        "output_type": "generate_until",
+        "doc_to_text": "Problem: {{question}}\nSolution:",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n\n", "Problem:"], "do_sample": False, "max_gen_toks": 48},
+        "metric_list": [{"metric": "exact_match", "regexes_to_ignore": ["(?s)^.*#### "], **mean}],
+    }
+    for name, task in written.items():
+        usual = {"task": name, "dataset_path": "json", "validation_split": "validation"}
+        own = {key: value for key, value in (usual | task).items() if value is not None}
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    return {name: "zoo" if "zoo" in name else "smol" for name in written}
+
+
+def tasks(model: Path, rounds: int, count: int) -> None:
+    """Print what a candidate costs in whole tasks, against the harness's evaluations, and which numbers differ."""
+    import tempfile
+
+    import torch
+    from lm_eval.evaluator import evaluate, simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from sae_moo import zoo
+    from sae_moo.evaluate.evaluator import Scorer
+    from sae_moo.evaluate.harness import HarnessTask, Settings
+
+    logging.disable(logging.WARNING)
+    print("| task | documents | ours, s | bare passes | evaluate, tasks built before | simple_evaluate | differing |")
+    print("|---" * 7 + "|")
+    with tempfile.TemporaryDirectory() as root:
+        for name, whose in described(Path(root)).items():
+            folder = zoo.checkpoint("math") if whose == "zoo" else model
+            number = count * 5 if whose == "zoo" else count
+            live, tokenizer, harness = opened(folder)
+            usual = {"fewshot": None, "chat_template": False, "system_prompt": None, "multiturn": False}
+            usual |= {"metric": None, "filter": None, "generation": {}, "documents": None}
+            settings = Settings(name=name, task=name, include=Path(root), search=4, test=number, **usual)
+            task = HarnessTask(settings, tokenizer, folder)
+            scorer = Scorer([task], tokenizer=tokenizer)
+            ids = {name: [each.doc_id for each in task._instances["test"]]}
+            by, manager = harness(8), TaskManager(include_path=root, include_defaults=False)
+            built = manager.load([name])
+            for leaf in built["tasks"].values():
+                if leaf.get_config("num_fewshot") is None:
+                    leaf.set_config(key="num_fewshot", value=0)
+            once = {"samples": ids, "bootstrap_iters": 0}
+            found: dict[str, dict] = {}
+
+            def ours(scorer=scorer, live=live) -> None:
+                scorer.score(live, "test")
+
+            def prebuilt(by=by, built=built, once=once, found=found, name=name) -> None:
+                for leaf in built["tasks"].values():
+                    leaf.set_fewshot_seed(seed=1234)
+                found["evaluate"] = evaluate(by, task_dict=built, **once)["results"][name]
+
+            def simple(by=by, root=root, once=once, name=name, found=found) -> None:
+                manager = TaskManager(include_path=root, include_defaults=False)
+                found["simple"] = simple_evaluate(by, tasks=[name], task_manager=manager, **once)["results"][name]
+
+            @torch.inference_mode()
+            def bare(scorer=scorer, live=live) -> None:
+                batches = scorer._laid_out["test"].batches
+                for batch in chain.from_iterable(batches._batches):
+                    batches._logits(live, batch)
+
+            answers = scorer.answers(live, "test")[name]
+            found["ours"] = {key: each.value for key, each in task.metrics("test", answers).items()}
+            actions = {"ours": ours, "evaluate": prebuilt, "simple": simple}
+            if task._leaves[0].OUTPUT_TYPE != "generate_until":
+                actions["bare"] = bare
+            seconds = interleaved(rounds, **actions)
+            differing = [
+                f"{key} {value:.6g} {found['simple'][key]:.6g}"
+                for key, value in found["ours"].items()
+                if any(abs(value - found[by][key]) > 1e-3 * abs(value) for by in ("evaluate", "simple"))
+            ]
+            shown = [f"{seconds['ours']:.2f}"]
+            for other in ("bare", "evaluate", "simple"):
+                known = other in seconds
+                shown.append(f"{seconds[other]:.2f} ({seconds[other] / seconds['ours']:.2f})" if known else "")
+            wrong = ", ".join(differing) or f"none of {len(found['ours'])}"
+            print(f"| {name} | {number} | " + " | ".join(shown) + f" | {wrong} |", flush=True)
 
 
 def zoo():
@@ -167,11 +295,11 @@ def candidates(rounds: int) -> None:
 
     evaluator, recipe = zoo()
     first = timed(lambda: evaluator.evaluate(recipe(0)))
-    batches = evaluator.scorer._laid_out["search"][0]
+    batches = evaluator.scorer._laid_out["search"].batches
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in batches._batches:
+        for batch in chain.from_iterable(batches._batches):
             batches._logits(evaluator.model, batch)
 
     rest, whole = [], []
@@ -210,7 +338,7 @@ def memory(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("model", "choices", "apart", "writing", "candidates", "memory"))
+    parser.add_argument("what", choices=("model", "choices", "apart", "writing", "tasks", "candidates", "memory"))
     parser.add_argument("--model", type=Path, default=Path("smol"))
     parser.add_argument("--output", type=Path, default=Path("smol"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -223,6 +351,8 @@ def main() -> None:
             likelihood(options.model, options.rounds, options.what == "choices", options.count)
         case "writing":
             writing(options.model, options.rounds, options.count)
+        case "tasks":
+            tasks(options.model, options.rounds, options.count)
         case "candidates":
             candidates(options.rounds)
         case "memory":

@@ -158,6 +158,7 @@ def main() -> None:
     """Run what was asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", default="zoo,graded", help="zoo, graded, or both with a comma between")
+    parser.add_argument("--rules", default="0,1,2,3", help="numbers of the rules, in the order of the tables")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=0, help="of every search; 0: as configured")
     parser.add_argument("--workers", type=int, default=2)
@@ -167,7 +168,8 @@ def main() -> None:
     results = [json.loads(line) for line in lines]
     done = {(r["set"], r["rule"], r["seed"]) for r in results}
     sets = arguments.sets.split(",")
-    jobs = [(each, rule, seed) for each in sets for seed in range(arguments.seeds) for rule in RULES]
+    rules = [list(RULES)[int(number)] for number in arguments.rules.split(",")]
+    jobs = [(each, rule, seed) for each in sets for seed in range(arguments.seeds) for rule in rules]
     with ProcessPoolExecutor(arguments.workers) as pool, arguments.output.open("a") as kept:
         running = [pool.submit(searched, *job, arguments.evaluations) for job in jobs if job not in done]
         for future in as_completed(running):

@@ -13,7 +13,7 @@ ACCURACY = Objective("accuracy", ("a", "b"))
 SPARSITY = Objective("sparsity")
 BOTH = (ACCURACY, SPARSITY)
 N = {"a": 200, "b": 100}
-USUAL = Racing(confidence=0.95, margin=0.0)
+USUAL = Racing(10, 0.95, 0.0)
 
 
 def evaluation(scores, sparsity=0.0, name="x") -> Evaluation:
@@ -90,7 +90,8 @@ def test_residuals_are_those_of_fits_without_the_instance():
     everyone = np.ones(12, dtype=bool)
     coefficients, residual = ridge(centred(known, everyone), centred(scores, everyone), 1 / np.array([5, 7])[groups])
     a, y = centred(known, everyone), centred(scores, everyone)
-    fits = {p: np.linalg.solve(a.T @ a + p * np.eye(3), a.T @ y) for p in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)}
+    penalties = [p * (y**2).mean() for p in (4.0, 12.0, 40.0, 120.0, 400.0, 1200.0, 4000.0)]
+    fits = {p: np.linalg.solve(a.T @ a + p * np.eye(3), a.T @ y) for p in penalties}
     chosen = min(fits, key=lambda p: np.abs(fits[p] - coefficients).max())
     assert coefficients == pytest.approx(fits[chosen])
     for i in range(12):
@@ -160,7 +161,7 @@ def test_a_far_worse_candidate_is_stopped_at_the_first_look_by_the_one_farthest_
     assert bound["sparsity"] == 0.3
 
 
-@pytest.mark.parametrize("racing", [USUAL, Racing(confidence=0.8, margin=0.0)])
+@pytest.mark.parametrize("racing", [USUAL, Racing(10, 0.8, 0.0)])
 def test_what_is_sparser_than_all_or_as_good_as_any_goes_on(racing):
     rivals = Rivals(BOTH, front=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.0), sparsity=0.41, racing=racing) is None
@@ -175,8 +176,8 @@ def test_there_is_no_race_without_rivals():
 def test_a_margin_stops_what_is_hardly_beyond_the_front():
     rivals = Rivals(BOTH, front=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.5), sparsity=0.42) is None
-    assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(margin=0.01)) is None
-    assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(margin=0.03)) is not None
+    assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(10, 0.95, 0.01)) is None
+    assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(10, 0.95, 0.03)) is not None
 
 
 def test_every_objective_counts():
@@ -194,6 +195,40 @@ def test_tasks_too_small_for_a_look_are_waited_for():
     block, *_ = run(rivals, flat(0.0, counts))
     assert looks(10, counts)["b"][block] >= 2
     assert looks(10, counts)["b"][block - 1] < 2
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.01])
+def test_scores_that_hardly_spread_are_predicted_as_well(scale):
+    rng = np.random.default_rng(2)
+    known = rng.normal(size=(40, 4))
+    scores = known @ [1.0, -0.5, 0.2, 0.0] + rng.normal(size=40) / 3
+    known, scores = known - known.mean(axis=0), scores - scores.mean()
+    own = np.full(40, 1 / 40)
+    coefficients, residual = ridge(known, scores, own)
+    small, less = ridge(known * scale, scores * scale, own)
+    assert small == pytest.approx(coefficients)
+    assert less == pytest.approx(residual * scale)
+    assert np.isfinite(np.concatenate(ridge(known, np.zeros(40), own))).all(), "nor does anything go wrong without any"
+
+
+@pytest.mark.parametrize("count", [5, 6, 8, 12])
+def test_instances_that_do_not_fill_the_blocks_race_all_the_same(count):
+    counts = {"a": count}
+    rivals = Rivals((Objective("a", ("a",)), SPARSITY), front=(evaluation({"a": [1.0] * count}, 0.5),))
+    stopped = run(rivals, {"a": [0.0] * count})
+    assert stopped is not None
+    assert 2 <= looks(10, counts)["a"][stopped[0]] < count
+
+
+def test_nobody_races_for_sparsity_alone():
+    with pytest.raises(ValueError, match="expected an objective with tasks"):
+        race(Rivals((SPARSITY,), front=(evaluation(flat(0.5), 0.5),)))
+
+
+@pytest.mark.parametrize("values", [(1, 0.9, 0.0), (10, 0.4, 0.0), (10, 1.0, 0.0), (10, 0.9, -0.1), (10, 0.9, 1.0)])
+def test_rules_out_of_range_are_refused(values):
+    with pytest.raises(ValueError, match="expected blocks >= 2"):
+        Racing(*values)
 
 
 def test_a_task_of_one_instance_is_never_looked_at_early():
@@ -221,7 +256,7 @@ def test_hardly_more_are_wrongly_stopped_than_stated(confidence):
         if not 0 <= ACCURACY.value(evaluation(scores)) - best < 0.02:
             continue
         tried += 1
-        wrong += run(rivals, scores, sparsity=0.3, racing=Racing(confidence=confidence, margin=0.0)) is not None
+        wrong += run(rivals, scores, sparsity=0.3, racing=Racing(10, confidence, 0.0)) is not None
     assert wrong / tried <= 1 - confidence + 2 * np.sqrt(confidence * (1 - confidence) / tried)
 
 
@@ -291,7 +326,7 @@ def test_a_candidate_is_stopped_and_says_why(tiny, tiny_model, monkeypatch):
     rival = Evaluation(Cast(Expert("code"), "float32"), {"a": (1.0,) * 40}, 0.9)
     rivals = Rivals((Objective("a", ("a",)), SPARSITY), front=(rival,))
     recipe = Cast(Expert("math"), "float32")
-    bench = Evaluator(tiny, tiny_model, scorer, racing=Racing())
+    bench = Evaluator(tiny, tiny_model, scorer, racing=Racing(10, 0.9, 0.01))
     stopped = bench.evaluate(recipe, rivals)
     assert not stopped.ok
     assert stopped.scores == {}
@@ -299,6 +334,7 @@ def test_a_candidate_is_stopped_and_says_why(tiny, tiny_model, monkeypatch):
     assert stopped.stopped.instances == {"a": sum(asked[: asked.index(4) + 1])} == {"a": 4}
     assert stopped.stopped.rival == digest(rival.recipe, tiny.fingerprints)
     assert stopped.stopped.expected["a"] < stopped.stopped.bound["a"] < 1
-    assert stopped.reason == f"stopped after 4 of 40 instances: {stopped.stopped.rival[:8]} dominates it"
+    told = f"stopped after 4 of 40 instances: {stopped.stopped.rival[:8]} dominates it"
+    assert stopped.reason == f"{told}, given the margin of 0.01"
     assert bench.evaluate(recipe, Rivals(rivals.objectives)).ok, "with nobody in front it is asked everything"
     assert Evaluator(tiny, tiny_model, scorer).evaluate(recipe, rivals).ok, "without racing too"
