@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,20 +191,23 @@ class Batches:
         return True
 
     def _try_out(self, model: Any) -> None:
-        """Keep those ways to save work that give, on a part of one batch of each kind, what plain passes give.
+        """Keep those ways to save work that give, on a part of the batches of each kind, what plain passes give.
 
-        A model whose answers are not finite tells nothing: the next one is asked again.
+        Tried are the first requests and the longest one: what a window of attention or a rule for far positions does is
+        seen in long requests only. A model whose answers are not finite tells nothing: the next one is asked again.
         """
         everything = [batch for part in self._batches for batch in part]
-        alone = [batch for batch in everything if batch.depth is None]
-        shared = [batch for batch in everything if batch.depth is not None]
-        wanted = [(batch, self._plainly(model, batch)) for batch in (*alone[:1], *shared[:1])]
-        if not all(np.isfinite(values).all() for _, values in wanted):
+        wanted = []
+        for kind in (True, False):
+            batches = [batch for batch in everything if (batch.depth is None) is kind]
+            for batch, chosen in self._samples(batches):
+                wanted.append((batch, chosen, self._plainly(model, chosen)))
+        if not all(np.isfinite(values).all() for *_, values in wanted):
             return
         body, head = getattr(model, "base_model", model), getattr(model, "get_output_embeddings", lambda: None)()
         for apart in (True, False) if body is not model and head is not None else (False,):
             self._apart = apart
-            if all(self._gives(model, batch, values) for batch, values in wanted):
+            if all(self._gives(model, *each) for each in wanted):
                 self._tried = True
                 return
         if self.shares:
@@ -216,7 +219,18 @@ class Batches:
             log.warning("%s gives other log probabilities in a batch than alone", type(model).__name__)
             self._tried = True
 
-    def _gives(self, model: Any, batch: _Batch, wanted: NDArray[np.float32]) -> bool:
+    def _samples(self, batches: Sequence[_Batch]) -> Iterator[tuple[_Batch, list[int]]]:
+        """Yield batches with the requests of theirs to try: the first ones, and the longest of all."""
+        if not batches:
+            return
+        yield batches[0], list(dict.fromkeys(batches[0].request.tolist()))[:SAMPLE]
+        longest, index = max(
+            ((batch, index) for batch in batches for index in np.unique(batch.request).tolist()),
+            key=lambda each: len(self.requests[each[1]].context) + len(self.requests[each[1]].continuation),
+        )
+        yield longest, [index]
+
+    def _gives(self, model: Any, batch: _Batch, chosen: Sequence[int], wanted: NDArray[np.float32]) -> bool:
         try:
             gold, _ = self._asked(self._logits(model, batch), batch)
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
@@ -224,20 +238,22 @@ class Batches:
                 raise
             log.info("%s cannot be asked so: %s", type(model).__name__, error)  # whatever an architecture may raise
             return False
-        apart = np.abs(gold.cpu().numpy()[: len(wanted)] - wanted).max(initial=0.0)
+        apart = np.abs(gold.cpu().numpy()[np.isin(batch.request, chosen)] - wanted).max(initial=0.0)
         return bool(apart <= TOLERANCE.get(_dtype(model), TOLERANCE_ELSEWHERE))
 
-    def _plainly(self, model: Any, batch: _Batch) -> NDArray[np.float32]:
-        """Return the log probabilities asked for by a batch's first requests, each in a pass of its own."""
+    def _plainly(self, model: Any, chosen: Sequence[int]) -> NDArray[np.float32]:
+        """Return the log probabilities that requests ask for, each in a pass of its own."""
         found: list[float] = []
-        for index in list(dict.fromkeys(batch.request.tolist()))[:SAMPLE]:
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        for index in chosen:
             request = self.requests[index]
             # like the batches, not the last token where nothing behind it is asked: there may be no position for it
             whole = [*request.context, *request.continuation][: None if request.ends else -1]
             tokens = torch.tensor([whole], device=self._device)
-            logprobs = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
             first = len(request.context) - 1  # the last context token predicts the first continuation token
-            places = range(first, first + len(request.continuation))
+            how = {"logits_to_keep": len(whole) - first} if keeps else {}  # all of them may not fit into memory
+            logits = model(input_ids=tokens, use_cache=False, **how).logits[0, first - len(whole) :]
+            logprobs, places = logits.float().log_softmax(-1), range(len(request.continuation))
             found += [float(logprobs[i, token]) for i, token in zip(places, request.continuation, strict=True)]
             found += [0.0] if request.ends else []
         return np.array(found, dtype=np.float32)

@@ -113,14 +113,29 @@ LIKE = {
 ONE_BY_ONE = {"mistral, window", "gemma3_text", "bloom", "mamba", "falcon_h1"}
 
 
-@pytest.mark.parametrize("kind", LIKE)
-def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
+def random_model(kind: str, **changes):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, **LIKE[kind]}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, **LIKE[kind], **changes}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split(",")[0], **small)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split(",")[0], **small)).eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral, window", "gemma2", "gemma3_text"])
+def test_a_window_that_only_long_prompts_exceed_is_seen(kind):
+    model = random_model(kind, sliding_window=40)
+    long = tuple(np.random.default_rng(9).integers(3, 60, 60).tolist())
+    batches = Batches([*CHOICES, *(Request(long, (3 + c, 4)) for c in range(4))])
+    for request, answer in zip(batches.requests, batches.score(model), strict=True):
+        assert answer.logprob == pytest.approx(plainly(model, request)[0], abs=2e-3)
+    assert not batches.shares
+    assert Batches(CHOICES).score(model)[0].logprob == pytest.approx(plainly(model, CHOICES[0])[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
+    model = random_model(kind)
     batches = Batches([*CHOICES, Request(PROMPTS[0][1:], (3, 4))])
     answers = batches.score(model)
     for request, answer in zip(batches.requests, answers, strict=True):
