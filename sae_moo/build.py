@@ -22,6 +22,7 @@ from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.harness import HarnessTask, Settings
 from sae_moo.evaluate.racing import Racing, Rivals
 from sae_moo.evaluate.task import SPLITS, Generation, Task
@@ -178,6 +179,7 @@ class Bench:
             "order of experts": list(self.pool.names),
             "config.json of base": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
             **{f"items of {task.name}": task.fingerprint for task in self.tasks},
+            "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }

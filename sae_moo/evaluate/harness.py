@@ -388,7 +388,7 @@ class HarnessTask:
 
     def _identity(self) -> str:
         rules = [
-            [leaf.task_name, str(leaf.VERSION), metric, chosen, lm_eval.filters(leaf)]
+            [leaf.task_name, str(leaf.VERSION), metric, chosen, lm_eval.rules(leaf)]
             for leaf, metric, chosen in zip(self._leaves, self._metric, self._filter, strict=True)
         ]
         asked = {split: [repr(request) for request in self._asked[split]] for split in SPLITS}

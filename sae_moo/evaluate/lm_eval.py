@@ -10,6 +10,7 @@ when one of these changes.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,17 @@ from sae_moo.evaluate.task import Asked, Generation, Metric, Request
 Documents = Literal["train", "validation", "test"]
 SEED = 1234
 """Of few-shot sampling: the harness's own default."""
+RULES = (
+    "output_type",
+    "doc_to_target",
+    "doc_to_choice",
+    "process_results",
+    "metric_list",
+    "filter_list",
+    "generation_kwargs",
+    "repeats",
+)
+"""What a task's YAML says of judging answers; the rest is seen in its prompts and documents."""
 BOOTSTRAP = 1000
 """Draws for standard errors that have no formula; the harness's command takes 100,000."""
 
@@ -193,6 +205,27 @@ def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
     stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
     with quiet():
         return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
+
+
+def rules(leaf: Any) -> dict[str, str]:
+    """Return the rules by which a task's answers are judged, as text; of functions, the file that defines them."""
+    described = leaf.config.to_dict(keep_callable=True)
+    found = {key: _text(described.get(key)) for key in RULES}
+    own = type(leaf)
+    return found if own.__module__.startswith("lm_eval.api.") else {**found, "class": _text(own)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if not callable(value):
+        return repr(value)
+    try:
+        return Path(inspect.getfile(value)).read_text(encoding="utf-8")
+    except (TypeError, OSError, ValueError):  # built in, or made by hand
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def filters(leaf: Any) -> list[str]:

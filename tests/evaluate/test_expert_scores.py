@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from safetensors import SafetensorError
 
 from sae_moo import user_cache
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
@@ -46,7 +48,9 @@ def test_an_expert_is_evaluated_once_on_a_machine(tiny, tiny_model, empty, monke
     assert [path.suffix for path in empty.iterdir()] == [""], "one file, nothing half written"
 
 
-@pytest.mark.parametrize("what", ["expert", "base", "task", "blocks", "dtype", "threads"])
+@pytest.mark.parametrize(
+    "what", ["expert", "base", "task", "blocks", "dtype", "threads", "decoding", "library", "code"]
+)
 def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monkeypatch, what):
     one = task(tiny)
     evaluator(tiny, tiny_model, one).evaluate(MATH)
@@ -61,8 +65,17 @@ def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monke
         blocks = 2
     elif what == "dtype":
         recipe = Cast(Expert("math"), "bfloat16")
-    else:
+    elif what == "threads":
         monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    elif what == "decoding":
+        base = shutil.copytree(tiny.checkpoints["base"].folder, empty.parent / "model")
+        (base / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
+        pool = ExpertPool.open(str(base), {"math": str(tiny_folders["math"])})
+        assert pool.fingerprints["base"] == tiny.fingerprints["base"]
+    elif what == "library":
+        monkeypatch.setattr("sae_moo.evaluate.expert_scores.version", lambda name: "0")
+    else:
+        monkeypatch.setattr("sae_moo.evaluate.expert_scores._code", lambda: "changed")
     assert ExpertScores(pool, [one], "cpu", blocks).find(recipe) is None
 
 
@@ -74,7 +87,7 @@ def test_only_whole_evaluations_of_experts_as_they_stand_are_kept(tiny, tiny_mod
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"scores": {"a": [2]}}', '{"scores": {"a": [0.5]}, "sparsity": 0}']
+    "content", ["", "{", "[]", "[" * 100_000, '{"scores": {"a": [2]}}', '{"scores": {"a": [0.5]}, "sparsity": 0}']
 )
 def test_what_is_damaged_is_computed_again(tiny, tiny_model, empty, content):
     whole = evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH)
@@ -82,9 +95,10 @@ def test_what_is_damaged_is_computed_again(tiny, tiny_model, empty, content):
     found = json.loads(file.read_text())
     file.write_text(content)
     assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None
-    found["scores"]["a"].pop()
-    file.write_text(json.dumps(found))
-    assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None, "of other instances"
+    fewer = found | {"scores": {"a": found["scores"]["a"][1:]}}
+    for wrong in (fewer, found | {"sparsity": 7.5}, found | {"group_sparsity": [0.0]}):
+        file.write_text(json.dumps(wrong))
+        assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None
     assert evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH).scores == whole.scores
 
 
@@ -93,3 +107,28 @@ def test_a_cache_that_cannot_be_written_is_no_error(tiny, tiny_model, tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH).ok
     assert user_cache.kept("scores", "x") is None
+
+
+def test_without_a_home_nothing_is_kept_and_nothing_fails(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", nowhere)
+    user_cache.keep("scores", "x", "1")
+    assert user_cache.kept("scores", "x") is None
+
+
+@pytest.mark.parametrize("error", [OSError("full"), SafetensorError("full"), KeyboardInterrupt()])
+def test_nothing_half_written_stays(empty, error):
+    def write(path):
+        path.write_text("half")
+        raise error
+
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            user_cache.keep("scores", "x", write)
+    else:
+        user_cache.keep("scores", "x", write)
+    assert list(empty.iterdir()) == []

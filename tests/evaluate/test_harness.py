@@ -274,6 +274,33 @@ def test_the_fingerprint_is_of_documents_prompts_and_rules(task):
     assert task("writing", filter="loose").fingerprint != task("writing").fingerprint
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"doc_to_target": "{{1 - (answer | int) + 1}}"},
+        {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True, "weight": 2}]},
+        {"process_results": "!function rules.judge"},
+        {"process_results": "!function rules.judge", "helper": 1},
+        {"filter_list": [{"name": "none", "filter": [{"function": "take_first"}]}]},
+    ],
+)
+def test_a_changed_rule_is_another_task(change, folder, tmp_path, pool, tokenizer):
+    fingerprints = []
+    for changed in (False, True):
+        described = yaml.safe_load((folder / "choices.yaml").read_text())
+        helper = change.get("helper", 0) * changed
+        rules = f"HELP = {helper}\n\ndef judge(doc, results):\n    return {{'acc': HELP, 'acc_norm': 0}}\n"
+        (tmp_path / "rules.py").write_text(rules)
+        if changed or "helper" in change:
+            described |= {key: value for key, value in change.items() if key != "helper"}
+        text = yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge")
+        (tmp_path / "choices.yaml").write_text(text)
+        settings = Settings("choices", "our_choices", tmp_path, None, False, None, False, None, None, {}, None, 5, 5)
+        lm_eval._manager.cache_clear()
+        fingerprints.append(HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder).fingerprint)
+    assert fingerprints[0] != fingerprints[1]
+
+
 def test_scores_are_in_0_1_and_larger_is_better(task, model, tokenizer):
     for built in (task("rolling"), task("last_word")):
         answers = Scorer([built], tokenizer=tokenizer).answers(model, "search")[built.name]
