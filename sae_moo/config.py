@@ -341,6 +341,8 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             yield ("tasks", i, of_harness[0]), "is for tasks of the harness; own items (data) have no such setting"
         if of_harness and task["name"] in zoo.TASKS and not {"task", "include"} & {*of_harness}:
             yield ("tasks", i, of_harness[0]), f"is for tasks of the harness; {task['name']} is built in"
+        if task.get("multiturn") is True and task.get("chat_template") is not True:
+            yield ("tasks", i, "multiturn"), "is for chat_template: true"
         if task.get("data") is not None and task.get("kind") is None:
             yield ("tasks", i), "expected kind: multiple_choice, exact_match or likelihood beside data"
         if task.get("data") is None and task.get("kind") is not None:
@@ -355,6 +357,8 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
         elif isinstance(entry, dict):
             called += [entry["name"]] if isinstance(entry.get("name"), str) else []
             for j, task in enumerate(_as(list, entry.get("mean"))):
+                if isinstance(task, str) and entry["mean"].index(task) != j:
+                    yield ("objectives", i, "mean", j), f"expected every task once, {task!r} came before"
                 if isinstance(task, str) and task not in names:
                     yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, names)}"
             if isinstance(entry.get("name"), str) and entry["name"] in valid:

@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -283,10 +283,15 @@ def evaluate(
     Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
     """
     _quiet()
-    if samples is not None and not samples.parent.is_dir():
+    if samples is not None:
         from sae_moo.errors import InputError
 
-        raise InputError(f"--samples {samples}: there is no folder {samples.parent}")
+        if not samples.parent.is_dir():
+            raise InputError(f"--samples {samples}: there is no folder {samples.parent}")
+        if samples.exists() or samples.is_symlink():
+            raise InputError(f"--samples {samples}: exists already")
+        if not os.access(samples.parent, os.W_OK):
+            raise InputError(f"--samples {samples}: the folder {samples.parent} cannot be written to")
     from sae_moo.config import Config
 
     parsed = Config.load(config, set_)
@@ -294,14 +299,13 @@ def evaluate(
     from sae_moo.cli.display import metrics_json, score_table, scores_json
 
     found = jobs.evaluate(model, parsed, split.value)
-    if samples is not None:
-        samples.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found.samples), "utf-8")
     if as_json:
         tasks = scores_json(found.scores)
         for name, metrics in found.metrics.items():
             if metrics:
                 tasks[name] = {**tasks[name], "metrics": metrics_json(metrics)}
         _print_json({"split": split.value, "tasks": tasks, "sparsity": found.sparsity})
+        _write_samples(samples, found.samples)
         return
     console = _console()
     console.print(score_table(found.scores, f"{model} on the {split.value} split (mean ± standard error)"))
@@ -310,6 +314,18 @@ def evaluate(
             error = "" if each.stderr is None else f" ± {each.stderr:.4f}"
             console.print(f"{name}: {key} {each.value:.4f}{error}", highlight=False)
     console.print(f"sparsity {found.sparsity:.4f}", highlight=False)
+    _write_samples(samples, found.samples)
+
+
+def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write a line for each instance, if a file was asked for; whole or not at all."""
+    if file is None:
+        return
+    try:
+        file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples), "utf-8")
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 @app.command()

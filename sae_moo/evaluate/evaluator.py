@@ -97,8 +97,10 @@ class Scorer:
         layout.writer.load(model)
         for i in range(len(layout.parts)):
             self._ask(model, layout, i, found)
-        answered = iter([answer for answer in found if answer is not None])
-        return {task.name: list(islice(answered, len(task.requests(split)))) for task in self.tasks}
+        answered = [answer for answer in found if answer is not None]
+        assert len(answered) == len(found)  # every request is in a part
+        rest = iter(answered)
+        return {task.name: list(islice(rest, len(task.requests(split)))) for task in self.tasks}
 
     def judge(self, split: Split, answers: Mapping[str, Sequence[Answered]]) -> dict[str, NDArray[np.float64]]:
         """Return task name -> score per instance for given answers, as `score`.
@@ -184,11 +186,14 @@ def dealt_parts(task: Task, split: Split, parts: int) -> list[NDArray[np.int64]]
 def _judged(
     task: Task, split: Split, answers: Sequence[Answered | None], instances: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
+    numbers = range(task.instances(split)) if instances is None else [int(i) for i in instances]
     try:
-        numbers = None if instances is None else [int(i) for i in instances]
-        return np.round(task.score(split, answers, numbers), SCORE_DIGITS)
+        scores = np.round(task.score(split, answers, numbers), SCORE_DIGITS)
     except Exception as error:  # a task may be anybody's code; its fault ends one evaluation, not the search
         raise TaskError(f"task {task.name} raised {type(error).__name__}: {error}") from error
+    if scores.shape != (len(numbers),) or not ((scores >= 0) & (scores <= 1)).all():
+        raise TaskError(f"task {task.name}: expected {len(numbers)} scores in [0, 1], got {scores!r}")
+    return scores
 
 
 class Evaluator:

@@ -63,9 +63,9 @@ class Generations:
 
     Prompts are sorted by length and padded on the left. Decoding ends with the model's own end tokens, with a stop
     text, or with the most tokens asked for; rows that have ended leave the batch, and the batch ends with its last row.
-    Models whose ``generation_config`` changes greedy decoding (a repetition penalty, say) are decoded by transformers'
-    own ``generate``, as the EleutherAI harness decodes every model: prompts of one length together, since such settings
-    may take padding for a part of the prompt.
+    Recurrent models, and those whose ``generation_config`` changes greedy decoding (a repetition penalty, say), are
+    decoded by transformers' own ``generate``, as the EleutherAI harness decodes every model: prompts of one length
+    together, since both may take padding for a part of the prompt.
 
     Args:
         requests: the prompts; texts come in this order.
@@ -201,10 +201,22 @@ class Generations:
             max_new_tokens=requests[0].tokens,
             do_sample=False,
             pad_token_id=padding if padding is not None else next(iter(ends), 0),
+            logits_processor=[_finite],
             **({"stop_strings": stops, "tokenizer": self._tokenizer} if stops else {}),
         )
         written: list[list[int]] = whole[:, inputs.shape[1] :].tolist()
         return written
+
+
+def _finite(_: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores of the next token as they are; settings may rule tokens out with minus infinity.
+
+    Raises:
+        TaskError: if any is not a number, or infinite.
+    """
+    if bool((torch.isnan(scores) | torch.isposinf(scores)).any()):
+        raise TaskError("logits are not finite while an answer is written")
+    return scores
 
 
 def text_of(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> str:
@@ -215,9 +227,10 @@ def text_of(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> str:
 
 
 def as_usual(model: Any) -> bool:
-    """Say whether greedy decoding takes the most likely token and nothing else."""
+    """Say whether greedy decoding takes the most likely token and nothing else, of a model that reads by attention."""
     settings = model.generation_config
-    return all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
+    recurrent = getattr(model, "_is_stateful", False)  # its state takes padding in, and its cache is of another kind
+    return not recurrent and all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
 
 
 def decoding(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ class HarnessTask:
             self._leaves = lm_eval.loaded(
                 settings.name, settings.task, settings.include, settings.fewshot, settings.generation
             )
+            if settings.chat_template and not getattr(tokenizer, "chat_template", None):
+                raise InputError(f"task {self.name}: chat_template: the base's tokenizer has none")
             reader = lm_eval.reader(tokenizer, folder)
             self._metric, self._filter = zip(*[self._chosen(leaf) for leaf in self._leaves], strict=True)
             self._sources, chosen = self._dealt()
@@ -207,7 +210,7 @@ class HarnessTask:
             ("filter", self._settings.filter, filters),
         ):
             if wanted is not None and wanted not in known:
-                there = ", ".join(known) or "none"
+                there = ", ".join(map(repr, known)) or "not any"
                 raise InputError(
                     f"task {self.name}: {leaf.task_name} has no {what} {wanted!r}{nearest(wanted, known)}; "
                     f"it has {there}"
@@ -216,6 +219,9 @@ class HarnessTask:
                 raise InputError(f"task {self.name}: {leaf.task_name} has no {what}: there is nothing to score by")
             found.append(wanted if wanted is not None else known[0])
         metric, chosen = found
+        for each, aggregate in leaf.aggregation().items():
+            if not callable(aggregate):
+                raise InputError(f"task {self.name}: {leaf.task_name} has an unknown aggregation for {each}")
         if metric not in (*PER_WORD, "perplexity") and not leaf.higher_is_better().get(metric, True):
             raise InputError(
                 f"task {self.name}: of {metric} less is better; a score is to be maximized. {leaf.task_name} has "
@@ -298,7 +304,7 @@ class HarnessTask:
         kind, numbers = chosen[index][split]
         if not numbers:
             return
-        settings, documents = self._settings, lm_eval.documents(leaf, kind)
+        documents = lm_eval.documents(leaf, kind)
         shots = int(leaf.config.num_fewshot or 0)
         allowed = None
         tested, held = chosen[index]["test"]
@@ -315,41 +321,61 @@ class HarnessTask:
             f"task {self.name}: {shots} few-shot examples, but only {{}} documents are left for them beside the "
             f"{len(numbers)} of the search and the {len(held)} of the test split"
         )
-        template = reader.apply_chat_template if settings.chat_template else None
         with lm_eval.examples(leaf, allowed, error):
             for number in numbers:
-                doc = documents[number]
-                context = leaf.fewshot_context(
-                    doc,
-                    num_fewshot=shots,
-                    system_instruction=settings.system_prompt,
-                    apply_chat_template=settings.chat_template,
-                    fewshot_as_multiturn=settings.multiturn,
-                    chat_template=template,
-                    gen_prefix=leaf.doc_to_prefix(doc),
-                )
-                made = leaf.construct_requests(
-                    doc=doc,
-                    ctx=context,
-                    metadata=(leaf.task_name, number, leaf.config.repeats),
-                    apply_chat_template=settings.chat_template,
-                    chat_template=template,
-                )
-                requests = made if isinstance(made, list) else [made]
-                instance = _Instance(index, doc, number, requests, [])
-                for request in requests:
-                    ours = reader.read(self.name, request)
-                    instance.parts.append((len(self._asked[split]), len(self._asked[split]) + len(ours)))
-                    self._asked[split] += ours
-                self._instances[split].append(instance)
+                with self._named(leaf, number):
+                    self._add(split, index, number, documents[number], reader)
+
+    def _add(self, split: Split, index: int, number: int, doc: Any, reader: Any) -> None:
+        """Build the requests of one document."""
+        settings, leaf = self._settings, self._leaves[index]
+        shots = int(leaf.config.num_fewshot or 0)
+        template = reader.apply_chat_template if settings.chat_template else None
+        context = leaf.fewshot_context(
+            doc,
+            num_fewshot=shots,
+            system_instruction=settings.system_prompt,
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=settings.multiturn,
+            chat_template=template,
+            gen_prefix=leaf.doc_to_prefix(doc),
+        )
+        made = leaf.construct_requests(
+            doc=doc,
+            ctx=context,
+            metadata=(leaf.task_name, number, leaf.config.repeats),
+            apply_chat_template=settings.chat_template,
+            chat_template=template,
+        )
+        requests = made if isinstance(made, list) else [made]
+        instance = _Instance(index, doc, number, requests, [])
+        for request in requests:
+            ours = reader.read(self.name, request)
+            instance.parts.append((len(self._asked[split]), len(self._asked[split]) + len(ours)))
+            self._asked[split] += ours
+        self._instances[split].append(instance)
 
     def _try_out(self) -> None:
-        """Judge made-up answers to one document of each task: what cannot be scored is to be found before a search."""
+        """Judge made-up answers to every document: what cannot be scored is to be found before a search."""
         for split in SPLITS:
             made_up = [Answer(-1.0, 1, False) if isinstance(each, Request) else "" for each in self._asked[split]]
-            first = {instance.leaf: instance for instance in reversed(self._instances[split])}
-            for index, metrics in zip(first, self._judge(list(first.values()), made_up), strict=True):
-                self._score(index, metrics[self._filter[index]])
+            for instance in self._instances[split]:
+                with self._named(self._leaves[instance.leaf], instance.doc_id):
+                    (metrics,) = self._judge([instance], made_up)
+                    self._score(instance.leaf, metrics[self._filter[instance.leaf]])
+
+    @contextmanager
+    def _named(self, leaf: Any, number: int) -> Iterator[None]:
+        """Let an error of a task's YAML or code say which document it was about."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # a task may be anybody's code
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(
+                f"task {self.name}: {leaf.task_name}, document {number}: {type(error).__name__}: {reason}"
+            ) from error
 
     def _judged(self, split: Split, answers: Sequence[Answered]) -> list[dict[str, dict[str, Any]]]:
         """Return per document: filter -> metric -> value."""

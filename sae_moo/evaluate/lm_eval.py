@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ RULES = (
     "repeats",
 )
 """What a task's YAML says of judging answers; the rest is seen in its prompts and documents."""
+GENERATION = ("until", "max_gen_toks", "do_sample", "temperature")
+"""Settings of greedy decoding that can be changed."""
 BOOTSTRAP = 1000
 """Draws for standard errors that have no formula; the harness's command takes 100,000."""
 
@@ -54,20 +57,36 @@ def loaded(
     Raises:
         InputError: if there is no such task, its documents cannot be had, or it cannot be run here.
     """
+    if include is not None and not include.exists():
+        raise InputError(f"task {called}: include: no such file or folder: {include}")
     place = None if include is None else str(include if include.is_dir() else include.parent)
-    manager = _manager(place)
-    if name not in manager.all_tasks:
-        manager = _manager(place, defaults=True)
-    if name not in manager.all_tasks:
+    try:
+        manager = _manager(place)
+        if name not in manager.task_index:
+            manager = _manager(place, defaults=True)
+    except Exception as error:  # whatever its files make the harness raise
+        raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {_reason(error)}") from error
+    if name not in manager.task_index:
         where = f" or {include}" if include is not None else ""
+        unreadable = "".join(f"; {each}" for each in _unreadable(include))
         raise InputError(
             f"task {called}: neither built in nor a task or group of the harness{where}: {name!r}"
-            f"{nearest(name, manager.all_tasks)}"
+            f"{nearest(name, [str(each) for each in manager.task_index])}{unreadable}"
         )
     try:
         leaves = list(manager.load([name])["tasks"].values())
     except Exception as error:  # whatever a dataset's files, the hub, or a task's own code raise
         raise InputError(f"task {called}: {_why_not(name, manager, error)}") from error
+    if not leaves:
+        raise InputError(f"task {called}: the group {name} has no tasks")
+    unknown = [key for key in generation if key not in GENERATION]
+    if unknown:
+        raise InputError(
+            f"task {called}: generation.{unknown[0]}: no such setting{nearest(unknown[0], GENERATION)}; there are "
+            f"{', '.join(GENERATION)}"
+        )
+    if generation and not any(leaf.OUTPUT_TYPE == "generate_until" for leaf in leaves):
+        raise InputError(f"task {called}: generation: {name} lets models write nothing")
     for leaf in leaves:
         if getattr(leaf, "UNSAFE_CODE", False):
             raise InputError(f"task {called}: {leaf.task_name} runs code that models write; it is not run here")
@@ -85,21 +104,51 @@ def _why_not(name: str, manager: Any, error: Exception) -> str:
     """Explain why a task's documents cannot be had, and how to get them."""
     import datasets
 
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    told = f"{name} cannot be loaded: {type(error).__name__}: {reason}"
+    told = f"{name} cannot be loaded: {_reason(error)}"
     entry = manager.task_index.get(name)
     described = {} if entry is None else (entry.cfg or {})
+    members = described.get("task")
+    named = [each for each in members if isinstance(each, str)] if isinstance(members, list) else []
+    missing = [each for each in named if each not in manager.task_index]
+    if missing:
+        return f"{name} cannot be loaded: there is no task {', '.join(missing)}, which the group names"
     path, subset = described.get("dataset_path"), described.get("dataset_name")
-    if path is None:
-        return told
+    of_documents = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("datasets", "pyarrow")
+    if path is None or not of_documents:
+        return f"{told}; what its YAML {getattr(entry, 'yaml_path', '')} says cannot be run"
     if path in ("json", "csv", "parquet", "text"):
-        files = (described.get("dataset_kwargs") or {}).get("data_files")
+        settings = described.get("dataset_kwargs")
+        files = settings.get("data_files") if isinstance(settings, Mapping) else settings
         return f"{told}; its YAML names the files {files}, from the current folder {Path.cwd()}"
     call = f"datasets.load_dataset({path!r}{f', {subset!r}' if subset else ''})"
     return (
         f"{told}; its documents are the dataset {path!r}, not in the cache {datasets.config.HF_DATASETS_CACHE}. "
         f'Where there is a network, python -c "import datasets; {call}" fetches it; that cache can be copied here'
     )
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in one line, with what caused it if that says more."""
+    told = (str(error).strip().splitlines() or [""])[0]
+    cause = error.__cause__ or error.__context__
+    own = f"{type(error).__name__}: {told}" if told and told != type(error).__name__ else type(error).__name__
+    return own if cause is None or str(cause).strip() == told else f"{own} ({_reason(cause)})"
+
+
+def _unreadable(include: Path | None) -> Iterator[str]:
+    """Yield what is wrong with YAMLs that the harness passes over."""
+    import yaml
+
+    files = [] if include is None else [include] if include.is_file() else sorted(include.rglob("*.yaml"))
+    for file in files:
+        try:
+            described = yaml.compose(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError, ValueError) as error:
+            yield f"{file} is no YAML: {' '.join(str(error).split())}"
+            continue
+        keys = {each.value for each, _ in described.value} if isinstance(described, yaml.MappingNode) else set()
+        if not keys & {"task", "group"} and file == include:
+            yield f"{file} names no task or group"
 
 
 @functools.cache
@@ -177,11 +226,17 @@ def reader(tokenizer: Any, folder: Path) -> Any:
             return Request(tuple(context), tuple(continuation))
 
         def _prompt(self, name: str, context: str, settings: Mapping[str, Any]) -> Generation:
+            until, most = settings.get("until"), settings.get("max_gen_toks", self.max_gen_toks)
+            stops_are_texts = all(isinstance(each, str) for each in (until if isinstance(until, list) else [until]))
+            if until is not None and not stops_are_texts:
+                raise InputError(f"task {name}: generation.until: expected texts, got {until!r}")
+            if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+                raise InputError(f"task {name}: generation.max_gen_toks: expected a number from 1, got {most!r}")
             how = normalize_gen_kwargs(dict(settings), self.max_gen_toks)
             if how.get("do_sample") or how.get("num_beams", 1) != 1:
                 raise InputError(
-                    f"task {name}: its generation is {dict(settings)}; expected greedy decoding (do_sample: false): "
-                    "what is drawn at random cannot be compared between candidates"
+                    f"task {name}: its generation is {dict(settings)}; expected greedy decoding (do_sample: false, one "
+                    "beam): what is drawn at random cannot be compared between candidates, and beams are not written"
                 )
             stops = handle_stop_sequences(how.get("until"), eos=self.tok_decode(self.eot_token_id, False))
             room = self.max_length - int(how["max_gen_toks"])
@@ -203,7 +258,7 @@ def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
 
     aggregate = leaf.aggregation().get(metric, mean)
     stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
-    with quiet():
+    with quiet(), redirect_stdout(io.StringIO()):  # bootstrapping prints that it does
         return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
 
 

@@ -173,7 +173,14 @@ def test_a_task_of_the_harness_is_searched_on_resumed_and_told_of(here, tiny_fol
     assert found["metrics"]["acc,none"]["value"] == found["score"] == sum(s["score"] for s in samples) / 10
     assert found["metrics"]["acc,none"]["stderr"] == pytest.approx(found["stderr"])
     assert {"name", "instance", "score", "doc", "arguments", "resps"} < samples[0].keys()
-    assert "there is no folder" in refused("evaluate", "zoo:math", "--config", "c.yaml", "--samples", "gone/s.jsonl")
+    for file, message in (
+        ("gone/s.jsonl", "there is no folder gone"),
+        ("s.jsonl", "s.jsonl: exists already"),
+        ("c.yaml", "c.yaml: exists already"),
+        (".", "exists already"),
+    ):
+        assert message in refused("evaluate", "zoo:math", "--config", "c.yaml", "--samples", file)
+    assert len((here / "s.jsonl").read_text().splitlines()) == 10
     changed = written(config_for(tiny_folders, tasks=[{**entry, "fewshot": 1}]))
     (here / "h.yaml").write_text(changed)
     assert "items of facts" in refused("search", "h.yaml")

@@ -141,8 +141,22 @@ def test_too_large_a_batch_is_halved(math_model, tokenizer, prompts, monkeypatch
     assert len(caplog.records) == before, "it remembers"
 
 
-def test_logits_that_are_not_finite_are_an_error(pool, tokenizer, prompts):
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba"])
+def test_recurrent_models_write_as_they_do_by_themselves(kind, tokenizer, prompts):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "pad_token_id": 0}
+    small |= {"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.5}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small)).eval()
+    few = [Generation(each.context[i % 3 :], MOST, each.stops) for i, each in enumerate(prompts[:8])]
+    assert Generations(few, tokenizer).write(model) == [alone(model, tokenizer, prompt) for prompt in few]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_logits_that_are_not_finite_are_an_error(pool, tokenizer, prompts, penalty):
     model = pool.live_model()
+    model.generation_config.repetition_penalty = penalty
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(TaskError, match="not finite while an answer is written"):

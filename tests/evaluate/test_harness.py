@@ -324,10 +324,16 @@ def test_a_group_is_the_mean_over_all_its_documents(task, model, tokenizer):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("choices", {"metric": "accuracy"}, r"no metric 'accuracy' \(did you mean 'acc'\?\); it has acc, acc_norm"),
-        ("writing", {"filter": "lose"}, r"no filter 'lose' \(did you mean 'loose'\?\); it has strict, loose"),
+        ("choices", {"metric": "accuracy"}, r"no metric 'accuracy' \(did you mean 'acc'\?\); it has 'acc', 'acc_norm'"),
+        ("writing", {"filter": "lose"}, r"no filter 'lose' \(did you mean 'loose'\?\); it has 'strict', 'loose'"),
         ("writing", {"generation": {"do_sample": True, "temperature": 0.7}}, "expected greedy decoding"),
         ("writing", {"generation": {"max_gen_toks": 256}}, "writes up to 256 tokens, the model reads 256"),
+        ("writing", {"generation": {"max_gen_toks": "x"}}, "max_gen_toks: expected a number from 1, got 'x'"),
+        ("writing", {"generation": {"max_gen_toks": -4}}, "max_gen_toks: expected a number from 1, got -4"),
+        ("writing", {"generation": {"until": [5]}}, r"until: expected texts, got \[5\]"),
+        ("writing", {"generation": {"untill": ["x"]}}, r"untill: no such setting \(did you mean 'until'\?\)"),
+        ("choices", {"generation": {"max_gen_toks": 4}}, "generation: our_choices lets models write nothing"),
+        ("choices", {"include": Path("/nowhere")}, "include: no such file or folder: /nowhere"),
         ("choices", {"documents": "validation"}, "our_choices has no validation documents; it has train, test"),
         ("choices", {"test": 51}, "asked for 51 test instances; it has 50 different items for them"),
         ("last_word", {"search": 30, "test": 30}, "asked for 30 search and 30 test instances, 60 in all; it has 50"),
@@ -336,6 +342,69 @@ def test_a_group_is_the_mean_over_all_its_documents(task, model, tokenizer):
 def test_what_cannot_be_is_refused_by_name(name, changes, message, task):
     with pytest.raises(InputError, match=message):
         task(name, **changes)
+
+
+RAISES = "def judge(doc, results):\n    raise KeyError('boom')\n"
+NUMBER = "def judge(doc, results):\n    return 0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("task: [", "our_bad.*bad.yaml is no YAML: while parsing"),
+        ("- 1", "bad.yaml names no task or group"),
+        ({"process_results": RAISES}, r"our_bad, document \d+: KeyError: 'boom'"),
+        ({"process_results": NUMBER}, r"our_bad, document \d+: TypeError"),
+        ({"doc_to_choice": None}, "our_bad"),
+        ({"doc_to_target": "{{[0, 1][label + 5]}}"}, "our_bad.* UndefinedError"),
+        ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]}, "our_bad.*error"),
+        ({"metric_list": [{"metric": "acc", "aggregation": "frob", "higher_is_better": True}]}, "aggregation"),
+        ({"dataset_kwargs": "abc"}, "our_bad cannot be loaded"),
+        ({"group": "our_bad", "task": []}, "the group our_bad has no tasks"),
+        (
+            {"group": "our_bad", "task": ["nowhere"]},
+            "our_bad cannot be loaded: there is no task nowhere, which the group names",
+        ),
+    ],
+)
+def test_a_bad_yaml_is_one_clear_error(change, message, folder, tmp_path, pool, tokenizer):
+    place = tmp_path / "bad.yaml"
+    if isinstance(change, str):
+        place.write_text(change)
+    else:
+        described = yaml.safe_load((folder / "choices.yaml").read_text()) | {"task": "our_bad"} | change
+        if "process_results" in change:
+            (tmp_path / "rules.py").write_text(change["process_results"])
+            described["process_results"] = "!function rules.judge"
+        if "group" in change:
+            described = change
+        described = {key: value for key, value in described.items() if value is not None}
+        place.write_text(yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge"))
+    settings = Settings("bad", "our_bad", place, None, False, None, False, None, None, {}, None, 5, 5)
+    lm_eval._manager.cache_clear()
+    with pytest.raises(InputError, match=message) as caught:
+        HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).startswith("task bad: ")
+
+
+def test_a_chat_template_that_is_not_there_is_named(folder, pool):
+    settings = Settings("choices", "our_choices", folder, None, True, None, True, None, None, {}, None, 5, 5)
+    with pytest.raises(InputError, match="task choices: chat_template: the base's tokenizer has none"):
+        HarnessTask(settings, pool.tokenizer(), pool.checkpoints["base"].folder)
+
+
+def test_a_document_that_cannot_be_scored_is_found_wherever_it_is(folder, tmp_path, pool, tokenizer):
+    described = yaml.safe_load((folder / "choices.yaml").read_text()) | {"task": "our_bad"}
+    documents = [document(i) | ({"label": None} if i == 30 else {}) for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
+    described |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "d.jsonl")}}, "doc_to_target": "label"}
+    described["num_fewshot"] = 0
+    described = {key: value for key, value in described.items() if key not in ("training_split", "fewshot_split")}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(described))
+    settings = Settings("bad", "our_bad", tmp_path, None, False, None, False, None, None, {}, None, 20, 20)
+    with pytest.raises(InputError, match="task bad: our_bad, document 30: TypeError"):
+        HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
 def test_metrics_that_are_no_score_of_an_item_are_refused_before_any_search(folder, pool, tokenizer):
