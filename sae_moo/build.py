@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
 from sae_moo.config import Config, TaskSection
 from sae_moo.errors import InputError
-from sae_moo.evaluate.anchors import anchored
+from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import decoding
@@ -60,12 +60,11 @@ class Bench:
     calibration: str | None = None
 
     @classmethod
-    def open(cls, config: Config, whole: bool = False) -> Bench:
+    def open(cls, config: Config) -> Bench:
         """Open experts and tasks; everything that can be wrong is found here, before the first evaluation.
 
         Args:
-            config: the configuration.
-            whole: leave the tasks whole where the configuration asks for anchors.
+            config: the configuration; where it asks for anchors, see `anchored`.
 
         Raises:
             InputError: listing what cannot be opened or does not fit.
@@ -74,12 +73,40 @@ class Bench:
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer(config, pool, tasks, device)  # refused here if it cannot be
-        if config.evaluation.anchors is not None and not whole:
-            tasks = _anchored(config, pool, tasks, device)
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         ground = bench.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
         return bench
+
+    def anchors(self) -> dict[str, list[int]]:
+        """Choose the instances that stand for all, by what the experts and the base answer to whole tasks.
+
+        Returns:
+            Task name -> numbers of instances, ascending; empty if no anchors are configured. They are chosen once, at
+            the start of a study: scores that differ in their last digits on another machine would choose others.
+
+        Raises:
+            InputError: if an expert cannot be evaluated.
+        """
+        share, dtype = self.config.evaluation.anchors, self.config.models.dtype
+        if share is None:
+            return {}
+        known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
+        whole = scorer(self.config, self.pool, self.tasks, self.device)
+        evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
+        found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in self.pool.names}
+        broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
+        if broken:
+            raise InputError("\n".join(broken))
+        counts = {task.name: task.instances("search") for task in self.tasks}
+        return {
+            name: anchors(np.array([each.scores[name] for each in found.values()]), max(1, round(share * n))).tolist()
+            for name, n in counts.items()
+        }
+
+    def anchored(self, chosen: Mapping[str, Sequence[int]]) -> Bench:
+        """Return a bench whose searches ask the chosen instances only; see `anchors`."""
+        return replace(self, tasks=anchored(self.tasks, chosen))
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -200,19 +227,6 @@ def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str,
         return Scorer(tasks, device, tokenizer, blocks)
     engine = Engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
     return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
-
-
-def _anchored(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> tuple[Task, ...]:
-    """Return tasks that are asked the items that stand for all, by what the experts and the base answer."""
-    share, dtype = config.evaluation.anchors, config.models.dtype
-    assert share is not None
-    known = ExpertScores(pool, tasks, device, writer=config.evaluation.generation)
-    evaluator = Evaluator(pool, pool.live_model(dtype, device), scorer(config, pool, tasks, device), known=known)
-    found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in pool.names}
-    broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
-    if broken:
-        raise InputError("\n".join(broken))
-    return anchored(tasks, {t.name: np.array([each.scores[t.name] for each in found.values()]) for t in tasks}, share)
 
 
 def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:

@@ -365,6 +365,12 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
                 yield ("objectives", i, "name"), f"expected a name of its own, {entry['name']!r} is taken"
     if isinstance(_as(dict, raw.get("evaluation")).get("racing"), dict) and called and set(called) == {SPARSITY}:
         yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
+    evaluation = _as(dict, raw.get("evaluation"))
+    if evaluation.get("anchors") is not None and evaluation.get("generation") == "vllm":
+        yield (
+            ("evaluation", "anchors"),
+            "not with generation: vllm; its memory holds one engine, choosing takes another",
+        )
     for name in sorted({name for name in called if called.count(name) > 1}):
         yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
     limited = [*valid, *called]

@@ -75,6 +75,8 @@ def search(
         storage = open_storage(place or folder / JOURNAL, write=True)
         study = create_or_load(storage, config.study.name, config.objective_list())
         stored = study.user_attrs.get("identity")
+        chosen = bench.anchors() if stored is None else study.user_attrs.get("anchors", {})
+        bench = bench.anchored(chosen)
         if stored is None:
             if study.get_trials(deepcopy=False):
                 raise InputError(
@@ -82,6 +84,7 @@ def search(
                 )
             study.set_user_attr("fingerprints", bench.pool.fingerprints)
             study.set_user_attr("groups", list(bench.pool.groups))
+            study.set_user_attr("anchors", chosen)
             study.set_user_attr("identity", bench.identity())
         else:
             _check_same(folder, stored, bench, place)
@@ -121,7 +124,7 @@ def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> No
     folder = Path(root) / config.study.name
     if (folder / POINTER).is_file():
         run = Run.open(folder)
-        _check_same(folder, run.identity, bench, config.study.storage)
+        _check_same(folder, run.identity, bench.anchored(run.anchors), config.study.storage)
 
 
 def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
@@ -170,7 +173,7 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
     device = resolve_device(config.models.device)
     if target.endswith(".json"):
-        bench = Bench.open(config, whole=True)
+        bench = Bench.open(config)
         recipe = _read_recipe(Path(target), bench.pool)
         pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
         materialize(recipe, pool, model)
@@ -209,7 +212,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     """
     output = Path(output)
     check_free(output)
-    bench = Bench.open(run.config)
+    bench = Bench.open(run.config).anchored(run.anchors)
     changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
     if changed:
         raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))

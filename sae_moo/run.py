@@ -34,6 +34,7 @@ class Run:
         objectives: what is maximized.
         fingerprints: expert name -> content fingerprint.
         identity: what the study is bound to; see `build.Bench.identity`.
+        anchors: task name -> the instances of its search split that are asked, where not all are.
     """
 
     def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
@@ -47,6 +48,7 @@ class Run:
         self.objectives = self.config.objective_list()
         self.fingerprints: Mapping[str, str] = attrs["fingerprints"]
         self.identity: Mapping[str, Any] = attrs["identity"]
+        self.anchors: Mapping[str, Sequence[int]] = attrs.get("anchors", {})
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod

@@ -89,6 +89,9 @@ serch: 3
     assert found == expected
 
 
+RACES = "evaluation: {racing: {}}"
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -106,6 +109,16 @@ serch: 3
         (("mine: {min", "mien: {min"), "constraints.mien: expected a task, an objective or 'sparsity', got 'mien'"),
         (("  base: zoo:base\n", ""), "models.base: expected this key, it is missing"),
         (("search: 10", "search: 10.5"), "tasks[0].search: expected integer, got 10.5"),
+        (("mean: [zoo_math, mine]", "mean: [mine, mine]"), "mean[1]: expected every task once, 'mine' came before"),
+        (("name: zoo_math,", "name: arc_easy, multiturn: true,"), "tasks[0].multiturn: is for chat_template: true"),
+        (
+            ("objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]", f"objectives: [sparsity]\n{RACES}"),
+            "evaluation.racing: expected an objective that is scored on instances; sparsity is not",
+        ),
+        (
+            ("constraints:", "evaluation: {anchors: 0.5, generation: vllm}\nconstraints:"),
+            "evaluation.anchors: not with generation: vllm",
+        ),
     ],
 )
 def test_single_faults(tmp_path, change, fault):

@@ -35,7 +35,6 @@ def anchors(scores: Array, count: int) -> NDArray[np.int64]:
         ValueError: for another count.
     """
     items = scores.shape[1]
-    scores = np.round(scores, 2)  # what differs between machines must not choose
     if not 1 <= count <= items:
         raise ValueError(f"count: expected 1 to {items}, got {count}")
     order = np.lexsort((*scores, scores.sum(axis=0)))  # by the sum first, then by who; the items' own order last
@@ -97,7 +96,7 @@ class AnchoredTask:
         return self._task.metrics(split, answers) if split == "test" else {}
 
     def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
-        """Yield what happened in each item of the test split; of anchors, their scores and numbers."""
+        """Yield what happened in each item of the test split; of anchors, their numbers among all."""
         if split == "test":
             yield from self._task.samples(split, answers)
             return
@@ -112,13 +111,6 @@ class AnchoredTask:
         return found
 
 
-def anchored(tasks: Sequence[Task], scores: Mapping[str, Array], share: float) -> tuple[Task, ...]:
-    """Return tasks that are asked a share of their search split.
-
-    Args:
-        tasks: the tasks.
-        scores: task name -> scores of the experts, shape (experts, instances).
-        share: of the instances of each, in (0, 1); at least one is asked.
-    """
-    chosen = {t.name: anchors(scores[t.name], max(1, round(share * t.instances("search")))) for t in tasks}
-    return tuple(AnchoredTask(task, chosen[task.name].tolist()) for task in tasks)
+def anchored(tasks: Sequence[Task], chosen: Mapping[str, Sequence[int]]) -> tuple[Task, ...]:
+    """Return tasks of which those named are asked the chosen instances of their search split only."""
+    return tuple(AnchoredTask(task, chosen[task.name]) if task.name in chosen else task for task in tasks)

@@ -67,7 +67,10 @@ def opened(model: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    tokenizer, live = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    tokenizer, live = (
+        AutoTokenizer.from_pretrained(model),
+        AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval(),
+    )
     return live, tokenizer, lambda size: HFLM(pretrained=live, tokenizer=tokenizer, batch_size=size)
 
 

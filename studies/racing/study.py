@@ -66,7 +66,7 @@ def searched(task_set: str, rule: str, seed: int, evaluations: int) -> dict:
         config = sm.Config.from_dict(raw, root)
         run = sm.search(config, root=Path(root) / "runs")
         records = sorted(run.trials(), key=lambda record: record.told)
-        bench = sm.Bench.open(config)
+        bench = sm.Bench.open(config).anchored(run.anchors)
         everything = sum(task.instances("search") for task in bench.tasks)
         course, front, asked, wrong = [], [], 0, 0
         evaluator = bench.evaluator()

@@ -57,7 +57,17 @@ def test_anchors_stand_for_all_and_experts_are_asked_once(raced, tmp_path, monke
     call("search", "c.yaml", *anchored)
     evaluations = [record.evaluation for record in Run.open("anchored").trials()]
     assert {len(each.scores["zoo_logic"]) for each in evaluations} == {SEARCH // 2}
-    assert "40 search and 8 test instances" in call("validate", "c.yaml", *anchored[:2]).stdout
+    assert f"{SEARCH} search and 8 test instances" in call("validate", "c.yaml", *anchored[:2], *anchored[4:]).stdout
+    chosen = Run.open("anchored").anchors
+    assert sorted({*chosen["zoo_logic"]}) == chosen["zoo_logic"] != list(range(SEARCH // 2))
+    with monkeypatch.context() as patch:  # chosen once and for all
+        patch.setattr("sae_moo.build.Bench.anchors", None)
+        call("search", "c.yaml", *anchored[:2], "--evaluations", "9", *anchored[4:])
+        assert "every instance" in call("export", "anchored", "--trial", "0", "-o", "e", "--verify").stdout
+    assert len(Run.open("anchored").trials()) == 9
+    assert "evaluation.anchors: the study has 0.5, now it is 0.4" in refused(
+        "search", "c.yaml", "--set", "evaluation={anchors: 0.4}", *anchored[4:]
+    )
     call("search", "c.yaml", *anchored[:4], "--set", "study.name=again")
     again = [record.evaluation for record in Run.open("again").trials()]
     assert [each.scores for each in again] == [each.scores for each in evaluations]

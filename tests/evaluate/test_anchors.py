@@ -70,6 +70,6 @@ def test_an_anchored_task_is_the_same_task_over_fewer_items(tiny, tiny_model):
 def test_at_least_one_item_is_asked(tiny):
     items = [Item(f"question {i} is", (f" {i}",)) for i in range(9)]
     task = ItemTask("a", "likelihood", split_items("a", items, 4, 2), tiny.tokenizer())
-    (part,) = anchored([task], {"a": np.zeros((2, 4))}, 0.01)
+    (part,) = anchored([task], {"a": anchors(np.zeros((2, 4)), 1).tolist()})
     assert part.instances("search") == 1
     json.dumps(list(part.samples("search", Scorer([part]).answers(tiny.live_model(), "search")["a"])))

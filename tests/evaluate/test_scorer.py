@@ -270,6 +270,14 @@ def test_a_task_that_raises_fails_the_candidate(tiny, tiny_model, monkeypatch):
     assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "task b raised ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("scores", [np.full(12, np.nan), np.full(12, 1.2), np.zeros(3)])
+def test_scores_that_are_none_fail_the_candidate(tiny, tiny_model, monkeypatch, scores):
+    bench = evaluator(tiny, tiny_model)
+    monkeypatch.setattr(bench.scorer.tasks[1], "score", lambda split, answers, instances: scores)
+    reason = bench.evaluate(Cast(Expert("math"), "float32")).reason
+    assert reason.startswith(f"task b: expected {bench.scorer.tasks[1].instances('search')} scores in [0, 1], got ")
+
+
 def test_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch):
     def full(model):
         raise torch.OutOfMemoryError("no more\nat all")
