@@ -13,6 +13,7 @@ import functools
 import inspect
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -60,6 +61,9 @@ def loaded(
     if include is not None and not include.exists():
         raise InputError(f"task {called}: include: no such file or folder: {include}")
     place = None if include is None else str(include if include.is_dir() else include.parent)
+    several = [] if place is None else _naming(name, Path(place))
+    if len(several) > 1:
+        raise InputError(f"task {called}: {name} is named by several YAMLs: {', '.join(map(str, several))}")
     try:
         manager = _manager(place)
         if name not in manager.task_index:
@@ -133,6 +137,12 @@ def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     own = f"{type(error).__name__}: {told}" if told and told != type(error).__name__ else type(error).__name__
     return own if cause is None or str(cause).strip() == told else f"{own} ({_reason(cause)})"
+
+
+def _naming(name: str, place: Path) -> list[Path]:
+    """Return the YAMLs under a folder that name a task or group so; the harness would take one of them."""
+    line = re.compile(rf"^(task|group):\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
+    return [each for each in sorted(place.rglob("*.yaml")) if line.search(each.read_text("utf-8", errors="replace"))]
 
 
 def _unreadable(include: Path | None) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -386,6 +387,15 @@ def test_a_bad_yaml_is_one_clear_error(change, message, folder, tmp_path, pool, 
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith("task bad: ")
+
+
+def test_two_yamls_of_one_name_are_refused(folder, tmp_path, pool, tokenizer):
+    for name in ("one.yaml", "deep/two.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "choices.yaml", tmp_path / name)
+    settings = Settings("a", "our_choices", tmp_path / "one.yaml", None, False, None, False, None, None, {}, None, 5, 5)
+    with pytest.raises(InputError, match=r"our_choices is named by several YAMLs: .*deep/two.yaml, .*one.yaml"):
+        HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
 def test_a_chat_template_that_is_not_there_is_named(folder, pool):
