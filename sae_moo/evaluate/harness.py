@@ -372,10 +372,8 @@ class HarnessTask:
         except InputError:
             raise
         except Exception as error:  # a task may be anybody's code
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise InputError(
-                f"task {self.name}: {leaf.task_name}, document {number}: {type(error).__name__}: {reason}"
-            ) from error
+            told = f"task {self.name}: {leaf.task_name}, document {number}: {lm_eval.reason(error)}"
+            raise InputError(told) from error
 
     def _judged(self, split: Split, answers: Sequence[Answered]) -> list[dict[str, dict[str, Any]]]:
         """Return per document: filter -> metric -> value."""

@@ -69,7 +69,7 @@ def loaded(
         if name not in manager.task_index:
             manager = _manager(place, defaults=True)
     except Exception as error:  # whatever its files make the harness raise
-        raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {_reason(error)}") from error
+        raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {reason(error)}") from error
     if name not in manager.task_index:
         where = f" or {include}" if include is not None else ""
         unreadable = "".join(f"; {each}" for each in _unreadable(include))
@@ -108,7 +108,7 @@ def _why_not(name: str, manager: Any, error: Exception) -> str:
     """Explain why a task's documents cannot be had, and how to get them."""
     import datasets
 
-    told = f"{name} cannot be loaded: {_reason(error)}"
+    told = f"{name} cannot be loaded: {reason(error)}"
     entry = manager.task_index.get(name)
     described = {} if entry is None else (entry.cfg or {})
     members = described.get("task")
@@ -131,12 +131,12 @@ def _why_not(name: str, manager: Any, error: Exception) -> str:
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return an error in one line, with what caused it if that says more."""
     told = (str(error).strip().splitlines() or [""])[0]
     cause = error.__cause__ or error.__context__
     own = f"{type(error).__name__}: {told}" if told and told != type(error).__name__ else type(error).__name__
-    return own if cause is None or str(cause).strip() == told else f"{own} ({_reason(cause)})"
+    return own if cause is None or str(cause).strip() == told else f"{own} ({reason(cause)})"
 
 
 def _naming(name: str, place: Path) -> list[Path]:
