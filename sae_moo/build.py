@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_moo.algorithms import OPTUNA
 from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
-from sae_moo.config import Config, TaskSection
+from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
@@ -30,8 +31,20 @@ from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmGenerations
 from sae_moo.experts import ExpertPool
 from sae_moo.recipe import BASE, Cast, Expert
-from sae_moo.schedule import Schedule
+from sae_moo.schedule import ADAPTIVE, Adaptive, Schedule
+from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.operators import AttractionMating, PruneMergeMutation, ZeroAwareCrossover
+from sae_moo.searchers.optuna_samplers import OptunaSearcher
+from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.scalar import (
+    Best,
+    CovarianceAdaptation,
+    ParticleSwarm,
+    RandomDraws,
+    ScalarSearcher,
+    Swarm,
+)
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.weight_cache import WeightCache
@@ -137,7 +150,7 @@ class Bench:
         cache = WeightCache(int(self.config.models.cache_gib * 2**30))
         held = cache.max_bytes // self.model_bytes
         wanted = 2 * self.config.search.population  # the population, and as many children on their way
-        if held < wanted and self.config.space.kind == "lineage":
+        if held < wanted and self.config.space_kind == "lineage":
             log.warning(
                 "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
                 "recomputed from the experts, slower with each generation. "
@@ -150,7 +163,9 @@ class Bench:
             )
         writer = self.config.evaluation.generation
         known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
-        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known)
+        sae = self.config.search.sae
+        measure = None if sae is None or sae.measure == "zeros" else sae.measure
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known, measure)
 
     @property
     def model_bytes(self) -> int:
@@ -176,25 +191,53 @@ class Bench:
             most=min([MOST_SPARSE, *highest]),
         )
 
-    def searcher(self, operators: dict[str, Any] | None = None) -> Searcher:
-        """Return a fresh searcher.
+    def searcher(self) -> Searcher:
+        """Return a fresh searcher."""
+        config, ground, section = self.config, self.ground(), self.config.search
+        name, seed, weights = section.algorithm, config.study.seed, section.weights
+        objectives, constraints, schedule = config.objective_list(), config.constraint_list(), self.schedule()
+        coefficients = CoefficientSpace(ground, sparsity=config.space.sparsity)
+        if name in ("nsga2", "nsga3"):
+            return NsgaSearcher(
+                LineageSpace(ground) if config.space_kind == "lineage" else coefficients,
+                objectives,
+                constraints,
+                algorithm=name,
+                population=section.population,
+                seed=seed,
+                schedule=schedule,
+                pace=config.pace,
+                operators=operators(ground, section.operators or OperatorsSection()),
+            )
+        if name in ("sae-global", "sae-local", "m2n2"):
+            archive = _archive(name, section.sae or SaeSection(), section.population)
+            return SaeSearcher(ground, objectives, constraints, archive, seed, schedule)
+        if name in ONE_SHOTS:
+            tried = section.one_shot or OneShotSection()
+            settings = OneShot(tuple(tried.scales), tuple(tried.densities), tuple(tried.levels))
+            return OneShotSearcher(ground, objectives, constraints, name, settings, weights, seed)
+        if name.startswith(OPTUNA):
+            sampler = name.removeprefix(OPTUNA)
+            rest = (section.population, schedule.high, weights, seed)
+            return OptunaSearcher(coefficients, objectives, constraints, sampler, *rest)
+        optimizer: Best
+        match name:
+            case "pso":
+                pso = section.pso or PsoSection()
+                swarm = Swarm(pso.flavour, patience=pso.patience)
+                optimizer = ParticleSwarm(coefficients, section.population, schedule.high, swarm)
+            case "cmaes":
+                optimizer = CovarianceAdaptation(coefficients, section.population, schedule.high)
+            case _:
+                optimizer = RandomDraws(coefficients, section.population, schedule.high)
+        return ScalarSearcher(coefficients, objectives, constraints, optimizer, name, weights, seed)
 
-        Args:
-            operators: replacements for its operators over lineages; see `NsgaSearcher`.
-        """
-        config, ground = self.config, self.ground()
-        annealing = config.annealing
-        return NsgaSearcher(
-            LineageSpace(ground) if config.space.kind == "lineage" else CoefficientSpace(ground),
-            config.objective_list(),
-            config.constraint_list(),
-            algorithm=config.search.algorithm,
-            population=config.search.population,
-            seed=config.study.seed,
-            schedule=Schedule(annealing.schedule, annealing.low, annealing.high, annealing.period, annealing.growth),
-            pace=config.search.pace,
-            operators=operators,
-        )
+    def schedule(self) -> Schedule | Adaptive:
+        """Return the configured schedule of pruning ratios."""
+        annealing = self.config.annealing
+        if annealing.schedule == ADAPTIVE:
+            return Adaptive(annealing.low, annealing.high)
+        return Schedule(annealing.schedule, annealing.low, annealing.high, annealing.period, annealing.growth)
 
     def identity(self) -> dict[str, Any]:
         """Return what a study must not change while it is resumed: settings, experts, tasks, device."""
@@ -210,6 +253,27 @@ class Bench:
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }
+
+
+def operators(ground: Ground, section: OperatorsSection) -> dict[str, Any]:
+    """Return our search's operators over lineages, as configured."""
+    return {
+        "selection": AttractionMating(section.founders, section.attraction),
+        "crossover": ZeroAwareCrossover(
+            ground, split=section.split, stretch=section.stretch, reach=section.reach, aware=section.zero_aware
+        ),
+        "mutation": PruneMergeMutation(
+            ground, inherit=section.inherit, before=section.prune_before, after=section.prune_after
+        ),
+    }
+
+
+def _archive(name: str, section: SaeSection, size: int) -> Archive:
+    if name == "m2n2":  # SAE without sparsity and pruning, and with a crossover of its own
+        settings = Archive(size, omega=1.0, beta=0.0, alpha=section.alpha, matchmaker=section.matchmaker)
+        return replace(settings, crossover="split-slerp")
+    numbers = section.model_dump()
+    return Archive(size, **numbers, local=name == "sae-local")
 
 
 def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,11 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from sae_moo import marked_yaml, zoo
+from sae_moo.algorithms import ALGORITHMS, OPTUNA, SETTINGS
 from sae_moo.errors import nearest
 from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
 from sae_moo.recipe import BASE, SCOPES, pattern
-from sae_moo.schedule import SHAPES
+from sae_moo.schedule import ADAPTIVE, SHAPES
 
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -101,10 +103,11 @@ class LimitSection(_Section):
 
 
 class SpaceSection(_Section):
-    """``space``: lineages or coefficients; numbers per block or one set for the whole model."""
+    """``space``: lineages or coefficients (null: what the algorithm searches), how fine, a sparsity for all or none."""
 
-    kind: Literal["lineage", "coefficients"] = "lineage"
+    kind: Literal["lineage", "coefficients"] | None = None
     granularity: Literal["block", "model"] = "block"
+    sparsity: Sparsity | None = None
 
 
 class CalibrationSection(_Section):
@@ -141,20 +144,80 @@ class PruningSection(_Section):
 class AnnealingSection(_Section):
     """``annealing``: how hard pruning-merging cycles prune; a period counts generations."""
 
-    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published"] = "cosine"
+    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published", "adaptive"] = "cosine"
     low: Sparsity = 0.0
     high: Sparsity = 0.6
     period: Count = 8
     growth: Annotated[float, Field(ge=1.0, le=1000.0)] = 2.0
 
 
-class SearchSection(_Section):
-    """``search``: algorithm, population, number of evaluations, generational or steady-state."""
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Amount = Annotated[float, Field(ge=0.0, le=1e6)]
 
-    algorithm: Literal["nsga2", "nsga3"] = "nsga2"
+
+class OperatorsSection(_Section):
+    """``search.operators``: the parts of our own search over lineages, each of which can be turned off."""
+
+    attraction: bool = True
+    founders: Share = 0.1
+    zero_aware: bool = True
+    split: Share = 0.25
+    stretch: Share = 0.5
+    reach: Annotated[float, Field(ge=0.0, le=1.0)] = 0.15
+    prune_before: bool = True
+    prune_after: bool = True
+    inherit: Share = 0.5
+
+
+class SaeSection(_Section):
+    """``search.sae``: the numbers of the SAE paper; M2N2 reads alpha and matchmaker."""
+
+    omega: Amount = 0.5
+    beta: Amount = 0.5
+    alpha: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    tau: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+    measure: Literal["zeros", "l1", "hoyer"] = "zeros"
+    matchmaker: bool = True
+
+
+class PsoSection(_Section):
+    """``search.pso``: which particle swarm, and its patience."""
+
+    flavour: Literal["model-swarms", "pso-merging"] = "model-swarms"
+    patience: Annotated[int, Field(ge=2, le=10**6)] = 10
+
+
+class OneShotSection(_Section):
+    """``search.one_shot``: what one-shot merges are tuned over, and the sparsities that the best is pruned to."""
+
+    scales: Annotated[list[Annotated[float, Field(gt=0.0, le=100.0)]], Field(min_length=1)] = [
+        *(round(0.1 * i, 1) for i in range(2, 11)),
+        1.2,
+    ]
+    densities: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)] = [0.2, 0.5, 0.8]
+    levels: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+class SearchSection(_Section):
+    """``search``: algorithm, population, number of evaluations, generational or steady-state; settings of families."""
+
+    algorithm: str = "nsga2"
     population: Annotated[int, Field(ge=4, le=100_000)] = 24
     evaluations: Count = 400
-    pace: Literal["generational", "steady-state"] = "generational"
+    pace: Literal["generational", "steady-state"] | None = None
+    weights: dict[str, Amount] | None = None
+    operators: OperatorsSection | None = None
+    sae: SaeSection | None = None
+    pso: PsoSection | None = None
+    one_shot: OneShotSection | None = None
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, algorithm: str) -> str:
+        if algorithm not in ALGORITHMS:
+            expected = f"expected one of {', '.join(ALGORITHMS)}"
+            raise ValueError(f"{expected}, got {algorithm!r}{nearest(algorithm, ALGORITHMS)}")
+        return algorithm
 
 
 class RacingSection(_Section):
@@ -179,7 +242,7 @@ class ExecutorSection(_Section):
     kind: Literal["local"] = "local"
 
 
-assert set(get_args(AnnealingSection.model_fields["schedule"].annotation)) == set(SHAPES)
+assert set(get_args(AnnealingSection.model_fields["schedule"].annotation)) == {*SHAPES, ADAPTIVE}
 
 
 class Config(_Section):
@@ -246,6 +309,16 @@ class Config(_Section):
         config._directory = directory
         return config
 
+    @property
+    def space_kind(self) -> str | None:
+        """The space that is searched, ``lineage`` or ``coefficients``; None for one-shot merges."""
+        return self.space.kind or (*ALGORITHMS[self.search.algorithm].spaces, None)[0]
+
+    @property
+    def pace(self) -> Literal["generational", "steady-state"]:
+        """When a population takes its children in."""
+        return self.search.pace or "generational"
+
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
         return tuple(
@@ -280,6 +353,8 @@ class Config(_Section):
             }
             for t in tasks
         }
+        document["space"]["kind"] = self.space_kind
+        document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
         document["objectives"] = json.dumps(document["objectives"])
         return dict(_flat(document, ()))
 
@@ -405,9 +480,58 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             ("pruning", "calibration", "model"),
             f"expected one of {', '.join(models)}, got {calibrated!r}{nearest(calibrated, models)}",
         )
+    yield from _algorithm_faults(raw, called)
     annealing = _as(dict, raw.get("annealing"))
     if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
         yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
+
+
+def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iterator[tuple[Key, str]]:
+    """Yield what the chosen algorithm does not read, or cannot do with."""
+    search, space = _as(dict, raw.get("search")), _as(dict, raw.get("space"))
+    name = search.get("algorithm", "nsga2")
+    algorithm = ALGORITHMS.get(name) if isinstance(name, str) else None
+    if algorithm is None:
+        return  # reported already
+
+    def readers(key: str) -> str:
+        return ", ".join(each for each, row in ALGORITHMS.items() if key in row.reads)
+
+    for key in SETTINGS:
+        if search.get(key) is not None and key not in algorithm.reads:
+            yield ("search", key), f"is for {readers(key)}; algorithm: {name} does not read it"
+    kind = space.get("kind")
+    if kind in ("lineage", "coefficients") and kind not in algorithm.spaces:
+        own = " or ".join(algorithm.spaces)
+        yield ("space", "kind"), f"algorithm: {name} " + (f"searches {own}; leave it out" if own else "has no space")
+    over = kind if kind in algorithm.spaces else (*algorithm.spaces, None)[0]
+    if search.get("operators") is not None and over != "lineage" and "operators" in algorithm.reads:
+        yield ("search", "operators"), "is for space.kind: lineage"
+    if space.get("sparsity") is not None and over != "coefficients":
+        yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
+    if _as(dict, raw.get("annealing")).get("schedule") == ADAPTIVE and (not algorithm.anneals or over != "lineage"):
+        yield ("annealing", "schedule"), f"expected a fixed one; algorithm: {name} has no cycles that could adapt"
+    if _as(dict, raw.get("evaluation")).get("racing") is not None and not algorithm.races:
+        able = ", ".join(each for each, row in ALGORITHMS.items() if row.races)
+        yield ("evaluation", "racing"), f"is for {able}; algorithm: {name} needs the scores of every candidate"
+    weights = search.get("weights")
+    if weights is not None and algorithm.scalar is False:
+        single = ", ".join(each for each, row in ALGORITHMS.items() if row.scalar is not False)
+        yield ("search", "weights"), f"is for what works on one number ({single}), not for {name}"
+    for objective in weights if isinstance(weights, dict) else ():
+        if isinstance(objective, str) and objective not in objectives:
+            yield (
+                ("search", "weights", objective),
+                f"expected an objective, got {objective!r}{nearest(objective, objectives)}",
+            )
+    if isinstance(weights, dict) and not any(weights.values()):
+        yield ("search", "weights"), "expected at least one weight above 0"
+    if algorithm.scalar and weights is None and objectives and set(objectives) == {SPARSITY}:
+        yield ("objectives",), f"algorithm: {name} needs one that is scored on tasks, or search.weights"
+    if name == f"{OPTUNA}CmaEsSampler" and find_spec("cmaes") is None:
+        yield ("search", "algorithm"), "Optuna's CMA-ES needs a package that is not installed: pip install cmaes"
+    if name == "slerp" and len(_as(dict, _as(dict, raw.get("models")).get("experts"))) == 1:
+        yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
 
 
 def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -107,6 +108,49 @@ def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
     parameters = pool.parameters(model)
     zeros = {info.name: info.numel - int(torch.count_nonzero(parameters[info.name])) for info in pool.tensors}
     return _fractions(pool, zeros)[0]
+
+
+def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapping[str, float]) -> tuple[float, ...]:
+    """Return how sparse a model is by its norms, over its prunable weights.
+
+    Args:
+        pool: the experts.
+        model: a model of theirs, as it is.
+        measure: ``l1``: ``1 - |w|_1 / |w_base|_1``, below 0 for what is larger than the base; or ``hoyer`` (Hoyer
+            2004): ``(sqrt(n) - |w|_1 / |w|_2) / (sqrt(n) - 1)``, 0 where all n weights are alike, 1 where one is left,
+            and 0 for no weights at all.
+        reference: `l1_norms` of the base; read for ``l1``.
+
+    Returns:
+        Of the whole model, then of each parameter group, in the pool's order; 0 where nothing is prunable. Rounded to
+        nine digits, since sums depend on the machine in their last ones.
+    """
+    parameters = pool.parameters(model)
+    ones, twos, sizes, before = (np.zeros(len(pool.groups)) for _ in range(4))
+    for info in pool.tensors:
+        if info.prunable:
+            weights = parameters[info.name].float()
+            ones[info.group] += float(torch.linalg.vector_norm(weights, 1, dtype=torch.float64))
+            twos[info.group] += float(torch.linalg.vector_norm(weights, 2, dtype=torch.float64)) ** 2
+            sizes[info.group] += info.numel
+            before[info.group] += reference.get(info.name, 0.0)
+    rows = [np.concatenate([[row.sum()], row]) for row in (ones, twos, sizes, before)]
+    if measure == "l1":
+        found = 1.0 - np.divide(rows[0], rows[3], out=np.ones_like(rows[0]), where=rows[3] > 0)
+    else:
+        root = np.sqrt(rows[2])
+        ratio = np.divide(rows[0], np.sqrt(rows[1]), out=root.copy(), where=rows[1] > 0)
+        found = np.divide(root - ratio, root - 1, out=np.zeros_like(root), where=root > 1)
+    return tuple(float(value) for value in np.round(found, 9))
+
+
+def l1_norms(pool: ExpertPool, name: str) -> dict[str, float]:
+    """Return the L1 norm of every prunable tensor of an expert."""
+    prunable = [info.name for info in pool.tensors if info.prunable]
+    return {
+        tensor: float(torch.linalg.vector_norm(pool.load(name, tensor).float(), 1, dtype=torch.float64))
+        for tensor in prunable
+    }
 
 
 def _fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[str, float], dict[str, float]]:

@@ -47,6 +47,8 @@ class Evaluation:
             compared with those of all.
         seconds_merge: wall time spent materializing.
         seconds_score: wall time spent scoring.
+        sparseness: another measure of sparsity than the share of zeros, where the search asks for one: of the whole
+            model, then per parameter group; else empty.
     """
 
     recipe: Recipe
@@ -57,6 +59,7 @@ class Evaluation:
     stopped: Stopped | None = None
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
+    sparseness: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         scores = {task: tuple(round(float(score), SCORE_DIGITS) for score in row) for task, row in self.scores.items()}
@@ -149,6 +152,40 @@ def violations(constraints: Sequence[Constraint], evaluation: Evaluation) -> NDA
     if not evaluation.ok:
         return np.full(violation_count(constraints), FAILED_VIOLATION)
     return np.array([*(v for constraint in constraints for v in constraint.violations(evaluation)), 0.0])
+
+
+def loss(
+    objectives: Sequence[Objective],
+    weights: Mapping[str, float],
+    constraints: Sequence[Constraint],
+    evaluation: Evaluation,
+) -> float:
+    """Return one number to minimize, for searches that know a single objective.
+
+    What keeps all limits is ordered by its weighted mean and comes before what breaks one; that is ordered by how much
+    it breaks, and comes before failures (Deb 2000's rules, in numbers).
+
+    Args:
+        objectives: what is maximized.
+        weights: objective name -> how much it counts, at least 0, not all 0; those not named count nothing.
+        constraints: limits.
+        evaluation: of one candidate.
+
+    Returns:
+        In [-1, 0] for what keeps the limits, above 0 else.
+    """
+    if not evaluation.ok:
+        return FAILED_VIOLATION * (1 + len(constraints))
+    broken = sum(max(0.0, amount) for amount in violations(constraints, evaluation))
+    if broken > 0:
+        return float(broken)
+    value = math.fsum(weights.get(objective.name, 0.0) * objective.value(evaluation) for objective in objectives)
+    return -value / math.fsum(weights.values())
+
+
+def of_accuracy(objectives: Sequence[Objective]) -> dict[str, float]:
+    """Return the weights that make `loss` the mean of the objectives that are scored on tasks."""
+    return {objective.name: 1.0 for objective in objectives if objective.tasks}
 
 
 def violation_count(constraints: Sequence[Constraint]) -> int:

@@ -59,6 +59,7 @@ class TrialRecord:
         told: position of this evaluation among those told, or None while running.
         repeats: number of the trial whose weights and result this one shares, or None.
         params: the numbers worth plotting.
+        vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
     """
 
     number: int
@@ -78,6 +79,7 @@ class TrialRecord:
     told: int | None
     repeats: int | None
     params: Mapping[str, float] = field(default_factory=dict)
+    vector: tuple[float, ...] = ()
 
 
 class FileLock:
@@ -178,6 +180,7 @@ class TrialStorage:
         generation: int,
         asked_after: int,
         versions: str,
+        vector: Sequence[float] = (),
     ) -> int:
         """Write a running trial and return its number.
 
@@ -189,6 +192,7 @@ class TrialStorage:
             generation: of the search.
             asked_after: how many evaluations were told before.
             versions: of the software that evaluates.
+            vector: the coefficients that the recipe stands for, where the search is over vectors.
         """
         low, high = PARAM_RANGE
         template = create_trial(
@@ -203,6 +207,7 @@ class TrialStorage:
                 "digest": digest(recipe, self._fingerprints),
                 "recipe": dumps(encode(recipe, self._digests)),
                 "versions": versions,
+                **({"vector": list(vector)} if vector else {}),
             },
         )
         identity = self._storage.create_new_trial(self._id, template_trial=template)
@@ -234,6 +239,8 @@ class TrialStorage:
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
         if evaluation.stopped is not None:
             attributes["stopped"] = asdict(evaluation.stopped)
+        if evaluation.sparseness:
+            attributes["sparseness"] = list(evaluation.sparseness)
         attributes["seconds merging"] = evaluation.seconds_merge
         attributes["seconds scoring"] = evaluation.seconds_score
         asked = decode(json.loads(trial.user_attrs["recipe"]), self._recipes)
@@ -284,6 +291,7 @@ class TrialStorage:
                 told=attrs.get("told") if evaluation is not None else None,
                 repeats=attrs.get("repeats"),
                 params=dict(trial.params),
+                vector=tuple(attrs.get("vector", ())),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
@@ -428,4 +436,5 @@ def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> 
         Stopped(**attrs["stopped"]) if state == TrialState.PRUNED else None,
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
+        tuple(attrs.get("sparseness", ())),
     )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.errors import InputError, Interrupted
 from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Cast, Prune, Recipe, digest
-from sae_moo.searchers.searcher import Proposal, Searcher
+from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.storage import TrialRecord, TrialStorage
 
 # A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
@@ -46,7 +46,20 @@ class Finished:
     record: TrialRecord
 
 
-Event = Resumed | Finished
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The search has nothing left to try before its budget is used up.
+
+    Args:
+        evaluations: trials it made.
+        budget: trials it might have made.
+    """
+
+    evaluations: int
+    budget: int
+
+
+Event = Resumed | Finished | Exhausted
 Listener = Callable[[Event], None]
 
 
@@ -101,7 +114,7 @@ class Study:
         Raises:
             InputError: if the stored trials are not what this search would have asked for.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
-            RunError: if the search cannot go on.
+            RunError: if the search cannot go on: all its first candidates failed.
         """
         try:
             self._replay()
@@ -110,7 +123,8 @@ class Study:
                 if not self._executor.busy:
                     if self._proposals or self._asked >= self._budget:
                         continue
-                    raise RunError(f"the search found nothing new to try after {self._asked} evaluations")
+                    self._listener(Exhausted(self._asked, self._budget))
+                    return
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
         except KeyboardInterrupt:
@@ -132,6 +146,7 @@ class Study:
                 proposal.generation,
                 self._told,
                 self._versions,
+                proposal.vector,
             )
             self._out(number, proposal)
             self._launch(number)
@@ -173,7 +188,10 @@ class Study:
         for record in records:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
-            proposals = self._searcher.ask(1)
+            if isinstance(self._searcher, Recalling):
+                proposals: Sequence[Proposal] = [self._searcher.recall(record.vector)]
+            else:
+                proposals = self._searcher.ask(1)
             if not proposals or proposals[0].recipe != record.asked:
                 raise InputError(
                     f"trial {record.number} of the study is not what this search would have asked for: the study was "

@@ -9,7 +9,7 @@ from sae_moo.evaluate.racing import Rivals
 from sae_moo.experts import ExpertPool
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation, Objective
-from sae_moo.recipe import Cast, Expert, Prune, Recipe
+from sae_moo.recipe import Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.storage import TrialRecord
 
 NAMES = ("base", "math", "code", "law")
@@ -29,11 +29,27 @@ class Landscape:
 
     def __init__(self) -> None:
         self.evaluated: list[Recipe] = []
+        self._zeros: dict[Recipe, np.ndarray] = {}
+
+    def zeros(self, recipe: Recipe) -> np.ndarray:
+        """Sparsity per group: a pruning asks for it, a zero-aware merge keeps some of what both parents have."""
+        for node in walk(recipe, stop=self._zeros):
+            if node in self._zeros:
+                continue
+            inputs = [self._zeros[child] for child in children(node)]
+            match node:
+                case Prune():
+                    self._zeros[node] = np.maximum(inputs[0], np.broadcast_to(np.array(node.sparsity), (4,)))
+                case Merge():
+                    kept = 0.9 * np.min(inputs, axis=0) if node.method == "zero_aware" else np.zeros(4)
+                    self._zeros[node] = kept
+                case _:
+                    self._zeros[node] = inputs[0] if inputs else np.zeros(4)
+        return self._zeros[recipe]
 
     def __call__(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
         self.evaluated.append(recipe)
-        inner = recipe.input if isinstance(recipe, Cast) else recipe
-        asked = np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (4,))
+        asked = self.zeros(recipe)
         rho = float(asked[1:3].mean())
         weights = mixing_weights(recipe, self.names)
         scores = {}
@@ -41,7 +57,8 @@ class Landscape:
             good = np.clip(1 - (weights[i + 1] - 0.6) ** 2 - 0.5 * rho**2, 0, 1)
             instances = np.clip(good - np.linspace(0, 0.5, 10 + i), 0, 1)
             scores[task] = tuple(instances if i == 0 else instances[::-1])
-        return Evaluation(recipe, scores, rho, tuple(float(a) * p for a, p in zip(asked, self.prunable, strict=True)))
+        groups = tuple(float(a) * p for a, p in zip(asked, self.prunable, strict=True))
+        return Evaluation(recipe, scores, rho, groups, sparseness=(rho / 2, *(each / 2 for each in groups)))
 
 
 OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))

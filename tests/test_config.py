@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_moo.algorithms import ALGORITHMS
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.objectives import Objective
@@ -81,7 +82,7 @@ serch: 3
         "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
         "period, growth",
         "c.yaml:11: annealing.low: expected low <= high, got 0.7 > 0.2",
-        "c.yaml:12: search.algorithm: expected 'nsga2' or 'nsga3', got 'nsga4' (did you mean 'nsga3'?)",
+        f"c.yaml:12: search.algorithm: expected one of {', '.join(ALGORITHMS)}, got 'nsga4' (did you mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
         "constraints, space, pruning, annealing, search, evaluation, executor",
@@ -194,7 +195,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "--set a=[: the value is not YAML: while parsing a flow node",
         "--set search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "--set search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, pace",
+        "algorithm, population, evaluations, pace, weights, operators, sae, pso, one_shot",
         "--set tasks.9.search=1: tasks[9]: there is nothing to go into",
         "--set x: expected key.path=value, e.g. search.population=32",
     ]
@@ -259,3 +260,44 @@ def test_what_calibration_changes_of_a_study(tmp_path):
     }
     written = "pruning: {criterion: wanda, calibration: {data: texts.txt}}\n"
     assert load(tmp_path, GOOD + written).identity() == wanda, "the place of texts is no part of it; their norms are"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (["search.algorithm=pso", "space.kind=lineage"], "space.kind: algorithm: pso searches coefficients; leave it out"),
+        (["search.algorithm=ties", "space.kind=lineage"], "space.kind: algorithm: ties has no space"),
+        (["search.algorithm=pso", "search.pace=generational"], "search.pace: is for nsga2, nsga3; algorithm: pso does not read it"),
+        (["search.sae.omega=1"], "search.sae: is for sae-global, sae-local, m2n2; algorithm: nsga2 does not read it"),
+        (["search.operators.split=0", "space.kind=coefficients"], "search.operators: is for space.kind: lineage"),
+        (["space.sparsity=0.3"], "space.sparsity: is for coefficients; lineages draw the sparsity of every child"),
+        (["annealing.schedule=adaptive", "space.kind=coefficients"], "annealing.schedule: expected a fixed one; algorithm: nsga2 has no cycles that could adapt"),
+        (["annealing.schedule=adaptive", "search.algorithm=m2n2"], "annealing.schedule: expected a fixed one; algorithm: m2n2 has no cycles that could adapt"),
+        (["evaluation.racing={}", "search.algorithm=cmaes"], "evaluation.racing: is for nsga2, nsga3, sae-global, sae-local, m2n2, random; algorithm: cmaes needs the scores of every candidate"),
+        (["search.weights.sparsity=1", "search.algorithm=sae-local"], "search.weights: is for what works on one number (pso, "),
+        (["search.weights.sparsty=1", "search.algorithm=pso"], "search.weights.sparsty: expected an objective, got 'sparsty' (did you mean 'sparsity'?)"),
+        (["search.weights.sparsity=0", "search.algorithm=pso"], "search.weights: expected at least one weight above 0"),
+        (["objectives=[sparsity]", "search.algorithm=pso"], "objectives: algorithm: pso needs one that is scored on tasks, or search.weights"),
+        (["models.experts={math: zoo:math}", "search.algorithm=slerp"], "search.algorithm: slerp merges pairs of experts; there is one expert"),
+        (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of omega, beta, alpha, tau, measure, matchmaker"),
+        (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got list"),
+        (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
+    ],
+)  # fmt: skip
+def test_what_an_algorithm_does_not_read_is_refused(tmp_path, changes, fault):
+    found = faults(tmp_path, GOOD, *changes)
+    assert any(fault in line for line in found), found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_can_be_asked_for_and_what_is_stored_is_read_again(tmp_path, algorithm):
+    if algorithm == "optuna:CmaEsSampler":
+        pytest.importorskip("cmaes")
+    config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", "models.experts.lingua=zoo:lingua")
+    assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
+
+
+def test_optunas_cma_es_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_moo.config.find_spec", lambda name: None)
+    (fault,) = faults(tmp_path, GOOD, "search.algorithm=optuna:CmaEsSampler")
+    assert fault.endswith("Optuna's CMA-ES needs a package that is not installed: pip install cmaes")

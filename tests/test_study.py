@@ -6,7 +6,7 @@ import optuna
 import pytest
 from stand_ins import Landscape
 
-from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.errors import InputError, Interrupted
 from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
@@ -15,7 +15,7 @@ from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.storage import TrialStorage, create_or_load, open_storage
-from sae_moo.study import Finished, Resumed, Study
+from sae_moo.study import Exhausted, Finished, Resumed, Study
 
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
 LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
@@ -181,11 +181,12 @@ class Script:
         self.told.append((proposal.recipe, evaluation))
 
 
-def scripted(tmp_path, recipes, evaluate, evaluations=None):
+def scripted(tmp_path, recipes, evaluate, evaluations=None, listener=lambda event: None):
     setup = Setup(tmp_path / "s")
     storage, searcher = setup.storage(), Script(recipes)
     budget = len(recipes) if evaluations is None else evaluations
-    Study(storage, searcher, LocalExecutor(evaluate), Landscape.fingerprints, Landscape.groups, budget, "v").run()
+    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", listener)
+    Study(storage, searcher, LocalExecutor(evaluate), *rest).run()
     return storage.records(), searcher, setup
 
 
@@ -222,9 +223,11 @@ def test_a_reason_left_by_a_killed_run_does_not_outlive_a_good_evaluation(tmp_pa
     assert (record.state, record.evaluation.ok) == ("complete", True)
 
 
-def test_a_search_that_runs_dry_says_so(tmp_path, landscape):
-    with pytest.raises(RunError, match="found nothing new to try after 1 evaluations"):
-        scripted(tmp_path, [Cast(Expert("math"), "float32")], landscape, evaluations=2)
+def test_a_search_that_runs_dry_ends_and_says_so(tmp_path, landscape):
+    events = []
+    records, _, _ = scripted(tmp_path, [Cast(Expert("math"), "float32")], landscape, 3, events.append)
+    assert [record.state for record in records] == ["complete"]
+    assert events[-1] == Exhausted(evaluations=1, budget=3)
 
 
 def test_what_a_trial_holds(tmp_path, landscape):

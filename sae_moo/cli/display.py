@@ -20,7 +20,7 @@ from sae_moo.export import Score
 from sae_moo.objectives import Objective
 from sae_moo.run import front_of
 from sae_moo.storage import TrialRecord
-from sae_moo.study import Event, Finished, Resumed
+from sae_moo.study import Event, Exhausted, Finished, Resumed
 
 FRONT_ROWS = 8  # rows of the live view's front; the whole front is printed at the end
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
@@ -84,6 +84,8 @@ class SearchView:
                 self._replayed = len(self._records)
                 if self._show:
                     self._console.print(f"resumed: {self._replayed} evaluations replayed in {event.seconds:.2f} s")
+            case Exhausted() if self._show:
+                self._console.print(f"nothing left to try after {event.evaluations} of {event.budget} evaluations")
             case Finished():
                 self._records.append(event.record)
                 if event.record.state == "failed" and self._show and event.record.evaluation is not None:

@@ -19,9 +19,9 @@ from sae_moo.evaluate.racing import Race, Racing, Rivals
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Split, Task
 from sae_moo.experts import ExpertPool
-from sae_moo.materializer import materialize
+from sae_moo.materializer import l1_norms, materialize, sparseness
 from sae_moo.objectives import SCORE_DIGITS, Evaluation, Stopped
-from sae_moo.recipe import Recipe
+from sae_moo.recipe import BASE, Recipe
 from sae_moo.weight_cache import WeightCache
 
 
@@ -206,6 +206,8 @@ class Evaluator:
         cache: weights of candidates seen before, or None.
         racing: how candidates race against the front they are given, or None if they are always asked everything.
         known: what is known of unmerged experts, or None.
+        measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`materializer.sparseness`); None:
+            nothing.
     """
 
     def __init__(
@@ -216,13 +218,16 @@ class Evaluator:
         cache: WeightCache | None = None,
         racing: Racing | None = None,
         known: ExpertScores | None = None,
+        measure: str | None = None,
     ) -> None:
         self.pool = pool
         self.model = model
         self.scorer = scorer
         self.cache = cache
         self.racing = racing
-        self.known = known
+        self.known = known if measure is None else None  # what is kept of experts has no other measure
+        self.measure = measure
+        self._base_norms = l1_norms(pool, BASE) if measure == "l1" else {}
 
     def evaluate(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
         """Materialize and score one recipe; a failure of the candidate is an evaluation too, with its reason.
@@ -260,6 +265,9 @@ class Evaluator:
             stopped,
             seconds_merge=report.seconds,
             seconds_score=time.perf_counter() - start_score,
+            sparseness=()
+            if self.measure is None
+            else sparseness(self.pool, self.model, self.measure, self._base_norms),
         )
         if self.known is not None:
             self.known.keep(evaluation)

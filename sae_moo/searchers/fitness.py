@@ -8,7 +8,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.objectives import Evaluation
+
 Array = NDArray[np.float64]
+
+
+def instances(evaluation: Evaluation) -> Array:
+    """Return the scores of all tasks' instances, one task after another; shape (instances,)."""
+    return np.concatenate([np.asarray(row) for row in evaluation.scores.values()])
+
+
+def instance_weights(evaluation: Evaluation) -> Array:
+    """Return a weight per instance, 1 on average, that lets every task count the same in sum; shape (instances,)."""
+    lengths = np.array([len(row) for row in evaluation.scores.values()])
+    return np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
 
 
 def shares(scores: Array, alpha: float = 1.0) -> Array:
@@ -54,7 +67,13 @@ def sparsity_score(sparsity: Array, tau: float = 1.0) -> Array:
 
 
 def total(
-    scores: Array, sparsity: Array, weight: Array | None = None, omega: float = 0.5, beta: float = 0.5, tau: float = 1.0
+    scores: Array,
+    sparsity: Array,
+    weight: Array | None = None,
+    omega: float = 0.5,
+    beta: float = 0.5,
+    tau: float = 1.0,
+    alpha: float = 1.0,
 ) -> Array:
     """Return ``T_i = omega F_i + beta P_i``; local (one column per group) if `sparsity` has groups.
 
@@ -65,11 +84,12 @@ def total(
         omega: weight of accuracy.
         beta: weight of sparsity.
         tau: temperature of the sparsity score.
+        alpha: strength of the competition.
 
     Returns:
         Shape of `sparsity`.
     """
-    fitness = competition(scores, weight=weight)
+    fitness = competition(scores, alpha, weight)
     if sparsity.ndim == 2:
         fitness = fitness[:, None]
     result: Array = omega * fitness + beta * sparsity_score(sparsity, tau)

@@ -16,9 +16,8 @@ from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.util.ref_dirs import get_reference_directions
 
-from sae_moo.errors import RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.schedule import Schedule
+from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.operators import (
     ORIGIN,
@@ -32,7 +31,8 @@ from sae_moo.searchers.operators import (
     ZeroAwareCrossover,
 )
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
-from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.ratio import AnnealedRatio
+from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
 
 Pace = Literal["generational", "steady-state"]
@@ -48,7 +48,7 @@ class NsgaSearcher:
         algorithm: ``nsga2`` (rank and crowding) or ``nsga3`` (reference directions, for three objectives and more).
         population: size of the population, at least 4.
         seed: seed of everything drawn.
-        schedule: the annealed pruning ratio over generations; used over lineages.
+        schedule: the annealed pruning ratio over generations, or one that learns; used over lineages.
         pace: ``generational``, or ``steady-state``: every told child takes its place at once, so that no worker waits.
         operators: replacements for ``selection``, ``crossover`` and ``mutation`` (for ablations), over lineages.
     """
@@ -61,7 +61,7 @@ class NsgaSearcher:
         algorithm: str = "nsga2",
         population: int = 24,
         seed: int = 0,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Adaptive | None = None,
         pace: Pace = "generational",
         operators: dict[str, Any] | None = None,
     ) -> None:
@@ -72,6 +72,7 @@ class NsgaSearcher:
         self._pace = pace
         self._seen: set[Any] = set()
         schedule = Schedule() if schedule is None else schedule
+        self._ratio = AnnealedRatio(schedule, objectives, constraints)
         settings: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
         if isinstance(space, LineageSpace):
             ground = space.ground
@@ -79,11 +80,14 @@ class NsgaSearcher:
                 "sampling": LineageSampling(ground, schedule.high),
                 "selection": AttractionMating(),
                 "crossover": ZeroAwareCrossover(ground),
-                "mutation": PruneMergeMutation(ground, ratio=schedule(0)),
+                "mutation": PruneMergeMutation(ground),
                 "eliminate_duplicates": RecipeDuplicates(self._seen),
-                "callback": CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1),
             }
             settings |= operators or {}
+            if isinstance(schedule, Schedule):  # the first mating comes after the callback's first call
+                settings["callback"] = CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1)
+            else:
+                settings["mutation"].ratio = self._ratio.drawn
         else:
             settings |= {
                 "sampling": CoefficientSampling(space, schedule.high),
@@ -132,6 +136,7 @@ class NsgaSearcher:
         individual.set(EVALUATION, evaluation)
         if self._lineage:  # with scopes resolved, so that children inherit what takes one pass
             individual.X = np.array([evaluation.recipe], dtype=object)
+        self._ratio.tell(proposal, evaluation)
         self._told.append(individual)
         if self._first or self._pace == "generational":
             if len(self._told) == len(self._brood):
@@ -140,12 +145,8 @@ class NsgaSearcher:
             self._advance([individual])
 
     def _advance(self, individuals: Sequence[Individual]) -> None:
-        if self._first and not any(individual.get(EVALUATION).ok for individual in individuals):
-            reasons = sorted({str(individual.get(EVALUATION).reason) for individual in individuals})
-            raise RunError(
-                f"all {len(individuals)} first candidates failed: {'; '.join(reasons[:3])}; "
-                "mend the cause, then start anew (--fresh, or another study.name)"
-            )
+        if self._first:
+            check_first([individual.get(EVALUATION) for individual in individuals])
         self._algorithm.tell(infills=Population.create(*individuals))
         self._first = False
         self._told = []

@@ -7,6 +7,7 @@ draws, the scaling of the child's task vector and the targets per group are ours
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +25,8 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import STRUCTURED, Cast, Merge, Recipe
 from sae_moo.searchers import fitness
 from sae_moo.searchers.problem import EVALUATION
-from sae_moo.searchers.space import DIGITS, SCALES, CoefficientSpace, Ground
+from sae_moo.searchers.ratio import RATIO
+from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
 
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
@@ -64,12 +66,7 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        rng = _required(random_state)
-        drawn = self.ground.anchors()[:n_samples]
-        while len(drawn) < n_samples:
-            merged = self.ground.task_arithmetic(self.ground.random_weights(rng))
-            ratio = rng.uniform(0.0, self.sparsest, self.ground.groups)
-            drawn.append(("random merge", self.ground.candidate(self.ground.pruned(merged, ratio))))
+        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest)
         population = Population.new("X", _objects([recipe for _, recipe in drawn]))
         for individual, (operator, _) in zip(population, drawn, strict=True):
             individual.set(ORIGIN, Origin(operator))
@@ -90,15 +87,7 @@ class CoefficientSampling(Sampling):  # type: ignore[misc]
         self.sparsest = sparsest
 
     def _do(self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any) -> Any:
-        rng = _required(random_state)
-        count = len(self.space.ground.experts)
-        levels = [*np.eye(count), np.zeros(count), np.full(count, 1 / count)]
-        levels += [np.full(count, scale) for scale in SCALES]
-        vectors = [self.space.encode(level) for level in levels][:n_samples]
-        while len(vectors) < n_samples:
-            weights = self.space.ground.random_weights(rng)
-            vectors.append(self.space.encode(weights, rng.uniform(0.0, self.sparsest)))
-        return np.array(vectors)
+        return self.space.first(n_samples, _required(random_state), self.sparsest)
 
 
 class SeededTournament(Selection):  # type: ignore[misc]
@@ -155,9 +144,9 @@ class AttractionMating(Selection):  # type: ignore[misc]
             raise ValueError("AttractionMating: expected at least one candidate whose evaluation did not fail")
         founders = _founders(usable, algorithm)
         everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
-        scores = np.stack([_instances(individual) for individual in everyone])
+        scores = np.stack([fitness.instances(individual.get(EVALUATION)) for individual in everyone])
         sparsity = np.array([individual.get(EVALUATION).group_sparsity for individual in everyone])
-        weight = _instance_weights(everyone[0])
+        weight = fitness.instance_weights(everyone[0].get(EVALUATION))
         for individual, total in zip(everyone, fitness.total(scores, sparsity, weight), strict=True):
             individual.set(TOTAL, total)
         scores = scores[: len(usable)]
@@ -272,7 +261,8 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
 
     Args:
         ground: groups, dtype, pruning.
-        ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating.
+        ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating. Or what draws
+            one for each child.
         inherit: probability of inheriting the parents' sparsity.
         noise: standard deviation of the targets.
         before: prune the parents (for ablations).
@@ -282,7 +272,7 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
     def __init__(
         self,
         ground: Ground,
-        ratio: float = 0.0,
+        ratio: float | Callable[[Rng], float] = 0.0,
         inherit: float = 0.5,
         noise: float = 0.12,
         before: bool = True,
@@ -303,20 +293,21 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         rng = _required(random_state)
         for individual in pop:
             origin = individual.get(ORIGIN) or Origin("mutation")
-            individual.set("X", _objects([self.mutated(individual.get("X")[0], origin, rng)])[0])
-            individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, "annealed ratio": self.ratio}))
+            eta = self.ratio(rng) if callable(self.ratio) else self.ratio
+            individual.set("X", _objects([self.mutated(individual.get("X")[0], origin, eta, rng)])[0])
+            individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, RATIO: eta}))
         return pop
 
-    def mutated(self, recipe: Recipe, origin: Origin, rng: Rng) -> Recipe:
-        """Return the pruned candidate."""
+    def mutated(self, recipe: Recipe, origin: Origin, eta: float, rng: Rng) -> Recipe:
+        """Return the candidate pruned at the annealed ratio `eta`."""
         inner = recipe.input if isinstance(recipe, Cast) else recipe
         ground = self.ground
-        ratio = round(self.ratio * float(rng.random()), DIGITS)
+        ratio = round(eta * float(rng.random()), DIGITS)
         if self.before and ratio > 0 and isinstance(inner, Merge):
             inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
         if self.after:
-            centre = np.full(ground.groups, self.ratio)
+            centre = np.full(ground.groups, eta)
             # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
             if origin.parents and ground.scope not in STRUCTURED and rng.random() < self.inherit:
                 centre = np.array(origin.parents[0].group_sparsity)
@@ -361,17 +352,6 @@ def _tournament(pop: list[Individual], rng: Rng) -> int:
     if key[a] == key[b]:
         return a if rng.random() < 0.5 else b
     return min(a, b, key=lambda i: key[i])
-
-
-def _instances(individual: Individual) -> NDArray[np.float64]:
-    """Return the per-instance scores of all tasks, one after another."""
-    return np.concatenate([np.asarray(row) for row in individual.get(EVALUATION).scores.values()])
-
-
-def _instance_weights(individual: Individual) -> NDArray[np.float64]:
-    """Return a weight per instance, 1 on average, that lets every task count the same in sum."""
-    lengths = np.array([len(row) for row in individual.get(EVALUATION).scores.values()])
-    return np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
 
 
 def _objects(recipes: list[Recipe]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from sae_moo.errors import RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Recipe
 
@@ -20,6 +21,7 @@ class Proposal:
         operator: what made it, e.g. ``expert`` or ``zero-aware crossover``.
         generation: 0 for the first population.
         numbers: settings worth plotting, e.g. ``{"annealed ratio": 0.3}``.
+        vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
     """
 
     recipe: Recipe
@@ -27,6 +29,7 @@ class Proposal:
     operator: str = ""
     generation: int = 0
     numbers: Mapping[str, float] = field(default_factory=dict)
+    vector: tuple[float, ...] = ()
 
 
 class Searcher(Protocol):
@@ -35,7 +38,8 @@ class Searcher(Protocol):
     Promises: the proposals depend on the settings, the seed and the sequence of calls, and on nothing else (no clock,
     no global randomness), so that the recorded calls replayed into a fresh searcher bring it to the same state. `ask`
     returns at most `n` proposals and may return fewer, none if it must first be told more; every proposal is told
-    exactly once, in any order. A failed evaluation is told like any other and never becomes a parent.
+    exactly once, in any order. A failed evaluation is told like any other and never becomes a parent. Where nothing is
+    out and `ask` still returns none, there is nothing left to try.
     """
 
     def ask(self, n: int) -> Sequence[Proposal]:
@@ -43,3 +47,24 @@ class Searcher(Protocol):
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Take in the evaluation of a proposal that `ask` returned."""
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A Searcher whose `ask` is slow: it can be told what it asked for instead of finding it again.
+
+    Promises: `recall` leaves it in the state that the `ask` which returned the proposal left it in.
+    """
+
+    def recall(self, vector: tuple[float, ...]) -> Proposal:
+        """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one."""
+
+
+def check_first(evaluations: Sequence[Evaluation]) -> None:
+    """Raise RunError, with the reasons, if every candidate of a first population failed."""
+    if not any(evaluation.ok for evaluation in evaluations):
+        reasons = sorted({str(evaluation.reason) for evaluation in evaluations})
+        raise RunError(
+            f"all {len(evaluations)} first candidates failed: {'; '.join(reasons[:3])}; "
+            "mend the cause, then start anew (--fresh, or another study.name)"
+        )

@@ -112,6 +112,25 @@ class Ground:
         named += [("task arithmetic", self.candidate(self.task_arithmetic(scale * ones))) for scale in SCALES]
         return named
 
+    def first(self, count: int, rng: np.random.Generator, sparsest: float) -> list[tuple[str, Recipe]]:
+        """Return a first population with what made each: `anchors`, then random group-wise merges pruned at random.
+
+        Args:
+            count: its size.
+            rng: the generator drawn from.
+            sparsest: largest pruning ratio drawn; 0.0 prunes nothing.
+        """
+        drawn = self.anchors()[:count]
+        while len(drawn) < count:
+            drawn.append(self.random_merge(rng, sparsest))
+        return drawn
+
+    def random_merge(self, rng: np.random.Generator, sparsest: float) -> tuple[str, Recipe]:
+        """Draw a group-wise merge of all experts pruned at a ratio per group up to `sparsest`, with what made it."""
+        merged = self.task_arithmetic(self.random_weights(rng))
+        ratio = rng.uniform(0.0, sparsest, self.groups)
+        return "random merge", self.candidate(self.pruned(merged, ratio))
+
     def random_weights(self, rng: np.random.Generator) -> Array:
         """Draw mixing weights around one level per expert; shape (rows, experts)."""
         count = len(self.experts)
@@ -146,14 +165,23 @@ class CoefficientSpace:
         low: smallest mixing weight.
         high: largest mixing weight.
         sparsest: largest sparsity coordinate.
+        sparsity: what every candidate is pruned to, in [0, 1), instead of by coordinates; None: by coordinates.
     """
 
     vtype = float
 
-    def __init__(self, ground: Ground, low: float = -0.25, high: float = 1.5, sparsest: float = 0.8) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        low: float = -0.25,
+        high: float = 1.5,
+        sparsest: float = 0.8,
+        sparsity: float | None = None,
+    ) -> None:
         self.ground = ground
+        self.sparsity = sparsity
         self.weights = ground.rows * len(ground.experts)
-        self.ratios = 1 if ground.one_ratio else sum(ground.prunable)
+        self.ratios = 0 if sparsity is not None else 1 if ground.one_ratio else sum(ground.prunable)
         self.n_var = self.weights + self.ratios
         self.bounds = (
             np.array([low] * self.weights + [0.0] * self.ratios),
@@ -165,7 +193,7 @@ class CoefficientSpace:
         ground = self.ground
         merged = ground.task_arithmetic(x[: self.weights].reshape(ground.rows, len(ground.experts)))
         sparsity = np.zeros(ground.groups)
-        sparsity[list(ground.prunable)] = x[self.weights :]
+        sparsity[list(ground.prunable)] = x[self.weights :] if self.sparsity is None else self.sparsity
         return ground.candidate(ground.pruned(merged, sparsity))
 
     def encode(self, weights: Array, sparsity: float = 0.0) -> Array:
@@ -174,6 +202,20 @@ class CoefficientSpace:
         low, high = self.bounds
         vector: Array = np.clip(np.concatenate([rows.ravel(), np.full(self.ratios, sparsity)]), low, high)
         return vector
+
+    def first(self, count: int, rng: np.random.Generator, sparsest: float) -> Array:
+        """Return a first population, shape (count, n_var): that of `Ground.first`, as far as vectors can say it."""
+        experts = len(self.ground.experts)
+        levels = [*np.eye(experts), np.zeros(experts), np.full(experts, 1 / experts)]
+        levels += [np.full(experts, scale) for scale in SCALES]
+        vectors = [self.encode(level) for level in levels][:count]
+        while len(vectors) < count:
+            vectors.append(self.random(rng, sparsest))
+        return np.array(vectors)
+
+    def random(self, rng: np.random.Generator, sparsest: float) -> Array:
+        """Draw one vector, shape (n_var,): weights around a level per expert, one sparsity up to `sparsest`."""
+        return self.encode(self.ground.random_weights(rng), rng.uniform(0.0, sparsest))
 
 
 Space = LineageSpace | CoefficientSpace

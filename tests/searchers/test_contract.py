@@ -8,8 +8,12 @@ import pytest
 from sae_moo.errors import RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Cast, Merge, Prune, experts_of
-from sae_moo.schedule import Schedule
+from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.optuna_samplers import OptunaSearcher
+from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm
+from sae_moo.searchers.searcher import Recalling
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
@@ -48,6 +52,55 @@ SEARCHERS = {
     "nsga2 over coefficients": nsga(CoefficientSpace),
     "nsga3 over coefficients": nsga(CoefficientSpace, "nsga3", objectives=THREE),
     "nsga2 over coefficients, steady-state": nsga(CoefficientSpace, pace="steady-state"),
+}
+
+
+def sae(**settings):
+    def make(seed: int = 0):
+        return SaeSearcher(GROUND, (ACCURACY, SPARSITY), LIMIT, Archive(12, **settings), seed, Schedule(period=2))
+
+    return make
+
+
+def scalar(optimizer, weights=None, sparsity=None, ground=GROUND, **more):
+    def make(seed: int = 0):
+        space = CoefficientSpace(ground, sparsity=sparsity)
+        made = optimizer(space, 12, 0.6, **more)
+        return ScalarSearcher(space, (ACCURACY, SPARSITY), LIMIT, made, "moved", weights, seed)
+
+    return make
+
+
+def optuna(sampler, weights=None):
+    def make(seed: int = 0):
+        space = CoefficientSpace(GROUND)
+        return OptunaSearcher(space, (ACCURACY, SPARSITY), LIMIT, sampler, 12, 0.6, weights, seed)
+
+    return make
+
+
+BOTH = {"accuracy": 1.0, "sparsity": 0.5}
+SEARCHERS |= {
+    "nsga2 over lineages, adaptive": lambda seed=0: NsgaSearcher(
+        LineageSpace(GROUND), (ACCURACY, SPARSITY), LIMIT, "nsga2", 12, seed, Adaptive()
+    ),
+    "sae global": sae(),
+    "sae local": sae(local=True),
+    "sae local, by norms, no matchmaker": sae(local=True, measure="hoyer", matchmaker=False),
+    "sae global, adaptive": lambda seed=0: SaeSearcher(
+        GROUND, (ACCURACY, SPARSITY), LIMIT, Archive(12), seed, Adaptive(high=0.4)
+    ),
+    "m2n2": sae(omega=1.0, beta=0.0, crossover="split-slerp"),
+    "model swarms": scalar(ParticleSwarm, BOTH),
+    "model swarms, one sparsity": scalar(ParticleSwarm, sparsity=0.25),
+    "pso merging": scalar(ParticleSwarm, settings=Swarm("pso-merging")),
+    "cma-es": scalar(CovarianceAdaptation, BOTH),
+    "random": scalar(RandomDraws),
+    "tpe": optuna("TPESampler"),
+    "tpe, one number": optuna("TPESampler", BOTH),
+    "optuna's nsga2": optuna("NSGAIISampler"),
+    "optuna's random": optuna("RandomSampler"),
+    "optuna's qmc": optuna("QMCSampler"),
 }
 every = pytest.mark.parametrize("make", SEARCHERS.values(), ids=SEARCHERS.keys())
 
@@ -96,7 +149,8 @@ def test_recorded_calls_bring_a_fresh_searcher_to_the_same_state(make, landscape
     history = drive(first, landscape, 31)
     replayed = make()
     for proposal, evaluation in history:
-        assert replayed.ask(1)[0] == proposal
+        again = replayed.recall(proposal.vector) if isinstance(replayed, Recalling) else replayed.ask(1)[0]
+        assert again == proposal
         replayed.tell(proposal, evaluation)
     assert [p for p, _ in drive(first, landscape, 20)] == [p for p, _ in drive(replayed, landscape, 20)]
 

@@ -24,7 +24,6 @@ from sae_moo.searchers.operators import (
     RecipeDuplicates,
     SeededTournament,
     ZeroAwareCrossover,
-    _instance_weights,
 )
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
@@ -150,7 +149,7 @@ def test_instances_weigh_by_the_length_of_their_task():
     scores = {"short": (1.0,), "long": (1.0, 0.0)}
     one = Individual(X=np.array([Expert("math")], dtype=object))
     one.set(EVALUATION, Evaluation(Cast(Expert("math"), "float32"), scores))
-    assert _instance_weights(one).tolist() == [1.5, 0.75, 0.75]
+    assert fitness.instance_weights(one.get("evaluation")).tolist() == [1.5, 0.75, 0.75]
 
 
 def test_a_split_point_mirrors_the_shares_after_it():
@@ -172,7 +171,7 @@ def test_a_split_point_mirrors_the_shares_after_it():
 def test_pruning_before_and_after_the_merge(before, after):
     merge = Merge("zero_aware", (individual("math").X[0], individual("code").X[0]), (0.5, 0.5))
     mutation = PruneMergeMutation(GROUND, 0.5, inherit=0, noise=0, before=before, after=after)
-    mutated = mutation.mutated(Cast(merge, "float32"), Origin("x"), np.random.default_rng(0))
+    mutated = mutation.mutated(Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0))
     inner = mutated.input
     if after:
         assert inner.sparsity == (0.0, 0.5, 0.5, 0.0)
@@ -185,14 +184,14 @@ def test_pruning_before_and_after_the_merge(before, after):
 def test_targets_are_inherited_from_the_first_parent():
     mutation = PruneMergeMutation(GROUND, 0.5, inherit=1, noise=0)
     origin = Origin("x", (individual().get("evaluation"),))
-    mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, np.random.default_rng(0))
+    mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, mutation.ratio, np.random.default_rng(0))
     assert mutated.input.sparsity == (0.0, 0.2, 0.6, 0.0)
 
 
 def test_targets_stay_in_range():
     mutation = PruneMergeMutation(Ground(("math",), (True,), most=0.7), 0.6, noise=5.0)
     rng = np.random.default_rng(0)
-    asked = [mutation.mutated(Cast(Expert("math"), "float32"), Origin("x"), rng) for _ in range(100)]
+    asked = [mutation.mutated(Cast(Expert("math"), "float32"), Origin("x"), mutation.ratio, rng) for _ in range(100)]
     ratios = [each.input.sparsity[0] for each in asked if isinstance(each.input, Prune)]
     assert max(ratios) == 0.7
     assert any(isinstance(each.input, Expert) for each in asked), "a target of 0 prunes nothing"

@@ -1,0 +1,236 @@
+"""SAE and M2N2: an archive of merges that compete for instances and for sparsity, one child at a time.
+
+Sources: Zhang, Zhang et al. 2026 (SAE, arXiv 2602.08218); Abrantes et al. 2025 (M2N2, arXiv 2508.16204). The share that
+a parent has in its child is our reading of the former, whose formula we could not read: ``T_A / (T_A + T_B)``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.objectives import Constraint, Evaluation, Objective, violations
+from sae_moo.recipe import Merge, Recipe
+from sae_moo.schedule import Adaptive, Schedule
+from sae_moo.searchers import fitness
+from sae_moo.searchers.ratio import RATIO, AnnealedRatio
+from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.searchers.space import DIGITS, Ground
+
+Array = NDArray[np.float64]
+Measure = Literal["zeros", "l1", "hoyer"]
+TINY = 1e-300  # two parents that score nothing share alike
+TRIES = 100  # pairs drawn for one child before it is something else: an archive may hold a single member
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Settings of an archive evolution.
+
+    Args:
+        size: candidates kept.
+        omega: weight of the competition for instances in the score.
+        beta: weight of the competition for sparsity.
+        alpha: strength of the competition for instances; 0 is none.
+        tau: temperature of the sparsity score, above 0.
+        measure: what counts as sparse: ``zeros`` (their share; the paper's best), ``l1`` or ``hoyer`` (see
+            `materializer.sparseness`).
+        matchmaker: draw the second parent by attraction; else by score, as the first.
+        local: one share per group, from the group's sparsity; else one for the whole child.
+        crossover: ``zero-aware``: parents pruned at the annealed ratio, then merged where one is zero as the other;
+            ``split-slerp``: M2N2's, of parents as they are, share and split point drawn.
+
+    Raises:
+        ValueError: naming the setting out of range.
+    """
+
+    size: int = 24
+    omega: float = 0.5
+    beta: float = 0.5
+    alpha: float = 1.0
+    tau: float = 1.0
+    measure: Measure = "zeros"
+    matchmaker: bool = True
+    local: bool = False
+    crossover: Literal["zero-aware", "split-slerp"] = "zero-aware"
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"size: expected at least 2, got {self.size}")
+        if self.omega < 0 or self.beta < 0 or self.omega + self.beta == 0:
+            raise ValueError(f"omega, beta: expected numbers from 0, not both 0, got {self.omega} and {self.beta}")
+        if self.alpha < 0:
+            raise ValueError(f"alpha: expected a number from 0, got {self.alpha}")
+        if self.tau <= 0:
+            raise ValueError(f"tau: expected a number above 0, got {self.tau}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Member:
+    """One candidate of the archive: its evaluation, and what is computed of it once."""
+
+    evaluation: Evaluation
+    scores: Array
+    sparsity: float
+    group_sparsity: Array
+    violation: float
+
+
+class SaeSearcher:
+    """Evolves an archive; see `Searcher` for the contract.
+
+    Starts from real models only: experts, base, simple merges and random ones (`Ground.first`). Then one child at a
+    time: both parents are drawn by score or attraction, pruned at the annealed ratio, merged group by group; the child
+    enters the archive, scores are computed anew and the worst leaves. What breaks a limit leaves first and is no parent
+    as long as anything keeps them: a limit never enters a score. Nothing touches a weight after its pruning but the
+    zero-aware merge, which keeps zeros that both parents have.
+
+    Args:
+        ground: experts, groups, dtype, pruning.
+        objectives: what is maximized; needed to tell gains under an adaptive schedule.
+        constraints: limits.
+        archive: settings.
+        seed: seed of everything drawn.
+        schedule: the annealed ratio; a step is as many children as the archive holds.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint] = (),
+        archive: Archive | None = None,
+        seed: int = 0,
+        schedule: Schedule | Adaptive | None = None,
+    ) -> None:
+        self._ground = ground
+        self._constraints = tuple(constraints)
+        self._settings = Archive() if archive is None else archive
+        self._rng = np.random.default_rng(seed)
+        schedule = Schedule() if schedule is None else schedule
+        self._ratio = AnnealedRatio(schedule, objectives, constraints)
+        self._sparsest = schedule.high if self._settings.crossover == "zero-aware" else 0.0
+        first = ground.first(self._settings.size, self._rng, self._sparsest)
+        self._firsts = [Proposal(recipe, operator=operator) for operator, recipe in first]
+        self._waiting = deque(self._firsts)
+        self._told: dict[Recipe, Evaluation] = {}  # of the first ones
+        self._members: list[_Member] = []
+        self._scores: Array = np.empty((0, 0))  # (members, instances)
+        self._weight: Array = np.empty(0)  # of instances
+        self._total: Array = np.empty(0)  # T from the sparsity of whole models, (members,)
+        self._local: Array = np.empty((0, 0))  # T that shares follow: per group, or the same in one column
+        self._seen = {proposal.recipe for proposal in self._firsts}
+        self._born = 0
+
+    def ask(self, n: int) -> Sequence[Proposal]:
+        """Return up to `n` proposals; none while first ones are out."""
+        proposals: list[Proposal] = []
+        while len(proposals) < n:
+            if self._waiting:
+                proposals.append(self._waiting.popleft())
+            elif not self._members:
+                break
+            else:
+                proposals.append(self._child())
+        return proposals
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Take in one evaluation."""
+        self._ratio.tell(proposal, evaluation)
+        if proposal.generation > 0:
+            if evaluation.ok:
+                self._enter(evaluation)
+            return
+        self._told[proposal.recipe] = evaluation
+        if len(self._told) == len(self._firsts):
+            evaluations = [self._told[first.recipe] for first in self._firsts]  # whatever order they came back in
+            check_first(evaluations)
+            self._weight = fitness.instance_weights(next(each for each in evaluations if each.ok))
+            self._members = [self._member(each) for each in evaluations if each.ok]
+            self._score()
+
+    def _child(self) -> Proposal:
+        """Return a proposal that was never made: of two members, or a random merge where no pair has a new child."""
+        step = self._born // self._settings.size
+        self._born += 1
+        for _ in range(TRIES):
+            first, second = self._pair()
+            parents = (self._members[first].evaluation, self._members[second].evaluation)
+            recipe, numbers = self._merged(first, second, step)
+            if recipe not in self._seen:
+                self._seen.add(recipe)
+                asked = (parents[0].recipe, parents[1].recipe)
+                return Proposal(recipe, asked, f"{self._settings.crossover} merge", step + 1, numbers)
+        operator, recipe = self._ground.random_merge(self._rng, self._sparsest)
+        self._seen.add(recipe)
+        return Proposal(recipe, operator=operator, generation=step + 1)
+
+    def _pair(self) -> tuple[int, int]:
+        """Draw two members; the second is another one where there is one."""
+        violation = np.array([member.violation for member in self._members])
+        usable = violation <= 0 if (violation <= 0).any() else np.ones(len(violation), dtype=bool)
+        first = self._drawn(np.where(usable, self._total, 0.0), usable)
+        others = usable.copy()
+        others[first] = usable.sum() == 1
+        pull = np.zeros(len(others))
+        if self._settings.matchmaker:
+            pull = np.where(others, fitness.attraction(self._scores, first, self._weight, self._settings.alpha), 0.0)
+        if pull.sum() <= 0:  # nobody complements the first
+            pull = np.where(others, self._total, 0.0)
+        return first, self._drawn(pull, others)
+
+    def _drawn(self, weight: Array, usable: NDArray[np.bool_]) -> int:
+        """Draw a member in proportion to its weight; evenly among the usable where all weigh nothing."""
+        weight = weight if weight.sum() > 0 else usable.astype(float)
+        return int(self._rng.choice(len(weight), p=weight / weight.sum()))
+
+    def _merged(self, first: int, second: int, step: int) -> tuple[Recipe, Mapping[str, float]]:
+        ground = self._ground
+        a, b = (self._members[i].evaluation.recipe for i in (first, second))
+        if self._settings.crossover == "split-slerp":
+            share, split = (round(float(self._rng.random()), DIGITS) for _ in range(2))
+            merged = Merge("split_slerp", (a, b), (share, round(1 - share, DIGITS)), (("split", split),))
+            return ground.candidate(merged), {"share": share, "split": split}
+        ratio = round(self._ratio.draw(step, self._rng), DIGITS)
+        totals = self._local[[first, second]]
+        shares = (totals[0] + TINY) / (totals.sum(axis=0) + 2 * TINY)  # our reading of the paper; per group if local
+        if ground.rows == 1 or len(shares) == 1:
+            shares = np.full(ground.rows, shares.mean())
+        pruned = tuple(ground.pruned(parent, np.full(ground.groups, ratio)) for parent in (a, b))
+        weights = ground.weights(np.stack([shares, 1 - shares], axis=1))
+        numbers = {RATIO: ratio, "share": round(float(shares.mean()), DIGITS)}
+        return ground.candidate(Merge("zero_aware", pruned, weights)), numbers
+
+    def _enter(self, evaluation: Evaluation) -> None:
+        """Add a member, compute all scores anew, and let the worst leave if there are too many."""
+        self._members.append(self._member(evaluation))
+        self._score()
+        if len(self._members) > self._settings.size:
+            worst = max(range(len(self._members)), key=lambda i: (self._members[i].violation, -self._total[i]))
+            del self._members[worst]
+            self._score()
+
+    def _member(self, evaluation: Evaluation) -> _Member:
+        measured = (evaluation.sparsity, *evaluation.group_sparsity)
+        if self._settings.measure != "zeros":
+            measured = evaluation.sparseness
+            if not measured:
+                raise ValueError(f"measure: expected evaluations that tell {self._settings.measure}, got one without")
+        broken = sum(max(0.0, float(amount)) for amount in violations(self._constraints, evaluation))
+        return _Member(evaluation, fitness.instances(evaluation), measured[0], np.array(measured[1:]), broken)
+
+    def _score(self) -> None:
+        """Compute the scores of all members anew."""
+        s = self._settings
+        self._scores = np.stack([member.scores for member in self._members])
+
+        def total(sparsity: Sequence[float | Array]) -> Array:
+            return fitness.total(self._scores, np.array(sparsity), self._weight, s.omega, s.beta, s.tau, s.alpha)
+
+        self._total = total([member.sparsity for member in self._members])
+        self._local = total([m.group_sparsity for m in self._members]) if s.local else self._total[:, None]
