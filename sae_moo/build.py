@@ -91,6 +91,20 @@ class Bench:
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
         return bench
 
+    def configured(self, config: Config) -> Bench:
+        """Return a bench for another configuration of the same models, tasks and evaluation; neither is opened again.
+
+        Raises:
+            ValueError: if the configuration has others.
+        """
+        for section in ("models", "tasks", "evaluation"):
+            if getattr(config, section) != getattr(self.config, section):
+                raise ValueError(f"{section}: expected those that were opened")
+        calibrated = self.calibration
+        if config.pruning != self.config.pruning:
+            calibrated = _calibrated(config, self.pool, self.tasks, self.device)
+        return replace(self, config=config, calibration=calibrated)
+
     def anchors(self) -> dict[str, list[int]]:
         """Choose the instances that stand for all, by what the experts and the base answer to whole tasks.
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from sae_moo import marked_yaml, zoo
 from sae_moo.algorithms import ALGORITHMS, OPTUNA, SETTINGS
-from sae_moo.errors import nearest
+from sae_moo.errors import InputError, nearest
 from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
 from sae_moo.recipe import BASE, SCOPES, pattern
@@ -242,6 +242,34 @@ class ExecutorSection(_Section):
     kind: Literal["local"] = "local"
 
 
+class MethodSection(_Section):
+    """One of ``compare.methods``: a name, and what it changes of the configuration's other sections."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    search: dict[str, Any] = {}
+    space: dict[str, Any] = {}
+    pruning: dict[str, Any] = {}
+    annealing: dict[str, Any] = {}
+
+
+class CompareSection(_Section):
+    """``compare``: methods, seeds, the method that others are held against, sparsities to report at."""
+
+    methods: Annotated[list[str | MethodSection], Field(min_length=1)]
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 5
+    reference: str | None = None
+    thresholds: list[Sparsity] = [0.0, 0.3, 0.5, 0.6]
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+
+    @property
+    def named(self) -> tuple[MethodSection, ...]:
+        """The methods; a plain name is an algorithm's."""
+        return tuple(
+            MethodSection(name=entry, search={"algorithm": entry}) if isinstance(entry, str) else entry
+            for entry in self.methods
+        )
+
+
 assert set(get_args(AnnealingSection.model_fields["schedule"].annotation)) == {*SHAPES, ADAPTIVE}
 
 
@@ -259,6 +287,7 @@ class Config(_Section):
     search: SearchSection = SearchSection()
     evaluation: EvaluationSection = EvaluationSection()
     executor: ExecutorSection = ExecutorSection()
+    compare: CompareSection | None = None
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
@@ -303,11 +332,45 @@ class Config(_Section):
                 key = _own_key(fault["loc"])
                 faults.append(f"{place(key, lines, source)}: {dotted(key)}: {_explained(cls, key, fault)}")
         faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in _cross_faults(raw)]
+        if config is not None and config.compare is not None and not faults:
+            config._directory = directory
+            for i, method in enumerate(config.compare.named):
+                try:
+                    config.cell(method, config.study.seed)
+                except InputError as error:
+                    where = ("compare", "methods", i)
+                    told = [line.strip().removeprefix("configuration: ") for line in str(error).splitlines()[1:]]
+                    faults += [
+                        f"{place(where, lines, source)}: {dotted(where)}: {method.name}: {line}" for line in told
+                    ]
         if faults:
             raise refusal("configuration", faults)
         assert config is not None
         config._directory = directory
         return config
+
+    def cell(self, method: MethodSection, seed: int) -> Config:
+        """Return the configuration of one search of a comparison, in a study of its own.
+
+        What the other sections say holds for every method that reads it; the kind of space is the method's own.
+
+        Raises:
+            InputError: listing what is wrong with the method.
+        """
+        raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
+        search = {**raw.get("search", {}), **method.search}
+        algorithm = ALGORITHMS.get(search.get("algorithm", "nsga2"), ALGORITHMS["nsga2"])
+        for key in SETTINGS:
+            if key not in algorithm.reads and key not in method.search:
+                search.pop(key, None)
+        if algorithm.scalar is False and "weights" not in method.search:
+            search.pop("weights", None)
+        space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
+        raw |= {"search": search, "space": {**space, **method.space}}
+        for section in ("pruning", "annealing"):
+            raw[section] = {**raw.get(section, {}), **getattr(method, section)}
+        raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
+        return Config.from_dict(raw, self.directory)
 
     @property
     def space_kind(self) -> str | None:
@@ -340,7 +403,7 @@ class Config(_Section):
         so are places of models, items and calibration texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["search"]["evaluations"], document["executor"]
+        del document["study"]["storage"], document["search"]["evaluations"], document["executor"], document["compare"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:
@@ -375,6 +438,11 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.key}: the study has {self.stored!r}, now it is {self.given!r}"
+
+
+def slug(name: str) -> str:
+    """Return a method's name as part of a folder's."""
+    return re.sub("[^A-Za-z0-9.]+", "-", name).strip("-.") or "method"
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[Difference]:
@@ -481,6 +549,7 @@ def _cross_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             f"expected one of {', '.join(models)}, got {calibrated!r}{nearest(calibrated, models)}",
         )
     yield from _algorithm_faults(raw, called)
+    yield from _compare_faults(raw)
     annealing = _as(dict, raw.get("annealing"))
     if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
         yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
@@ -534,6 +603,29 @@ def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iter
         yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
 
 
+def _compare_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Yield what does not fit together in ``compare``."""
+    section = _as(dict, raw.get("compare"))
+    names: list[str] = []
+    for i, entry in enumerate(_as(list, section.get("methods"))):
+        key: Key = ("compare", "methods", i)
+        name = _as(dict, entry).get("name", entry if isinstance(entry, str) else None)
+        if isinstance(name, str):
+            if slug(name) in map(slug, names):
+                yield key, f"expected every method once, with a name of its own, got {name!r} again"
+            names.append(name)
+        if "evaluations" in _as(dict, _as(dict, entry).get("search")):
+            yield (*key, "search", "evaluations"), "every method has the same budget; set search.evaluations for all"
+    reference = section.get("reference")
+    if isinstance(reference, str) and names and reference not in names:
+        yield ("compare", "reference"), f"expected a method, got {reference!r}{nearest(reference, names)}"
+    if section and _as(dict, raw.get("study")).get("storage") is not None:
+        yield ("study", "storage"), "a comparison keeps every search in a journal of its own; leave it out"
+    for i, task in enumerate(_as(list, raw.get("tasks")) if section else []):
+        if _as(dict, task).get("test") == 0:
+            yield ("tasks", i, "test"), "a comparison judges on the test split; expected at least 1 instance"
+
+
 def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:
     return all(isinstance(section.get(key), (int, float)) for key in keys)
 
@@ -579,12 +671,12 @@ def _of_another_branch(fault: Any) -> bool:
     """Say whether a fault is only that the value is not of the other type of a union."""
     if isinstance(fault["input"], dict):
         return "str" in fault["loc"]
-    return "MeanSection" in fault["loc"] and fault["type"] == "model_type"
+    return bool({"MeanSection", "MethodSection"} & {*fault["loc"]}) and fault["type"] == "model_type"
 
 
 def _own_key(location: Sequence[str | int]) -> Key:
     """Drop what pydantic adds to a location: the branch of a union it was in."""
-    return tuple(part for part in location if part not in ("str", "MeanSection", "[key]"))
+    return tuple(part for part in location if part not in ("str", "MeanSection", "MethodSection", "[key]"))
 
 
 def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:

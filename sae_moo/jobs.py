@@ -48,6 +48,7 @@ def search(
     root: str | Path = RUNS,
     fresh: bool = False,
     searcher: Callable[[Bench], Searcher] | None = None,
+    bench: Bench | None = None,
 ) -> Run:
     """Run a search, or go on with one.
 
@@ -58,6 +59,7 @@ def search(
         fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
         searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot
             tell the two apart, so give it a name of its own.
+        bench: what evaluating needs, if it is open already (`Bench.configured`).
 
     Returns:
         The run, to look at.
@@ -66,7 +68,7 @@ def search(
         InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
         Interrupted: on Ctrl-C, after saving.
     """
-    bench = Bench.open(config)
+    bench = Bench.open(config) if bench is None else bench
     folder = Path(root) / config.study.name
     place = _absolute(config.study.storage, config.directory)
     if fresh and place is not None:

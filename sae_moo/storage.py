@@ -233,7 +233,7 @@ class TrialStorage:
             for task in evaluation.scores:
                 attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
                 attributes[f"{task} stderr"] = evaluation.stderr(task)
-            attributes["instances"] = {task: _packed(row) for task, row in evaluation.scores.items()}
+            attributes["instances"] = {task: packed(row) for task, row in evaluation.scores.items()}
         if evaluation.scores or evaluation.stopped is not None:
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
@@ -420,7 +420,7 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(keep)
 
 
-def _packed(row: Sequence[float]) -> str | list[float]:
+def packed(row: Sequence[float]) -> str | list[float]:
     """Write scores that are all 0 or 1 as a text of digits, others as they are."""
     return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
 

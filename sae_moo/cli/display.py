@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from sae_moo.compare import Comparison, Step, difference_text, value_text
 from sae_moo.config import Config
 from sae_moo.evaluate.task import Metric
 from sae_moo.export import Score
@@ -143,6 +144,59 @@ class SearchView:
             if seconds >= 3600
             else f"{seconds // 60}:{seconds % 60:02d}"
         )
+
+
+class CompareView:
+    """Says which search of a comparison begins and which has ended; use it as the comparison's listener.
+
+    Args:
+        console: where to say it.
+        show: whether to say anything.
+    """
+
+    def __init__(self, console: Console, show: bool = True) -> None:
+        self._console = console
+        self._show = show
+        self._began: dict[str, float] = {}
+
+    def __call__(self, step: Step) -> None:
+        """Take in one step."""
+        name = str(step.job)
+        if step.what == "begins":
+            self._began[name] = time.monotonic()
+            return
+        if self._show:
+            seconds = time.monotonic() - self._began[name]
+            how = "" if step.what == "done" else f" failed: {step.what}"
+            self._console.print(
+                f"{step.done}/{step.total}  {name}  {seconds:.0f} s{how}", highlight=False, soft_wrap=True
+            )
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """Return what a comparison found, as tables: what each method reached, and how it differs from the reference."""
+    quantities = list(next(iter(found.methods.values())))
+    shown = [name for name in quantities if not name.startswith("accuracy on ")]
+    table = _table(
+        f"{found.name}: test split, mean over seeds ± half the 95 % interval; models chosen on the search split"
+    )
+    for name in ("method", "seeds", *shown, "evaluations", "seconds"):
+        short = name.replace("accuracy at sparsity ", "")
+        table.add_column(short, justify="left" if name == "method" else "right")
+    for name, summaries in found.methods.items():
+        own = [cell for cell in found.cells if cell.method == name]
+        spent = [f"{sum(getattr(cell, key) for cell in own) / len(own):.0f}" for key in ("evaluations", "seconds")]
+        table.add_row(name, str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
+    differences = _table(f"minus {found.reference}: 95 % interval and p by bootstrap over instances and seeds")
+    told = [name for name in shown if name != "sparsity"]
+    for name in ("method", *told):
+        differences.add_column(
+            name.replace("accuracy at sparsity ", ""), justify="left" if name == "method" else "right"
+        )
+    for name, summaries in found.methods.items():
+        if name != found.reference:
+            differences.add_row(name, *(difference_text(summaries[quantity]) for quantity in told))
+    return [table, differences]
 
 
 def front_table(

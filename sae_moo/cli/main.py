@@ -144,6 +144,39 @@ def search(
 
 @app.command()
 @reported
+def compare(
+    config: ConfigFile,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Searches at a time, each in its own process.")] = 1,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods over seeds at one budget, judged on the test split; everything lies under runs/NAME/.
+
+    Example: sae-moo compare configs/compare.yaml --workers 2
+    """
+    _quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, list(set_))
+    from sae_moo import compare as comparing
+    from sae_moo.cli.display import CompareView, comparison_tables
+    from sae_moo.errors import RunError
+
+    console = _console(as_json)
+    view = CompareView(console, show=not as_json)
+    found = comparing.run(parsed, view, workers=workers)
+    if as_json:
+        _print_json(comparing.document_of(found))
+    else:
+        for table in comparison_tables(found):
+            console.print(table)
+        console.print("written: " + ", ".join(map(str, found.files)), highlight=False, soft_wrap=True)
+    if found.failed:
+        raise RunError("; ".join(f"{job}: {why}" for job, why in found.failed.items()))
+
+
+@app.command()
+@reported
 def front(
     run: RunName,
     figure: Annotated[Path | None, typer.Option(help="Also draw it, the knee marked: a .png, .svg or .pdf.")] = None,

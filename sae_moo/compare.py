@@ -1,0 +1,403 @@
+"""A comparison: methods times seeds at one budget, each search a study of its own, all judged on the test split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_moo import jobs
+from sae_moo.algorithms import ALGORITHMS
+from sae_moo.build import Bench, versions
+from sae_moo.config import Config, MethodSection, differences
+from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
+from sae_moo.explore.comparing import Cell, Point, Summary, compare
+from sae_moo.explore.figures import Curve, draw_progress
+from sae_moo.materializer import materialize
+from sae_moo.run import RUNS, Run
+from sae_moo.searchers.ratio import Gains
+from sae_moo.storage import packed
+
+JUDGED = "test.json"  # in a cell's folder: scores of its front on the test split
+RESULTS = "compare"  # in the comparison's folder: results, by ending
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One search to make.
+
+    Args:
+        method: its method.
+        seed: its seed.
+    """
+
+    method: MethodSection
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A job began, ended or failed.
+
+    Args:
+        job: which.
+        done: jobs that ended so far, this one counted.
+        total: jobs there are.
+        what: ``begins``, ``done``, or why it failed.
+    """
+
+    job: Job
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison found.
+
+    Args:
+        name: the study's name.
+        folder: where everything lies.
+        reference: the method that others are held against.
+        methods: method -> quantity -> what it was on the test split; see `explore.comparing.compare`.
+        cells: every search that ended.
+        failed: search -> why it failed.
+        objectives: names of the objectives; the hypervolume is above the origin of these.
+        files: what was written.
+    """
+
+    name: str
+    folder: Path
+    reference: str
+    methods: Mapping[str, Mapping[str, Summary]]
+    cells: tuple[Cell, ...]
+    failed: Mapping[str, str]
+    objectives: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+def run(
+    config: Config, listener: Callable[[Step], None] = lambda step: None, root: str | Path = RUNS, workers: int = 1
+) -> Comparison:
+    """Run every search of a comparison that has not ended yet, judge their fronts, and write what came out.
+
+    Searches of one seed come together, so that an unfinished comparison compares what it has. A method whose seed
+    changes nothing is run once. Of a killed comparison everything finished is kept, down to the evaluation.
+
+    Args:
+        config: the configuration, with a section ``compare``.
+        listener: told of every search that begins and ends.
+        root: folder of run folders; everything lies in ``root/NAME``.
+        workers: searches at a time, each in a process of its own; the processor's cores are shared out among them.
+
+    Raises:
+        InputError: if there is nothing to compare, or a search cannot be resumed.
+        Interrupted: on Ctrl-C.
+        RunError: if every search of the reference, or of all methods, failed.
+    """
+    if config.compare is None:
+        raise InputError("the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}")
+    folder = Path(root) / config.study.name
+    plan = jobs_of(config)
+    failed: dict[str, str] = {}
+    done = 0
+
+    def ended(job: Job, why: str | None) -> None:
+        nonlocal done
+        done += 1
+        if why is not None:
+            failed[str(job)] = why
+        listener(Step(job, done, len(plan), "done" if why is None else why))
+
+    def begins(job: Job) -> None:
+        listener(Step(job, done, len(plan), "begins"))
+
+    waiting = [job for job in plan if not _finished(config, job, folder)]
+    done = len(plan) - len(waiting)
+    try:
+        if workers > 1:
+            _run_apart(config, waiting, folder, workers, begins, ended)
+        else:
+            for job in waiting:
+                begins(job)
+                ended(job, _failure(lambda job=job: run_cell(config, job, folder)))  # type: ignore[misc]
+    except KeyboardInterrupt:
+        kept = f"{done} finished searches and every evaluation are kept"
+        raise Interrupted(f"stopped; {kept}, the same command goes on") from None
+    return _concluded(config, [job for job in plan if str(job) not in failed], failed, folder)
+
+
+def jobs_of(config: Config) -> list[Job]:
+    """Return the searches of a comparison, those of a seed together."""
+    assert config.compare is not None
+    methods = config.compare.named
+    return [
+        Job(method, config.study.seed + i)
+        for i in range(config.compare.seeds)
+        for method in methods
+        if i == 0 or ALGORITHMS[config.cell(method, 0).search.algorithm].seeded
+    ]
+
+
+def run_cell(config: Config, job: Job, folder: Path) -> None:
+    """Run or resume one search and judge its front on the test split; see `run`."""
+    cell = config.cell(job.method, job.seed)
+    bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
+    bench = bench.configured(cell)
+    found = jobs.search(cell, root=folder, bench=bench)
+    _judge(found, bench)
+
+
+@cache
+def _bench(document: str, directory: str) -> Bench:
+    """Open experts and tasks once a process."""
+    return Bench.open(Config.from_dict(json.loads(document), directory))
+
+
+def _judge(found: Run, bench: Bench) -> None:
+    """Score the models of a run's front on the test split, as far as that was not done."""
+    path = found.folder / JUDGED
+    judged = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [record for record in found.front() if record.digest not in judged]
+    if missing:
+        model, scorer = bench.live_model(), bench.scorer()
+        for record in missing:
+            materialize(record.recipe, bench.pool, model)
+            judged[record.digest] = {task: packed(row.tolist()) for task, row in scorer.score(model, "test").items()}
+    _write(path, json.dumps(judged))
+
+
+def _finished(config: Config, job: Job, folder: Path) -> bool:
+    """Say whether a search used its budget up, or had nothing left to try, and its front is judged."""
+    cell = config.cell(job.method, job.seed)
+    place = folder / cell.study.name
+    if not (place / JUDGED).is_file():
+        return False
+    found = Run.open(place)
+    complete = len(found.trials()) >= cell.search.evaluations or not ALGORITHMS[cell.search.algorithm].spaces
+    same = not differences(_settings(found.config), _settings(cell))
+    judged = json.loads((place / JUDGED).read_text(encoding="utf-8"))
+    return complete and same and all(record.digest in judged for record in found.front())
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {**config.identity(), "models": config.models.model_dump_json(), "budget": config.search.evaluations}
+
+
+def _failure(work: Callable[[], None]) -> str | None:
+    """Do something and return why it failed, if the fault is the search's own; wrong input and Ctrl-C go on up."""
+    try:
+        work()
+    except RunError as error:
+        return str(error)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return None
+
+
+def _run_apart(
+    config: Config,
+    waiting: Sequence[Job],
+    folder: Path,
+    workers: int,
+    begins: Callable[[Job], None],
+    ended: Callable[[Job, str | None], None],
+) -> None:
+    """Run searches in processes of their own, so many at a time; a process that dies fails its search only."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    queue = list(waiting)
+    out: dict[Any, tuple[Any, Job, Connection]] = {}  # by what tells that a process has ended
+    document, directory = config.model_dump(mode="json", exclude_unset=True), str(config.directory)
+    try:
+        while queue or out:
+            while queue and len(out) < workers:
+                job = queue.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                place = next(i for i, each in enumerate(jobs_of(config)) if str(each) == str(job))
+                process = context.Process(
+                    target=_work, args=(document, directory, place, str(folder), threads, sender), daemon=True
+                )
+                begins(job)
+                process.start()
+                sender.close()
+                out[process.sentinel] = (process, job, receiver)
+            for sentinel in wait(list(out)):
+                process, job, receiver = out.pop(sentinel)
+                process.join()
+                died = ("failed", f"its process died (exit code {process.exitcode})")
+                kind, text = receiver.recv() if receiver.poll() else died
+                if kind == "input":
+                    raise InputError(text)
+                if kind == "interrupted":
+                    raise KeyboardInterrupt
+                ended(job, None if kind == "done" else text)
+    finally:
+        for process, _, _ in out.values():  # nothing stored is lost by that
+            process.terminate()
+            process.join()
+
+
+def _work(document: dict[str, Any], directory: str, place: int, folder: str, threads: int, answer: Connection) -> None:
+    """Run one search in this process and say how it went."""
+    torch.set_num_threads(threads)
+    try:
+        config = Config.from_dict(document, directory)
+        failure = _failure(lambda: run_cell(config, jobs_of(config)[place], Path(folder)))
+        answer.send(("done", "") if failure is None else ("failed", failure))
+    except SaeMooError as error:
+        answer.send(("input", str(error)))
+    except KeyboardInterrupt:
+        answer.send(("interrupted", ""))
+
+
+def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], folder: Path) -> Comparison:
+    assert config.compare is not None
+    section = config.compare
+    reference = section.reference or section.named[0].name
+    cells = tuple(_cell(job, Run.open(folder / config.cell(job.method, job.seed).study.name)) for job in plan)
+    if reference not in {cell.method for cell in cells}:
+        raise RunError(f"every search of the reference {reference} failed: {'; '.join(dict.fromkeys(failed.values()))}")
+    objectives = config.objective_list()
+    methods = compare(cells, objectives, reference, section.thresholds, section.resamples)
+    files = tuple(folder / f"{RESULTS}.{ending}" for ending in ("json", "csv", "md", "png"))
+    found = Comparison(
+        config.study.name, folder, reference, methods, cells, dict(failed), tuple(o.name for o in objectives), files
+    )
+    _write(files[0], json.dumps(document_of(found), indent=1, allow_nan=False))
+    _write(files[1], _csv(found))
+    _write(files[2], markdown(found))
+    curves = [Curve(name, [c.progress for c in cells if c.method == name]) for name in methods]
+    draw_progress(files[3], curves)
+    return found
+
+
+def _cell(job: Job, found: Run) -> Cell:
+    judged = json.loads((found.folder / JUDGED).read_text(encoding="utf-8"))
+    scored = [objective for objective in found.objectives if objective.tasks]
+    records = sorted((r for r in found.trials() if r.told is not None), key=lambda r: r.told or 0)
+    gains = Gains(found.objectives, found.config.constraint_list())
+    volume = np.cumsum([gains.add(record.evaluation) for record in records if record.evaluation is not None])
+
+    def accuracy(values: Mapping[str, float]) -> float:
+        return float(np.mean([values[objective.name] for objective in scored])) if scored else 0.0
+
+    best = np.maximum.accumulate([accuracy(r.values) if r.feasible else 0.0 for r in records])
+    front = []
+    for record in found.front():
+        assert record.evaluation is not None
+        scores = {task: np.array([float(s) for s in row]) for task, row in judged[record.digest].items()}
+        front.append(Point(record.number, accuracy(record.values), record.evaluation.sparsity, scores))
+    seconds = sum(r.evaluation.seconds_merge + r.evaluation.seconds_score for r in records if r.evaluation is not None)
+    return Cell(job.method.name, job.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
+
+
+def document_of(found: Comparison) -> dict[str, Any]:
+    """Return the JSON shape of a comparison."""
+    return {
+        "study": found.name,
+        "run": str(found.folder),
+        "split": "test",
+        "objectives": list(found.objectives),
+        "reference": found.reference,
+        "reference_point": [0.0] * len(found.objectives),
+        "versions": versions(),
+        "methods": [
+            {
+                "name": name,
+                "seeds": [cell.seed for cell in found.cells if cell.method == name],
+                "evaluations": [cell.evaluations for cell in found.cells if cell.method == name],
+                "seconds": [round(cell.seconds, 3) for cell in found.cells if cell.method == name],
+                "quantities": {quantity: _summary_json(summary) for quantity, summary in quantities.items()},
+            }
+            for name, quantities in found.methods.items()
+        ],
+        "failed": dict(found.failed),
+        "files": [str(file) for file in found.files],
+    }
+
+
+def _summary_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "values": list(summary.values),
+        "mean": summary.mean,
+        "interval": None if math.isnan(summary.half) else [summary.mean - summary.half, summary.mean + summary.half],
+        "difference": None if summary.difference is None else asdict(summary.difference),
+    }
+
+
+def _csv(found: Comparison) -> str:
+    """Return a line per search."""
+    quantities = list(next(iter(found.methods.values())))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seed", "evaluations", "seconds", *quantities])
+    for name, summaries in found.methods.items():
+        for i, cell in enumerate(sorted((c for c in found.cells if c.method == name), key=lambda c: c.seed)):
+            values = [f"{summaries[quantity].values[i]:.6f}" for quantity in quantities]
+            writer.writerow([name, cell.seed, cell.evaluations, f"{cell.seconds:.1f}", *values])
+    return text.getvalue()
+
+
+def markdown(found: Comparison) -> str:
+    """Return the results as Markdown tables."""
+    quantities = list(next(iter(found.methods.values())))
+    lines = [
+        f"# {found.name}",
+        "",
+        "Test split. Models are chosen by the search split; the hypervolume is that of the front above the origin of "
+        f"({', '.join(found.objectives)}). Mean over seeds ± half the 95 % t interval; differences from "
+        f"{found.reference} with 95 % intervals bootstrapped over instances and seeds.",
+        "",
+        "| method | seeds | evaluations | seconds | " + " | ".join(quantities) + " |",
+        "|---" * (len(quantities) + 4) + "|",
+    ]
+    for name, summaries in found.methods.items():
+        own = [cell for cell in found.cells if cell.method == name]
+        evaluations, seconds = (np.mean([getattr(c, key) for c in own]) for key in ("evaluations", "seconds"))
+        cells = [value_text(summaries[quantity]) for quantity in quantities]
+        lines.append(f"| {name} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |")
+    told = [q for q in quantities if q != "sparsity" and not q.startswith("accuracy on ")]
+    lines += ["", f"| minus {found.reference} | " + " | ".join(told) + " |", "|---" * (len(told) + 1) + "|"]
+    for name, summaries in found.methods.items():
+        if name != found.reference:
+            lines.append(f"| {name} | " + " | ".join(difference_text(summaries[q]) for q in told) + " |")
+    lines += [f"\nfailed: {job}: {why}" for job, why in found.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def value_text(summary: Summary) -> str:
+    """Return a mean with half its interval, as tables show it."""
+    return f"{summary.mean:.3f}" + ("" if math.isnan(summary.half) else f" ± {summary.half:.3f}")
+
+
+def difference_text(summary: Summary) -> str:
+    """Return a difference with its interval and p value, as tables show it."""
+    d = summary.difference
+    return "" if d is None else f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}] p={d.p:.3f}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
