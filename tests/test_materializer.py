@@ -12,7 +12,7 @@ from sae_moo.buffers import Buffers
 from sae_moo.checker import check
 from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts import ExpertPool
-from sae_moo.materializer import materialize, measured_sparsity
+from sae_moo.materializer import l1_norms, materialize, measured_sparsity, sparseness
 from sae_moo.ops.merge import METHODS
 from sae_moo.ops.prune import target_count
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
@@ -426,3 +426,46 @@ def test_an_overflow_is_no_sparse_model(tiny, tiny_model):
     report = materialize(Cast(nothing, "float32"), tiny, tiny_model)
     assert report.sparsity < 0.01
     assert any(weight.isnan().any() for weight in weights_of(tiny, tiny_model).values())
+
+
+def test_sparseness_by_norms(tiny, tiny_model):
+    """Both measures against their formulas in float64, whole and per group."""
+    materialize(Prune(Expert("math"), 0.4), tiny, tiny_model)
+    weights = weights_of(tiny, tiny_model)
+    of = {i: [info for info in tiny.tensors if info.prunable and info.group == i] for i in range(len(tiny.groups))}
+    of[-1] = [info for infos in of.values() for info in infos]
+    norms = l1_norms(tiny, "base")
+    for measure in ("l1", "hoyer"):
+        found = sparseness(tiny, tiny_model, measure, norms if measure == "l1" else {})
+        assert len(found) == 1 + len(tiny.groups)
+        for i, infos in of.items():
+            flat = (
+                torch.cat([weights[info.name].flatten() for info in infos]).double()
+                if infos
+                else torch.empty(0).double()
+            )
+            before = torch.cat([tiny.load("base", info.name).flatten() for info in infos]).double() if infos else None
+            n = flat.numel()
+            if n == 0:
+                expected = 0.0
+            elif measure == "l1":
+                expected = float(1 - flat.abs().sum() / before.abs().sum())
+            else:
+                expected = float((n**0.5 - flat.abs().sum() / (flat**2).sum() ** 0.5) / (n**0.5 - 1))
+            assert found[i + 1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_sparseness_at_its_ends(tiny, tiny_model):
+    materialize(Expert("base"), tiny, tiny_model)
+    assert sparseness(tiny, tiny_model, "l1", l1_norms(tiny, "base"))[0] == pytest.approx(0.0, abs=1e-8)
+    prunable = [info for info in tiny.tensors if info.prunable]
+    parameters = tiny.parameters(tiny_model)
+    with torch.no_grad():
+        for info in prunable:
+            parameters[info.name].fill_(0.5)
+        assert sparseness(tiny, tiny_model, "hoyer", {})[0] == pytest.approx(0.0, abs=1e-8)
+        for info in prunable:
+            parameters[info.name].zero_()
+        assert sparseness(tiny, tiny_model, "hoyer", {})[0] == 0.0
+        parameters[prunable[0].name].view(-1)[3] = -2.0
+        assert sparseness(tiny, tiny_model, "hoyer", {})[0] == pytest.approx(1.0)

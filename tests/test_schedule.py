@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sae_moo.schedule import SHAPES, Schedule
+from sae_moo.schedule import SHAPES, Adaptive, Bandit, Schedule
 
 
 @pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"constant", "sae-published"}))
@@ -52,3 +53,48 @@ def test_settings_out_of_range(settings, message):
 def test_a_negative_step_is_refused():
     with pytest.raises(ValueError, match="expected 0 or more, got -1"):
         Schedule()(-1)
+
+
+def test_a_bandit_draws_evenly_until_something_was_gained():
+    bandit = Bandit(Adaptive(0.1, 0.5, arms=5))
+    assert bandit.settings.ratios == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
+    assert bandit.probabilities == (0.2,) * 5
+    bandit.credit(0.3, 0.0)
+    assert bandit.probabilities == (0.2,) * 5
+
+
+def test_a_bandit_prefers_what_gained_and_forgets_nobody():
+    settings = Adaptive(0.0, 0.6, arms=4, rate=0.5, floor=0.1)
+    bandit, rng = Bandit(settings), np.random.default_rng(0)
+    bandit.credit(0.2, 0.04)
+    assert bandit.estimates == [0.0, pytest.approx(0.02), 0.0, 0.0]
+    assert bandit.probabilities == pytest.approx((0.1, 0.7, 0.1, 0.1))
+    drawn = [bandit.draw(rng) for _ in range(4000)]
+    for ratio, probability in zip(settings.ratios, bandit.probabilities, strict=True):
+        assert drawn.count(ratio) / 4000 == pytest.approx(probability, abs=0.03)
+    for _ in range(60):
+        bandit.credit(0.2, 0.0)
+        bandit.credit(0.6, 0.01)
+    assert bandit.probabilities[3] == pytest.approx(0.7, abs=1e-6), "what paid early need not pay late"
+
+
+def test_the_end_of_the_last_arm_is_drawn_too():
+    class Last:
+        def random(self):
+            return 1 - 1e-16
+
+    assert Bandit(Adaptive(0.0, 0.6)).draw(Last()) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"low": 0.7}, "low, high: expected 0 <= low <= high < 1, got low=0.7, high=0.6"),
+        ({"arms": 1}, "arms: expected at least 2, got 1"),
+        ({"rate": 0.0}, "rate: expected a number in"),
+        ({"floor": 0.2}, "floor: expected a number in"),
+    ],
+)
+def test_adaptive_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Adaptive(**settings)

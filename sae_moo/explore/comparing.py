@@ -128,7 +128,8 @@ def compare(
     methods = list(dict.fromkeys(cell.method for cell in cells))
     if reference not in methods:
         raise ValueError(f"reference: expected one of {', '.join(methods)}, got {reference!r}")
-    sizes = {task: len(row) for cell in cells for point in cell.front[:1] for task, row in point.scores.items()}
+    first = next((point for cell in cells for point in cell.front), None)
+    sizes = {} if first is None else {task: len(row) for task, row in first.scores.items()}
     rng = np.random.default_rng(seed)
     weights = {task: rng.multinomial(n, np.full(n, 1 / n), size=resamples).T / n for task, n in sizes.items()}
     whole = {task: np.full((n, 1), 1 / n) for task, n in sizes.items()}

@@ -262,7 +262,7 @@ class ParticleSwarm(Best):
         if losses.max() > self._most:
             self._worst, self._most = x[losses.argmax()].copy(), float(losses.max())
         if not len(self._own):
-            self._own, self._own_loss = x.copy(), losses.copy()
+            self._own, self._own_loss = x.copy(), np.full(len(x), np.inf)
             self._idle = np.zeros(len(x), dtype=np.int64)
         better = losses < self._own_loss
         self._own[better], self._own_loss[better] = x[better], losses[better]

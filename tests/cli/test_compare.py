@@ -1,0 +1,190 @@
+"""`sae-moo compare` on tiny models, whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import call, config_for, written
+
+from sae_moo import compare, jobs
+from sae_moo.config import Config
+from sae_moo.errors import InputError, RunError
+from sae_moo.run import Run
+
+METHODS = [
+    "nsga2",
+    {"name": "swarm, dense", "search": {"algorithm": "pso"}, "space": {"sparsity": 0.0}},
+    "task-arithmetic",
+]
+
+
+@pytest.fixture
+def config(here, tiny_folders):
+    """A comparison of three methods over two seeds."""
+    raw = config_for(tiny_folders)
+    raw["search"] = {"population": 6, "evaluations": 9}
+    raw["compare"] = {"methods": METHODS, "seeds": 2, "resamples": 100}
+    (here / "compare.yaml").write_text(written(raw))
+    return here / "compare.yaml"
+
+
+def test_everything_that_is_promised(config, here):
+    result = call("compare", "compare.yaml", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["split"], found["reference"], found["reference_point"]) == ("test", "nsga2", [0.0, 0.0])
+    assert [(m["name"], m["seeds"]) for m in found["methods"]] == [
+        ("nsga2", [0, 1]),
+        ("swarm, dense", [0, 1]),
+        ("task-arithmetic", [0]),
+    ]
+    nsga, swarm, once = found["methods"]
+    assert nsga["evaluations"] == [9, 9]
+    assert swarm["quantities"]["sparsity"]["values"] == [0.0, 0.0]
+    assert nsga["quantities"]["accuracy"]["difference"] is None
+    assert set(swarm["quantities"]["accuracy"]["difference"]) == {"mean", "low", "high", "p"}
+    assert once["quantities"]["accuracy"]["interval"] is None
+    folder = here / "runs" / "tiny"
+    assert {p.name for p in folder.iterdir()} == {
+        "compare.json", "compare.csv", "compare.md", "compare.png", "nsga2-0", "nsga2-1", "swarm-dense-0", "swarm-dense-1", "task-arithmetic-0",
+    }  # fmt: skip
+    assert json.loads((folder / "compare.json").read_text()) == found
+    rows = list(csv.DictReader((folder / "compare.csv").read_text().splitlines()))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("nsga2", "0"),
+        ("nsga2", "1"),
+        ("swarm, dense", "0"),
+        ("swarm, dense", "1"),
+        ("task-arithmetic", "0"),
+    ]
+    for row, value in zip(
+        rows,
+        [*nsga["quantities"]["hypervolume"]["values"], *swarm["quantities"]["hypervolume"]["values"]],
+        strict=False,
+    ):
+        assert float(row["hypervolume"]) == pytest.approx(value, abs=1e-6)
+    text = (folder / "compare.md").read_text()
+    assert "| minus nsga2 |" in text
+    assert "| swarm, dense | 2 | 9 |" in text
+
+
+def test_the_numbers_are_those_of_evaluate_on_the_test_split(config, here):
+    found = json.loads(call("compare", "compare.yaml", "--json").stdout)
+    run = Run.open(here / "runs" / "tiny" / "nsga2-0")
+    best = max(run.front(), key=lambda record: (record.values["facts"], record.evaluation.sparsity))
+    export = call(
+        "export", "runs/tiny/nsga2-0", "--trial", str(best.number), "--output", "exported", "--verify", "--json"
+    )
+    score = json.loads(export.stdout)["scores"]["test"]["facts"]["score"]
+    assert found["methods"][0]["quantities"]["accuracy"]["values"][0] == pytest.approx(score, abs=1e-6)
+
+
+def test_what_is_done_is_not_done_again_and_more_seeds_are_added(config, here, monkeypatch):
+    assert call("compare", "compare.yaml").exit_code == 0
+    asked = []
+    monkeypatch.setattr(compare, "run_cell", lambda config, job, folder: asked.append(str(job)))
+    again = call("compare", "compare.yaml")
+    assert (again.exit_code, asked) == (0, [])
+    assert "minus nsga2" in again.stdout
+    with pytest.raises(InputError, match=r"no run .*nsga2-2"):
+        compare.run(Config.load("compare.yaml", ["compare.seeds=3"]))
+    assert asked == ["nsga2, seed 2", "swarm, dense, seed 2"]
+
+
+def test_an_unfinished_search_is_resumed(config, here):
+    assert (
+        call("search", "compare.yaml", "--set", "search.algorithm=nsga2").exit_code == 0
+    )  # an ordinary run of that name
+    listened = []
+    parsed = Config.load("compare.yaml", ["study.name=other"])
+    (job, *_) = compare.jobs_of(parsed)
+    cell = parsed.cell(job.method, job.seed)
+    short = Config.from_dict(
+        {**cell.model_dump(mode="json", exclude_unset=True), "search": {"population": 6, "evaluations": 4}}, here
+    )
+    jobs.search(short, root=here / "runs" / "other")
+    found = compare.run(parsed, listened.append)
+    assert [cell.evaluations for cell in found.cells if cell.method == "nsga2"] == [9, 9]
+    assert [step.what for step in listened].count("done") == 5
+
+
+def test_apart_and_together_give_the_same(config, here):
+    together = json.loads(call("compare", "compare.yaml", "--json").stdout)
+    apart = call(
+        "compare", "compare.yaml", "--json", "--workers", "2", "--set", "study.name=apart", "--set", "compare.seeds=1"
+    )
+    assert apart.exit_code == 0, apart.stderr
+    values = [
+        [m["quantities"]["hypervolume"]["values"][0] for m in each["methods"]]
+        for each in (together, json.loads(apart.stdout))
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
+    real = compare.run_cell
+
+    def failing(config, job, folder):
+        if job.method.name == "swarm, dense":
+            raise RunError("all 6 first candidates failed: not finite")
+        real(config, job, folder)
+
+    monkeypatch.setattr(compare, "run_cell", failing)
+    result = call("compare", "compare.yaml", code=1)
+    assert "swarm, dense, seed 0: all 6 first candidates failed: not finite" in result.stderr
+    assert "task-arithmetic" in result.stdout
+    failed = json.loads((here / "runs" / "tiny" / "compare.json").read_text())["failed"]
+    assert failed["swarm, dense, seed 1"] == "all 6 first candidates failed: not finite"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("compare.reference=nsga3", "compare.reference: expected a method, got 'nsga3' (did you mean 'nsga2'?)"),
+        ("compare.methods.1.search.evaluations=5", "compare.methods[1].search.evaluations: every method has the same budget"),
+        ("compare.methods.1.name=nsga2", "compare.methods[1]: expected every method once, with a name of its own, got 'nsga2' again"),
+        ("compare.methods.1.search.algorithm=psso", "compare.methods[1]: swarm, dense: search.algorithm: expected one of nsga2"),
+        ("compare.methods.0=nsga", "compare.methods[0]: nsga: search.algorithm: expected one of nsga2"),
+        ("compare.methods.1.serch={}", "compare.methods[1].serch: no such key (did you mean 'search'?)"),
+        ("tasks.0.test=0", "tasks[0].test: a comparison judges on the test split"),
+        ("study.storage=sqlite:///x.db", "study.storage: a comparison keeps every search in a journal of its own"),
+        ("compare.seeds=0", "compare.seeds: expected greater than or equal to 1, got 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(config, change, fault):
+    result = call("compare", "compare.yaml", "--set", change, code=2)
+    assert fault in result.stderr
+
+
+def test_a_configuration_without_methods(here):
+    result = call("compare", "c.yaml", code=2)
+    assert "the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_by_ctrl_c_it_goes_on(config, here, workers):
+    command = [sys.executable, "-m", "sae_moo.cli.main", "compare", "compare.yaml", "--workers", str(workers)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    first = here / "runs" / "tiny" / "nsga2-0" / "study.journal"
+    deadline = time.monotonic() + 120
+    while not (first.exists() and first.stat().st_size > 3000):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+    assert call("compare", "compare.yaml").exit_code == 0
+    assert len(Run.open(here / "runs" / "tiny" / "nsga2-0").trials()) == 9

@@ -1,0 +1,86 @@
+"""One-shot merges: what each tries, and that only the best is pruned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stand_ins import Landscape
+
+from sae_moo.checker import check
+from sae_moo.errors import RunError
+from sae_moo.materializer import materialize
+from sae_moo.objectives import Evaluation, Objective
+from sae_moo.recipe import Expert, Merge, Prune
+from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher, variants
+from sae_moo.searchers.space import Ground
+
+GROUND = Ground(("math", "code", "law"), (False, True, True, False), most=0.6)
+OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+TRIED = OneShot((0.5, 1.0), (0.2, 0.8), (0.3, 0.5, 0.7))
+
+
+def run(method, evaluate, **more):
+    searcher = OneShotSearcher(GROUND, OBJECTIVES, (), method, TRIED, **more)
+    history = []
+    while proposals := searcher.ask(3):
+        for proposal in proposals:
+            history.append((proposal, evaluate(proposal.recipe)))
+            searcher.tell(*history[-1])
+    return history
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [("weighted-average", 1), ("task-arithmetic", 2), ("rankmean", 1), ("ties", 4), ("dare_ties", 4), ("slerp", 3), ("single-experts", 4)],
+)  # fmt: skip
+def test_every_variant_is_tried_and_the_best_is_pruned_to_each_level(method, count, landscape):
+    history = run(method, landscape)
+    merges, pruned = history[:count], history[count:]
+    assert all(p.generation == 0 for p, _ in merges)
+    best = max((e for _, e in merges), key=OBJECTIVES[0].value)
+    assert [p.numbers["level"] for p, _ in pruned] == [0.3, 0.5], "a level beyond the limit is not asked for"
+    for proposal, _ in pruned:
+        inner = proposal.recipe.input
+        assert isinstance(inner, Prune)
+        assert (inner.input, proposal.parents) == (best.recipe, (best.recipe,))
+        assert inner.sparsity == (0.0, proposal.numbers["level"], proposal.numbers["level"], 0.0)
+
+
+@pytest.mark.parametrize("method", ONE_SHOTS)
+def test_every_variant_is_a_model(method, tiny, tiny_model):
+    for recipe in variants(method, GROUND, TRIED, 0):
+        check(recipe, tiny)
+        materialize(recipe, tiny, tiny_model)
+
+
+def test_what_each_tries():
+    of = {name: variants(name, GROUND, TRIED, 7) for name in ONE_SHOTS}
+    assert of["weighted-average"][0].method == "linear"
+    assert [np.unique(r.weights).tolist() for r in of["task-arithmetic"]] == [[0.5], [1.0]]
+    assert [dict(r.params) for r in of["ties"]] == [{"density": d, "scale": s} for d in (0.2, 0.8) for s in (0.5, 1.0)]
+    assert all(dict(r.params)["seed"] == 7 for r in of["dare_ties"])
+    assert [tuple(i.name for i in r.inputs) for r in of["slerp"]] == [
+        ("math", "code"),
+        ("math", "law"),
+        ("code", "law"),
+    ]
+    assert of["single-experts"][-1] == Expert("base")
+    assert isinstance(of["rankmean"][0], Merge)
+
+
+def test_what_fails_is_not_pruned():
+    def evaluate(recipe):
+        bad = recipe.input == Expert("math")
+        return Evaluation(recipe, reason="not finite") if bad else Landscape()(recipe)
+
+    history = run("single-experts", evaluate)
+    assert all(p.parents[0].input != Expert("math") for p, _ in history[4:])
+    with pytest.raises(RunError, match="all 1 first candidates failed: x"):
+        run("rankmean", lambda recipe: Evaluation(recipe, reason="x"))
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match=r"method: expected one of weighted-average, .*, got 'mean'"):
+        OneShotSearcher(GROUND, OBJECTIVES, (), "mean", TRIED)
+    with pytest.raises(ValueError, match="slerp merges two experts, got 1"):
+        OneShotSearcher(Ground(("math",), (True,)), OBJECTIVES, (), "slerp", TRIED)
