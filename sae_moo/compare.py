@@ -28,7 +28,7 @@ from sae_moo.explore.figures import Curve, draw_progress
 from sae_moo.materializer import materialize
 from sae_moo.run import RUNS, Run
 from sae_moo.searchers.ratio import Gains
-from sae_moo.storage import packed
+from sae_moo.storage import packed, unpacked
 
 JUDGED = "test.json"  # in a cell's folder: scores of its front on the test split
 RESULTS = "compare"  # in the comparison's folder: results, by ending
@@ -302,7 +302,7 @@ def _cell(job: Job, found: Run) -> Cell:
     front = []
     for record in found.front():
         assert record.evaluation is not None
-        scores = {task: np.array([float(s) for s in row]) for task, row in judged[record.digest].items()}
+        scores = {task: np.array(unpacked(row)) for task, row in judged[record.digest].items()}
         front.append(Point(record.number, accuracy(record.values), record.evaluation.sparsity, scores))
     seconds = sum(r.evaluation.seconds_merge + r.evaluation.seconds_score for r in records if r.evaluation is not None)
     return Cell(job.method.name, job.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))

@@ -62,10 +62,12 @@ class Evaluation:
     sparseness: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        scores = {task: tuple(round(float(score), SCORE_DIGITS) for score in row) for task, row in self.scores.items()}
-        for task, row in scores.items():
-            if not row or not all(0.0 <= score <= 1.0 for score in row):
+        scores: dict[str, tuple[float, ...]] = {}
+        for task, row in self.scores.items():
+            rounded = np.round(np.asarray(row, dtype=np.float64), SCORE_DIGITS)
+            if rounded.ndim != 1 or not rounded.size or not ((rounded >= 0.0) & (rounded <= 1.0)).all():
                 raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")
+            scores[task] = tuple(rounded.tolist())
         object.__setattr__(self, "scores", scores)
 
     @property

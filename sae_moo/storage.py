@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, RDBStorage
@@ -425,11 +426,16 @@ def packed(row: Sequence[float]) -> str | list[float]:
     return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
 
 
+def unpacked(row: str | Sequence[float]) -> tuple[float, ...]:
+    """Return what `packed` was given."""
+    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - 48.0).tolist()) if isinstance(row, str) else tuple(row)
+
+
 def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> Evaluation:
     # what a run wrote that was killed before it told the trial's end may be left: the state says what counts
     return Evaluation(
         recipe,
-        {task: tuple(float(score) for score in row) for task, row in attrs.get("instances", {}).items()},
+        {task: unpacked(row) for task, row in attrs.get("instances", {}).items()},
         attrs.get("sparsity", 0.0),
         tuple(attrs.get("group_sparsity", ())),
         None if state == TrialState.COMPLETE else attrs.get("reason", "unknown"),

@@ -3,6 +3,7 @@
 python studies/search_cost/measure.py quickstart      # the whole quickstart in a process of its own
 python studies/search_cost/measure.py memory          # peak memory on a 60M-parameter model, three experts
 python studies/search_cost/measure.py start           # start of the command line
+python studies/search_cost/measure.py algorithms      # every algorithm: cost of a trial, replay of 2,000 trials
 """
 
 from __future__ import annotations
@@ -55,6 +56,97 @@ def start() -> None:
         subprocess.run(command, check=True, capture_output=True)
         times.append(time.perf_counter() - begin)
     print(f"sae-moo --help: median {statistics.median(times):.2f} s of {len(times)}")
+
+
+def algorithms() -> None:
+    """Print what a trial costs beside merging and forward passes, and how long 2,000 trials take to replay."""
+    from sae_moo.algorithms import ALGORITHMS
+
+    seconds = _candidate()
+    print(f"a candidate of the zoo, {SIZE} instances a task: {seconds * 1e3:.0f} ms of merging and forward passes")
+    print(
+        "| algorithm | a trial beside those, ms | share of the candidate | replay of 2,000 trials, s |\n|---|---|---|---|"
+    )
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.spaces and name not in SLOW:
+            each, replayed = _cost(name)
+            print(f"| {name} | {each * 1e3:.1f} | {each / seconds:.2%} | {replayed:.1f} |", flush=True)
+
+
+SIZE = 1000
+SLOW = ("optuna:GPSampler", "optuna:CmaEsSampler")  # seconds a trial by design; needs a package of its own
+
+
+def _candidate() -> float:
+    """Return the median time of evaluating a merge of the zoo on so many instances a task."""
+    import sae_moo as sm
+
+    raw = sm.Config.load(ROOT / "configs/quickstart.yaml").model_dump(mode="json")
+    raw["tasks"] = [{**task, "search": SIZE, "test": 0} for task in raw["tasks"]]
+    bench = sm.Bench.open(sm.Config.from_dict(raw))
+    evaluator, ground = bench.evaluator(), bench.ground()
+    times = []
+    for scale in (0.3, 0.4, 0.5, 0.6):
+        recipe = ground.candidate(ground.task_arithmetic(_full(ground, scale)))
+        found = evaluator.evaluate(recipe)
+        times.append(found.seconds_merge + found.seconds_score)
+    return statistics.median(times[1:])  # the first lays out the batches
+
+
+def _full(ground, scale: float):
+    import numpy as np
+
+    return np.full((ground.rows, len(ground.experts)), scale)
+
+
+def _cost(name: str) -> tuple[float, float]:
+    """Return seconds a trial takes beside its evaluation, at an archive of 100, and seconds that 2,000 take to replay."""
+    import numpy as np
+
+    import sae_moo as sm
+    from sae_moo.execute.local import LocalExecutor
+    from sae_moo.objectives import Evaluation
+    from sae_moo.storage import TrialStorage, create_or_load, open_storage
+    from sae_moo.study import Resumed, Study
+
+    raw = sm.Config.load(ROOT / "configs/quickstart.yaml").model_dump(mode="json", exclude_unset=True)
+    raw["search"] = {"algorithm": name, "population": 100}
+    raw["space"] = {}
+    config = sm.Config.from_dict(raw)
+    bench = sm.Bench.open(config)
+    tasks, groups = [task.name for task in config.tasks], len(bench.pool.groups)
+    spent = 0.0
+
+    def evaluate(recipe, rivals=None) -> Evaluation:
+        """Answer for a model: as many instances right as its digits say, in an order of their own."""
+        nonlocal spent
+        start = time.perf_counter()
+        rng = np.random.default_rng(int(recipe.key[:12], 16))
+        rows = {task: tuple((rng.random(SIZE) < rng.uniform(0.3, 0.7)).astype(float).tolist()) for task in tasks}
+        sparsity = rng.uniform(0, 0.8, groups)
+        found = Evaluation(recipe, rows, float(sparsity.mean()), tuple(sparsity.tolist()))
+        spent += time.perf_counter() - start
+        return found
+
+    trials = 400 if name == "optuna:TPESampler" else 2000
+    with tempfile.TemporaryDirectory() as folder:
+
+        def study(budget: int, listener=lambda event: None) -> Study:
+            storage = open_storage(Path(folder) / "study.journal", write=True)
+            create_or_load(storage, "s", config.objective_list())
+            limits = config.constraint_list()
+            opened = TrialStorage(storage, "s", config.objective_list(), limits, bench.pool.fingerprints)
+            rest = (bench.pool.fingerprints, bench.pool.groups, budget, "v", listener)
+            return Study(opened, bench.searcher(), LocalExecutor(evaluate), *rest)
+
+        start = time.perf_counter()
+        study(trials).run()
+        each = (time.perf_counter() - start - spent) / trials
+        found: list[Resumed] = []
+        start = time.perf_counter()
+        study(trials, found.append).run()
+        replayed = time.perf_counter() - start
+    return each, replayed * 2000 / trials
 
 
 def memory() -> None:
@@ -129,7 +221,7 @@ def _anonymous() -> int:
 
 if __name__ == "__main__":
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    commands = {"quickstart": quickstart, "memory": memory, "start": start}
+    commands = {"quickstart": quickstart, "memory": memory, "start": start, "algorithms": algorithms}
     if sys.argv[1:2] == ["_write"]:
         _write(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["_lineage"]:
