@@ -44,6 +44,7 @@ class SearchView:
         self._show = show
         self._records: list[TrialRecord] = []
         self._replayed = 0
+        self._looked = False
         self._start = time.monotonic()
         self._last_line = 0.0
         self._live = (
@@ -89,10 +90,24 @@ class SearchView:
                 self._console.print(f"nothing left to try after {event.evaluations} of {event.budget} evaluations")
             case Finished():
                 self._records.append(event.record)
+                if event.record.generation == 1 and not self._looked and self._show:
+                    self._look()
                 if event.record.state == "failed" and self._show and event.record.evaluation is not None:
                     self._console.print(f"trial {event.record.number} failed: {event.record.evaluation.reason}")
                 if self._show and self._live is None:
                     self._plain_line()
+
+    def _look(self) -> None:
+        """Say once, after the first generation, which tasks nobody solves anything of."""
+        self._looked = True
+        for task, best in self._best().items():
+            if best == 0.0:
+                self._console.print(
+                    f"task {task}: every candidate so far scores 0 on it; "
+                    "evaluate --samples shows what models are asked and answer",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
     def _plain_line(self) -> None:
         now = time.monotonic()

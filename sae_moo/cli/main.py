@@ -509,7 +509,7 @@ def _console(stderr: bool = False) -> Console:
 
     console = Piped(stderr=stderr)
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a pipe has no width to fit; a folded table is hard to read
+        console.width = max(console.width, 400)  # a pipe has no width to fit; a folded table is hard to read
     return console
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -257,7 +258,7 @@ class HarnessTask:
             for split in SPLITS:
                 pools[split] += [
                     (index, number, _content(leaf, doc))
-                    for number, doc in enumerate(lm_eval.documents(leaf, own[split]))
+                    for number, doc in enumerate(lm_eval.documents(self.name, leaf, own[split]))
                 ]
         same = all(own["search"] == own["test"] for own in where)
         keys = {split: [key for *_, key in pools[split]] for split in SPLITS}
@@ -304,7 +305,7 @@ class HarnessTask:
         kind, numbers = chosen[index][split]
         if not numbers:
             return
-        documents = lm_eval.documents(leaf, kind)
+        documents = lm_eval.documents(self.name, leaf, kind)
         shots = int(leaf.config.num_fewshot or 0)
         allowed = None
         tested, held = chosen[index]["test"]
@@ -312,7 +313,7 @@ class HarnessTask:
             # the harness keeps only a test document out of its own examples: here neither the search's own documents
             # nor those it will be judged by may stand in its prompts
             seen = {_content(leaf, documents[number]) for number in numbers}
-            seen |= {_content(leaf, lm_eval.documents(leaf, tested)[number]) for number in held}
+            seen |= {_content(leaf, lm_eval.documents(self.name, leaf, tested)[number]) for number in held}
 
             def allowed(doc: Any) -> bool:
                 return _content(leaf, doc) not in seen
@@ -358,11 +359,53 @@ class HarnessTask:
     def _try_out(self) -> None:
         """Judge made-up answers to every document: what cannot be scored is to be found before a search."""
         for split in SPLITS:
-            made_up = [Answer(-1.0, 1, False) if isinstance(each, Request) else "" for each in self._asked[split]]
+            made_up: list[Answered] = [
+                Answer(-1.0, 1, False) if isinstance(each, Request) else "" for each in self._asked[split]
+            ]
+            unknown: list[int] = []
             for instance in self._instances[split]:
-                with self._named(self._leaves[instance.leaf], instance.doc_id):
-                    (metrics,) = self._judge([instance], made_up)
-                    self._score(instance.leaf, metrics[self._filter[instance.leaf]])
+                leaf = self._leaves[instance.leaf]
+                with self._named(leaf, instance.doc_id):
+                    right, choices = lm_eval.answers(leaf, instance.doc)
+                    unknown += [instance.doc_id] if choices is not None and not _among(right, choices) else []
+                    written = [right] if isinstance(right, str) else []
+                    for text in ("", *written):  # what writes nothing, and what writes the answer
+                        for start, end in instance.parts:
+                            if isinstance(made_up[start], str):
+                                made_up[start:end] = [text] * (end - start)
+                        (metrics,) = self._judge([instance], made_up)
+                        self._score(instance.leaf, metrics[self._filter[instance.leaf]])
+            self._warn(split, unknown)
+
+    def _warn(self, split: Split, unknown: Sequence[int]) -> None:
+        """Tell of documents that nothing can answer, and of templates that were not filled in."""
+        count = len(self._instances[split])
+        if count and len(unknown) == count:
+            first = self._instances[split][0]
+            right, choices = lm_eval.answers(self._leaves[first.leaf], first.doc)
+            raise InputError(
+                f"task {self.name}: the right answer is in no document among the choices, e.g. {right!r} of "
+                f"{choices!r}; see doc_to_target and doc_to_choice"
+            )
+        if unknown:
+            log.warning(
+                "task %s: in %d of %d documents, e.g. %d, the right answer is not among the choices; they score 0",
+                self.name,
+                len(unknown),
+                count,
+                unknown[0],
+            )
+        for instance in self._instances[split]:
+            texts = [str(text) for request in instance.requests for text in request.args if isinstance(text, str)]
+            found = next((re.search(r"\{\{.*?\}\}", text) for text in texts if "{{" in text), None)
+            if found is not None:
+                log.warning(
+                    "task %s: document %d asks with %s as it stands; the harness fills in no list of templates",
+                    self.name,
+                    instance.doc_id,
+                    found[0],
+                )
+                return
 
     @contextmanager
     def _named(self, leaf: Any, number: int) -> Iterator[None]:
@@ -418,6 +461,15 @@ class HarnessTask:
         asked = {split: [repr(request) for request in self._asked[split]] for split in SPLITS}
         documents = {split: [_canonical(each.doc) for each in self._instances[split]] for split in SPLITS}
         return hashlib.sha256(json.dumps([rules, asked, documents]).encode()).hexdigest()
+
+
+def _among(right: Any, choices: Sequence[str]) -> bool:
+    """Say whether a right answer, by number or text or several of them, is one of the choices."""
+    if isinstance(right, (list, tuple)):
+        return any(_among(each, choices) for each in right)
+    if isinstance(right, (int, np.integer)) and not isinstance(right, bool):
+        return bool(0 <= right < len(choices))
+    return right in choices
 
 
 def _pairs(instance: _Instance) -> Iterator[tuple[Any, tuple[int, int]]]:

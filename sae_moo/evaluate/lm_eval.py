@@ -16,7 +16,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -268,7 +268,7 @@ def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
 
     aggregate = leaf.aggregation().get(metric, mean)
     stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
-    with quiet(), redirect_stdout(io.StringIO()):  # bootstrapping prints that it does
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bootstrapping shows that it does
         return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
 
 
@@ -304,9 +304,27 @@ def filter_(leaf: Any, requests: list[Any]) -> None:
     leaf.apply_filters()
 
 
-def documents(leaf: Any, kind: Documents) -> Any:
-    """Return the documents of one kind, an indexable sequence."""
-    return {"train": leaf.training_docs, "validation": leaf.validation_docs, "test": leaf.test_docs}[kind]()
+def documents(name: str, leaf: Any, kind: Documents) -> Any:
+    """Return the documents of one kind, an indexable sequence.
+
+    Raises:
+        InputError: if the task's data lack the split that it names.
+    """
+    try:
+        return {"train": leaf.training_docs, "validation": leaf.validation_docs, "test": leaf.test_docs}[kind]()
+    except KeyError as error:
+        there = ", ".join(map(str, getattr(leaf, "dataset", None) or ())) or "none"
+        raise InputError(f"task {name}: data of {leaf.task_name} have no split {error}; they have {there}") from error
+
+
+def answers(leaf: Any, doc: Any) -> tuple[Any, Sequence[str] | None]:
+    """Return the right answer to a document, as the task has it, and its choices; None for what it has not."""
+    if leaf.OUTPUT_TYPE == "generate_until":
+        return leaf.doc_to_target(doc), None
+    if leaf.OUTPUT_TYPE != "multiple_choice" or not hasattr(leaf, "doc_to_choice"):
+        return None, None
+    right = leaf.doc_to_text(doc) if getattr(leaf, "multiple_input", 0) else leaf.doc_to_target(doc)
+    return right, list(leaf.doc_to_choice(doc))
 
 
 def kinds(leaf: Any) -> dict[Documents, bool]:

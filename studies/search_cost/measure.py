@@ -100,7 +100,7 @@ def _full(ground, scale: float):
 
 
 def _cost(name: str) -> tuple[float, float]:
-    """Return seconds a trial takes beside its evaluation, at an archive of 100, and seconds that 2,000 take to replay."""
+    """Return seconds of a trial beside its evaluation, at an archive of 100, and seconds that 2,000 take to replay."""
     import numpy as np
 
     import sae_moo as sm
@@ -117,7 +117,7 @@ def _cost(name: str) -> tuple[float, float]:
     tasks, groups = [task.name for task in config.tasks], len(bench.pool.groups)
     spent = 0.0
 
-    def evaluate(recipe, rivals=None) -> Evaluation:
+    def evaluate(recipe, rivals=None) -> Evaluation:  # noqa: ARG001  # nobody races
         """Answer for a model: as many instances right as its digits say, in an order of their own."""
         nonlocal spent
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -361,6 +362,11 @@ NUMBER = "def judge(doc, results):\n    return 0.5\n"
         ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]}, "our_bad.*error"),
         ({"metric_list": [{"metric": "acc", "aggregation": "frob", "higher_is_better": True}]}, "aggregation"),
         ({"dataset_kwargs": "abc"}, "our_bad cannot be loaded"),
+        ({"validation_split": "valid"}, "data of our_bad have no split 'valid'; they have "),
+        (
+            {"doc_to_target": "lable"},
+            r"the right answer is in no document among the choices, e.g. 'lable' of \['.*'\]; see doc_to_target",
+        ),
         ({"group": "our_bad", "task": []}, "the group our_bad has no tasks"),
         (
             {"group": "our_bad", "task": ["nowhere"]},
@@ -387,6 +393,41 @@ def test_a_bad_yaml_is_one_clear_error(change, message, folder, tmp_path, pool, 
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith("task bad: ")
+
+
+def changed(folder, tmp_path, pool, tokenizer, name, **changes):
+    """A task of the folder with some lines changed."""
+    described = yaml.safe_load((folder / f"{name}.yaml").read_text()) | {"task": "our_changed"} | changes
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(described))
+    settings = Settings("c", "our_changed", tmp_path, None, False, None, False, None, None, {}, None, 10, 10)
+    lm_eval._manager.cache_clear()
+    return HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
+
+
+def test_documents_without_a_right_answer_among_the_choices_are_told(folder, tmp_path, pool, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        changed(folder, tmp_path, pool, tokenizer, "choices", doc_to_target="{{answer if label else 'nobody'}}")
+    told = [r.getMessage() for r in caplog.records if "among the choices" in r.getMessage()]
+    assert told
+    assert all(re.match(r"task c: in [1-9] of 10 documents, e.g. \d+, the right answer is not", line) for line in told)
+
+
+def test_a_template_that_is_not_filled_in_is_told(folder, tmp_path, pool, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        changed(folder, tmp_path, pool, tokenizer, "choices", doc_to_choice=["{{answer}}", "no", "x"])
+    told = {re.sub("[0-9]+", "N", r.getMessage()) for r in caplog.records if "as it stands" in r.getMessage()}
+    assert told == {"task c: document N asks with {{answer}} as it stands; the harness fills in no list of templates"}
+
+
+def test_a_metric_that_the_right_answer_takes_out_of_range_is_refused(folder, tmp_path, pool, tokenizer):
+    (tmp_path / "rules.py").write_text("def judge(doc, results):\n    return {'words': len(results[0].split()) * 2}\n")
+    described = yaml.safe_load((folder / "writing.yaml").read_text()) | {"task": "our_words"}
+    described |= {"metric_list": [{"metric": "words", **MEAN}], "process_results": "!function rules.judge"}
+    text = yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge")
+    (tmp_path / "words.yaml").write_text(text)
+    settings = Settings("w", "our_words", tmp_path, None, False, None, False, None, None, {}, None, 10, 10)
+    with pytest.raises(InputError, match="task w: words of an item is 2, expected a number from 0 to 1"):
+        HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
 def test_two_yamls_of_one_name_are_refused(folder, tmp_path, pool, tokenizer):
