@@ -349,6 +349,24 @@ class Config(_Section):
         config._directory = directory
         return config
 
+    def smoke(self) -> Config:
+        """Return the smallest comparison that still runs everything once: one seed, a few evaluations and instances.
+
+        Its study is called ``NAME-smoke``.
+        """
+        raw = self.model_dump(mode="json", exclude_unset=True)
+        small = {"population": len(self.models.experts) + 3}
+        raw["study"] = {**raw.get("study", {}), "name": f"{self.study.name}-smoke"[-100:].lstrip("-._")}
+        raw["search"] = {**raw.get("search", {}), **small, "evaluations": small["population"] + 3}
+        for task in raw["tasks"]:
+            task |= {"search": min(8, task.get("search", 8)), "test": min(8, task.get("test", 8))}
+        methods = []
+        for method in () if self.compare is None else self.compare.named:
+            changed = {**method.search, **({} if "population" not in method.search else small)}
+            methods.append({**method.model_dump(mode="json", exclude_unset=True), "search": changed})
+        raw["compare"] = {**raw.get("compare", {}), "methods": methods, "seeds": 1, "resamples": 100}
+        return Config.from_dict(raw, self.directory)
+
     def cell(self, method: MethodSection, seed: int) -> Config:
         """Return the configuration of one search of a comparison, in a study of its own.
 

@@ -121,28 +121,31 @@ class Adaptive:
 class Bandit:
     """Chooses pruning ratios by the hypervolume that children pruned at them have gained: probability matching.
 
-    An arm's estimate follows its children's gains, a new one replacing the share `Adaptive.rate` of it. An arm is
-    drawn in proportion to its estimate, never below `Adaptive.floor`; as long as nothing was gained, all alike. The
-    state is the estimates, and what is drawn and credited in the same order gives the same ones.
+    An arm's estimate begins at its first child's gain and follows those of the next, a new one replacing the share
+    `Adaptive.rate` of it. An arm is drawn in proportion to its estimate, never below `Adaptive.floor`; one without a
+    child yet counts as the best, and as long as nothing was gained all are alike. The state is the estimates, and what
+    is drawn and credited in the same order gives the same ones.
 
     Args:
         settings: the arms, and how fast estimates move.
 
     Attributes:
-        estimates: hypervolume gained per child, one per arm.
+        estimates: hypervolume gained per child, one per arm; None before its first child.
     """
 
     def __init__(self, settings: Adaptive) -> None:
         self.settings = settings
-        self.estimates = [0.0] * settings.arms
+        self.estimates: list[float | None] = [None] * settings.arms
 
     @property
     def probabilities(self) -> tuple[float, ...]:
         """Probability of every arm."""
-        arms, floor, total = self.settings.arms, self.settings.floor, sum(self.estimates)
-        if total <= 0.0:
+        arms, floor = self.settings.arms, self.settings.floor
+        best = max((estimate for estimate in self.estimates if estimate is not None), default=0.0)
+        hopes = [best if estimate is None else estimate for estimate in self.estimates]
+        if best <= 0.0:
             return (1.0 / arms,) * arms
-        return tuple(floor + (1.0 - arms * floor) * estimate / total for estimate in self.estimates)
+        return tuple(floor + (1.0 - arms * floor) * hope / sum(hopes) for hope in hopes)
 
     def draw(self, rng: Uniform) -> float:
         """Return one arm's ratio."""
@@ -161,4 +164,5 @@ class Bandit:
             gain: hypervolume that it added to the front, at least 0.
         """
         arm = min(range(self.settings.arms), key=lambda i: abs(self.settings.ratios[i] - ratio))
-        self.estimates[arm] += self.settings.rate * (gain - self.estimates[arm])
+        before = self.estimates[arm]
+        self.estimates[arm] = gain if before is None else before + self.settings.rate * (gain - before)

@@ -67,7 +67,12 @@ def test_a_bandit_prefers_what_gained_and_forgets_nobody():
     settings = Adaptive(0.0, 0.6, arms=4, rate=0.5, floor=0.1)
     bandit, rng = Bandit(settings), np.random.default_rng(0)
     bandit.credit(0.2, 0.04)
-    assert bandit.estimates == [0.0, pytest.approx(0.02), 0.0, 0.0]
+    assert bandit.estimates == [None, 0.04, None, None]
+    assert bandit.probabilities == pytest.approx((0.25,) * 4), "what was never tried counts as the best"
+    bandit.credit(0.2, 0.02)
+    assert bandit.estimates[1] == pytest.approx(0.03)
+    for ratio in (0.0, 0.4, 0.6):
+        bandit.credit(ratio, 0.0)
     assert bandit.probabilities == pytest.approx((0.1, 0.7, 0.1, 0.1))
     drawn = [bandit.draw(rng) for _ in range(4000)]
     for ratio, probability in zip(settings.ratios, bandit.probabilities, strict=True):

@@ -147,6 +147,9 @@ def search(
 def compare(
     config: ConfigFile,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Searches at a time, each in its own process.")] = 1,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The smallest that runs everything once, as NAME-smoke.")
+    ] = False,
     set_: Settings = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
@@ -158,6 +161,8 @@ def compare(
     from sae_moo.config import Config
 
     parsed = Config.load(config, list(set_))
+    if smoke and parsed.compare is not None:
+        parsed = parsed.smoke()
     from sae_moo import compare as comparing
     from sae_moo.cli.display import CompareView, comparison_tables
     from sae_moo.errors import RunError

@@ -64,9 +64,8 @@ def algorithms() -> None:
 
     seconds = _candidate()
     print(f"a candidate of the zoo, {SIZE} instances a task: {seconds * 1e3:.0f} ms of merging and forward passes")
-    print(
-        "| algorithm | a trial beside those, ms | share of the candidate | replay of 2,000 trials, s |\n|---|---|---|---|"
-    )
+    print("| algorithm | a trial beside those, ms | share of the candidate | replay of 2,000 trials, s |")
+    print("|---" * 4 + "|")
     for name, algorithm in ALGORITHMS.items():
         if algorithm.spaces and name not in SLOW:
             each, replayed = _cost(name)

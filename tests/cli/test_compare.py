@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import call, config_for, written
@@ -188,3 +189,29 @@ def test_killed_by_ctrl_c_it_goes_on(config, here, workers):
     assert "Traceback" not in error
     assert call("compare", "compare.yaml").exit_code == 0
     assert len(Run.open(here / "runs" / "tiny" / "nsga2-0").trials()) == 9
+
+
+STUDIES = sorted(path for path in Path(__file__).parents[2].glob("studies/*/*.yaml") if "compare:" in path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.parent.name)
+def test_the_studies_run(study, tmp_path, monkeypatch):
+    """Every comparison among the studies, at its smallest, where its models are at hand."""
+    parsed = Config.load(study)
+    if not all(source.startswith("zoo:") for source in (parsed.models.base, *parsed.models.experts.values())):
+        pytest.skip("its models are not embedded")
+    monkeypatch.chdir(tmp_path)
+    result = call("compare", str(study), "--smoke", "--json")
+    found = json.loads(result.stdout)
+    assert found["study"] == f"{parsed.study.name}-smoke"
+    assert [m["name"] for m in found["methods"]] == [m.name for m in parsed.compare.named]
+    assert found["failed"] == {}
+
+
+def test_smoke_is_small(config):
+    small = Config.load(config, ["compare.methods.1.search.population=50"]).smoke()
+    assert (small.study.name, small.search.population, small.search.evaluations) == ("tiny-smoke", 6, 9)
+    assert [(task.search, task.test) for task in small.tasks] == [(8, 8), (6, 4)]
+    assert small.compare.seeds == 1
+    assert small.cell(small.compare.named[1], 0).search.population == 6
