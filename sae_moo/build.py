@@ -34,7 +34,7 @@ from sae_moo.recipe import BASE, Cast, Expert
 from sae_moo.schedule import ADAPTIVE, Adaptive, Schedule
 from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import AttractionMating, PruneMergeMutation, ZeroAwareCrossover
+from sae_moo.searchers.operators import AttractionMating, LineageSampling, PruneMergeMutation, ZeroAwareCrossover
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Archive, SaeSearcher
 from sae_moo.searchers.scalar import (
@@ -221,7 +221,7 @@ class Bench:
                 seed=seed,
                 schedule=schedule,
                 pace=config.pace,
-                operators=operators(ground, section.operators or OperatorsSection()),
+                operators=operators(ground, section.operators or OperatorsSection(), schedule.high),
             )
         if name in ("sae-global", "sae-local", "m2n2"):
             archive = _archive(name, section.sae or SaeSection(), section.population)
@@ -269,9 +269,10 @@ class Bench:
         }
 
 
-def operators(ground: Ground, section: OperatorsSection) -> dict[str, Any]:
-    """Return our search's operators over lineages, as configured."""
+def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dict[str, Any]:
+    """Return our search's operators over lineages, as configured; `sparsest` of the first population."""
     return {
+        "sampling": LineageSampling(ground, sparsest, section.ladder),
         "selection": AttractionMating(section.founders, section.attraction),
         "crossover": ZeroAwareCrossover(
             ground, split=section.split, stretch=section.stretch, reach=section.reach, aware=section.zero_aware

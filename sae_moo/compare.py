@@ -160,7 +160,15 @@ def run_cell(config: Config, job: Job, folder: Path) -> None:
     cell = config.cell(job.method, job.seed)
     bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
     bench = bench.configured(cell)
-    found = jobs.search(cell, root=folder, bench=bench)
+    try:
+        found = jobs.search(cell, root=folder, bench=bench)
+    except InputError as error:
+        raise InputError(f"{job}: {error}") from error
+    made, budget = len(found.trials()), cell.search.evaluations
+    if made > budget:
+        raise InputError(
+            f"{job}: {found.folder} holds {made} evaluations, the budget is {budget}; use another study.name"
+        )
     _judge(found, bench)
 
 

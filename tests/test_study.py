@@ -11,7 +11,12 @@ from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
 from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.schedule import Adaptive
+from sae_moo.searchers.baselines import OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.optuna_samplers import OptunaSearcher
+from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.storage import TrialStorage, create_or_load, open_storage
@@ -20,13 +25,15 @@ from sae_moo.study import Exhausted, Finished, Resumed, Study
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
 LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
 GROUND = Ground(("math", "code", "law"), Landscape.prunable)
+SPACE = CoefficientSpace(GROUND)
 
 
 class Setup:
     """A study over the stand-in for models; `after` interrupts at the n-th evaluation, before or after it is stored."""
 
-    def __init__(self, path, pace="generational", space=LineageSpace, where=None):
+    def __init__(self, path, pace="generational", space=LineageSpace, where=None, searcher=None):
         self.path, self.pace, self.space, self.where = path, pace, space, where
+        self.searcher = searcher
         self.landscape = Landscape()
         self.rivals = None
 
@@ -37,7 +44,10 @@ class Setup:
 
     def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None):
         storage = self.storage()
-        searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
+        if self.searcher is not None:
+            searcher = self.searcher()
+        else:
+            searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
         groups = Landscape.groups
         Study(
@@ -62,6 +72,7 @@ class Setup:
                 r.told,
                 r.repeats,
                 dict(r.params),
+                r.vector,
             )
             for r in self.storage().records()
         ]
@@ -88,6 +99,36 @@ def test_a_run_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pac
         assert broken.run() == whole
         fresh = [fact for fact in whole if fact[12] is None]
         assert len(broken.landscape.evaluated) == len(fresh), "nothing is evaluated twice"
+
+
+def scalar(optimizer, **more):
+    return lambda: ScalarSearcher(SPACE, OBJECTIVES, LIMITS, optimizer(SPACE, 8, 0.6), "moved", **more)
+
+
+SEARCHERS = {
+    "sae": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, local=True), 0),
+    "sae by norms": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, measure="hoyer"), 0, Adaptive()),
+    "m2n2": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, 1.0, 0.0, crossover="split-slerp"), 0),
+    "adaptive": lambda: NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, schedule=Adaptive()),
+    "swarm": scalar(ParticleSwarm),
+    "cma-es": scalar(CovarianceAdaptation),
+    "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, "TPESampler", 8),
+    "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, "NSGAIISampler", 8),
+    "one-shot": lambda: OneShotSearcher(
+        GROUND, OBJECTIVES, LIMITS, "ties", OneShot((0.5, 1.0), (0.2, 0.8), (0.3, 0.5))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_every_algorithm_resumes_as_if_it_had_never_stopped(tmp_path, name):
+    whole = Setup(tmp_path / "whole", searcher=SEARCHERS[name]).run(24)
+    for at in (3, 5, 13, 17):
+        if at < len(whole):
+            broken = Setup(tmp_path / f"broken-{at}", searcher=SEARCHERS[name])
+            with pytest.raises(Interrupted):
+                broken.run(24, evaluate=interrupting(broken.landscape, at))
+            assert broken.run(24) == whole
 
 
 class Racing(Landscape):

@@ -55,18 +55,20 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
     Args:
         ground: experts, groups, dtype, pruning.
         sparsest: largest ratio drawn.
+        ladder: how many of the random ones give way to the uniform average pruned to evenly spaced ratios.
     """
 
-    def __init__(self, ground: Ground, sparsest: float = 0.6) -> None:
+    def __init__(self, ground: Ground, sparsest: float = 0.6, ladder: int = 0) -> None:
         super().__init__()
         self.ground = ground
         self.sparsest = sparsest
+        self.ladder = ladder
 
     def do(
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest)
+        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest, self.ladder)
         population = Population.new("X", _objects([recipe for _, recipe in drawn]))
         for individual, (operator, _) in zip(population, drawn, strict=True):
             individual.set(ORIGIN, Origin(operator))

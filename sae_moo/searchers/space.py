@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, pattern_sparsity
 
 Array = NDArray[np.float64]
+AVERAGE = "weighted average"  # what made the uniform average
 
 # Digits of drawn numbers: finer than a search can tell apart, and a trial stays small.
 DIGITS = 4
@@ -107,20 +108,25 @@ class Ground:
         count = len(self.experts)
         average = Merge("linear", tuple(Expert(name) for name in self.experts), (1.0 / count,) * count)
         named = [("expert", self.expert(name)) for name in (*self.experts, BASE)]
-        named.append(("weighted average", self.candidate(average)))
+        named.append((AVERAGE, self.candidate(average)))
         ones = np.ones((self.rows, count))
         named += [("task arithmetic", self.candidate(self.task_arithmetic(scale * ones))) for scale in SCALES]
         return named
 
-    def first(self, count: int, rng: np.random.Generator, sparsest: float) -> list[tuple[str, Recipe]]:
+    def first(self, count: int, rng: np.random.Generator, sparsest: float, ladder: int = 0) -> list[tuple[str, Recipe]]:
         """Return a first population with what made each: `anchors`, then random group-wise merges pruned at random.
 
         Args:
             count: its size.
             rng: the generator drawn from.
             sparsest: largest pruning ratio drawn; 0.0 prunes nothing.
+            ladder: how many of the random ones give way to the uniform average pruned to evenly spaced ratios, the
+                largest being `sparsest`.
         """
         drawn = self.anchors()[:count]
+        for rung in range(min(ladder, count - len(drawn))):
+            ratio = np.full(self.groups, sparsest * (rung + 1) / ladder)
+            drawn.append(("pruned average", self.candidate(self.pruned(dict(drawn)[AVERAGE], ratio))))
         while len(drawn) < count:
             drawn.append(self.random_merge(rng, sparsest))
         return drawn

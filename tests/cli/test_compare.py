@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import call, config_for, written
+from commands import call, config_for, refused, written
 
 from sae_moo import compare, jobs
 from sae_moo.config import Config
@@ -114,6 +114,15 @@ def test_an_unfinished_search_is_resumed(config, here):
     found = compare.run(parsed, listened.append)
     assert [cell.evaluations for cell in found.cells if cell.method == "nsga2"] == [9, 9]
     assert [step.what for step in listened].count("done") == 5
+
+
+def test_a_smaller_budget_is_no_equal_one(config, here):
+    call("compare", "compare.yaml")
+    error = refused("compare", "compare.yaml", "--set", "search.evaluations=8")
+    assert "nsga2, seed 0: runs/tiny/nsga2-0 holds 9 evaluations, the budget is 8; use another study.name" in error
+    error = refused("compare", "compare.yaml", "--set", "annealing.high=0.5")
+    assert "nsga2, seed 0: runs/tiny/nsga2-0: the study was made under other settings" in error
+    assert "annealing.high: the study has 0.6, now it is 0.5" in error
 
 
 def test_apart_and_together_give_the_same(config, here):

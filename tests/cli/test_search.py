@@ -15,6 +15,7 @@ import pytest
 import yaml
 from commands import call, config_for, refused, written
 
+from sae_moo.recipe import Merge
 from sae_moo.run import Run
 
 
@@ -305,3 +306,47 @@ def test_what_pruning_cannot_do_is_found_before_anything_runs(here, tiny_folders
     assert "down_proj.weight of shape (16, 24) has 24" in refused("validate", "s.yaml")
     assert "needs a number of inputs that 5 divides" in refused("search", "s.yaml")
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["sae-local", "pso", "optuna:TPESampler", "ties"])
+def test_other_algorithms_from_the_command_line(here, algorithm):
+    changes = ["--set", f"search.algorithm={algorithm}", "--set", "search.one_shot.scales=[1.0]"]
+    changes = changes[:2] if algorithm != "ties" else [*changes, "--set", "search.one_shot.levels=[0.5]"]
+    first = json.loads(call("search", "c.yaml", "--evaluations", "8", *changes, "--json").stdout)
+    again = call("search", "c.yaml", "--evaluations", "10", *changes)
+    assert first["evaluations"] == (4 if algorithm == "ties" else 8)
+    if algorithm == "ties":
+        assert "nothing left to try after 4 of 10 evaluations" in again.stdout
+    else:
+        assert "10 with those of earlier sessions" in again.stdout
+    run = Run.open(here / "runs" / "tiny")
+    assert len(run.trials()) == (4 if algorithm == "ties" else 10)
+    assert call("export", "tiny", "--knee", "--output", "out", "--verify").exit_code == 0
+
+
+def test_another_measure_of_sparsity_is_told_and_kept(here):
+    call("search", "c.yaml", "--set", "search.algorithm=sae-global", "--set", "search.sae.measure=hoyer")
+    found = [record.evaluation for record in Run.open(here / "runs" / "tiny").trials()]
+    assert all(len(evaluation.sparseness) == 1 + len(evaluation.group_sparsity) for evaluation in found)
+    assert all(0 < evaluation.sparseness[0] < 1 for evaluation in found)
+    error = refused("search", "c.yaml", "--set", "search.algorithm=sae-global", "--set", "search.sae.measure=l1")
+    assert "search.sae.measure: the study has 'hoyer', now it is 'l1'" in error
+
+
+def test_operators_are_turned_off_by_name(here):
+    off = [
+        "attraction=false",
+        "founders=0",
+        "zero_aware=false",
+        "split=0",
+        "prune_before=false",
+        "prune_after=false",
+        "ladder=1",
+    ]
+    changes = [each for change in off for each in ("--set", f"search.operators.{change}")]
+    call("search", "c.yaml", *changes, "--set", "search.population=10")
+    records = Run.open(here / "runs" / "tiny").trials()
+    children = [record for record in records if record.generation > 0]
+    assert {record.operator for record in children} == {"crossover"}
+    assert all(isinstance(record.asked.input, Merge) and record.asked.input.method == "linear" for record in children)
+    assert [record.operator for record in records].count("pruned average") == 1

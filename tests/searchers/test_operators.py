@@ -264,3 +264,16 @@ def test_reference_directions_fit_the_population(objectives, population):
     assert directions.shape[1] == objectives
     assert objectives <= max(len(directions), 2) <= population
     np.testing.assert_allclose(directions.sum(axis=1), 1)
+
+
+def test_a_ladder_takes_the_place_of_random_merges():
+    ground = Ground(("math", "code", "law"), (False, True, True, False))
+    plain, ladder = (
+        LineageSampling(ground, 0.6, rungs).do(None, 16, random_state=np.random.default_rng(0)) for rungs in (0, 3)
+    )
+    rungs = ladder[9:12]
+    assert [individual.get("origin").operator for individual in rungs] == ["pruned average"] * 3
+    assert [individual.X[0].input.sparsity[1] for individual in rungs] == pytest.approx([0.2, 0.4, 0.6])
+    assert [i.X[0] for i in ladder[:9]] == [i.X[0] for i in plain[:9]]
+    assert [i.get("origin").operator for i in ladder[12:]] == ["random merge"] * 4
+    assert len(LineageSampling(ground, 0.6, 50).do(None, 11, random_state=np.random.default_rng(0))) == 11
