@@ -131,6 +131,16 @@ def test_every_algorithm_resumes_as_if_it_had_never_stopped(tmp_path, name):
             assert broken.run(24) == whole
 
 
+def test_what_is_known_is_recalled_and_not_asked_for_again(tmp_path, monkeypatch):
+    setup = Setup(tmp_path / "s", searcher=SEARCHERS["tpe"])
+    setup.run(12)
+    asked = []
+    ask = OptunaSearcher.ask
+    monkeypatch.setattr(OptunaSearcher, "ask", lambda self, n: asked.append(n) or ask(self, n))
+    setup.run(14)
+    assert asked == [1, 1]
+
+
 class Racing(Landscape):
     """Stops what the front it is given dominates; the front's size is told, so that another front is another result."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optuna
 import pytest
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, of_accuracy
@@ -139,6 +140,7 @@ def test_a_forgetful_sampler_recalls_without_thinking(landscape, monkeypatch):
         patched.setattr("optuna.samplers.TPESampler.sample_independent", lambda *a: pytest.fail("it thought"))
         for proposal, evaluation in history:
             assert again.recall(proposal.vector) == proposal
+            assert isinstance(again._study.sampler, optuna.samplers.RandomSampler), "a Gaussian process would think"
             again.tell(proposal, evaluation)
     assert again.ask(1) == first.ask(1)
 
