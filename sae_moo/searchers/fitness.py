@@ -24,32 +24,28 @@ def instance_weights(evaluation: Evaluation) -> Array:
     return np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
 
 
-def shares(scores: Array, alpha: float = 1.0) -> Array:
-    """Divide each instance's credit among the candidates that solve it: ``s_ij / z_j``, ``z_j = (sum_i s_ij)^alpha``.
+def credit(scores: Array, alpha: float = 1.0, weight: Array | None = None) -> Array:
+    """Return what solving each instance is worth: ``w_j / z_j``, ``z_j = (sum_i s_ij)^alpha``; shape (instances,).
 
     Args:
         scores: shape (candidates, instances), in [0, 1].
         alpha: strength of the competition; 0 is none.
+        weight: how much each instance counts, 1 on average, shape (instances,); None is 1 for all. The credit is
+            weighted, since weighting scores would cancel in ``s_ij / z_j``.
 
     Returns:
-        Same shape. An instance that nobody solves gives nobody anything (z = 1 there).
+        Finite: an instance that nobody solves has z = 1, and gives nobody anything.
     """
     total = scores.sum(axis=0)
     z = np.where(total == 0, 1.0, total) ** alpha
-    return np.divide(scores, z)
+    result: Array = (1.0 if weight is None else weight) / z
+    return result
 
 
 def competition(scores: Array, alpha: float = 1.0, weight: Array | None = None) -> Array:
-    """Return ``F_i = sum_j s_ij / z_j / M^alpha`` for M instances; shape (candidates,).
-
-    Args:
-        scores: shape (candidates, instances), in [0, 1].
-        alpha: strength of the competition.
-        weight: how much each instance counts, 1 on average, shape (instances,); None is 1 for all. The share of an
-            instance is weighted, since weighting scores would cancel in ``s_ij / z_j``.
-    """
-    share = shares(scores, alpha)
-    result: Array = (share if weight is None else share * weight).sum(axis=1) / scores.shape[1] ** alpha
+    """Return ``F_i = sum_j s_ij w_j / z_j / M^alpha`` for M instances; shape (candidates,). See `credit`."""
+    # einsum, not @: what a study replays must not hang on how many threads a matrix product takes
+    result: Array = np.einsum("ij,j->i", scores, credit(scores, alpha, weight)) / scores.shape[1] ** alpha
     return result
 
 
@@ -80,7 +76,7 @@ def total(
     Args:
         scores: shape (candidates, instances).
         sparsity: shape (candidates,) for the global form or (candidates, groups) for the local one.
-        weight: how much each instance counts; see `competition`.
+        weight: how much each instance counts; see `credit`.
         omega: weight of accuracy.
         beta: weight of sparsity.
         tau: temperature of the sparsity score.
@@ -97,15 +93,14 @@ def total(
 
 
 def attraction(scores: Array, first: int, weight: Array | None = None, alpha: float = 1.0) -> Array:
-    """Return how much each candidate complements one: ``sum_j max(0, s_bj/z_j - s_aj/z_j)``; shape (candidates,).
+    """Return how much each candidate complements one: ``sum_j max(0, s_bj - s_aj) w_j / z_j``; shape (candidates,).
 
     Args:
         scores: shape (candidates, instances).
         first: row of the candidate a partner is sought for.
-        weight: how much each instance counts; see `competition`.
+        weight: how much each instance counts; see `credit`.
         alpha: strength of the competition.
     """
-    share = shares(scores, alpha)
-    gain = np.maximum(0.0, share - share[first])
-    result: Array = (gain if weight is None else gain * weight).sum(axis=1)
+    gain = np.maximum(0.0, scores - scores[first])
+    result: Array = np.einsum("ij,j->i", gain, credit(scores, alpha, weight))
     return result

@@ -152,6 +152,7 @@ class SaeSearcher:
             check_first(evaluations)
             self._weight = fitness.instance_weights(next(each for each in evaluations if each.ok))
             self._members = [self._member(each) for each in evaluations if each.ok]
+            self._scores = np.stack([member.scores for member in self._members])
             self._score()
 
     def _child(self) -> Proposal:
@@ -209,10 +210,12 @@ class SaeSearcher:
     def _enter(self, evaluation: Evaluation) -> None:
         """Add a member, compute all scores anew, and let the worst leave if there are too many."""
         self._members.append(self._member(evaluation))
+        self._scores = np.vstack([self._scores, self._members[-1].scores])
         self._score()
         if len(self._members) > self._settings.size:
             worst = max(range(len(self._members)), key=lambda i: (self._members[i].violation, -self._total[i]))
             del self._members[worst]
+            self._scores = np.delete(self._scores, worst, axis=0)
             self._score()
 
     def _member(self, evaluation: Evaluation) -> _Member:
@@ -227,7 +230,6 @@ class SaeSearcher:
     def _score(self) -> None:
         """Compute the scores of all members anew."""
         s = self._settings
-        self._scores = np.stack([member.scores for member in self._members])
 
         def total(sparsity: Sequence[float | Array]) -> Array:
             return fitness.total(self._scores, np.array(sparsity), self._weight, s.omega, s.beta, s.tau, s.alpha)

@@ -45,7 +45,8 @@ def individual(name="math", scores=(1.0, 0.0), group_sparsity=(0.0, 0.2, 0.6, 0.
 
 def test_fitness_of_known_scores():
     scores = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    assert fitness.shares(scores).tolist() == [[0.5, 1.0, 0.0], [0.5, 0.0, 0.0]]
+    assert fitness.credit(scores).tolist() == [0.5, 1.0, 1.0]
+    assert fitness.credit(scores, 2.0, np.array([2.0, 0.5, 0.5])).tolist() == [0.5, 0.5, 0.5]
     assert fitness.competition(scores).tolist() == pytest.approx([1.5 / 3, 0.5 / 3])
     assert fitness.competition(scores, alpha=0).tolist() == [2.0, 1.0]
     assert fitness.attraction(scores, 0).tolist() == [0.0, 0.0]
