@@ -156,7 +156,7 @@ def test_failures_do_not_enter_the_archive_and_scores_of_other_questions_are_an_
     searcher.tell(child, Evaluation(child.recipe, reason="pruning raised"))
     assert searcher._members == before
     (child,) = searcher.ask(1)
-    with pytest.raises(ValueError, match="same shape"):
+    with pytest.raises(ValueError, match="must match exactly"):
         searcher.tell(child, Evaluation(child.recipe, {"a": (1.0,), "b": (0.0,)}, 0.1, (0.0,) * 4))
 
 
