@@ -204,7 +204,7 @@ STUDIES = sorted(path for path in Path(__file__).parents[2].glob("studies/*/*.ya
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_studies_run(study, tmp_path, monkeypatch):
     """Every comparison among the studies, at its smallest, where its models are at hand."""
     parsed = Config.load(study)
