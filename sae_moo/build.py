@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from sae_moo.algorithms import OPTUNA
 from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
-from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
+from sae_moo.config import MOST_SPARSE, Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
@@ -50,8 +51,6 @@ from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
-
-MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ class Bench:
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer(config, pool, tasks, device)  # refused here if it cannot be
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
-        ground = bench.ground()
-        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), pool)
+        bench.check()
         return bench
 
     def configured(self, config: Config) -> Bench:
@@ -103,7 +101,14 @@ class Bench:
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
-        return replace(self, config=config, calibration=calibrated)
+        bench = replace(self, config=config, calibration=calibrated)
+        bench.check()
+        return bench
+
+    def check(self) -> None:
+        """Raise InputError if the experts cannot be pruned as configured."""
+        ground = self.ground()
+        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
 
     def anchors(self) -> dict[str, list[int]]:
         """Choose the instances that stand for all, by what the experts and the base answer to whole tasks.
@@ -178,7 +183,8 @@ class Bench:
         writer = self.config.evaluation.generation
         known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
         sae = self.config.search.sae
-        measure = None if sae is None or sae.measure == "zeros" else sae.measure
+        measured = self.config.search.algorithm.startswith("sae-") and sae is not None and sae.measure != "zeros"
+        measure = sae.measure if measured and sae is not None else None
         return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known, measure)
 
     @property
@@ -304,8 +310,14 @@ def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str,
     longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Generation)), default=0)
     if not longest:
         return Scorer(tasks, device, tokenizer, blocks)
-    engine = Engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
+    engine = _engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
     return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
+
+
+@cache
+def _engine(folder: Path, dtype: str, device: str, length: int) -> Engine:
+    """Return the engine of this process: it lives as long, and memory holds one. Weights are loaded before each use."""
+    return Engine(folder, dtype, device, length)
 
 
 def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
 from sae_moo.explore.figures import Curve, draw_progress
 from sae_moo.materializer import materialize
-from sae_moo.run import RUNS, Run
+from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.ratio import Gains
 from sae_moo.storage import packed, unpacked
 
@@ -158,18 +159,25 @@ def jobs_of(config: Config) -> list[Job]:
 def run_cell(config: Config, job: Job, folder: Path) -> None:
     """Run or resume one search and judge its front on the test split; see `run`."""
     cell = config.cell(job.method, job.seed)
+    place = folder / cell.study.name
+    made, budget = _evaluations(Run.open(place)) if (place / POINTER).is_file() else 0, cell.search.evaluations
+    if made > budget:  # looked at before the study is told of another budget
+        raise InputError(f"{job}: {place} holds {made} evaluations, the budget is {budget}; use another study.name")
     bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
     bench = bench.configured(cell)
     try:
         found = jobs.search(cell, root=folder, bench=bench)
     except InputError as error:
-        raise InputError(f"{job}: {error}") from error
-    made, budget = len(found.trials()), cell.search.evaluations
-    if made > budget:
+        text = str(error).replace("use another study.name, or --fresh to put the old run aside", "")
         raise InputError(
-            f"{job}: {found.folder} holds {made} evaluations, the budget is {budget}; use another study.name"
-        )
+            f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place}"
+        ) from error
     _judge(found, bench)
+
+
+def _evaluations(found: Run) -> int:
+    """Return how many evaluations of a run have ended."""
+    return sum(record.told is not None for record in found.trials())
 
 
 @cache
@@ -198,7 +206,8 @@ def _finished(config: Config, job: Job, folder: Path) -> bool:
     if not (place / JUDGED).is_file():
         return False
     found = Run.open(place)
-    complete = len(found.trials()) >= cell.search.evaluations or not ALGORITHMS[cell.search.algorithm].spaces
+    made, budget = _evaluations(found), cell.search.evaluations
+    complete = made == budget or (made < budget and not ALGORITHMS[cell.search.algorithm].spaces)
     same = not differences(_settings(found.config), _settings(cell))
     judged = json.loads((place / JUDGED).read_text(encoding="utf-8"))
     return complete and same and all(record.digest in judged for record in found.front())
@@ -249,8 +258,10 @@ def _run_apart(
             for sentinel in wait(list(out)):
                 process, job, receiver = out.pop(sentinel)
                 process.join()
-                died = ("failed", f"its process died (exit code {process.exitcode})")
-                kind, text = receiver.recv() if receiver.poll() else died
+                try:
+                    kind, text = receiver.recv()
+                except EOFError:  # it said nothing
+                    kind, text = "failed", f"its process died (exit code {process.exitcode})"
                 if kind == "input":
                     raise InputError(text)
                 if kind == "interrupted":
@@ -265,6 +276,7 @@ def _run_apart(
 def _work(document: dict[str, Any], directory: str, place: int, folder: str, threads: int, answer: Connection) -> None:
     """Run one search in this process and say how it went."""
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         config = Config.from_dict(document, directory)
         failure = _failure(lambda: run_cell(config, jobs_of(config)[place], Path(folder)))
@@ -275,6 +287,14 @@ def _work(document: dict[str, Any], directory: str, place: int, folder: str, thr
         answer.send(("interrupted", ""))
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, whatever became of it: nothing stored is lost by that."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], folder: Path) -> Comparison:
     assert config.compare is not None
     section = config.compare
@@ -283,7 +303,8 @@ def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], f
     if reference not in {cell.method for cell in cells}:
         raise RunError(f"every search of the reference {reference} failed: {'; '.join(dict.fromkeys(failed.values()))}")
     objectives = config.objective_list()
-    methods = compare(cells, objectives, reference, section.thresholds, section.resamples)
+    once = [m.name for m in section.named if not ALGORITHMS[config.cell(m, 0).search.algorithm].seeded]
+    methods = compare(cells, objectives, reference, section.thresholds, section.resamples, unseeded=once)
     files = tuple(folder / f"{RESULTS}.{ending}" for ending in ("json", "csv", "md", "png"))
     found = Comparison(
         config.study.name, folder, reference, methods, cells, dict(failed), tuple(o.name for o in objectives), files
@@ -312,7 +333,8 @@ def _cell(job: Job, found: Run) -> Cell:
         assert record.evaluation is not None
         scores = {task: np.array(unpacked(row)) for task, row in judged[record.digest].items()}
         front.append(Point(record.number, accuracy(record.values), record.evaluation.sparsity, scores))
-    seconds = sum(r.evaluation.seconds_merge + r.evaluation.seconds_score for r in records if r.evaluation is not None)
+    own = [r.evaluation for r in records if r.evaluation is not None and r.repeats is None]
+    seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
     return Cell(job.method.name, job.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
 
 
@@ -371,7 +393,7 @@ def markdown(found: Comparison) -> str:
         "",
         "Test split. Models are chosen by the search split; the hypervolume is that of the front above the origin of "
         f"({', '.join(found.objectives)}). Mean over seeds ± half the 95 % t interval; differences from "
-        f"{found.reference} with 95 % intervals bootstrapped over instances and seeds.",
+        f"{found.reference}, paired, with 95 % intervals and p over seeds (Student's t) and instances (bootstrap).",
         "",
         "| method | seeds | evaluations | seconds | " + " | ".join(quantities) + " |",
         "|---" * (len(quantities) + 4) + "|",
@@ -380,14 +402,20 @@ def markdown(found: Comparison) -> str:
         own = [cell for cell in found.cells if cell.method == name]
         evaluations, seconds = (np.mean([getattr(c, key) for c in own]) for key in ("evaluations", "seconds"))
         cells = [value_text(summaries[quantity]) for quantity in quantities]
-        lines.append(f"| {name} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {_cell_text(name)} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |"
+        )
     told = [q for q in quantities if q != "sparsity" and not q.startswith("accuracy on ")]
     lines += ["", f"| minus {found.reference} | " + " | ".join(told) + " |", "|---" * (len(told) + 1) + "|"]
     for name, summaries in found.methods.items():
         if name != found.reference:
-            lines.append(f"| {name} | " + " | ".join(difference_text(summaries[q]) for q in told) + " |")
+            lines.append(f"| {_cell_text(name)} | " + " | ".join(difference_text(summaries[q]) for q in told) + " |")
     lines += [f"\nfailed: {job}: {why}" for job, why in found.failed.items()]
     return "\n".join(lines) + "\n"
+
+
+def _cell_text(name: str) -> str:
+    return name.replace("|", "\\|")
 
 
 def value_text(summary: Summary) -> str:

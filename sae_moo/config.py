@@ -21,6 +21,7 @@ from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
 from sae_moo.recipe import BASE, SCOPES, pattern
 from sae_moo.schedule import ADAPTIVE, SHAPES
 
+MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -378,16 +379,24 @@ class Config(_Section):
         """
         raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
         search = {**raw.get("search", {}), **method.search}
-        algorithm = ALGORITHMS.get(search.get("algorithm", "nsga2"), ALGORITHMS["nsga2"])
+        named = search.get("algorithm", "nsga2")
+        algorithm = ALGORITHMS.get(named if isinstance(named, str) else "", ALGORITHMS["nsga2"])
         for key in SETTINGS:
             if key not in algorithm.reads and key not in method.search:
                 search.pop(key, None)
         if algorithm.scalar is False and "weights" not in method.search:
             search.pop("weights", None)
         space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
-        raw |= {"search": search, "space": {**space, **method.space}}
+        space |= method.space
+        over = space.get("kind") or (*algorithm.spaces, None)[0]
+        if over != "lineage" and "operators" not in method.search:
+            search.pop("operators", None)
+        raw |= {"search": search, "space": space}
         for section in ("pruning", "annealing"):
             raw[section] = {**raw.get(section, {}), **getattr(method, section)}
+        unread = raw["annealing"].get("schedule") == ADAPTIVE and (over != "lineage" or not algorithm.anneals)
+        if unread and method.annealing.get("schedule") != ADAPTIVE:
+            del raw["annealing"]["schedule"]
         raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
         return Config.from_dict(raw, self.directory)
 
@@ -597,6 +606,21 @@ def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iter
         yield ("search", "operators"), "is for space.kind: lineage"
     if space.get("sparsity") is not None and over != "coefficients":
         yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
+    sae = _as(dict, search.get("sae"))
+    if sae.get("omega", 0.5) == 0 and sae.get("beta", 0.5) == 0:
+        yield ("search", "sae", "omega"), "expected omega or beta above 0, got 0 for both"
+    for key in sae if name == "m2n2" else ():
+        if key not in ("alpha", "matchmaker"):
+            yield ("search", "sae", key), "is for sae-global, sae-local; m2n2 reads alpha and matchmaker"
+    fixed, most = space.get("sparsity"), _as(dict, _as(dict, raw.get("constraints")).get(SPARSITY)).get("max")
+    least = min([each for each in (most, MOST_SPARSE) if isinstance(each, (int, float))])
+    if isinstance(fixed, (int, float)) and fixed > least:
+        yield ("space", "sparsity"), f"expected at most {least:g}, got {fixed:g}"
+    experts, population = _as(dict, _as(dict, raw.get("models")).get("experts")), search.get("population", 24)
+    swarm = name == "pso" and _as(dict, search.get("pso")).get("flavour") == "pso-merging"
+    if swarm and isinstance(population, int) and population < 2 * len(experts) + 1:
+        need = f"expected at least {2 * len(experts) + 1}: base, experts and sparsified experts"
+        yield ("search", "population"), f"{need}; got {population}"
     if _as(dict, raw.get("annealing")).get("schedule") == ADAPTIVE and (not algorithm.anneals or over != "lineage"):
         yield ("annealing", "schedule"), f"expected a fixed one; algorithm: {name} has no cycles that could adapt"
     if _as(dict, raw.get("evaluation")).get("racing") is not None and not algorithm.races:
@@ -629,6 +653,8 @@ def _compare_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     for i, entry in enumerate(_as(list, section.get("methods"))):
         key: Key = ("compare", "methods", i)
         name = _as(dict, entry).get("name", entry if isinstance(entry, str) else None)
+        if isinstance(entry, str) and not 1 <= len(entry) <= 60:
+            yield key, f"expected the name of an algorithm, got {entry!r}"
         if isinstance(name, str):
             if slug(name) in map(slug, names):
                 yield key, f"expected every method once, with a name of its own, got {name!r} again"

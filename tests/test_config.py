@@ -85,7 +85,7 @@ serch: 3
         f"c.yaml:12: search.algorithm: expected one of {', '.join(ALGORITHMS)}, got 'nsga4' (did you mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
-        "constraints, space, pruning, annealing, search, evaluation, executor",
+        "constraints, space, pruning, annealing, search, evaluation, executor, compare",
     ]
     assert found == expected
 
@@ -280,6 +280,10 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["objectives=[sparsity]", "search.algorithm=pso"], "objectives: algorithm: pso needs one that is scored on tasks, or search.weights"),
         (["models.experts={math: zoo:math}", "search.algorithm=slerp"], "search.algorithm: slerp merges pairs of experts; there is one expert"),
         (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of omega, beta, alpha, tau, measure, matchmaker"),
+        (["search.sae={omega: 0, beta: 0}", "search.algorithm=sae-local"], "search.sae.omega: expected omega or beta above 0, got 0 for both"),
+        (["search.sae.beta=0.2", "search.algorithm=m2n2"], "search.sae.beta: is for sae-global, sae-local; m2n2 reads alpha and matchmaker"),
+        (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
+        (["search.pso.flavour=pso-merging", "search.algorithm=pso", "search.population=4", "models.experts.a=zoo:lingua"], "search.population: expected at least 5: base, experts and sparsified experts; got 4"),
         (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got list"),
         (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
     ],

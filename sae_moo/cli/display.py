@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -184,7 +185,7 @@ class CompareView:
             seconds = time.monotonic() - self._began[name]
             how = "" if step.what == "done" else f" failed: {step.what}"
             self._console.print(
-                f"{step.done}/{step.total}  {name}  {seconds:.0f} s{how}", highlight=False, soft_wrap=True
+                f"{step.done}/{step.total}  {name}  {seconds:.0f} s{how}", highlight=False, soft_wrap=True, markup=False
             )
 
 
@@ -201,8 +202,8 @@ def comparison_tables(found: Comparison) -> list[Table]:
     for name, summaries in found.methods.items():
         own = [cell for cell in found.cells if cell.method == name]
         spent = [f"{sum(getattr(cell, key) for cell in own) / len(own):.0f}" for key in ("evaluations", "seconds")]
-        table.add_row(name, str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
-    differences = _table(f"minus {found.reference}: 95 % interval and p by bootstrap over instances and seeds")
+        table.add_row(escape(name), str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
+    differences = _table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
     told = [name for name in shown if name != "sparsity"]
     for name in ("method", *told):
         differences.add_column(
@@ -210,7 +211,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
         )
     for name, summaries in found.methods.items():
         if name != found.reference:
-            differences.add_row(name, *(difference_text(summaries[quantity]) for quantity in told))
+            differences.add_row(escape(name), *(difference_text(summaries[quantity]) for quantity in told))
     return [table, differences]
 
 

@@ -467,7 +467,7 @@ def _among(right: Any, choices: Sequence[str]) -> bool:
     """Say whether a right answer, by number or text or several of them, is one of the choices."""
     if isinstance(right, (list, tuple)):
         return any(_among(each, choices) for each in right)
-    if isinstance(right, (int, np.integer)) and not isinstance(right, bool):
+    if isinstance(right, (int, np.integer)):  # a truth value is a number to the harness too
         return bool(0 <= right < len(choices))
     return right in choices
 

@@ -2,14 +2,17 @@
 
 A method's model is always chosen by the search split and judged by the test split. Two kinds of chance are in every
 number: which instances were asked, the same for all methods, and which seeds were run. Intervals of a method's own mean
-are over seeds (Student's t); differences from a reference method are bootstrapped over both, paired in both.
+are over seeds (Student's t). Differences from a reference method are paired in both, and their variance is a sum of
+two: of the mean over seeds, from the differences of single seeds, and over instances, by bootstrap. Few seeds have few
+degrees of freedom (Welch 1947, Satterthwaite 1946), so that three that agree are no proof.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ from sae_moo.objectives import Objective
 from sae_moo.pareto import hypervolume
 
 Array = NDArray[np.float64]
+Found: TypeAlias = Mapping[int, tuple[Mapping[str, Array], Mapping[str, Array]]]
+"""Seed -> quantity -> value, as it is and under resampled instances."""
 ACCURACY, HYPERVOLUME, SPARSITY_OF_CHOSEN = "accuracy", "hypervolume", "sparsity"
 
 
@@ -67,14 +72,16 @@ class Difference:
 
     Args:
         mean: over seeds.
-        low, high: ends of its 95 % interval, bootstrapped over instances and seeds.
-        p: two-sided; the share of resamples on the other side of zero, doubled.
+        low, high: ends of its 95 % interval, over seeds and instances; over instances alone for a single seed.
+        p: two-sided, of the same statistic.
+        seeds: how many seeds were paired.
     """
 
     mean: float
     low: float
     high: float
     p: float
+    seeds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ def compare(
     thresholds: Sequence[float] = (0.0, 0.3, 0.5, 0.6),
     resamples: int = 2000,
     seed: int = 0,
+    unseeded: Collection[str] = (),
 ) -> dict[str, dict[str, Summary]]:
     """Return method -> quantity -> what it was, on the test split.
 
@@ -121,6 +129,7 @@ def compare(
         thresholds: sparsities, ascending, each in [0, 1).
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        unseeded: methods whose seed changes nothing: their one cell stands beside every seed of the others.
 
     Raises:
         ValueError: if the reference has no cell, or cells were scored on different instances.
@@ -133,17 +142,26 @@ def compare(
     rng = np.random.default_rng(seed)
     weights = {task: rng.multinomial(n, np.full(n, 1 / n), size=resamples).T / n for task, n in sizes.items()}
     whole = {task: np.full((n, 1), 1 / n) for task, n in sizes.items()}
-    found: dict[str, dict[int, tuple[dict[str, Array], dict[str, Array]]]] = {name: {} for name in methods}
+    found: dict[str, dict[int, tuple[Mapping[str, Array], Mapping[str, Array]]]] = {name: {} for name in methods}
     for cell in cells:
         if any({t: len(r) for t, r in point.scores.items()} != sizes for point in cell.front):
             raise ValueError(f"{cell.method}, seed {cell.seed}: scored on other instances than the first method")
-        quantities = (_quantities(cell, objectives, thresholds, w) for w in (whole, weights))
-        found[cell.method][cell.seed] = tuple(quantities)  # type: ignore[assignment]
+        now = _quantities(cell, objectives, thresholds, whole, 1)
+        found[cell.method][cell.seed] = now, _quantities(cell, objectives, thresholds, weights, resamples)
     seeds = sorted({cell.seed for cell in cells})
-    drawn = rng.integers(len(seeds), size=(resamples, len(seeds)))
+
+    def beside_all(name: str) -> Found:
+        own = found[name]
+        return dict.fromkeys(seeds, next(iter(own.values()))) if name in unseeded else own
+
     return {
         name: {
-            quantity: _summary(found[name], None if name == reference else found[reference], quantity, seeds, drawn)
+            quantity: Summary(
+                values := tuple(float(found[name][s][0][quantity][0]) for s in sorted(found[name])),
+                float(np.mean(values)),
+                _half(values),
+                None if name == reference else _difference(beside_all(name), beside_all(reference), quantity),
+            )
             for quantity in next(iter(found[name].values()))[0]
         }
         for name in methods
@@ -151,10 +169,9 @@ def compare(
 
 
 def _quantities(
-    cell: Cell, objectives: Sequence[Objective], thresholds: Sequence[float], weights: Mapping[str, Array]
+    cell: Cell, objectives: Sequence[Objective], thresholds: Sequence[float], weights: Mapping[str, Array], columns: int
 ) -> dict[str, Array]:
     """Return quantity -> value under each column of instance weights, shape (columns,)."""
-    columns = next(iter(weights.values())).shape[1] if weights else 1
     tasks = {task: np.stack([p.scores[task] for p in cell.front]) @ w for task, w in weights.items() if cell.front}
     sparsity = np.array([point.sparsity for point in cell.front])
     values = [  # (points, columns) per objective
@@ -184,32 +201,27 @@ def _quantities(
     return result
 
 
-Found = Mapping[int, tuple[Mapping[str, Array], Mapping[str, Array]]]
+def _half(values: Sequence[float]) -> float:
+    """Return half the width of a mean's 95 % t interval; NaN for a single value."""
+    if len(values) < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def _summary(
-    method: Found, reference: Found | None, quantity: str, seeds: Sequence[int], drawn: NDArray[np.int64]
-) -> Summary:
-    own = [float(method[seed][0][quantity][0]) for seed in sorted(method)]
-    half = math.nan
-    if len(own) > 1:
-        half = float(stats.t.ppf(0.975, len(own) - 1) * np.std(own, ddof=1) / math.sqrt(len(own)))
-    difference = None
-    if reference is not None:
-        pairs = [seed for seed in seeds if _of(method, seed) is not None and _of(reference, seed) is not None]
-        if pairs:
-            rows = [(_of(method, seed), _of(reference, seed)) for seed in pairs]
-            now = [float(a[0][quantity][0] - b[0][quantity][0]) for a, b in rows]  # type: ignore[index]
-            resampled = np.stack([a[1][quantity] - b[1][quantity] for a, b in rows])  # type: ignore[index]
-            picks = drawn[:, : len(pairs)] % len(pairs)
-            means = resampled[picks.T, np.arange(len(drawn))].mean(axis=0)
-            low, high = (float(each) for each in np.quantile(means, (0.025, 0.975)))
-            tail = min((means <= 0).sum(), (means >= 0).sum())
-            p = min(1.0, 2.0 * (int(tail) + 1) / (len(means) + 1))
-            difference = Difference(float(np.mean(now)), low, high, p)
-    return Summary(tuple(own), float(np.mean(own)), half, difference)
-
-
-def _of(found: Found, seed: int) -> tuple[Mapping[str, Array], Mapping[str, Array]] | None:
-    """Return a method's result for a seed; its only one where the seed changes nothing."""
-    return next(iter(found.values())) if len(found) == 1 else found.get(seed)
+def _difference(method: Found, reference: Found, quantity: str) -> Difference | None:
+    """Return a method minus the reference over the seeds that both have; None if they share none."""
+    seeds = [seed for seed in method if seed in reference]
+    if not seeds:
+        return None
+    now = np.array([method[seed][0][quantity][0] - reference[seed][0][quantity][0] for seed in seeds])
+    resampled = np.mean([method[seed][1][quantity] - reference[seed][1][quantity] for seed in seeds], axis=0)
+    mean, count = float(now.mean()), len(seeds)
+    over_instances = float(resampled.var(ddof=1))
+    over_seeds = float(now.var(ddof=1)) / count if count > 1 else 0.0
+    spread = math.sqrt(over_instances + over_seeds)
+    if spread == 0.0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, count)
+    # Welch-Satterthwaite; the bootstrap's own degrees of freedom are beyond count
+    freedom = math.inf if over_seeds == 0.0 else spread**4 / (over_seeds**2 / (count - 1))
+    reach = float(stats.t.ppf(0.975, freedom)) * spread
+    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / spread, freedom)), count)

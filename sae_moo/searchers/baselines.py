@@ -74,7 +74,8 @@ class OneShotSearcher:
         merges = variants(method, ground, self._settings, seed)
         if not merges:
             raise ValueError(f"method: {method} merges two experts, got {len(ground.experts)}")
-        self._merges = [Proposal(ground.candidate(merge), operator=method.replace("_", " ")) for merge in merges]
+        different = dict.fromkeys(ground.candidate(merge) for merge in merges)
+        self._merges = [Proposal(merge, operator=method.replace("_", " ")) for merge in different]
         self._waiting = deque(self._merges)
         self._told: dict[Recipe, Evaluation] = {}
 
@@ -91,12 +92,16 @@ class OneShotSearcher:
             return
         evaluations = [self._told[each.recipe] for each in self._merges]
         check_first(evaluations)
-        best = min(evaluations, key=lambda e: loss(self._objectives, self._weights, self._constraints, e))
+        # what pruning is for does not choose what is pruned: all dense merges break a least sparsity alike
+        limits = [constraint for constraint in self._constraints if constraint.objective.tasks]
+        best = min(evaluations, key=lambda e: loss(self._objectives, self._weights, limits, e))
         ground = self._ground
+        asked = {best.recipe}
         for level in self._settings.levels:
-            pruned = ground.pruned(best.recipe, np.full(ground.groups, level))
-            if pruned != best.recipe and level <= ground.most:
-                self._waiting.append(Proposal(ground.candidate(pruned), (best.recipe,), "pruned", 1, {"level": level}))
+            pruned = ground.candidate(ground.pruned(best.recipe, np.full(ground.groups, level)))
+            if pruned not in asked and level <= ground.most:
+                asked.add(pruned)
+                self._waiting.append(Proposal(pruned, (best.recipe,), "pruned", 1, {"level": level}))
 
 
 def variants(method: str, ground: Ground, settings: OneShot, seed: int) -> list[Recipe]:

@@ -115,8 +115,8 @@ class SaeSearcher:
         schedule = Schedule() if schedule is None else schedule
         self._ratio = AnnealedRatio(schedule, objectives, constraints)
         self._sparsest = schedule.high if self._settings.crossover == "zero-aware" else 0.0
-        first = ground.first(self._settings.size, self._rng, self._sparsest)
-        self._firsts = [Proposal(recipe, operator=operator) for operator, recipe in first]
+        first = {recipe: operator for operator, recipe in ground.first(self._settings.size, self._rng, self._sparsest)}
+        self._firsts = [Proposal(recipe, operator=operator) for recipe, operator in first.items()]
         self._waiting = deque(self._firsts)
         self._told: dict[Recipe, Evaluation] = {}  # of the first ones
         self._members: list[_Member] = []

@@ -185,7 +185,7 @@ class CoefficientSpace:
         sparsity: float | None = None,
     ) -> None:
         self.ground = ground
-        self.sparsity = sparsity
+        self.sparsity = sparsity = 0.0 if ground.most == 0.0 else sparsity
         self.weights = ground.rows * len(ground.experts)
         self.ratios = 0 if sparsity is not None else 1 if ground.one_ratio else sum(ground.prunable)
         self.n_var = self.weights + self.ratios

@@ -50,7 +50,7 @@ def test_everything_that_is_promised(config, here):
     assert nsga["evaluations"] == [9, 9]
     assert swarm["quantities"]["sparsity"]["values"] == [0.0, 0.0]
     assert nsga["quantities"]["accuracy"]["difference"] is None
-    assert set(swarm["quantities"]["accuracy"]["difference"]) == {"mean", "low", "high", "p"}
+    assert set(swarm["quantities"]["accuracy"]["difference"]) == {"mean", "low", "high", "p", "seeds"}
     assert once["quantities"]["accuracy"]["interval"] is None
     folder = here / "runs" / "tiny"
     assert {p.name for p in folder.iterdir()} == {
@@ -118,11 +118,14 @@ def test_an_unfinished_search_is_resumed(config, here):
 
 def test_a_smaller_budget_is_no_equal_one(config, here):
     call("compare", "compare.yaml")
-    error = refused("compare", "compare.yaml", "--set", "search.evaluations=8")
+    for _ in range(2):  # and again: nothing was written
+        error = refused("compare", "compare.yaml", "--set", "search.evaluations=8")
     assert "nsga2, seed 0: runs/tiny/nsga2-0 holds 9 evaluations, the budget is 8; use another study.name" in error
     error = refused("compare", "compare.yaml", "--set", "annealing.high=0.5")
     assert "nsga2, seed 0: runs/tiny/nsga2-0: the study was made under other settings" in error
     assert "annealing.high: the study has 0.6, now it is 0.5" in error
+    assert "give the comparison another study.name, or remove runs/tiny/nsga2-0" in error
+    assert "--fresh" not in error
 
 
 def test_apart_and_together_give_the_same(config, here):
@@ -136,6 +139,42 @@ def test_apart_and_together_give_the_same(config, here):
         for each in (together, json.loads(apart.stdout))
     ]
     assert values[0] == values[1]
+
+
+def test_a_process_that_dies_fails_its_search_only(config, here, monkeypatch):
+    dying = here / "sitecustomize.py"  # found by every process started from here
+    dying.write_text(
+        "import sys, threading\n"
+        "def watch():\n"
+        "    import os, time\n"
+        "    while True:\n"
+        "        time.sleep(0.005)\n"
+        "        if os.path.isdir('runs/tiny/swarm-dense-0') and 'spawn_main' in ' '.join(sys.orig_argv):\n"
+        "            if os.path.exists('runs/tiny/swarm-dense-0/search.lock'):\n"
+        "                if open('runs/tiny/swarm-dense-0/search.lock').read().strip() == str(os.getpid()):\n"
+        "                    os.kill(os.getpid(), 9)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    result = call("compare", "compare.yaml", "--workers", "2", "--set", "compare.seeds=1", code=1)
+    assert "swarm, dense, seed 0: its process died (exit code -9)" in result.stderr
+    assert (here / "runs" / "tiny" / "task-arithmetic-0" / "test.json").exists()
+
+
+def test_a_name_may_hold_what_tables_are_made_of(config, here):
+    result = call("compare", "compare.yaml", "--set", "compare.methods.1.name='[dim]a|b'", "--set", "compare.seeds=1")
+    assert "[dim]a|b" in result.stdout
+    assert r"| [dim]a\|b | 1 |" in (here / "runs" / "tiny" / "compare.md").read_text()
+
+
+def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
+    changes = ["annealing.schedule=adaptive", "search.operators.split=0.1", "search.pace=steady-state"]
+    parsed = Config.load(config, changes)
+    cells = {method.name: parsed.cell(method, 0) for method in parsed.compare.named}
+    assert cells["nsga2"].annealing.schedule == "adaptive"
+    assert cells["nsga2"].search.operators.split == 0.1
+    assert cells["swarm, dense"].annealing.schedule == "cosine"
+    assert cells["swarm, dense"].search.operators is None
 
 
 def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
@@ -165,6 +204,8 @@ def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, m
         ("compare.methods.1.serch={}", "compare.methods[1].serch: no such key (did you mean 'search'?)"),
         ("tasks.0.test=0", "tasks[0].test: a comparison judges on the test split"),
         ("study.storage=sqlite:///x.db", "study.storage: a comparison keeps every search in a journal of its own"),
+        ("compare.methods.0={name: x, search: {algorithm: [a]}}", "compare.methods[0]: x: search.algorithm: expected"),
+        ("compare.methods.0=''", "compare.methods[0]: expected"),
         ("compare.seeds=0", "compare.seeds: expected greater than or equal to 1, got 0"),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from sae_moo.checkpoint import Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.harness import HarnessTask, Settings, _among
 from sae_moo.evaluate.task import Answer, Generation, Request
 from sae_moo.experts import ExpertPool
 
@@ -410,6 +410,13 @@ def test_documents_without_a_right_answer_among_the_choices_are_told(folder, tmp
     told = [r.getMessage() for r in caplog.records if "among the choices" in r.getMessage()]
     assert told
     assert all(re.match(r"task c: in [1-9] of 10 documents, e.g. \d+, the right answer is not", line) for line in told)
+
+
+@pytest.mark.parametrize(
+    ("right", "known"), [(True, True), (1, True), (2, False), (-1, False), ("no", True), ("maybe", False), (["x", 0], True)]
+)  # fmt: skip
+def test_what_counts_as_one_of_the_choices(right, known):
+    assert _among(right, ["no", "yes"]) == known
 
 
 def test_a_template_that_is_not_filled_in_is_told(folder, tmp_path, pool, tokenizer, caplog):

@@ -9,7 +9,7 @@ from stand_ins import Landscape
 from sae_moo.checker import check
 from sae_moo.errors import RunError
 from sae_moo.materializer import materialize
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Expert, Merge, Prune
 from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher, variants
 from sae_moo.searchers.space import Ground
@@ -84,3 +84,25 @@ def test_settings_out_of_range():
         OneShotSearcher(GROUND, OBJECTIVES, (), "mean", TRIED)
     with pytest.raises(ValueError, match="slerp merges two experts, got 1"):
         OneShotSearcher(Ground(("math",), (True,)), OBJECTIVES, (), "slerp", TRIED)
+
+
+def test_what_is_alike_is_tried_once(landscape):
+    searcher = OneShotSearcher(
+        Ground(("math", "code"), (True, True), scope="2:4"),
+        OBJECTIVES,
+        (),
+        "task-arithmetic",
+        OneShot((0.5, 0.5), (), (0.3, 0.5, 0.7)),
+    )
+    (only,) = searcher.ask(9)
+    searcher.tell(only, Evaluation(only.recipe, {"a": (0.5,), "b": (0.5,)}))
+    assert [p.numbers["level"] for p in searcher.ask(9)] == [0.3]
+
+
+def test_a_least_sparsity_does_not_choose_what_is_pruned():
+    limit = (Constraint(OBJECTIVES[1], low=0.3),)
+    searcher = OneShotSearcher(GROUND, OBJECTIVES, limit, "task-arithmetic", TRIED)
+    merges = searcher.ask(2)
+    for accuracy, proposal in zip((0.2, 0.8), merges, strict=True):
+        searcher.tell(proposal, Evaluation(proposal.recipe, {"a": (accuracy,), "b": (accuracy,)}))
+    assert all(p.parents == (merges[1].recipe,) for p in searcher.ask(9))

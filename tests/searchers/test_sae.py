@@ -220,3 +220,14 @@ def test_two_parents_that_score_nothing_share_alike():
     (child,) = searcher.ask(1)
     assert isinstance(child.recipe.input, Merge)
     np.testing.assert_allclose(np.array(child.recipe.input.weights), 0.5)
+
+
+def test_first_candidates_that_are_alike_are_one():
+    ground = Ground(("math",), (True,), granularity="model", scope="2:4")
+    searcher = SaeSearcher(ground, OBJECTIVES, (), Archive(24), 3)
+    seen = []
+    for _ in range(40):
+        (proposal,) = searcher.ask(1)
+        seen.append(proposal.recipe)
+        searcher.tell(proposal, Evaluation(proposal.recipe, {"a": (0.5, 1.0), "b": (0.0,)}, 0.1, (0.1,)))
+    assert len(set(seen)) == 40

@@ -166,3 +166,13 @@ def test_settings_out_of_range():
         Swarm(step=0)
     with pytest.raises(ValueError, match="own and swarm not both 0"):
         Swarm(own=0, swarm=0)
+
+
+def test_where_nothing_may_be_sparse_there_are_no_coordinates_for_it():
+    space = CoefficientSpace(Ground(("math", "code"), (True, True), most=0.0))
+    assert space.ratios == 0
+    searcher = ScalarSearcher(space, OBJECTIVES, (), CovarianceAdaptation(space, 4, 0.0), "cmaes")
+    for _ in range(12):
+        (proposal,) = searcher.ask(1)
+        searcher.tell(proposal, evaluated(float(np.clip(proposal.vector[0], 0, 1))))
+        assert not isinstance(proposal.recipe.input, Prune)
