@@ -426,7 +426,10 @@ def value_text(summary: Summary) -> str:
 def difference_text(summary: Summary) -> str:
     """Return a difference with its interval and p value, as tables show it."""
     d = summary.difference
-    return "" if d is None else f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}] p={d.p:.3f}"
+    if d is None:
+        return ""
+    p = f"p={d.p:.3f}" if d.p >= 0.001 else "p<0.001"
+    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {p}"
 
 
 def _write(path: Path, text: str) -> None:
