@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from sae_moo.zoo.tokenizer import END_ID, PAD_ID
 
@@ -72,7 +72,7 @@ def collate(rows: Sequence[Row]) -> Batch:
     return Batch(ids, asked)
 
 
-def answer_logits(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run a model over a batch and keep what it says where it is asked.
 
     Args:
@@ -83,13 +83,14 @@ def answer_logits(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, 
         Logits, shape (asked tokens, vocabulary); the right ids, shape (asked tokens,); and where they stand, bool,
         shape (rows, length - 1).
     """
-    states = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    states = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     where = batch.asked[:, 1:] != _NOT_ASKED
-    return model.lm_head(states[:, :-1][where]), batch.asked[:, 1:][where], where
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    return head(states[:, :-1][where]), batch.asked[:, 1:][where], where
 
 
 @torch.inference_mode()
-def accuracy(model: LlamaForCausalLM, rows: Sequence[Row], size: int = 100) -> float:
+def accuracy(model: PreTrainedModel, rows: Sequence[Row], size: int = 100) -> float:
     """Score a model by exact match under teacher forcing.
 
     Args:

@@ -1,4 +1,4 @@
-"""Rebuild the zoo: ``python -m sae_moo.zoo.train [--output DIR]``.
+"""Rebuild the zoo: ``python -m sae_moo.zoo.train [--output DIR]``, or train one like it on another architecture.
 
 Trains one base on mostly easy items of all skills, then fine-tunes three experts from it, each on the hard items of one
 skill only. The experts differ on purpose in how far they were driven (`EXPERTS`): one scale for all of their task
@@ -16,20 +16,23 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from sae_moo.zoo import MODELS, TASKS, held_out
+from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
 from sae_moo.zoo.batches import Batch, Row, accuracy, answer_logits, collate, encode
 from sae_moo.zoo.draws import pick
-from sae_moo.zoo.items import training_items
-from sae_moo.zoo.tokenizer import END_ID, PAD_ID, VOCABULARY, build, save
+from sae_moo.zoo.items import HELD_OUT, training_items
+from sae_moo.zoo.tokenizer import build, save
 
 log = logging.getLogger(__name__)
 
@@ -38,36 +41,8 @@ BATCH = 64
 WARMUP = 20
 LAST_RATE = 0.05
 """Learning rate of the last step, as a share of the peak."""
-POOL = 24_000
-"""Training items drawn per skill; batches are drawn from them with replacement."""
-FROZEN = ("embed_tokens", "norm")
-"""Parameters that fine-tuning leaves alone: tensors whose name contains one of these."""
-
-ROPE_THETA = 1000.0
-_CONFIG: Mapping[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": VOCABULARY,
-    "hidden_size": 160,
-    "intermediate_size": 320,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 5,
-    "num_key_value_heads": 5,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    # Of the order 1 / sqrt(width): at the usual 0.02 so short a training does not get off the ground.
-    "initializer_range": 0.06,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": END_ID,
-    "pad_token_id": PAD_ID,
-    # Older and newer transformers read the angle base and the dtype under different names.
-    "rope_theta": ROPE_THETA,
-    "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-    "dtype": "bfloat16",
-    "torch_dtype": "bfloat16",
-}
+FROZEN = ("embed_tokens", "embed_in", "wte", "wpe", "norm", "ln_")
+"""Parameters that fine-tuning leaves alone, embeddings and norms: tensors whose name contains one of these."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +55,7 @@ class Course:
         steps: Optimizer steps.
         rate: Peak learning rate.
         frozen: Parameters left alone: those whose name contains one of these.
+        pool: Training items drawn per skill; batches are drawn from them with replacement.
     """
 
     name: str
@@ -87,6 +63,11 @@ class Course:
     steps: int
     rate: float
     frozen: tuple[str, ...] = ()
+    pool: int = 24_000
+
+    def scaled(self, scale: float) -> Course:
+        """Return the course with `scale` times the steps and items, at least one batch of them."""
+        return replace(self, steps=max(1, round(self.steps * scale)), pool=max(BATCH, round(self.pool * scale)))
 
 
 BASE = Course(
@@ -108,7 +89,7 @@ def _batches(tokenizer: Tokenizer, course: Course) -> Iterator[Batch]:
     pools: list[tuple[float, list[Row]]] = []
     for task, (weight, hard_share) in course.diet.items():
         seed = 1000 * SEED + 10 * MODELS.index(course.name) + TASKS.index(task)
-        items = list(itertools.islice(training_items(task, seed, hard_share), POOL))
+        items = list(itertools.islice(training_items(task, seed, hard_share), course.pool))
         pools.append((weight, encode(tokenizer, items, end=True)))
     ends = list(itertools.accumulate(weight for weight, _ in pools))
     while True:
@@ -132,7 +113,7 @@ def rate_at(step: int, steps: int) -> float:
     return LAST_RATE + (1 - LAST_RATE) * cosine
 
 
-def train_(model: LlamaForCausalLM, tokenizer: Tokenizer, course: Course) -> None:
+def train_(model: PreTrainedModel, tokenizer: Tokenizer, course: Course) -> None:
     """Train a model in place.
 
     Args:
@@ -167,62 +148,84 @@ def train_(model: LlamaForCausalLM, tokenizer: Tokenizer, course: Course) -> Non
     model.requires_grad_(True)
 
 
-def _rounded_(model: LlamaForCausalLM) -> None:
+def _rounded_(model: PreTrainedModel) -> None:
     """Round the weights to bfloat16 values, still held in float32: what is scored and built upon is what is shipped."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
 
 
-def write_checkpoint(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def fresh_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """Make a model with random weights in float32, drawn from torch's global generator.
+
+    Args:
+        config: Its ``config.json``, which names the class.
+
+    Returns:
+        The model.
+    """
+    kind = getattr(transformers, config["architectures"][0])
+    model: PreTrainedModel = kind(kind.config_class.from_dict(dict(config)))
+    return model
+
+
+def write_checkpoint(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
     """Write a model folder: config, bfloat16 weights (tied ones once) and tokenizer.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         folder: Made if missing; files of the same names are replaced.
+        config: The model's ``config.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().bfloat16().contiguous() for name, p in sorted(model.named_parameters())}
+    # Under the names that checkpoints have: transformers renames some heads as it loads them.
+    saved = revert_weight_conversion(model, dict(model.named_parameters()))
+    weights = {name: p.detach().bfloat16().contiguous() for name, p in sorted(saved.items())}
     path = folder / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes it readable by its owner alone
-    (folder / "config.json").write_text(json.dumps(dict(_CONFIG), indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
     save(tokenizer, folder)
 
 
-def rebuild(output: Path) -> dict[str, dict[str, float]]:
-    """Train and write all models of the zoo.
+def rebuild(
+    output: Path, architecture: str = EMBEDDED, steps_scale: float = 1.0, items: int = HELD_OUT
+) -> dict[str, dict[str, float]]:
+    """Train and write all models of the zoo, or of one like it on another architecture.
 
     Seeds torch's global generator for the first weights, inside a fork that gives it back as it was.
 
     Args:
         output: Folder that gets one folder per model.
+        architecture: One of `ARCHITECTURES`.
+        steps_scale: Steps, and items to draw batches from, as a multiple of those of the courses; above 0.
+        items: Held-out items per task to score on, at least 1.
 
     Returns:
-        Per model, per task: accuracy on all held-out items.
+        Per model, per task: accuracy on the held-out items.
     """
     texts = (
         prompt + answer for task in TASKS for prompt, answer in itertools.islice(training_items(task, 99, 0.5), 4000)
     )
     tokenizer = build(texts)
     asked = {
-        task: encode(tokenizer, [(str(i["prompt"]), str(i["answer"])) for i in held_out(task)], end=False)
+        task: encode(tokenizer, [(str(i["prompt"]), str(i["answer"])) for i in held_out(task, items)], end=False)
         for task in TASKS
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = LlamaForCausalLM(LlamaConfig.from_dict(dict(_CONFIG)))
+        model = fresh_model(ARCHITECTURES[architecture])
     scores: dict[str, dict[str, float]] = {}
     start: dict[str, torch.Tensor] = {}
     for course in (BASE, *EXPERTS):
         if start:
             model.load_state_dict(start)
-        train_(model, tokenizer, course)
+        train_(model, tokenizer, course.scaled(steps_scale))
         _rounded_(model)
         if not start:
             start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        write_checkpoint(model, tokenizer, output / course.name)
+        write_checkpoint(model, tokenizer, output / course.name, ARCHITECTURES[architecture])
         scores[course.name] = {task: accuracy(model, rows) for task, rows in asked.items()}
         log.info("%s: %s", course.name, ", ".join(f"{task} {score:.3f}" for task, score in scores[course.name].items()))
     return scores
@@ -235,15 +238,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Words after the command; None: those of the process.
     """
     parser = argparse.ArgumentParser(description="Rebuild the zoo's tokenizer, base and experts (minutes on a CPU).")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "checkpoints", help="folder for the four model folders"
-    )
+    parser.add_argument("--output", type=Path, help="folder for the four model folders; default: the embedded zoo's")
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default=EMBEDDED)
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="train for this multiple of the usual steps")
+    parser.add_argument("--items", type=int, default=HELD_OUT, help="held-out items per task to score on")
     options = parser.parse_args(arguments)
+    if not 0 < options.steps_scale < math.inf:
+        parser.error(f"--steps-scale: expected a number above 0, got {options.steps_scale}")
+    if options.items < 1:
+        parser.error(f"--items: expected at least 1, got {options.items}")
+    if options.output is None and (options.architecture, options.steps_scale) != (EMBEDDED, 1.0):
+        parser.error("--output: name a folder; only the embedded zoo, trained in full, goes where it is shipped")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Sums are split by thread, so the last bits depend on their number; a second gains little on so small a model.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    scores = rebuild(options.output)
+    output = options.output or Path(__file__).parent / "checkpoints"
+    scores = rebuild(output, options.architecture, options.steps_scale, options.items)
     log.info("%-8s %s", "model", " ".join(f"{task:>10}" for task in TASKS))
     for name, by_task in scores.items():
         log.info("%-8s %s", name, " ".join(f"{by_task[task]:10.3f}" for task in TASKS))

@@ -1,0 +1,59 @@
+"""The trainer builds every architecture it knows, and the embedded one is what is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_moo.experts import ExpertPool
+from sae_moo.materializer import materialize
+from sae_moo.recipe import Expert
+from sae_moo.zoo import MODELS, TASKS, checkpoint
+from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
+from sae_moo.zoo.train import BASE, EXPERTS, FROZEN, main, rebuild
+
+
+def test_the_embedded_architecture_is_the_shipped_one() -> None:
+    written = json.dumps(dict(ARCHITECTURES[EMBEDDED]), indent=2) + "\n"
+    assert written == (checkpoint("base") / "config.json").read_text(encoding="utf-8")
+    for course in (BASE, *EXPERTS):  # what they are trained by is what the trainer says, bit for bit
+        assert course.scaled(1.0) == course
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_trained_into_a_base_and_experts_that_fit_it(name: str, tmp_path: Path) -> None:
+    scores = rebuild(tmp_path, name, steps_scale=0.001, items=5)
+    assert {model: tuple(by_task) for model, by_task in scores.items()} == dict.fromkeys(MODELS, TASKS)
+    pool = ExpertPool.open(str(tmp_path / "base"), {each: str(tmp_path / each) for each in MODELS[1:]})
+    assert pool.checkpoints["base"].config["model_type"] == name
+    assert pool.groups == ("embeddings", "block.0", "block.1", "block.2", "block.3", "head")
+    assert 0.9e6 < sum(tensor.numel for tensor in pool.tensors) < 1.3e6
+    for info in pool.tensors:  # embeddings and norms stay the base's, every other matrix has moved
+        same = [torch.equal(pool.load("base", info.name), pool.load(expert, info.name)) for expert in MODELS[1:]]
+        if any(part in info.name for part in FROZEN):
+            assert all(same), info.name
+        elif len(info.shape) == 2:
+            assert not any(same), info.name
+    model = pool.live_model()
+    materialize(Expert("math"), pool, model)
+    assert all(torch.equal(place, pool.load("math", key).float()) for key, place in pool.parameters(model).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--architecture", "gpt2"], "--output: name a folder"),
+        (["--steps-scale", "0.5"], "--output: name a folder"),
+        (["--steps-scale", "nan"], "--steps-scale: expected a number above 0, got nan"),
+        (["--items", "0"], "--items: expected at least 1, got 0"),
+    ],
+)
+def test_only_the_embedded_zoo_goes_where_it_is_shipped(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert told in capsys.readouterr().err
