@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from sae_moo.zoo import MODELS, TASKS, held_out
@@ -169,6 +170,32 @@ def fresh_model(config: Mapping[str, Any]) -> PreTrainedModel:
     return model
 
 
+def as_read(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
+    """Return a tokenizer as transformers reads it from a model's folder.
+
+    For some architectures it splits texts by rules of its own, whatever the file says (Qwen2: it gives a number and the
+    blank before it a token each). Who is to be asked so should be trained so.
+
+    Args:
+        tokenizer: What is written.
+        config: The model's ``config.json``.
+
+    Returns:
+        What encodes the texts that the model reads.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _describe(tokenizer, folder, config)
+        read: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    return read
+
+
+def _describe(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Write all of a model's folder but the weights."""
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    save(tokenizer, folder)
+
+
 def write_checkpoint(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
     """Write a model folder: config, bfloat16 weights (tied ones once) and tokenizer.
 
@@ -185,8 +212,7 @@ def write_checkpoint(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path,
     path = folder / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes it readable by its owner alone
-    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    save(tokenizer, folder)
+    _describe(tokenizer, folder, config)
 
 
 def rebuild(
@@ -208,24 +234,26 @@ def rebuild(
     texts = (
         prompt + answer for task in TASKS for prompt, answer in itertools.islice(training_items(task, 99, 0.5), 4000)
     )
+    config = ARCHITECTURES[architecture]
     tokenizer = build(texts)
+    read = as_read(tokenizer, config)
     asked = {
-        task: encode(tokenizer, [(str(i["prompt"]), str(i["answer"])) for i in held_out(task, items)], end=False)
+        task: encode(read, [(str(i["prompt"]), str(i["answer"])) for i in held_out(task, items)], end=False)
         for task in TASKS
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = fresh_model(ARCHITECTURES[architecture])
+        model = fresh_model(config)
     scores: dict[str, dict[str, float]] = {}
     start: dict[str, torch.Tensor] = {}
     for course in (BASE, *EXPERTS):
         if start:
             model.load_state_dict(start)
-        train_(model, tokenizer, course.scaled(steps_scale))
+        train_(model, read, course.scaled(steps_scale))
         _rounded_(model)
         if not start:
             start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        write_checkpoint(model, tokenizer, output / course.name, ARCHITECTURES[architecture])
+        write_checkpoint(model, tokenizer, output / course.name, config)
         scores[course.name] = {task: accuracy(model, rows) for task, rows in asked.items()}
         log.info("%s: %s", course.name, ", ".join(f"{task} {score:.3f}" for task, score in scores[course.name].items()))
     return scores

@@ -7,13 +7,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from sae_moo.experts import ExpertPool
 from sae_moo.materializer import materialize
 from sae_moo.recipe import Expert
-from sae_moo.zoo import MODELS, TASKS, checkpoint
+from sae_moo.vocabulary import load_tokenizer
+from sae_moo.zoo import MODELS, TASKS, checkpoint, held_out
 from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
-from sae_moo.zoo.train import BASE, EXPERTS, FROZEN, main, rebuild
+from sae_moo.zoo.batches import encode
+from sae_moo.zoo.tokenizer import save
+from sae_moo.zoo.train import BASE, EXPERTS, FROZEN, as_read, main, rebuild
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_models_are_trained_on_the_tokens_that_they_are_asked_by(name: str, tmp_path: Path) -> None:
+    built = Tokenizer.from_file(str(checkpoint("base") / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps(dict(ARCHITECTURES[name])), encoding="utf-8")
+    save(built, tmp_path)
+    asked, read = load_tokenizer(tmp_path), as_read(built, ARCHITECTURES[name])
+    for task in TASKS:
+        items = held_out(task, 50)
+        for row, item in zip(
+            encode(read, [(str(i["prompt"]), str(i["answer"])) for i in items], end=False), items, strict=True
+        ):
+            assert [*row.prompt, *row.answer] == asked(f"{item['prompt']}{item['answer']}")["input_ids"]
 
 
 def test_the_embedded_architecture_is_the_shipped_one() -> None:
