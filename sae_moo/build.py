@@ -281,7 +281,12 @@ def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dic
         "sampling": LineageSampling(ground, sparsest, section.ladder),
         "selection": AttractionMating(section.founders, section.attraction),
         "crossover": ZeroAwareCrossover(
-            ground, split=section.split, stretch=section.stretch, reach=section.reach, aware=section.zero_aware
+            ground,
+            split=section.split,
+            stretch=section.stretch,
+            reach=section.reach,
+            aware=section.zero_aware,
+            immigrants=section.immigrants,
         ),
         "mutation": PruneMergeMutation(
             ground, inherit=section.inherit, before=section.prune_before, after=section.prune_after

@@ -169,6 +169,7 @@ class OperatorsSection(_Section):
     prune_after: bool = True
     inherit: Share = 0.5
     ladder: Annotated[int, Field(ge=0, le=10_000)] = 0
+    immigrants: Share = 0.0
 
 
 class SaeSection(_Section):

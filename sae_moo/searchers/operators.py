@@ -185,6 +185,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         stretch: probability of scaling.
         reach: standard deviation of the scaling.
         aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
+        immigrants: probability that a child is no child but task arithmetic with one random scale for each expert.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         stretch: float = 0.5,
         reach: float = 0.15,
         aware: bool = True,
+        immigrants: float = 0.0,
     ) -> None:
         super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
         self.ground = ground
@@ -205,6 +207,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         self.stretch = stretch
         self.reach = reach
         self.aware = aware
+        self.immigrants = immigrants
 
     def do(
         self, problem: Any, pop: Any, parents: Any = None, *args: Any, random_state: Rng | None = None, **kwargs: Any
@@ -228,6 +231,8 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         return children
 
     def _child(self, first: Individual, second: Individual, rng: Rng) -> tuple[Recipe, Origin]:
+        if self.immigrants and rng.random() < self.immigrants:
+            return self.ground.candidate(self.ground.one_scale_each(rng)), Origin("fresh merge")
         deviation = rng.normal(0.0, self.spread) + rng.normal(0.0, self.jitter, self.ground.rows)
         share = self._ratio(first, second) + deviation
         if rng.random() < self.split and self.ground.rows > 1:

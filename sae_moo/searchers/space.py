@@ -137,6 +137,10 @@ class Ground:
         ratio = rng.uniform(0.0, sparsest, self.groups)
         return "random merge", self.candidate(self.pruned(merged, ratio))
 
+    def one_scale_each(self, rng: np.random.Generator) -> Recipe:
+        """Draw task arithmetic with one scale for each expert, uniform on [0, 1.2]; not yet a candidate."""
+        return self.task_arithmetic(np.tile(rng.uniform(0.0, 1.2, len(self.experts)), (self.rows, 1)))
+
     def random_weights(self, rng: np.random.Generator) -> Array:
         """Draw mixing weights around one level per expert; shape (rows, experts)."""
         count = len(self.experts)

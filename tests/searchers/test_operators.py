@@ -278,3 +278,21 @@ def test_a_ladder_takes_the_place_of_random_merges():
     assert [i.X[0] for i in ladder[:9]] == [i.X[0] for i in plain[:9]]
     assert [i.get("origin").operator for i in ladder[12:]] == ["random merge"] * 4
     assert len(LineageSampling(ground, 0.6, 50).do(None, 11, random_state=np.random.default_rng(0))) == 11
+
+
+@pytest.mark.parametrize("granularity", ["block", "model"])
+def test_immigrants_are_task_arithmetic_with_one_scale_for_each_expert(granularity):
+    ground = Ground(("math", "code", "law"), (False, True, True, False), granularity=granularity)
+    pairs = np.empty((40, 2), dtype=object)
+    pairs[:] = [[individual("math"), individual("code")] for _ in range(40)]
+    rng = np.random.default_rng(0)
+    children = ZeroAwareCrossover(ground, immigrants=0.5).do(None, pairs, random_state=rng)
+    fresh = [child for child in children if child.get("origin").operator == "fresh merge"]
+    assert 10 < len(fresh) < 30
+    for child in fresh:
+        merge = child.X[0].input
+        assert merge.method == "task_arithmetic"
+        rows = np.reshape(merge.weights, (-1, 3))
+        assert (rows == rows[0]).all()
+        assert ((rows >= 0) & (rows <= 1.2)).all()
+        assert child.get("origin").parents == ()
