@@ -19,7 +19,8 @@ import torch
 from sae_moo.algorithms import OPTUNA
 from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
-from sae_moo.config import MOST_SPARSE, Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
+from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
+from sae_moo.consistency import MOST_SPARSE
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
