@@ -23,7 +23,7 @@ from sae_moo.ops import prune as pruning
 from sae_moo.ops.merge import METHODS, Method
 from sae_moo.ops.operands import Operands, Place
 from sae_moo.ops.select import NOTHING, compact, lowest
-from sae_moo.ops.write import write, write_pruned
+from sae_moo.ops.write import restoring, write, write_pruned, write_restored
 from sae_moo.recipe import (
     BASE,
     COUNTED,
@@ -196,9 +196,14 @@ class Plan:
         if node.scope not in COUNTED:
             _, of = pattern(node.scope) or (0, scoring.grid.inputs)
             count = pruning.target_count(asked, of)
-            return _Value(
-                value.dtype, value.numel, users, None, lambda out: scoring.write_lines(of - count, count, out), (value,)
-            )
+
+            def lines(out: Tensor) -> int:
+                return scoring.write_lines(of - count, count, out)
+
+            if node.rescale:
+                restored = lambda out: write_restored(source, lines, out)  # noqa: E731
+                return _Value(torch.float32, value.numel, users, None, restored, (value,))
+            return _Value(value.dtype, value.numel, users, None, lines, (value,))
         if node.counts is not None:
             count = node.counts[self._prunable[info.name]]
         else:
@@ -214,6 +219,10 @@ class Plan:
                 ("cut", *place, count), lambda: lowest(scores, count, None if high is None else high.whole())
             )
         part = None if scoring.norms is None else scoring.part
+        if node.rescale:
+            factor = restoring(source, cut, part)
+            rescaled = lambda out: write_pruned(source, cut, out, part, factor)  # noqa: E731
+            return _Value(torch.float32, value.numel, users, None, rescaled, (value,))
         return _Value(value.dtype, value.numel, users, None, lambda out: write_pruned(source, cut, out, part), (value,))
 
     def _without_units(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:

@@ -201,6 +201,8 @@ class Prune(Recipe):
         calibration: digest of the activation norms that ``wanda`` weighs by (`calibration.calibrate`), else None.
         units: indices of the units removed, ascending, a row per block in the pool's order, or None: what structured
             scopes are resolved to. In JSON a row is a hexadecimal number whose bit i stands for unit i.
+        rescale: multiply what is left of every tensor so that it keeps the L2 norm it had. Not with structured scopes:
+            what is left of a block would be scaled once for each of its matrices.
     """
 
     kind: ClassVar[str] = "prune"
@@ -211,6 +213,7 @@ class Prune(Recipe):
     counts: tuple[int, ...] | None = None
     calibration: str | None = None
     units: tuple[tuple[int, ...], ...] | None = None
+    rescale: bool = False
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -238,6 +241,10 @@ class Prune(Recipe):
             raise InputError(f"Prune: expected 64 hexadecimal digits as calibration, got {self.calibration!r}")
         if self.units is not None:
             object.__setattr__(self, "units", _units(self.units, self.scope))
+        if type(self.rescale) is not bool:
+            raise InputError(f"Prune: expected true or false as rescale, got {self.rescale!r}")
+        if self.rescale and self.scope in STRUCTURED:
+            raise InputError(f"Prune: scope {self.scope!r} cannot be rescaled; tensor, group, global, row and N:M can")
         _seal(self)
 
 
@@ -381,7 +388,7 @@ def dumps(document: object) -> str:
 _FIELDS = {
     "expert": {"name"},
     "merge": {"method", "inputs", "weights", "params"},
-    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units"},
+    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units", "rescale"},
     "cast": {"inputs", "dtype"},
     "ref": {"digest"},
 }
@@ -414,7 +421,8 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
             units = entry.get("units")
             units = None if units is None else tuple(_from_hex(row) for row in units)
             asked = (entry["sparsity"], entry["criterion"], entry["scope"])
-            return Prune(built[inputs[0]], *asked, counts, entry.get("calibration"), units)
+            rest = (entry.get("calibration"), units, entry.get("rescale", False))
+            return Prune(built[inputs[0]], *asked, counts, *rest)
         case "cast":
             return Cast(built[inputs[0]], entry["dtype"])
         case _:
@@ -434,7 +442,8 @@ def _own(node: Recipe) -> dict[str, Any]:
         case Prune():
             asked = {"sparsity": node.sparsity, "criterion": node.criterion, "scope": node.scope}
             units = None if node.units is None else [_as_hex(row) for row in node.units]
-            rest = {"counts": node.counts, "calibration": node.calibration, "units": units}
+            rescale = True if node.rescale else None
+            rest = {"counts": node.counts, "calibration": node.calibration, "units": units, "rescale": rescale}
             return {"node": "prune"} | asked | {name: value for name, value in rest.items() if value is not None}
         case Cast():
             return {"node": "cast", "dtype": node.dtype}
@@ -536,7 +545,8 @@ def _describe(node: Recipe, depth: int) -> str:
             return f"Merge({node.method!r}, ({inner}), weights={rows})"
         case Prune():
             asked = node.sparsity if isinstance(node.sparsity, float) else f"<{len(node.sparsity)} groups>"
-            return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked})"
+            rest = ", rescale=True" if node.rescale else ""
+            return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked}{rest})"
         case Cast():
             return f"Cast({_describe(node.input, depth - 1)}, {node.dtype!r})"
         case _:

@@ -105,6 +105,39 @@ def test_rows_and_patterns_prune_the_exact_count_of_the_smallest(tiny, dtype, sc
             assert (original.where(gone, 0).amax(1) <= original.where(~gone, torch.inf).amin(1)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("scope", "sparsity"),
+    [("tensor", 0.0), ("tensor", 0.7), ("group", 0.5), ("global", 0.9), ("row", 0.3), ("2:4", 0.5)],
+)
+def test_what_is_left_is_rescaled_to_the_norm_of_the_tensor(tiny, dtype, scope, sparsity):
+    """The same zeros as without; one factor for each tensor, in float32, rounded once."""
+    inner = Merge("linear", (MATH, CODE), (1, 3))
+    model = tiny.live_model("float32")
+    materialize(inner, tiny, model)
+    whole = weights_of(tiny, model)
+    plain = materialize(Prune(inner, sparsity, scope=scope), tiny, model)
+    pruned = weights_of(tiny, model)
+    out = tiny.live_model(dtype)
+    report = materialize(Cast(Prune(inner, sparsity, scope=scope, rescale=True), dtype), tiny, out)
+    assert report.sparsity == plain.sparsity
+    for info in tiny.tensors:
+        now, before = tiny.parameters(out)[info.name], pruned[info.name]
+        if not info.prunable:
+            assert torch.equal(now, before.to(now.dtype))
+            continue
+        factor = float(torch.tensor(float(whole[info.name].double().norm()) / float(before.double().norm())))
+        assert (factor == 1.0) == (sparsity == 0.0)
+        assert torch.equal(now, (before * factor).to(now.dtype))
+
+
+def test_a_tensor_that_loses_all_its_weights_stays_empty(tiny, tiny_model):
+    flat = Merge("linear", (Expert("base"),), (0.0,), {"normalize": False})
+    for scope in ("tensor", "row"):
+        materialize(Prune(flat, 0.5, scope=scope, rescale=True), tiny, tiny_model)
+        assert all(not tiny.parameters(tiny_model)[info.name].any() for info in tiny.tensors if info.prunable)
+
+
 @pytest.mark.parametrize(("scope", "sparsity"), [("row", 0.3), ("2:4", 0.5)])
 def test_stacked_matrices_have_no_rows(tiny, tiny_model, scope, sparsity):
     pool = ExpertPool(tiny.checkpoints)

@@ -65,6 +65,14 @@ def test_digests_of_earlier_recipes_do_not_change():
     assert digest(example(), FINGERPRINTS) == "4d7b876fde28d7fa7536cce998e0a59fd17dd97712e199eb0b68b99b28ee2878"
 
 
+def test_rescaling_round_trips_and_is_another_recipe():
+    recipe = Prune(Expert("a"), 0.5, rescale=True)
+    assert json.loads(recipe.to_json())["nodes"][1]["rescale"] is True
+    assert Recipe.from_json(recipe.to_json()) == recipe != Prune(Expert("a"), 0.5)
+    assert Prune(Expert("a"), 0.5, rescale=False) == Prune(Expert("a"), 0.5)
+    assert "rescale=True" in repr(recipe)
+
+
 def test_calibration_and_units_round_trip():
     norms = "ab" * 32
     recipe = Prune(Prune(Expert("a"), 0.5, "wanda", "2:4", calibration=norms), 0.25, scope="heads")
@@ -113,6 +121,11 @@ def test_a_pattern_has_its_own_sparsity():
         ),
         ({"scope": "heads", "units": ((1, 1),)}, r"got \(1, 1\)"),
         ({"scope": "heads", "units": ((-1,),)}, r"got \(-1,\)"),
+        ({"rescale": 1}, "expected true or false as rescale, got 1"),
+        (
+            {"rescale": True, "scope": "heads"},
+            "scope 'heads' cannot be rescaled; tensor, group, global, row and N:M can",
+        ),
         ({"calibration": "abc"}, "expected 64 hexadecimal digits as calibration, got 'abc'"),
     ],
 )

@@ -91,13 +91,28 @@ def write(step: Step, operands: Operands, out: Tensor) -> int | None:
     return int(sum(parts))
 
 
-def write_pruned(source: Tensor, cut: Cut, out: Tensor) -> int | None:
-    """Write a tensor without the weights whose magnitude is below a cut; return the number of zeros, or None."""
+def write_pruned(source: Tensor, cut: Cut, out: Tensor, factor: float) -> int | None:
+    """Write a factor times a tensor without the weights whose magnitude is below a cut; return the zeros, or None."""
     if out.dtype not in _OUT or not _usable(source, out):
         return None
-    numbers = (*_address(source), np.float32(cut.value), cut.position, *_address(out))
+    numbers = (*_address(source), np.float32(cut.value), cut.position, np.float32(factor), *_address(out))
     kernel = _kernels().prune
     return int(sum(_spread(lambda start, stop: int(kernel(*numbers, start, stop)), source.numel())))
+
+
+def kept_squares(source: Tensor, cut: Cut) -> NDArray[np.float64] | None:
+    """Return the sum of squares of a tensor, and of the weights whose magnitude is not below a cut; or None."""
+    if not _usable(source):
+        return None
+    numbers, kernel = (*_address(source), np.float32(cut.value), cut.position), _kernels().kept_squares
+
+    def part(start: int, stop: int) -> NDArray[np.float64]:
+        sums = np.zeros(2)
+        kernel(*numbers, sums, start, stop)
+        return sums
+
+    sums: NDArray[np.float64] = _summed(_spread(part, source.numel()))
+    return sums
 
 
 def gram(inputs: Sequence[Tensor], base: Tensor | None) -> NDArray[np.float64] | None:

@@ -625,17 +625,39 @@ def _add_products(a, b, sums, count):
 
 
 @_compiled
-def prune(source, code, value, position, out, out_code, start, stop):
+def _load_kept(source, code, value, position, begin, count, kept):
+    _load(source, code, begin, count, kept)
+    tied = min(max(position - begin, 0), count)
+    _keep_above(kept[:tied], value)
+    _keep_from(kept[tied:count], value)
+
+
+@_compiled
+def prune(source, code, value, position, factor, out, out_code, start, stop):
     kept = np.empty(BLOCK, np.float32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _load(source, code, begin, count, kept)
-        tied = min(max(position - begin, 0), count)
-        _keep_above(kept[:tied], value)
-        _keep_from(kept[tied:count], value)
+        _load_kept(source, code, value, position, begin, count, kept)
+        if factor != np.float32(1.0):
+            _scaled(kept, factor, kept, count)
         zeros += _store(out, out_code, begin, count, kept)
     return zeros
+
+
+@_compiled
+def kept_squares(source, code, value, position, squares, start, stop):
+    """Add the sum of squares of all values, and of those that a cut leaves, to `squares`."""
+    kept = np.empty(BLOCK, np.float32)
+    sums = np.zeros((2, BLOCK), np.float64)
+    for begin in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - begin)
+        _load(source, code, begin, count, kept)
+        _add_products(kept, kept, sums[0], count)
+        _load_kept(source, code, value, position, begin, count, kept)
+        _add_products(kept, kept, sums[1], count)
+    squares[0] += sums[0].sum()
+    squares[1] += sums[1].sum()
 
 
 @_compiled

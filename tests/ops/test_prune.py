@@ -8,7 +8,7 @@ import torch
 from sae_moo.ops import prune as pruning
 from sae_moo.ops.prune import LEAST, Grid, Scoring, smallest, squares, target_count, write_without
 from sae_moo.ops.select import lowest
-from sae_moo.ops.write import write_pruned
+from sae_moo.ops.write import restoring, write_pruned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (1, 2), (2, 1), (1, 64), (64, 1), (8, 8), (5, 24), (300, 40)]
@@ -121,6 +121,31 @@ def test_a_weight_that_no_token_reached_still_goes_after_zeros():
     assert scores[0] == LEAST
     assert scores[1] == 0
     assert pruned_lines(tensor, Grid((1, 4)), 1, 3, dead).tolist() == [[0.0, 0.0, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_factor_that_restores_a_norm(shape, dtype, weighed):
+    """Compiled and plain; against sums in float64 over what is left."""
+    tensor = weights(shape, dtype).flatten()
+    grid = Grid(shape)
+    scoring = Scoring(tensor, grid, norms(grid) if weighed else None)
+    part = scoring.part if weighed else None
+    for count in range(0, tensor.numel(), max(1, tensor.numel() // 3)):
+        cut = lowest(scoring.scores(), count)
+        factor = restoring(tensor, cut, part)
+        assert factor == restoring(tensor, cut, scoring.part)  # never compiled
+        left = torch.empty(tensor.numel())
+        zeros = write_pruned(tensor, cut, left, part)
+        assert factor == pytest.approx(float(tensor.double().norm() / left.double().norm()), rel=1e-6)
+        assert (factor == 1.0) == (count == 0)
+        out, plain = torch.empty_like(tensor), torch.empty_like(tensor)
+        assert write_pruned(tensor, cut, out, part, factor) == zeros
+        assert write_pruned(tensor, cut, plain, scoring.part, factor) == zeros
+        assert torch.equal(out, (left * factor).to(dtype))
+        assert torch.equal(out, plain)
+    assert restoring(torch.zeros(3), lowest(Scoring(torch.zeros(3), Grid((1, 3))).scores(), 2)) == 1.0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
