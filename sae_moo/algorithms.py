@@ -21,6 +21,8 @@ class Algorithm:
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
         seeded: whether its seed changes anything.
+        rescales: whether pruning restores the norm of tensors unless the configuration says otherwise; methods of
+            others prune as published.
     """
 
     spaces: tuple[Literal["lineage", "coefficients"], ...]
@@ -29,9 +31,10 @@ class Algorithm:
     anneals: bool = False
     races: bool = False
     seeded: bool = True
+    rescales: bool = False
 
 
-_NSGA = Algorithm(("lineage", "coefficients"), reads=("pace", "operators"), anneals=True, races=True)
+_NSGA = Algorithm(("lineage", "coefficients"), reads=("pace", "operators"), anneals=True, races=True, rescales=True)
 _SAE = Algorithm(("lineage",), reads=("sae",), anneals=True, races=True)
 _SCALAR = Algorithm(("coefficients",), scalar=True)
 _OPTUNA = Algorithm(("coefficients",), scalar=None)

@@ -209,6 +209,7 @@ class Bench:
             criterion=config.pruning.criterion,
             scope=config.pruning.scope,
             calibration=self.calibration,
+            rescale=config.rescale,
             most=min([MOST_SPARSE, *highest]),
         )
 
@@ -286,11 +287,16 @@ def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dic
             split=section.split,
             stretch=section.stretch,
             reach=section.reach,
+            remerge=section.remerge,
             aware=section.zero_aware,
-            immigrants=section.immigrants,
         ),
         "mutation": PruneMergeMutation(
-            ground, inherit=section.inherit, before=section.prune_before, after=section.prune_after
+            ground,
+            inherit=section.inherit,
+            shape=section.shape,
+            tilt=section.tilt,
+            before=section.prune_before,
+            after=section.prune_after,
         ),
     }
 

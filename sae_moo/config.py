@@ -18,7 +18,7 @@ from sae_moo.consistency import cross_faults, slug
 from sae_moo.errors import InputError, nearest
 from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
-from sae_moo.recipe import BASE, SCOPES, pattern
+from sae_moo.recipe import BASE, SCOPES, STRUCTURED, pattern
 from sae_moo.schedule import ADAPTIVE, SHAPES
 
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -119,10 +119,11 @@ class CalibrationSection(_Section):
 
 
 class PruningSection(_Section):
-    """``pruning``: by what weights are ranked, and what competes with what."""
+    """``pruning``: by what weights are ranked, what competes with what, whether what is left keeps a tensor's norm."""
 
     criterion: Literal["magnitude", "wanda"] = "magnitude"
     scope: str = "tensor"
+    rescale: bool | None = None
     calibration: CalibrationSection | None = None
 
     @field_validator("scope", mode="before")
@@ -160,15 +161,17 @@ class OperatorsSection(_Section):
 
     attraction: bool = True
     founders: Share = 0.1
+    remerge: Share = 1.0
     zero_aware: bool = True
     split: Share = 0.25
     stretch: Share = 0.5
-    reach: Annotated[float, Field(ge=0.0, le=1.0)] = 0.15
+    reach: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     prune_before: bool = True
     prune_after: bool = True
     inherit: Share = 0.5
-    ladder: Annotated[int, Field(ge=0, le=10_000)] = 0
-    immigrants: Share = 0.0
+    shape: Share = 0.8
+    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.4
+    ladder: Annotated[int, Field(ge=0, le=10_000)] = 6
 
 
 class SaeSection(_Section):
@@ -410,6 +413,16 @@ class Config(_Section):
         """When a population takes its children in."""
         return self.search.pace or "generational"
 
+    @property
+    def rescale(self) -> bool:
+        """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
+        asked = self.pruning.rescale
+        return (
+            ALGORITHMS[self.search.algorithm].rescales and self.pruning.scope not in STRUCTURED
+            if asked is None
+            else asked
+        )
+
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
         return tuple(
@@ -444,6 +457,7 @@ class Config(_Section):
             }
             for t in tasks
         }
+        document["pruning"]["rescale"] = self.rescale
         document["space"]["kind"] = self.space_kind
         document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
         document["objectives"] = json.dumps(document["objectives"])

@@ -15,7 +15,7 @@ from sae_moo.algorithms import ALGORITHMS, OPTUNA, SETTINGS
 from sae_moo.errors import nearest
 from sae_moo.marked_yaml import Key
 from sae_moo.objectives import SPARSITY
-from sae_moo.recipe import BASE
+from sae_moo.recipe import BASE, STRUCTURED
 from sae_moo.schedule import ADAPTIVE
 
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
@@ -105,6 +105,8 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
     pruning = _as(dict, raw.get("pruning"))
     if pruning.get("calibration") is not None and pruning.get("criterion", "magnitude") != "wanda":
         yield ("pruning", "calibration"), "only criterion: wanda is calibrated; leave it out"
+    if pruning.get("rescale") is True and pruning.get("scope") in STRUCTURED:
+        yield ("pruning", "rescale"), f"scope: {pruning['scope']} is not rescaled; leave it out"
     calibrated = _as(dict, pruning.get("calibration")).get("model", BASE)
     if isinstance(calibrated, str) and calibrated not in (BASE, *experts):
         models = [BASE, *(name for name in experts if isinstance(name, str))]

@@ -210,7 +210,7 @@ class Study:
 
     def _params(self, proposal: Proposal) -> dict[str, float]:
         names = list(self._fingerprints)
-        weights = mixing_weights(proposal.recipe, names, self._mixing)
+        weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
         params = {f"weight {name}": round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
         asked = _asked_sparsity(proposal.recipe, len(self._groups))
         blocks = [i for i, group in enumerate(self._groups) if group.startswith("block.")]

@@ -51,7 +51,7 @@ class Landscape:
         self.evaluated.append(recipe)
         asked = self.zeros(recipe)
         rho = float(asked[1:3].mean())
-        weights = mixing_weights(recipe, self.names)
+        weights = mixing_weights(recipe, self.names, 4).mean(axis=0)
         scores = {}
         for i, task in enumerate(("a", "b")):
             good = np.clip(1 - (weights[i + 1] - 0.6) ** 2 - 0.5 * rho**2, 0, 1)

@@ -240,6 +240,8 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
             "{criterion: wanda, calibration: {model: maths}}",
             "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
         ),
+        ("{rescale: true, scope: heads}", "pruning.rescale: scope: heads is not rescaled; leave it out"),
+        ("{rescale: 1.5}", "pruning.rescale: expected"),
         ("{criterion: wanda, calibration: {tokens: 1}}", "calibration.tokens: expected greater than or equal to 2"),
         ("{criterion: wanda, calibration: {paragraphs: a.txt}}", "no such key; expected one of data, tokens, model"),
     ],
@@ -248,6 +250,22 @@ def test_faults_of_pruning(tmp_path, section, fault):
     found = faults(tmp_path, GOOD + f"pruning: {section}\n")
     assert len(found) == 1
     assert fault in found[0]
+
+
+def test_our_search_restores_norms_and_the_methods_of_others_prune_as_published(tmp_path):
+    def asked(*changes):
+        return load(tmp_path, GOOD, *changes).rescale
+
+    assert asked()
+    assert asked("search.algorithm=nsga3", "space.kind=coefficients", "pruning.scope=2:4")
+    assert not asked("pruning.rescale=false")
+    assert not asked("pruning.scope=neurons")
+    assert not any(asked(f"search.algorithm={name}") for name in ("sae-local", "pso", "task-arithmetic", "cmaes"))
+    assert asked("search.algorithm=sae-local", "pruning.rescale=true")
+    stored = load(tmp_path, GOOD).identity()
+    assert differences(stored, load(tmp_path, GOOD, "pruning.rescale=true").identity()) == []
+    (found,) = differences(stored, load(tmp_path, GOOD, "pruning.rescale=false").identity())
+    assert str(found) == "pruning.rescale: the study has True, now it is False"
 
 
 def test_what_calibration_changes_of_a_study(tmp_path):

@@ -14,6 +14,7 @@ from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.schedule import Adaptive
 from sae_moo.searchers.baselines import OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.operators import ZeroAwareCrossover
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Archive, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
@@ -325,7 +326,9 @@ def test_a_task_may_be_called_anything(tmp_path, name):
 
 
 def test_trials_do_not_grow_with_the_lineage(tmp_path):
-    setup = Setup(tmp_path / "s")
+    operators = {"crossover": ZeroAwareCrossover(GROUND, remerge=0.0)}
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, operators=operators)
+    setup = Setup(tmp_path / "s", searcher=lambda: searcher)
     setup.run(evaluations=160)
     trials = setup.storage().study.get_trials()
     sizes = [len(json.dumps(trial.user_attrs)) for trial in trials]

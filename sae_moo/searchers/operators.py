@@ -21,8 +21,9 @@ from pymoo.core.population import Population
 from pymoo.core.sampling import Sampling
 from pymoo.core.selection import Selection
 
+from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation
-from sae_moo.recipe import STRUCTURED, Cast, Merge, Recipe
+from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.searchers import fitness
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ratio import RATIO
@@ -31,6 +32,8 @@ from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
+KEEP = 0.5  # probability that a child merged anew has the first parent's mixing weights
+SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
 
 
@@ -169,13 +172,20 @@ class AttractionMating(Selection):  # type: ignore[misc]
 
 
 class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
-    """Merge two parents group by group; where one is zero the other's weights take the place.
+    """Merge two parents group by group: their weights, zero-aware, or anew from the experts by how they are mixed.
 
     The share of the first parent is drawn per group around the local SAE ratio ``T_A / (T_A + T_B)`` (our reading of
     the paper: the same form as its global ratio, from the sparsity of the group): one deviation for the whole child
-    plus one per group. With probability `split` the shares are mirrored from a random group on. With probability
-    `stretch` the task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone cannot leave the
-    hull.
+    plus one per group. With probability `split` the shares are mirrored from a random group on.
+
+    With probability `remerge` the child is task arithmetic on the experts by its parents' mixing weights: what pruning
+    took from a parent is not lost to it, and its recipe is as short as the first. Half of those keep the first parent's
+    mixing weights and only get another sparsity. With probability `stretch` the weights are moved by N(0, `reach`) per
+    expert and N(0, `wobble`) per group and expert.
+
+    Other children are the zero-aware merge of the parents' weights: where one is zero the other's take the place. With
+    probability `stretch` their task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone
+    cannot leave the hull.
 
     Args:
         ground: experts, groups, dtype.
@@ -184,20 +194,22 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         split: probability of a split point.
         stretch: probability of scaling.
         reach: standard deviation of the scaling.
+        wobble: standard deviation of mixing weights per group.
+        remerge: probability of merging anew from the experts.
         aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
-        immigrants: probability that a child is no child but task arithmetic with one random scale for each expert.
     """
 
     def __init__(
         self,
         ground: Ground,
         spread: float = 0.25,
-        jitter: float = 0.15,
+        jitter: float = 0.05,
         split: float = 0.25,
         stretch: float = 0.5,
-        reach: float = 0.15,
+        reach: float = 0.1,
+        wobble: float = 0.03,
+        remerge: float = 1.0,
         aware: bool = True,
-        immigrants: float = 0.0,
     ) -> None:
         super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
         self.ground = ground
@@ -206,8 +218,10 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         self.split = split
         self.stretch = stretch
         self.reach = reach
+        self.wobble = wobble
+        self.remerge = remerge
         self.aware = aware
-        self.immigrants = immigrants
+        self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
     def do(
         self, problem: Any, pop: Any, parents: Any = None, *args: Any, random_state: Rng | None = None, **kwargs: Any
@@ -231,24 +245,41 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         return children
 
     def _child(self, first: Individual, second: Individual, rng: Rng) -> tuple[Recipe, Origin]:
-        if self.immigrants and rng.random() < self.immigrants:
-            return self.ground.candidate(self.ground.one_scale_each(rng)), Origin("fresh merge")
-        deviation = rng.normal(0.0, self.spread) + rng.normal(0.0, self.jitter, self.ground.rows)
-        share = self._ratio(first, second) + deviation
-        if rng.random() < self.split and self.ground.rows > 1:
-            place = int(rng.integers(1, self.ground.rows))
+        rows = self.ground.rows
+        share = self._ratio(first, second) + rng.normal(0.0, self.spread) + rng.normal(0.0, self.jitter, rows)
+        if rng.random() < self.split and rows > 1:
+            place = int(rng.integers(1, rows))
             share[place:] = 1.0 - share[place:]
         share = np.clip(share, 0.0, 1.0).round(DIGITS)
+        inputs = (first.get("X")[0], second.get("X")[0])
+        if rng.random() < self.remerge:
+            merged, name = self._anew(inputs, share, rng), "merge anew"
+        else:
+            merged, name = self._bred(inputs, share, rng), "zero-aware crossover" if self.aware else "crossover"
+        parents = tuple(parent.get(EVALUATION) for parent in (first, second))
+        return self.ground.candidate(merged), Origin(name, parents)
+
+    def _anew(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
+        ground = self.ground
+        names = (BASE, *ground.experts)
+        first, second = (mixing_weights(each, names, ground.groups, self._mixing)[:, 1:] for each in parents)
+        if ground.rows == 1:
+            first, second = first.mean(axis=0, keepdims=True), second.mean(axis=0, keepdims=True)
+        if rng.random() < KEEP:
+            share = np.ones(ground.rows)
+        weights = share[:, None] * first + (1.0 - share[:, None]) * second
+        if rng.random() < self.stretch:
+            weights = weights + rng.normal(0.0, self.reach, len(ground.experts))
+            weights = weights + rng.normal(0.0, self.wobble, weights.shape)
+        return ground.task_arithmetic(weights)
+
+    def _bred(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
         scale = 1.0 + rng.normal(0.0, self.reach) if rng.random() < self.stretch else 1.0
         weights = self.ground.weights(np.stack([share, 1.0 - share], axis=1))
-        inputs = (first.get("X")[0], second.get("X")[0])
-        if self.aware:
-            scaling = (("scale", round(max(scale, 0.0), DIGITS)),) if scale != 1.0 else ()
-            merged = Merge("zero_aware", inputs, weights, scaling)
-        else:
-            merged = Merge("linear", inputs, weights)
-        parents = tuple(parent.get(EVALUATION) for parent in (first, second))
-        return self.ground.candidate(merged), Origin("zero-aware crossover" if self.aware else "crossover", parents)
+        if not self.aware:
+            return Merge("linear", parents, weights)
+        scaling = (("scale", round(max(scale, 0.0), DIGITS)),) if scale != 1.0 else ()
+        return Merge("zero_aware", parents, weights, scaling)
 
     def _ratio(self, first: Individual, second: Individual) -> NDArray[np.float64]:
         a, b = first.get(TOTAL), second.get(TOTAL)
@@ -261,16 +292,21 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
 class PruneMergeMutation(Mutation):  # type: ignore[misc]
     """One pruning-merging cycle: prune the parents before they merge, then the child to targets per group.
 
-    Before: both parents of a merge at ``ratio * u``, u ~ U(0, 1). After: every group's target is drawn, with
-    probability `inherit` around the first parent's realised sparsity in that group, else around `ratio`, with
-    deviation `noise`; one choice for the whole child, so that offspring spread along the front. A child that is no
-    merge is pruned only.
+    Before: both parents of a merge of their weights at ``ratio * u``, u ~ U(0, 1). After: the target of a group is a
+    level, the same for all groups, plus a shape over the groups, plus N(0, `noise`). The level is ``ratio * u`` with a
+    new u, or, with probability `inherit`, around the first parent's realised sparsity. The shape is, with probability
+    `shape`, that of a parent which is pruned, its slope from the first block to the last moved by N(0, `slope`); else a
+    slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a shape is worth holds at other levels too.
 
     Args:
         ground: groups, dtype, pruning.
         ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating. Or what draws
-            one for each child.
-        inherit: probability of inheriting the parents' sparsity.
+            the level of each child.
+        inherit: probability of inheriting the parent's level.
+        shift: standard deviation of an inherited level.
+        shape: probability of inheriting a parent's shape.
+        slope: standard deviation of the slope of an inherited shape.
+        tilt: standard deviation of the slope of a new shape.
         noise: standard deviation of the targets.
         before: prune the parents (for ablations).
         after: prune the child (for ablations).
@@ -281,7 +317,11 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         ground: Ground,
         ratio: float | Callable[[Rng], float] = 0.0,
         inherit: float = 0.5,
-        noise: float = 0.12,
+        shift: float = 0.08,
+        shape: float = 0.8,
+        slope: float = 0.15,
+        tilt: float = 0.4,
+        noise: float = 0.04,
         before: bool = True,
         after: bool = True,
     ) -> None:
@@ -289,6 +329,10 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         self.ground = ground
         self.ratio = ratio
         self.inherit = inherit
+        self.shift = shift
+        self.shape = shape
+        self.slope = slope
+        self.tilt = tilt
         self.noise = noise
         self.before = before
         self.after = after
@@ -310,16 +354,28 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         inner = recipe.input if isinstance(recipe, Cast) else recipe
         ground = self.ground
         ratio = round(eta * float(rng.random()), DIGITS)
-        if self.before and ratio > 0 and isinstance(inner, Merge):
+        if self.before and ratio > 0 and isinstance(inner, Merge) and not any(map(_whole, inner.inputs)):
             inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
         if self.after:
-            centre = np.full(ground.groups, eta)
-            # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
-            if origin.parents and ground.scope not in STRUCTURED and rng.random() < self.inherit:
-                centre = np.array(origin.parents[0].group_sparsity)
-            inner = ground.pruned(inner, centre + rng.normal(0.0, self.noise, ground.groups))
+            inner = ground.pruned(inner, self._targets(origin, eta, rng))
         return ground.candidate(inner)
+
+    def _targets(self, origin: Origin, eta: float, rng: Rng) -> NDArray[np.float64]:
+        """Draw a sparsity per group, shape (groups,), not yet clipped."""
+        ground = self.ground
+        here = list(ground.prunable)
+        # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
+        parents = [] if ground.scope in STRUCTURED else [np.array(each.group_sparsity) for each in origin.parents]
+        level = eta if callable(self.ratio) else eta * float(rng.random())
+        if parents and rng.random() < self.inherit:
+            level = float(parents[0][here].mean()) + rng.normal(0.0, self.shift)
+        shape = rng.normal(0.0, self.tilt) * ground.depth
+        pruned = [each for each in parents if each[here].mean() >= SHAPED]
+        if pruned and rng.random() < self.shape:
+            given = pruned[int(rng.integers(len(pruned)))]
+            shape = given - given[here].mean() + rng.normal(0.0, self.slope) * ground.depth
+        return level + shape + rng.normal(0.0, self.noise, ground.groups)
 
 
 class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
@@ -359,6 +415,11 @@ def _tournament(pop: list[Individual], rng: Rng) -> int:
     if key[a] == key[b]:
         return a if rng.random() < 0.5 else b
     return min(a, b, key=lambda i: key[i])
+
+
+def _whole(recipe: Recipe) -> bool:
+    """Return whether a recipe is an expert as it was given, which nothing of this search has pruned."""
+    return isinstance(recipe, Expert)
 
 
 def _objects(recipes: list[Recipe]) -> Any:

@@ -32,6 +32,7 @@ class Ground:
         scope: pruning scope.
         calibration: digest of the activation norms that the criterion weighs by, or None.
         most: largest sparsity ever asked for, in (0, 1).
+        rescale: whether what pruning leaves of a tensor is multiplied so that it keeps its L2 norm.
     """
 
     experts: tuple[str, ...]
@@ -42,6 +43,7 @@ class Ground:
     scope: str = "tensor"
     calibration: str | None = None
     most: float = 0.95
+    rescale: bool = False
 
     @property
     def groups(self) -> int:
@@ -93,7 +95,7 @@ class Ground:
             if not any(rows):
                 return recipe
         given = rows[0] if self.one_ratio else rows
-        return Prune(recipe, given, self.criterion, self.scope, calibration=self.calibration)
+        return Prune(recipe, given, self.criterion, self.scope, calibration=self.calibration, rescale=self.rescale)
 
     def candidate(self, recipe: Recipe) -> Recipe:
         """Return the recipe rounded to the model's dtype, as every candidate is."""
@@ -131,15 +133,19 @@ class Ground:
             drawn.append(self.random_merge(rng, sparsest))
         return drawn
 
+    @property
+    def depth(self) -> Array:
+        """Where each prunable group stands from the first, -0.5, to the last, 0.5; 0 for others; shape (groups,)."""
+        here = list(self.prunable)
+        depth = np.zeros(self.groups)
+        depth[here] = np.linspace(-0.5, 0.5, sum(here)) if sum(here) > 1 else 0.0
+        return depth
+
     def random_merge(self, rng: np.random.Generator, sparsest: float) -> tuple[str, Recipe]:
         """Draw a group-wise merge of all experts pruned at a ratio per group up to `sparsest`, with what made it."""
         merged = self.task_arithmetic(self.random_weights(rng))
         ratio = rng.uniform(0.0, sparsest, self.groups)
         return "random merge", self.candidate(self.pruned(merged, ratio))
-
-    def one_scale_each(self, rng: np.random.Generator) -> Recipe:
-        """Draw task arithmetic with one scale for each expert, uniform on [0, 1.2]; not yet a candidate."""
-        return self.task_arithmetic(np.tile(rng.uniform(0.0, 1.2, len(self.experts)), (self.rows, 1)))
 
     def random_weights(self, rng: np.random.Generator) -> Array:
         """Draw mixing weights around one level per expert; shape (rows, experts)."""

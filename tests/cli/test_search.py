@@ -337,6 +337,7 @@ def test_operators_are_turned_off_by_name(here):
     off = [
         "attraction=false",
         "founders=0",
+        "remerge=0",
         "zero_aware=false",
         "split=0",
         "prune_before=false",

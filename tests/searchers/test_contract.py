@@ -7,9 +7,10 @@ import pytest
 
 from sae_moo.errors import RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.recipe import Cast, Merge, Prune, experts_of
+from sae_moo.recipe import Cast, Expert, Merge, Prune, experts_of
 from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.operators import ZeroAwareCrossover
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Archive, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm
@@ -47,6 +48,9 @@ SEARCHERS = {
         CoefficientSpace, ground=Ground(("math", "code", "law"), (False, True, True, False), scope="heads")
     ),
     "nsga2 over lineages, steady-state": nsga(LineageSpace, pace="steady-state"),
+    "nsga2 over lineages, of pruned weights": nsga(
+        LineageSpace, operators={"crossover": ZeroAwareCrossover(GROUND, remerge=0.0)}
+    ),
     "nsga3 over lineages": nsga(LineageSpace, "nsga3", objectives=THREE),
     "nsga3 over lineages, steady-state": nsga(LineageSpace, "nsga3", "steady-state", THREE),
     "nsga2 over coefficients": nsga(CoefficientSpace),
@@ -208,10 +212,14 @@ def test_the_first_population_holds_every_expert_and_the_base(name, landscape):
     assert all(p.generation == 0 for p in first)
 
 
+@pytest.mark.parametrize("remerge", [0.0, 1.0])
 @pytest.mark.parametrize("pace", ["generational", "steady-state"])
-def test_children_merge_their_parents_under_the_annealed_ratio(pace, landscape):
+def test_children_merge_their_parents_under_the_annealed_ratio(pace, remerge, landscape):
     schedule = Schedule("sawtooth", 0.0, 0.8, period=4, growth=1)
-    searcher = NsgaSearcher(LineageSpace(GROUND), (ACCURACY, SPARSITY), population=10, schedule=schedule, pace=pace)
+    operators = {"crossover": ZeroAwareCrossover(GROUND, remerge=remerge)}
+    searcher = NsgaSearcher(
+        LineageSpace(GROUND), (ACCURACY, SPARSITY), population=10, schedule=schedule, pace=pace, operators=operators
+    )
     history = drive(searcher, landscape, 60)
     for i, (proposal, _) in enumerate(history[10:]):
         assert len(proposal.parents) == 2
@@ -220,7 +228,10 @@ def test_children_merge_their_parents_under_the_annealed_ratio(pace, landscape):
         inner = proposal.recipe.input
         inner = inner.input if isinstance(inner, Prune) else inner
         assert isinstance(inner, Merge)
-        assert inner.method == "zero_aware"
+        assert inner.method == ("task_arithmetic" if remerge else "zero_aware")
+        if remerge:
+            assert inner.inputs == tuple(Expert(name) for name in GROUND.experts)
+            continue
         for parent, source in zip(proposal.parents, inner.inputs, strict=True):
             assert parent == (source.input if isinstance(source, Prune) else source)
 

@@ -95,7 +95,7 @@ def test_crossover_follows_the_local_ratio():
     a, b = individual("math"), individual("code")
     a.set("total", np.array([1.0, 1.0, 3.0, 1.0]))
     b.set("total", np.array([1.0, 3.0, 1.0, 1.0]))
-    exact = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=0, stretch=0)
+    exact = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=0, stretch=0, remerge=0)
     (child,) = exact.do(None, [[a, b]], random_state=np.random.default_rng(0))
     merge = child.X[0].input
     assert merge.method == "zero_aware"
@@ -109,7 +109,7 @@ def test_shares_spread_over_children_and_groups_and_task_vectors_are_stretched()
     rng = np.random.default_rng(0)
 
     def merges(**settings):
-        quiet = {"spread": 0, "jitter": 0, "split": 0, "stretch": 0} | settings
+        quiet = {"spread": 0, "jitter": 0, "split": 0, "stretch": 0, "remerge": 0} | settings
         return [c.X[0].input for c in ZeroAwareCrossover(GROUND, **quiet).do(None, [pair] * 40, random_state=rng)]
 
     assert len({merge.weights for merge in merges(spread=0.2)}) > 30
@@ -157,7 +157,7 @@ def test_a_split_point_mirrors_the_shares_after_it():
     a, b = individual("math"), individual("code")
     a.set("total", np.full(4, 3.0))
     b.set("total", np.full(4, 1.0))
-    splitting = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=1, stretch=0)
+    splitting = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=1, stretch=0, remerge=0)
     places = set()
     for child in splitting.do(None, [[a, b]] * 50, random_state=np.random.default_rng(0)):
         shares = [row[0] for row in child.X[0].input.weights]
@@ -171,22 +171,77 @@ def test_a_split_point_mirrors_the_shares_after_it():
 @pytest.mark.parametrize("after", [True, False])
 def test_pruning_before_and_after_the_merge(before, after):
     merge = Merge("zero_aware", (individual("math").X[0], individual("code").X[0]), (0.5, 0.5))
-    mutation = PruneMergeMutation(GROUND, 0.5, inherit=0, noise=0, before=before, after=after)
+    mutation = PruneMergeMutation(GROUND, 0.5, **FLAT | {"inherit": 0}, before=before, after=after)
     mutated = mutation.mutated(Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0))
     inner = mutated.input
     if after:
-        assert inner.sparsity == (0.0, 0.5, 0.5, 0.0)
+        assert 0 < inner.sparsity[1] == inner.sparsity[2] < 0.5
+        assert inner.sparsity[0] == inner.sparsity[3] == 0
         inner = inner.input
     assert all(isinstance(source, Prune) == before for source in inner.inputs)
     if before:
         assert 0 < inner.inputs[0].sparsity[1] < 0.5
 
 
+def test_experts_are_not_pruned_before_they_are_merged_anew():
+    merge = Merge("task_arithmetic", (Expert("math"), Expert("code")), (0.5, 0.5))
+    mutated = PruneMergeMutation(GROUND, 0.5).mutated(
+        Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0)
+    )
+    assert mutated.input.input == merge
+
+
+FLAT = {"inherit": 1, "shape": 1, "shift": 0, "slope": 0, "tilt": 0, "noise": 0}
+
+
+def targets(count=400, parents=(), ratio=0.5, ground=GROUND, **settings) -> np.ndarray:
+    """Sparsities asked of the two prunable groups by many mutations; shape (count, 2)."""
+    mutation = PruneMergeMutation(ground, ratio, **FLAT | settings)
+    origin, rng = Origin("x", tuple(each.get("evaluation") for each in parents)), np.random.default_rng(0)
+    eta = ratio if isinstance(ratio, float) else ratio(rng)
+    asked = [mutation.mutated(Cast(Expert("math"), "float32"), origin, eta, rng).input for _ in range(count)]
+    return np.array([each.sparsity[1:3] if isinstance(each, Prune) else (0.0, 0.0) for each in asked])
+
+
 def test_targets_are_inherited_from_the_first_parent():
-    mutation = PruneMergeMutation(GROUND, 0.5, inherit=1, noise=0)
+    parents = (individual(), individual(group_sparsity=(0, 0.1, 0.1, 0)))
+    assert set(map(tuple, targets(parents=parents[:1]).tolist())) == {(0.2, 0.6)}
+    drawn = targets(parents=parents)
+    assert set(map(tuple, drawn.tolist())) == {(0.2, 0.6), (0.4, 0.4)}, "its level, the shape of either"
+    assert targets(parents=parents[:1], shift=0.05).mean(axis=1).std() == pytest.approx(0.05, rel=0.15)
+
+
+def test_levels_are_spread_below_the_annealed_ratio_and_shapes_are_kept_at_every_level():
+    drawn = targets(parents=(individual(),), inherit=0, ratio=0.7)
+    level = drawn.mean(axis=1)
+    assert level.max() < 0.7
+    np.testing.assert_allclose(drawn[level > 0.25] @ [-1, 1], 0.4, atol=2e-4)
+    assert np.quantile(level, [0.25, 0.75]).tolist() == pytest.approx([0.175, 0.525], abs=0.05)
+    exact = targets(parents=(individual(),), inherit=0, ratio=lambda rng: 0.4)
+    assert set(map(tuple, exact.tolist())) == {(0.2, 0.6)}, "a schedule that draws for each child draws its level"
+    assert (targets(parents=(individual(),), slope=0.1) @ [-1, 1]).std() == pytest.approx(0.1, rel=0.15)
+
+
+def test_new_shapes_are_slopes_over_depth():
+    dense = individual(group_sparsity=(0, 0, 0, 0))
+    for settings in (
+        {"shape": 0, "parents": (individual(),)},
+        {"parents": (dense,), "inherit": 0, "ratio": lambda rng: 0.4},
+    ):
+        drawn = targets(**{"ratio": 0.5, "tilt": 0.1} | settings)
+        np.testing.assert_allclose(drawn.mean(axis=1), 0.4, atol=1e-4)
+        assert (drawn @ [-1, 1]).std() == pytest.approx(0.1, rel=0.15)
+        assert abs((drawn @ [-1, 1]).mean()) < 0.02
+    assert Ground(("math",), (True,)).depth.tolist() == [0.0]
+    assert Ground(("math",), (False, True, True, True, False)).depth.tolist() == [0, -0.5, 0, 0.5, 0]
+
+
+def test_structured_targets_inherit_nothing():
+    ground = Ground(("math", "code"), (False, True, True, False), scope="neurons")
+    mutation = PruneMergeMutation(ground, lambda rng: 0.3, **FLAT)
     origin = Origin("x", (individual().get("evaluation"),))
-    mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, mutation.ratio, np.random.default_rng(0))
-    assert mutated.input.sparsity == (0.0, 0.2, 0.6, 0.0)
+    mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, 0.3, np.random.default_rng(0))
+    assert mutated.input.sparsity == 0.3
 
 
 def test_targets_stay_in_range():
@@ -281,18 +336,37 @@ def test_a_ladder_takes_the_place_of_random_merges():
 
 
 @pytest.mark.parametrize("granularity", ["block", "model"])
-def test_immigrants_are_task_arithmetic_with_one_scale_for_each_expert(granularity):
-    ground = Ground(("math", "code", "law"), (False, True, True, False), granularity=granularity)
-    pairs = np.empty((40, 2), dtype=object)
-    pairs[:] = [[individual("math"), individual("code")] for _ in range(40)]
+def test_children_merged_anew_are_task_arithmetic_by_the_mixing_weights_of_their_parents(granularity):
+    ground = Ground(("math", "code"), (False, True, True, False), granularity=granularity)
+    rows = 4 if granularity == "block" else 1
+    inner = ground.task_arithmetic(np.tile([0.8, 0.2], (rows, 1)))
+    first, second = individual("math"), individual("code")
+    first.X[0] = Cast(Prune(inner, 0.5), "float32")  # its zeros do not count
+    anew = ZeroAwareCrossover(ground, spread=0, jitter=0, split=0, stretch=0, remerge=1)
     rng = np.random.default_rng(0)
-    children = ZeroAwareCrossover(ground, immigrants=0.5).do(None, pairs, random_state=rng)
-    fresh = [child for child in children if child.get("origin").operator == "fresh merge"]
-    assert 10 < len(fresh) < 30
-    for child in fresh:
-        merge = child.X[0].input
-        assert merge.method == "task_arithmetic"
-        rows = np.reshape(merge.weights, (-1, 3))
-        assert (rows == rows[0]).all()
-        assert ((rows >= 0) & (rows <= 1.2)).all()
-        assert child.get("origin").parents == ()
+    children = anew.do(None, [[first, second]] * 60, random_state=rng)
+    found = [np.reshape(child.X[0].input.weights, (-1, 2)) for child in children]
+    assert {(child.X[0].input.method, child.get("origin").operator) for child in children} == {
+        ("task_arithmetic", "merge anew")
+    }
+    assert all(len(each) == rows and (each == each[0]).all() for each in found)
+    kept = [each[0].tolist() == [0.8, 0.2] for each in found]
+    assert 15 < sum(kept) < 45, "half keep the first parent's"
+    assert {tuple(each[0]) for each, same in zip(found, kept, strict=True) if not same} == {(0.4, 0.6)}
+    assert children[0].get("origin").parents == (first.get("evaluation"), second.get("evaluation"))
+    anew = ZeroAwareCrossover(ground, spread=0, jitter=0, split=0, stretch=1, reach=0.1, wobble=0.02, remerge=1)
+    moved = np.array(
+        [np.reshape(c.X[0].input.weights, (-1, 2)) for c in anew.do(None, [[first, first]] * 300, random_state=rng)]
+    )
+    moved = moved - [0.8, 0.2]
+    assert moved.mean(axis=1).std() == pytest.approx(0.1, rel=0.2)
+    if rows > 1:
+        assert (moved - moved.mean(axis=1, keepdims=True)).std() == pytest.approx(0.02 * np.sqrt(3 / 4), rel=0.2)
+
+
+def test_the_share_of_children_merged_anew():
+    pairs = [[individual("math"), individual("code")]] * 200
+    children = ZeroAwareCrossover(GROUND, remerge=0.25).do(None, pairs, random_state=np.random.default_rng(0))
+    anew = [child.get("origin").operator == "merge anew" for child in children]
+    assert np.mean(anew) == pytest.approx(0.25, abs=0.08)
+    assert {child.X[0].input.method for child in children} == {"task_arithmetic", "zero_aware"}
