@@ -48,7 +48,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "m2n2": Algorithm(("lineage",), reads=("sae",), races=True),
     "pso": Algorithm(("coefficients",), scalar=True, reads=("pso",)),
     "cmaes": _SCALAR,
-    "random": Algorithm(("coefficients",), scalar=True, races=True),
+    "random": Algorithm(("coefficients",), races=True),
     f"{OPTUNA}TPESampler": _OPTUNA,
     f"{OPTUNA}GPSampler": _OPTUNA,
     f"{OPTUNA}NSGAIISampler": _OPTUNA,

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_moo.algorithms import OPTUNA
+from sae_moo.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
-from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, TaskSection
+from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, SearchSection, TaskSection
 from sae_moo.consistency import MOST_SPARSE
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
@@ -167,10 +167,10 @@ class Bench:
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""
-        cache = WeightCache(int(self.config.models.cache_gib * 2**30))
+        cache = WeightCache(int(self.config.models.cache_gib * 2**30) if self._breeds else 0)
         held = cache.max_bytes // self.model_bytes
         wanted = 2 * self.config.search.population  # the population, and as many children on their way
-        if held < wanted and self.config.space_kind == "lineage":
+        if held < wanted and self._breeds:
             log.warning(
                 "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
                 "recomputed from the experts, slower with each generation. "
@@ -187,6 +187,13 @@ class Bench:
         measured = self.config.search.algorithm.startswith("sae-") and sae is not None and sae.measure != "zeros"
         measure = sae.measure if measured and sae is not None else None
         return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known, measure)
+
+    @property
+    def _breeds(self) -> bool:
+        """Whether candidates are merged from the weights of earlier candidates, not from the experts alone."""
+        section = self.config.search
+        anew = "operators" in ALGORITHMS[section.algorithm].reads and _operators(section).remerge == 1.0
+        return self.config.space_kind == "lineage" and not anew
 
     @property
     def model_bytes(self) -> int:
@@ -229,7 +236,7 @@ class Bench:
                 seed=seed,
                 schedule=schedule,
                 pace=config.pace,
-                operators=operators(ground, section.operators or OperatorsSection(), schedule.high),
+                operators=operators(ground, _operators(section), schedule.high),
             )
         if name in ("sae-global", "sae-local", "m2n2"):
             archive = _archive(name, section.sae or SaeSection(), section.population)
@@ -275,6 +282,10 @@ class Bench:
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }
+
+
+def _operators(section: SearchSection) -> OperatorsSection:
+    return section.operators or OperatorsSection()
 
 
 def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sae_moo.config import Config, MethodSection, differences
 from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
 from sae_moo.explore.figures import Curve, draw_progress
+from sae_moo.files import whole
 from sae_moo.materializer import materialize
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.ratio import Gains
@@ -433,10 +434,5 @@ def difference_text(summary: Summary) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from sae_moo.algorithms import ALGORITHMS, OPTUNA, SETTINGS
 from sae_moo.errors import nearest
 from sae_moo.marked_yaml import Key
 from sae_moo.objectives import SPARSITY
-from sae_moo.recipe import BASE, STRUCTURED
+from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
 from sae_moo.schedule import ADAPTIVE
 
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
@@ -150,6 +150,10 @@ def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iter
     for key in sae if name == "m2n2" else ():
         if key not in ("alpha", "matchmaker"):
             yield ("search", "sae", key), "is for sae-global, sae-local; m2n2 reads alpha and matchmaker"
+    scope = _as(dict, raw.get("pruning")).get("scope")
+    given = pattern_sparsity(scope) if isinstance(scope, str) else None
+    if given is not None and space.get("sparsity") not in (None, 0, given):
+        yield ("space", "sparsity"), f"expected 0 or {given:g}, what scope: {scope} prunes to, got {space['sparsity']}"
     fixed, most = space.get("sparsity"), _as(dict, _as(dict, raw.get("constraints")).get(SPARSITY)).get("max")
     least = min([each for each in (most, MOST_SPARSE) if isinstance(each, (int, float))])
     if isinstance(fixed, (int, float)) and fixed > least:

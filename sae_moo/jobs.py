@@ -25,6 +25,7 @@ from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
 from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
+from sae_moo.files import whole
 from sae_moo.live import load_model
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.mergekit import document as mergekit_document
@@ -361,12 +362,8 @@ def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str,
         text, notes = mergekit_writer.write(_read_recipe(path, pool), pool)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
+    with whole(output) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return tuple(notes)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sae_moo.files import whole
+
 log = logging.getLogger(__name__)
 
 
@@ -43,14 +45,10 @@ def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
     try:
         place = folder(kind)
         place.mkdir(parents=True, exist_ok=True)
-        partial = place / f"{name}.{os.getpid()}"
-        try:
+        with whole(place / name) as partial:
             if isinstance(content, str):
                 partial.write_text(content, encoding="utf-8")
             else:
                 content(partial)
-            partial.replace(place / name)
-        finally:
-            partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         log.info("%s are not kept: %s", kind, error)

@@ -300,6 +300,8 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of omega, beta, alpha, tau, measure, matchmaker"),
         (["search.sae={omega: 0, beta: 0}", "search.algorithm=sae-local"], "search.sae.omega: expected omega or beta above 0, got 0 for both"),
         (["search.sae.beta=0.2", "search.algorithm=m2n2"], "search.sae.beta: is for sae-global, sae-local; m2n2 reads alpha and matchmaker"),
+        (["space.sparsity=0.4", "search.algorithm=pso", "pruning.scope='2:4'"], "space.sparsity: expected 0 or 0.5, what scope: 2:4 prunes to, got 0.4"),
+        (["search.weights.sparsity=1", "search.algorithm=random"], "search.weights: is for what works on one number (pso, cmaes, "),
         (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
         (["search.pso.flavour=pso-merging", "search.algorithm=pso", "search.population=4", "models.experts.a=zoo:lingua"], "search.population: expected at least 5: base, experts and sparsified experts; got 4"),
         (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got list"),

@@ -9,6 +9,7 @@ from itertools import combinations, product
 
 import numpy as np
 
+from sae_moo.algorithms import ALGORITHMS
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, of_accuracy
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
 from sae_moo.searchers.searcher import Proposal, check_first
@@ -32,9 +33,6 @@ class OneShot:
 
 ONE_SHOTS = ("weighted-average", "task-arithmetic", "rankmean", "ties", "dare_ties", "slerp", "single-experts")
 """Names of the one-shot merges; see `variants`."""
-
-SEEDED = ("dare_ties",)
-"""One-shot merges that draw; the others do not depend on the seed."""
 
 
 class OneShotSearcher:
@@ -128,7 +126,7 @@ def variants(method: str, ground: Ground, settings: OneShot, seed: int) -> list[
             return [ground.task_arithmetic(np.full((ground.rows, len(experts)), scale)) for scale in settings.scales]
         case "ties" | "dare_ties":
             tried = product(settings.densities, settings.scales)
-            drawn = (("seed", seed),) if method in SEEDED else ()
+            drawn = (("seed", seed),) if ALGORITHMS[method].seeded else ()
             return [Merge(method, experts, equal, (("density", d), ("scale", s), *drawn)) for d, s in tried]
         case "slerp":
             return [Merge("slerp", pair, (0.5, 0.5)) for pair in combinations(experts, 2)]

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -14,34 +13,16 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
+from sae_moo.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, of_accuracy, violations
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One of Optuna's samplers.
-
-    Args:
-        several: whether it knows several objectives; else it gets the mean of those scored on tasks.
-        forgetful: whether all it knows is in the study's trials, so that it can be made anew for every ask.
-    """
-
-    several: bool = True
-    forgetful: bool = False
-
-
-SAMPLERS: Mapping[str, Kind] = {
-    "TPESampler": Kind(forgetful=True),
-    "GPSampler": Kind(forgetful=True),
-    "RandomSampler": Kind(forgetful=True),
-    "QMCSampler": Kind(),
-    "NSGAIISampler": Kind(),
-    "NSGAIIISampler": Kind(),
-    "CmaEsSampler": Kind(several=False),
-}
+SAMPLERS = tuple(name.removeprefix(OPTUNA) for name in ALGORITHMS if name.startswith(OPTUNA))
+"""Names of Optuna's samplers that can be asked for."""
+FORGETFUL = frozenset({"TPESampler", "GPSampler", "RandomSampler"})
+"""Those that keep nothing beside the study's trials, so that they can be made anew for every ask."""
 
 
 class OptunaSearcher:
@@ -84,8 +65,8 @@ class OptunaSearcher:
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
         self._name = sampler
-        self._kind = SAMPLERS[sampler]
-        single = None if self._kind.several else of_accuracy(objectives)
+        self._forgetful = sampler in FORGETFUL
+        single = of_accuracy(objectives) if ALGORITHMS[OPTUNA + sampler].scalar else None
         self._weights = single if weights is None else dict(weights)
         self._seed = seed
         self._population = population
@@ -119,7 +100,7 @@ class OptunaSearcher:
 
     def recall(self, vector: tuple[float, ...]) -> Proposal:
         """Return the proposal of a vector that was asked for before; only quick where the sampler is forgetful."""
-        return self._next(vector if self._kind.forgetful or self._asked < len(self._first) else None)
+        return self._next(vector if self._forgetful or self._asked < len(self._first) else None)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Take in one evaluation.
@@ -151,7 +132,7 @@ class OptunaSearcher:
         with _quiet():
             if vector is not None:
                 self._study.enqueue_trial({f"x{i}": value for i, value in enumerate(vector)})
-            if self._kind.forgetful:  # where the vector is known, one that does not think
+            if self._forgetful:  # where the vector is known, one that does not think
                 quick = vector is not None
                 self._study.sampler = optuna.samplers.RandomSampler(seed=0) if quick else self._made(self._asked)
             trial = self._study.ask(self._distributions)

@@ -47,7 +47,7 @@ class ScalarSearcher:
         constraints: limits.
         optimizer: over the same space; fresh, and of this searcher alone.
         name: what proposals are called after.
-        weights: objective name -> how much it counts; None: the mean of those that are scored on tasks.
+        weights: objective name -> how much it counts; None: the mean of those that are scored on tasks, if any.
         seed: seed of everything drawn.
     """
 
@@ -64,7 +64,8 @@ class ScalarSearcher:
         self._space = space
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
-        self._weights = of_accuracy(objectives) if weights is None else dict(weights)
+        every = {objective.name: 1.0 for objective in objectives}
+        self._weights = (of_accuracy(objectives) or every) if weights is None else dict(weights)
         self._name = name
         self._rng = np.random.default_rng(seed)
         self._optimizer = optimizer

@@ -1,7 +1,6 @@
-"""Is searching merges of the zoo worth it? Every variant of the search, over seeds, held against the one-shot merges.
+"""Is searching merges of the zoo worth it? The quickstart, over seeds, held against the one-shot merges.
 
-    python studies/zoo/study.py --variants quickstart --seeds 5 --workers 2 --output quickstart.jsonl
-    python studies/zoo/study.py --variants all --seeds 5 --workers 2 --output ablation.jsonl
+    python studies/zoo/study.py --seeds 5 --workers 2 --output quickstart.jsonl
 
 A model is always chosen on the search split and judged on the test split (400 items a task, disjoint from it), and once
 more on fresh items (`FRESH`): further draws that belong to no task and that nobody looked at while the zoo was made.
@@ -25,23 +24,9 @@ FRESH = {"zoo_math": 1000, "zoo_lingua": 180, "zoo_logic": 1000}
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6)
 SCALES = tuple(round(0.1 * i, 1) for i in range(1, 13))
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-# Name -> what is changed: of the operators, or of the configuration.
-VARIANTS: dict[str, dict] = {
-    "quickstart": {},
-    "no attraction": {"selection": {"attract": False}},
-    "no founders": {"selection": {"founder": 0.0}},
-    "no zero-awareness": {"crossover": {"aware": False}},
-    "no split point": {"crossover": {"split": 0.0}},
-    "no task-vector scaling": {"crossover": {"stretch": 0.0}},
-    "no pruning before the merge": {"mutation": {"before": False}},
-    "no pruning after the merge": {"mutation": {"after": False}},
-    "no inherited targets": {"mutation": {"inherit": 0.0}},
-    "steady-state": {"config": {"search": {"pace": "steady-state"}}},
-    "coefficients": {"config": {"space": {"kind": "coefficients"}}},
-}
 
 
-def searched(variant: str, seed: int, evaluations: int) -> dict:
+def searched(seed: int, evaluations: int) -> dict:
     """Run one search and judge its front on the test split."""
     import torch
 
@@ -50,16 +35,13 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
     from sae_moo.pareto import hypervolume
 
     torch.set_num_threads(1)
-    change = VARIANTS[variant]
     raw = sm.Config.load(CONFIG).model_dump(mode="json")
-    for section, values in change.get("config", {}).items():
-        raw[section] |= values
     raw["study"]["seed"] = seed
     if evaluations:
         raw["search"]["evaluations"] = evaluations
     config = sm.Config.from_dict(raw)
     with tempfile.TemporaryDirectory() as root:
-        run = sm.search(config, root=root, searcher=lambda bench: changed_searcher(bench, change))
+        run = sm.search(config, root=root)
         records, front = run.trials(), run.front()
     bench = sm.Bench.open(config)
     model, scorer = bench.live_model(), bench.scorer()
@@ -81,7 +63,6 @@ def searched(variant: str, seed: int, evaluations: int) -> dict:
             chosen[str(threshold)]["fresh"] = [row.tolist() for row in fresh.score(model, "test").values()]
     seconds = sum(record.evaluation.seconds_merge + record.evaluation.seconds_score for record in records)
     return {
-        "variant": variant,
         "seed": seed,
         "hypervolume": hypervolume(points),
         "chosen": chosen,
@@ -101,20 +82,6 @@ def fresh_tasks(bench) -> list:
         items = [Item(str(item["prompt"]), (str(item["answer"]),)) for item in new]
         tasks.append(ItemTask(name, KINDS[name], {"search": (), "test": items}, bench.pool.tokenizer()))
     return tasks
-
-
-def changed_searcher(bench, change: dict):
-    """Return the configured searcher with some operators' settings changed."""
-    from sae_moo.searchers.operators import AttractionMating, PruneMergeMutation, ZeroAwareCrossover
-
-    ground = bench.ground()
-    return bench.searcher(
-        {
-            "selection": AttractionMating(**change.get("selection", {})),
-            "crossover": ZeroAwareCrossover(ground, **change.get("crossover", {})),
-            "mutation": PruneMergeMutation(ground, **change.get("mutation", {})),
-        }
-    )
 
 
 def references() -> dict:
@@ -202,44 +169,37 @@ def show_gains(results: list[dict], reference: dict, split: str) -> None:
         print(f"| {result['seed']} | {own:.3f} | {chosen['sparsity']:.3f} | " + " | ".join(cells) + " |")
 
 
-def show_variants(results: list[dict]) -> None:
-    """Print means over seeds of every variant."""
-    print("\n| variant | test hypervolume | " + " | ".join(f"accuracy at sparsity >= {t}" for t in THRESHOLDS) + " |")
-    print("|---" * (len(THRESHOLDS) + 2) + "|")
-    for variant in dict.fromkeys(result["variant"] for result in results):
-        own = [result for result in results if result["variant"] == variant]
-        cells = [spread([accuracy(result, threshold) for result in own]) for threshold in THRESHOLDS]
-        print(f"| {variant} | {spread([r['hypervolume'] for r in own])} | " + " | ".join(cells) + " |")
+def show_means(results: list[dict]) -> None:
+    """Print means over seeds."""
+    print("\n| test hypervolume | " + " | ".join(f"accuracy at sparsity >= {t}" for t in THRESHOLDS) + " |")
+    print("|---" * (len(THRESHOLDS) + 1) + "|")
+    cells = [spread([accuracy(result, threshold) for result in results]) for threshold in THRESHOLDS]
+    print(f"| {spread([r['hypervolume'] for r in results])} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     """Run what was asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default="quickstart", help="names with commas between, or all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=0, help="of every search; 0: as configured")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines; searches found there are not run again")
     arguments = parser.parse_args()
-    names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
-    jobs = [(name, seed, arguments.evaluations) for seed in range(arguments.seeds) for name in names]
     results = (
         [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     )
-    done = {(result["variant"], result["seed"]) for result in results}
+    left = set(range(arguments.seeds)) - {result["seed"] for result in results}
     with ProcessPoolExecutor(arguments.workers) as pool, arguments.output.open("a") as kept:
         reference = pool.submit(references)
-        for future in as_completed([pool.submit(searched, *job) for job in jobs if job[:2] not in done]):
+        for future in as_completed([pool.submit(searched, seed, arguments.evaluations) for seed in sorted(left)]):
             results.append(future.result())
             kept.write(json.dumps(results[-1]) + "\n")
             kept.flush()
-    results = sorted(
-        (r for r in results if r["variant"] in names), key=lambda r: (names.index(r["variant"]), r["seed"])
-    )
+    results.sort(key=lambda result: result["seed"])
     show_references(reference.result())
     for split in ("test", "fresh"):
-        show_gains([result for result in results if result["variant"] == names[0]], reference.result(), split)
-    show_variants(results)
+        show_gains(results, reference.result(), split)
+    show_means(results)
 
 
 if __name__ == "__main__":

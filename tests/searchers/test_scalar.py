@@ -176,3 +176,12 @@ def test_where_nothing_may_be_sparse_there_are_no_coordinates_for_it():
         (proposal,) = searcher.ask(1)
         searcher.tell(proposal, evaluated(float(np.clip(proposal.vector[0], 0, 1))))
         assert not isinstance(proposal.recipe.input, Prune)
+
+
+def test_draws_need_no_objective_that_is_scored_on_tasks(landscape):
+    draws = RandomDraws(SPACE, 4, 0.5)
+    searcher = ScalarSearcher(SPACE, (Objective("sparsity"),), (), draws, "random")
+    for _ in range(3):
+        for proposal in searcher.ask(4):
+            searcher.tell(proposal, landscape(proposal.recipe))
+    assert searcher.ask(1)[0].generation == 3
