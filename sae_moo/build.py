@@ -291,7 +291,7 @@ def _operators(section: SearchSection) -> OperatorsSection:
 def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dict[str, Any]:
     """Return our search's operators over lineages, as configured; `sparsest` of the first population."""
     return {
-        "sampling": LineageSampling(ground, sparsest, section.ladder),
+        "sampling": LineageSampling(ground, sparsest, section.ladder, section.tilt),
         "selection": AttractionMating(section.founders, section.attraction),
         "crossover": ZeroAwareCrossover(
             ground,
@@ -299,6 +299,7 @@ def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dic
             stretch=section.stretch,
             reach=section.reach,
             remerge=section.remerge,
+            consensus=section.consensus,
             aware=section.zero_aware,
         ),
         "mutation": PruneMergeMutation(

@@ -162,6 +162,7 @@ class OperatorsSection(_Section):
     attraction: bool = True
     founders: Share = 0.1
     remerge: Share = 1.0
+    consensus: Share = 0.0
     zero_aware: bool = True
     split: Share = 0.25
     stretch: Share = 0.5

@@ -32,6 +32,9 @@ from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
+PEERS = "peers"  # key of the non-dominated individuals of the population that an individual was chosen from
+CONSENSUS = "consensus"  # what makes a child of the mean of many
+COMPANY = 5  # how many others a consensus is of
 KEEP = 0.5  # probability that a child merged anew has the first parent's mixing weights
 SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
@@ -59,19 +62,21 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         ground: experts, groups, dtype, pruning.
         sparsest: largest ratio drawn.
         ladder: how many of the random ones give way to the uniform average pruned to evenly spaced ratios.
+        tilt: see `Ground.random_merge`.
     """
 
-    def __init__(self, ground: Ground, sparsest: float = 0.6, ladder: int = 0) -> None:
+    def __init__(self, ground: Ground, sparsest: float = 0.6, ladder: int = 0, tilt: float | None = 0.4) -> None:
         super().__init__()
         self.ground = ground
         self.sparsest = sparsest
         self.ladder = ladder
+        self.tilt = tilt
 
     def do(
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest, self.ladder)
+        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest, self.ladder, self.tilt)
         population = Population.new("X", _objects([recipe for _, recipe in drawn]))
         for individual, (operator, _) in zip(population, drawn, strict=True):
             individual.set(ORIGIN, Origin(operator))
@@ -154,6 +159,9 @@ class AttractionMating(Selection):  # type: ignore[misc]
         weight = fitness.instance_weights(everyone[0].get(EVALUATION))
         for individual, total in zip(everyone, fitness.total(scores, sparsity, weight), strict=True):
             individual.set(TOTAL, total)
+        peers = [each for each in usable if (each.get("rank") or 0) == 0 and each.CV[0] <= 0]
+        for individual in usable:
+            individual.set(PEERS, peers)
         scores = scores[: len(usable)]
         overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]), weight)
         pairs = np.empty((n_select, 2), dtype=object)
@@ -187,6 +195,10 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
     probability `stretch` their task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone
     cannot leave the hull.
 
+    With probability `consensus` a child's mixing weights are, before all that, the mean of the first parent's and those
+    of five non-dominated ones, moved alike (intermediate recombination, Beyer & Schwefel 2002): scores are noisy, and
+    what many agree on is less so.
+
     Args:
         ground: experts, groups, dtype.
         spread: standard deviation of the deviation shared by all groups.
@@ -196,6 +208,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         reach: standard deviation of the scaling.
         wobble: standard deviation of mixing weights per group.
         remerge: probability of merging anew from the experts.
+        consensus: probability of a mean of many.
         aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
     """
 
@@ -209,6 +222,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         reach: float = 0.1,
         wobble: float = 0.03,
         remerge: float = 1.0,
+        consensus: float = 0.0,
         aware: bool = True,
     ) -> None:
         super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
@@ -220,6 +234,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         self.reach = reach
         self.wobble = wobble
         self.remerge = remerge
+        self.consensus = consensus
         self.aware = aware
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
@@ -252,26 +267,36 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
             share[place:] = 1.0 - share[place:]
         share = np.clip(share, 0.0, 1.0).round(DIGITS)
         inputs = (first.get("X")[0], second.get("X")[0])
-        if rng.random() < self.remerge:
+        parents = [first, second]
+        peers = first.get(PEERS) or []
+        if len(peers) > 2 and rng.random() < self.consensus:
+            others = rng.choice(len(peers), size=min(COMPANY, len(peers)), replace=False)
+            parents = [first, *(peers[i] for i in others)]
+            weights = np.mean([self._weights(each.get("X")[0]) for each in parents], axis=0)
+            merged, name = self.ground.task_arithmetic(self._moved(weights, rng)), CONSENSUS
+        elif rng.random() < self.remerge:
             merged, name = self._anew(inputs, share, rng), "merge anew"
         else:
             merged, name = self._bred(inputs, share, rng), "zero-aware crossover" if self.aware else "crossover"
-        parents = tuple(parent.get(EVALUATION) for parent in (first, second))
-        return self.ground.candidate(merged), Origin(name, parents)
+        return self.ground.candidate(merged), Origin(name, tuple(parent.get(EVALUATION) for parent in parents))
+
+    def _weights(self, recipe: Recipe) -> NDArray[np.float64]:
+        """Return the mixing weights of a recipe, shape (rows, experts)."""
+        ground = self.ground
+        found = mixing_weights(recipe, (BASE, *ground.experts), ground.groups, self._mixing)[:, 1:]
+        return found if ground.rows > 1 else found.mean(axis=0, keepdims=True)
+
+    def _moved(self, weights: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
+        if rng.random() < self.stretch:
+            weights = weights + rng.normal(0.0, self.reach, len(self.ground.experts))
+            weights = weights + rng.normal(0.0, self.wobble, weights.shape)
+        return weights
 
     def _anew(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
-        ground = self.ground
-        names = (BASE, *ground.experts)
-        first, second = (mixing_weights(each, names, ground.groups, self._mixing)[:, 1:] for each in parents)
-        if ground.rows == 1:
-            first, second = first.mean(axis=0, keepdims=True), second.mean(axis=0, keepdims=True)
+        first, second = map(self._weights, parents)
         if rng.random() < KEEP:
-            share = np.ones(ground.rows)
-        weights = share[:, None] * first + (1.0 - share[:, None]) * second
-        if rng.random() < self.stretch:
-            weights = weights + rng.normal(0.0, self.reach, len(ground.experts))
-            weights = weights + rng.normal(0.0, self.wobble, weights.shape)
-        return ground.task_arithmetic(weights)
+            share = np.ones(self.ground.rows)
+        return self.ground.task_arithmetic(self._moved(share[:, None] * first + (1.0 - share[:, None]) * second, rng))
 
     def _bred(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
         scale = 1.0 + rng.normal(0.0, self.reach) if rng.random() < self.stretch else 1.0
@@ -295,8 +320,9 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
     Before: both parents of a merge of their weights at ``ratio * u``, u ~ U(0, 1). After: the target of a group is a
     level, the same for all groups, plus a shape over the groups, plus N(0, `noise`). The level is ``ratio * u`` with a
     new u, or, with probability `inherit`, around the first parent's realised sparsity. The shape is, with probability
-    `shape`, that of a parent which is pruned, its slope from the first block to the last moved by N(0, `slope`); else a
-    slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a shape is worth holds at other levels too.
+    `shape`, that of a parent which is pruned (for a consensus the mean of all that are), its slope from the first block
+    to the last moved by N(0, `slope`); else a slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a
+    shape is worth holds at other levels too.
 
     Args:
         ground: groups, dtype, pruning.
@@ -374,6 +400,8 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         pruned = [each for each in parents if each[here].mean() >= SHAPED]
         if pruned and rng.random() < self.shape:
             given = pruned[int(rng.integers(len(pruned)))]
+            if origin.operator == CONSENSUS:
+                given = np.mean([each - each[here].mean() for each in pruned], axis=0)
             shape = given - given[here].mean() + rng.normal(0.0, self.slope) * ground.depth
         return level + shape + rng.normal(0.0, self.noise, ground.groups)
 

@@ -115,8 +115,10 @@ class Ground:
         named += [("task arithmetic", self.candidate(self.task_arithmetic(scale * ones))) for scale in SCALES]
         return named
 
-    def first(self, count: int, rng: np.random.Generator, sparsest: float, ladder: int = 0) -> list[tuple[str, Recipe]]:
-        """Return a first population with what made each: `anchors`, then random group-wise merges pruned at random.
+    def first(
+        self, count: int, rng: np.random.Generator, sparsest: float, ladder: int = 0, tilt: float | None = None
+    ) -> list[tuple[str, Recipe]]:
+        """Return a first population with what made each: `anchors`, then random merges pruned at random.
 
         Args:
             count: its size.
@@ -124,13 +126,14 @@ class Ground:
             sparsest: largest pruning ratio drawn; 0.0 prunes nothing.
             ladder: how many of the random ones give way to the uniform average pruned to evenly spaced ratios, the
                 largest being `sparsest`.
+            tilt: see `random_merge`.
         """
         drawn = self.anchors()[:count]
         for rung in range(min(ladder, count - len(drawn))):
             ratio = np.full(self.groups, sparsest * (rung + 1) / ladder)
             drawn.append(("pruned average", self.candidate(self.pruned(dict(drawn)[AVERAGE], ratio))))
         while len(drawn) < count:
-            drawn.append(self.random_merge(rng, sparsest))
+            drawn.append(self.random_merge(rng, sparsest, tilt))
         return drawn
 
     @property
@@ -141,11 +144,21 @@ class Ground:
         depth[here] = np.linspace(-0.5, 0.5, sum(here)) if sum(here) > 1 else 0.0
         return depth
 
-    def random_merge(self, rng: np.random.Generator, sparsest: float) -> tuple[str, Recipe]:
-        """Draw a group-wise merge of all experts pruned at a ratio per group up to `sparsest`, with what made it."""
-        merged = self.task_arithmetic(self.random_weights(rng))
-        ratio = rng.uniform(0.0, sparsest, self.groups)
-        return "random merge", self.candidate(self.pruned(merged, ratio))
+    def random_merge(self, rng: np.random.Generator, sparsest: float, tilt: float | None = None) -> tuple[str, Recipe]:
+        """Draw a merge of all experts, pruned, with what made it.
+
+        Args:
+            rng: the generator drawn from.
+            sparsest: largest pruning ratio drawn.
+            tilt: weights are one scale for each expert, ratios one level with a slope ~ N(0, `tilt`) over depth; None:
+                every group has weights of its own, and a ratio of its own.
+        """
+        if tilt is None:
+            weights, ratio = self.random_weights(rng), rng.uniform(0.0, sparsest, self.groups)
+        else:
+            weights = np.tile(rng.uniform(0.0, 1.2, len(self.experts)), (self.rows, 1))
+            ratio = rng.uniform(0.0, sparsest) + rng.normal(0.0, tilt) * self.depth
+        return "random merge", self.candidate(self.pruned(self.task_arithmetic(weights), ratio))
 
     def random_weights(self, rng: np.random.Generator) -> Array:
         """Draw mixing weights around one level per expert; shape (rows, experts)."""
