@@ -21,8 +21,10 @@ class Algorithm:
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
         seeded: whether its seed changes anything.
-        rescales: whether pruning restores the norm of tensors unless the configuration says otherwise; methods of
-            others prune as published.
+        schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
+            for our own what measured best, like the following.
+        high: ``annealing.high`` likewise.
+        rescales: ``pruning.rescale`` likewise.
     """
 
     spaces: tuple[Literal["lineage", "coefficients"], ...]
@@ -31,10 +33,20 @@ class Algorithm:
     anneals: bool = False
     races: bool = False
     seeded: bool = True
+    schedule: str = "cosine"
+    high: float = 0.6
     rescales: bool = False
 
 
-_NSGA = Algorithm(("lineage", "coefficients"), reads=("pace", "operators"), anneals=True, races=True, rescales=True)
+_NSGA = Algorithm(
+    ("lineage", "coefficients"),
+    reads=("pace", "operators"),
+    anneals=True,
+    races=True,
+    schedule="constant",
+    high=0.8,
+    rescales=True,
+)
 _SAE = Algorithm(("lineage",), reads=("sae",), anneals=True, races=True)
 _SCALAR = Algorithm(("coefficients",), scalar=True)
 _OPTUNA = Algorithm(("coefficients",), scalar=None)

@@ -263,10 +263,10 @@ class Bench:
 
     def schedule(self) -> Schedule | Adaptive:
         """Return the configured schedule of pruning ratios."""
-        annealing = self.config.annealing
-        if annealing.schedule == ADAPTIVE:
-            return Adaptive(annealing.low, annealing.high)
-        return Schedule(annealing.schedule, annealing.low, annealing.high, annealing.period, annealing.growth)
+        config, annealing = self.config, self.config.annealing
+        if config.schedule == ADAPTIVE:
+            return Adaptive(annealing.low, config.highest_ratio)
+        return Schedule(config.schedule, annealing.low, config.highest_ratio, annealing.period, annealing.growth)
 
     def identity(self) -> dict[str, Any]:
         """Return what a study must not change while it is resumed: settings, experts, tasks, device."""

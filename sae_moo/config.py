@@ -145,9 +145,9 @@ class PruningSection(_Section):
 class AnnealingSection(_Section):
     """``annealing``: how hard pruning-merging cycles prune; a period counts generations."""
 
-    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published", "adaptive"] = "cosine"
+    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published", "adaptive"] | None = None
     low: Sparsity = 0.0
-    high: Sparsity = 0.6
+    high: Sparsity | None = None
     period: Count = 8
     growth: Annotated[float, Field(ge=1.0, le=1000.0)] = 2.0
 
@@ -160,14 +160,14 @@ class OperatorsSection(_Section):
     """``search.operators``: the parts of our own search over lineages, each of which can be turned off."""
 
     attraction: bool = True
-    founders: Share = 0.1
+    founders: Share = 0.0
     remerge: Share = 1.0
     consensus: Share = 0.0
     zero_aware: bool = True
-    split: Share = 0.25
+    split: Share = 0.0
     stretch: Share = 0.5
     reach: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    prune_before: bool = True
+    prune_before: bool = False
     prune_after: bool = True
     inherit: Share = 0.5
     shape: Share = 0.8
@@ -276,7 +276,8 @@ class CompareSection(_Section):
         )
 
 
-assert set(get_args(AnnealingSection.model_fields["schedule"].annotation)) == {*SHAPES, ADAPTIVE}
+_SCHEDULES = get_args(get_args(AnnealingSection.model_fields["schedule"].annotation)[0])
+assert set(_SCHEDULES) == {*SHAPES, ADAPTIVE}
 
 
 class Config(_Section):
@@ -415,6 +416,17 @@ class Config(_Section):
         return self.search.pace or "generational"
 
     @property
+    def schedule(self) -> str:
+        """The schedule of pruning ratios: as asked, else as the algorithm has it."""
+        return self.annealing.schedule or ALGORITHMS[self.search.algorithm].schedule
+
+    @property
+    def highest_ratio(self) -> float:
+        """The largest pruning ratio of that schedule."""
+        high = self.annealing.high
+        return ALGORITHMS[self.search.algorithm].high if high is None else high
+
+    @property
     def rescale(self) -> bool:
         """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
         asked = self.pruning.rescale
@@ -459,6 +471,7 @@ class Config(_Section):
             for t in tasks
         }
         document["pruning"]["rescale"] = self.rescale
+        document["annealing"] |= {"schedule": self.schedule, "high": self.highest_ratio}
         document["space"]["kind"] = self.space_kind
         document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
         document["objectives"] = json.dumps(document["objectives"])

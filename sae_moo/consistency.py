@@ -116,7 +116,9 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
         )
     yield from _algorithm_faults(raw, called)
     yield from _compare_faults(raw)
-    annealing = _as(dict, raw.get("annealing"))
+    named = _as(dict, raw.get("search")).get("algorithm", "nsga2")
+    own = ALGORITHMS.get(named) if isinstance(named, str) else None
+    annealing = ({} if own is None else {"high": own.high}) | _set(_as(dict, raw.get("annealing")))
     if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
         yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
 
@@ -215,6 +217,11 @@ def _compare_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
 
 def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:
     return all(isinstance(section.get(key), (int, float)) for key in keys)
+
+
+def _set(section: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a section is not null."""
+    return {key: value for key, value in section.items() if value is not None}
 
 
 def _as(kind: type, value: Any) -> Any:

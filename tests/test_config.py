@@ -252,7 +252,19 @@ def test_faults_of_pruning(tmp_path, section, fault):
     assert fault in found[0]
 
 
-def test_our_search_restores_norms_and_the_methods_of_others_prune_as_published(tmp_path):
+def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):
+    def ratios(*changes):
+        config = load(tmp_path, GOOD, *changes)
+        return config.schedule, config.highest_ratio
+
+    assert ratios() == ratios("search.algorithm=nsga3") == ("constant", 0.8)
+    assert ratios("search.algorithm=sae-local") == ("cosine", 0.6)
+    assert ratios("annealing.schedule=sine", "annealing.high=0.5") == ("sine", 0.5)
+    load(tmp_path, GOOD, "annealing.low=0.7")
+    found = faults(tmp_path, GOOD, "annealing.low=0.7", "search.algorithm=sae-local")
+    assert len(found) == 1
+    assert "annealing.low: expected low <= high, got 0.7 > 0.6" in found[0]
+
     def asked(*changes):
         return load(tmp_path, GOOD, *changes).rescale
 

@@ -130,7 +130,7 @@ class AttractionMating(Selection):  # type: ignore[misc]
         attract: draw the second parent by attraction; else by a second tournament (for ablations).
     """
 
-    def __init__(self, founder: float = 0.1, attract: bool = True) -> None:
+    def __init__(self, founder: float = 0.0, attract: bool = True) -> None:
         super().__init__()
         self.founder = founder
         self.attract = attract
@@ -217,7 +217,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         ground: Ground,
         spread: float = 0.25,
         jitter: float = 0.05,
-        split: float = 0.25,
+        split: float = 0.0,
         stretch: float = 0.5,
         reach: float = 0.1,
         wobble: float = 0.03,
@@ -348,7 +348,7 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         slope: float = 0.15,
         tilt: float = 0.4,
         noise: float = 0.04,
-        before: bool = True,
+        before: bool = False,
         after: bool = True,
     ) -> None:
         super().__init__(prob=1.0)
