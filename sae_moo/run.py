@@ -12,6 +12,7 @@ import numpy as np
 from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.explore import pick as picking
+from sae_moo.explore.neighbours import Neighbour, neighbours
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.pareto import hypervolume, non_dominated
 from sae_moo.recipe import BASE, Cast, Expert, Recipe
@@ -119,24 +120,53 @@ class Run:
             raise InputError(f"trial {number} has no result, it is {records[number].state}{why}")
         return records[number]
 
-    def pick(self, where: Sequence[str] = (), weights: str | None = None) -> tuple[TrialRecord, str]:
-        """Return one trial of the front and the reason: the knee, unless weights say otherwise.
+    def pick(
+        self,
+        where: Sequence[str] = (),
+        weights: str | None = None,
+        *,
+        pseudo: str | None = None,
+        wish: str | None = None,
+        order: str | None = None,
+        tolerance: float | None = None,
+        knee: bool = False,
+    ) -> tuple[TrialRecord, str]:
+        """Return one trial of the front and the reason: the knee, unless one of the rules is given.
 
         Args:
             where: conditions such as ``"sparsity>=0.3"``.
-            weights: such as ``"accuracy=2,sparsity=1"``.
+            weights: largest weighted sum, such as ``"accuracy=2,sparsity=1"``.
+            pseudo: nearest pseudo-weights of the objectives, written alike.
+            wish: nearest to such values as ``"accuracy=0.7,sparsity=0.5"``.
+            order: one quantity after the other, ``"accuracy,sparsity"``.
+            tolerance: what counts as equally good in all quantities of `order` but the last, in [0, 1]; None: one
+                standard error of the best.
+            knee: whether the knee is asked for by name.
 
         Raises:
-            InputError: for an unknown quantity, or if nothing on the front keeps the conditions.
+            InputError: for an unknown quantity, for two rules, or if nothing on the front keeps the conditions.
         """
         known = self.quantities
         conditions = [picking.parse_condition(text, known) for text in where]
-        parsed = None if weights is None else picking.parse_weights(weights, known)
+        rule = picking.parse_rule(
+            known,
+            self.objectives,
+            knee=knee,
+            weights=weights,
+            pseudo=pseudo,
+            wish=wish,
+            order=order,
+            tolerance=tolerance,
+        )
         records = self.trials()
         base = next(
             (record for record in records if record.recipe == Cast(Expert(BASE), self.config.models.dtype)), None
         )
-        return picking.pick(front_of(records, self.objectives), self.objectives, known, conditions, parsed, base)
+        return picking.pick(front_of(records, self.objectives), self.objectives, known, conditions, rule, base)
+
+    def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:
+        """Return the trials of the front that have the next larger and the next smaller value of each objective."""
+        return neighbours(record, self.front(), self.objectives)
 
 
 def front_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
