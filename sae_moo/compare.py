@@ -27,12 +27,11 @@ from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
 from sae_moo.explore.figures import Curve, draw_progress
 from sae_moo.files import whole
-from sae_moo.materializer import materialize
+from sae_moo.judging import JUDGED, judge
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.ratio import Gains
-from sae_moo.storage import packed, unpacked
+from sae_moo.storage import unpacked
 
-JUDGED = "test.json"  # in a cell's folder: scores of its front on the test split
 RESULTS = "compare"  # in the comparison's folder: results, by ending
 
 
@@ -173,7 +172,7 @@ def run_cell(config: Config, job: Job, folder: Path) -> None:
         raise InputError(
             f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place}"
         ) from error
-    _judge(found, bench)
+    judge(found, bench, {record.digest: record.recipe for record in found.front()})
 
 
 def _evaluations(found: Run) -> int:
@@ -185,19 +184,6 @@ def _evaluations(found: Run) -> int:
 def _bench(document: str, directory: str) -> Bench:
     """Open experts and tasks once a process."""
     return Bench.open(Config.from_dict(json.loads(document), directory))
-
-
-def _judge(found: Run, bench: Bench) -> None:
-    """Score the models of a run's front on the test split, as far as that was not done."""
-    path = found.folder / JUDGED
-    judged = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [record for record in found.front() if record.digest not in judged]
-    if missing:
-        model, scorer = bench.live_model(), bench.scorer()
-        for record in missing:
-            materialize(record.recipe, bench.pool, model)
-            judged[record.digest] = {task: packed(row.tolist()) for task, row in scorer.score(model, "test").items()}
-    _write(path, json.dumps(judged))
 
 
 def _finished(config: Config, job: Job, folder: Path) -> bool:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,30 @@ def summary(scores: Scores) -> dict[str, Score]:
         )
         for task, row in scores.items()
     }
+
+
+def mean_score(scores: Mapping[str, Score], tasks: Sequence[str]) -> Score:
+    """Return the mean score of several tasks, which weigh the same, with its standard error over instances."""
+    own = [scores[task] for task in tasks]
+    stderr = math.sqrt(sum(each.stderr**2 for each in own)) / len(own)
+    return Score(sum(each.score for each in own) / len(own), stderr, sum(each.instances for each in own))
+
+
+@dataclass(frozen=True, slots=True)
+class Optimism:
+    """The score on the search split minus that on the test split, with its standard error (NaN as in `Score`).
+
+    What a search chose by its scores tends to score lower anew: its luck in the search split was part of the choice.
+    The splits share no instance, so that the variances add; the difference also holds how much harder one split is.
+    """
+
+    mean: float
+    stderr: float
+
+
+def optimism(search: Score, test: Score) -> Optimism:
+    """Return by how much the search split flatters a model."""
+    return Optimism(search.score - test.score, math.hypot(search.stderr, test.stderr))
 
 
 def recipe_document(recipe: Recipe, pool: ExpertPool) -> dict[str, Any]:
@@ -181,6 +205,10 @@ def model_card(
         lines += [f"Scores on the {split} split ({note}), mean with standard error:", ""]
         lines += ["| task | score | instances |", "|---|---|---|"]
         lines += [f"| {task} | {s.score:.4f} ± {s.stderr:.4f} | {s.instances} |" for task, s in tasks.items()] + [""]
+    if "search" in scores and "test" in scores:
+        differences = {task: optimism(own, scores["test"][task]) for task, own in scores["search"].items()}
+        told = ", ".join(f"{task} {each.mean:+.4f} ± {each.stderr:.4f}" for task, each in differences.items())
+        lines += [f"Optimism of the search (search minus test): {told}.", ""]
     lines += [
         f"`{RECIPE_FILE}` holds the recipe; `sae-moo merge {RECIPE_FILE} --output DIR` makes this model again.",
         "",

@@ -26,6 +26,7 @@ from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
 from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
 from sae_moo.files import whole
+from sae_moo.judging import bench_of, check_has_test
 from sae_moo.live import load_model
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.mergekit import document as mergekit_document
@@ -171,13 +172,12 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         InputError: if the target or the configuration cannot be used.
         TaskError: if the model's answers are not finite.
     """
-    empty = [section.name for section in config.tasks if split == "test" and not section.test]
-    if empty:
-        raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
+    if split == "test":
+        check_has_test(config)
     device = resolve_device(config.models.device)
     if target.endswith(".json"):
         bench = Bench.open(config)
-        recipe = _read_recipe(Path(target), bench.pool)
+        recipe = read_recipe(Path(target), bench.pool)
         pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
         materialize(recipe, pool, model)
     else:
@@ -215,10 +215,7 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     """
     output = Path(output)
     check_free(output)
-    bench = Bench.open(run.config).anchored(run.anchors)
-    changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
-    if changed:
-        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    bench = bench_of(run, any_device=not verify)
     model = bench.live_model()
     report = materialize(record.recipe, bench.pool, model)
     assert record.evaluation is not None
@@ -307,7 +304,7 @@ def merge(
         why = f"Merged by the mergekit configuration {path.name}"
     else:
         pool = _open_experts(path, moved)
-        recipe = _read_recipe(path, pool)
+        recipe = read_recipe(path, pool)
         tokenizer = pool.tokenizer()
         why = f"Merged by the recipe {path.name}"
     model = pool.live_model(getattr(recipe, "dtype", dtype))
@@ -359,7 +356,7 @@ def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str,
         raise InputError(f"{output}: there is no folder {output.parent}")
     pool = _open_experts(path, moved)
     try:
-        text, notes = mergekit_writer.write(_read_recipe(path, pool), pool)
+        text, notes = mergekit_writer.write(read_recipe(path, pool), pool)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     with whole(output) as partial:
@@ -428,7 +425,12 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_recipe(path: Path, pool: ExpertPool) -> Recipe:
+def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
+    """Read a recipe file over the experts of a pool.
+
+    Raises:
+        InputError: if it holds no recipe, or one over experts with other weights.
+    """
     document = _read_document(path)
     try:
         recipe = decode(document)

@@ -1,0 +1,176 @@
+"""Scores on the test split, of trials and of what they are held against; looked at after the search, never by it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sae_moo.build import Bench
+from sae_moo.config import Config, differences
+from sae_moo.errors import InputError
+from sae_moo.evaluate.evaluator import Evaluator
+from sae_moo.evaluate.task import Split
+from sae_moo.export import Scores
+from sae_moo.files import whole
+from sae_moo.materializer import materialize
+from sae_moo.objectives import Evaluation, Objective
+from sae_moo.recipe import BASE, Recipe
+from sae_moo.run import Run
+from sae_moo.searchers.space import AVERAGE
+from sae_moo.storage import TrialRecord, packed, unpacked
+
+JUDGED = "test.json"  # in a run folder: scores on the test split, by digest
+
+
+def bench_of(run: Run, any_device: bool = False) -> Bench:
+    """Open what a run's evaluations were made with.
+
+    Args:
+        run: the run.
+        any_device: whether another kind of device will do.
+
+    Raises:
+        InputError: if experts, items or settings are not those of the study, listing the differences.
+    """
+    bench = Bench.open(run.config).anchored(run.anchors)
+    changed = [each for each in differences(run.identity, bench.identity()) if each.key != "device" or not any_device]
+    if changed:
+        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    return bench
+
+
+def check_has_test(config: Config) -> None:
+    """Raise InputError if a task has no test instances."""
+    empty = [section.name for section in config.tasks if not section.test]
+    if empty:
+        raise InputError(f"tasks without test instances (test: 0): {', '.join(empty)}")
+
+
+def judge(run: Run, bench: Bench, recipes: Mapping[str, Recipe]) -> dict[str, Scores]:
+    """Score models on the test split, as far as that was not done.
+
+    Scores are kept in the run folder, if it can be written; a study's digests, experts and items do not change.
+
+    Args:
+        run: the run.
+        bench: its experts and tasks.
+        recipes: digest -> recipe.
+
+    Returns:
+        Digest -> task name -> score per instance.
+
+    Raises:
+        InputError: if what was kept cannot be read.
+    """
+    path = run.folder / JUDGED
+    try:
+        judged = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        found: dict[str, Scores] = {
+            digest: {task.name: np.array(unpacked(judged[digest][task.name])) for task in bench.tasks}
+            for digest in recipes
+            if digest in judged
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected scores on the test split: {error!r}; remove the file") from error
+    missing = [digest for digest in recipes if digest not in found]
+    if missing:
+        model, scorer = bench.live_model(), bench.scorer()
+        for digest in missing:
+            materialize(recipes[digest], bench.pool, model)
+            found[digest] = scorer.score(model, "test")
+            judged[digest] = {task: packed(row.tolist()) for task, row in found[digest].items()}
+    if (missing or not path.exists()) and os.access(run.folder, os.W_OK):
+        with whole(path) as partial:
+            partial.write_text(json.dumps(judged), encoding="utf-8")
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tested:
+    """One model on both splits.
+
+    Args:
+        name: ``trial N``, or ``base``, ``best expert (NAME)``, ``uniform average``.
+        trial: number of its trial, or None if the study has none.
+        sparsity: its realised sparsity.
+        scores: split -> task name -> score per instance.
+    """
+
+    name: str
+    trial: int | None
+    sparsity: float
+    scores: Mapping[Split, Scores]
+
+
+def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = True) -> list[Tested]:
+    """Return scores of trials on both splits, and of what they are held against: base, best expert, uniform average.
+
+    Scores are kept in the run folder; nothing is scored twice. Which expert is best is said by the search split: mean
+    of the objectives scored on tasks.
+
+    Args:
+        run: the run.
+        records: complete trials of it.
+        references: whether the three are wanted too; one that cannot be evaluated is left out.
+
+    Returns:
+        The trials in their order, then the references.
+
+    Raises:
+        InputError: if a task has no test instances, or experts or items are not those of the study.
+        TaskError: if a model's answers are not finite.
+    """
+    check_has_test(run.config)
+    bench = bench_of(run, any_device=True)
+    wanted: list[tuple[str, int | None, Evaluation | None]] = [
+        (f"trial {record.number}", record.number, record.evaluation) for record in records
+    ]
+    if references:
+        wanted += _references(run, bench)
+    evaluated = [(name, trial, evaluation) for name, trial, evaluation in wanted if evaluation is not None]
+    digests = [evaluation.recipe.digest(bench.pool) for _, _, evaluation in evaluated]
+    recipes = {digest: each[2].recipe for digest, each in zip(digests, evaluated, strict=True)}
+    judged = judge(run, bench, recipes)
+    return [
+        Tested(
+            name,
+            trial,
+            evaluation.sparsity,
+            {"search": {task: np.array(row) for task, row in evaluation.scores.items()}, "test": judged[digest]},
+        )
+        for digest, (name, trial, evaluation) in zip(digests, evaluated, strict=True)
+    ]
+
+
+def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluation | None]]:
+    """Return base, best expert and uniform average with their evaluations, those of the study where it has them."""
+    known = {record.digest: record for record in run.trials() if record.state == "complete"}
+    evaluator: Evaluator | None = None
+
+    def evaluated(recipe: Recipe) -> tuple[int | None, Evaluation | None]:
+        nonlocal evaluator
+        digest = recipe.digest(bench.pool)
+        if digest in known:
+            return known[digest].number, known[digest].evaluation
+        if evaluator is None:
+            evaluator = Evaluator(bench.pool, bench.live_model(), bench.scorer())
+        found = evaluator.evaluate(recipe)
+        return None, found if found.ok else None
+
+    ground = bench.ground()
+    scored = [objective for objective in run.objectives if objective.tasks] or [Objective("all", run.tasks)]
+    experts = {name: evaluated(ground.expert(name)) for name in ground.experts}
+    values = {
+        name: sum(objective.value(evaluation) for objective in scored)
+        for name, (_, evaluation) in experts.items()
+        if evaluation is not None
+    }
+    found = [("base", *evaluated(ground.expert(BASE)))]
+    if values:
+        best = max(values, key=lambda name: values[name])
+        found.append((f"best expert ({best})", *experts[best]))
+    return [*found, ("uniform average", *evaluated(dict(ground.anchors())[AVERAGE]))]
