@@ -193,7 +193,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
     """Return what a comparison found, as tables: what each method reached, and how it differs from the reference."""
     quantities = list(next(iter(found.methods.values())))
     shown = [name for name in quantities if not name.startswith("accuracy on ")]
-    table = _table(
+    table = bare_table(
         f"{found.name}: test split, mean over seeds ± half the 95 % interval; models chosen on the search split"
     )
     for name in ("method", "seeds", *shown, "evaluations", "seconds"):
@@ -203,7 +203,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
         own = [cell for cell in found.cells if cell.method == name]
         spent = [f"{sum(getattr(cell, key) for cell in own) / len(own):.0f}" for key in ("evaluations", "seconds")]
         table.add_row(escape(name), str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
-    differences = _table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
+    differences = bare_table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
     told = [name for name in shown if name != "sparsity"]
     for name in ("method", *told):
         differences.add_column(
@@ -220,7 +220,7 @@ def front_table(
 ) -> Table:
     """Return a table of trials: values of the objectives with standard errors, then every other task's mean."""
     single = [task for task in tasks if task not in {objective.name for objective in objectives}]
-    table = _table(title)
+    table = bare_table(title)
     table.add_column("trial", justify="right")
     for objective in objectives:
         table.add_column(objective.name, justify="right")
@@ -228,7 +228,7 @@ def front_table(
         table.add_column(task, justify="right", style="dim")
     for record in records:
         assert record.evaluation is not None
-        cells = [_with_error(record.values[o.name], record.stderr[o.name]) for o in objectives]
+        cells = [with_error(record.values[o.name], record.stderr[o.name]) for o in objectives]
         more = [f"{record.evaluation.mean(task):.3f}" for task in single]
         table.add_row(str(record.number), *cells, *more)
     return table
@@ -236,24 +236,24 @@ def front_table(
 
 def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Table:
     """Return a table of all trials."""
-    table = _table("")
+    table = bare_table("")
     for name in ("trial", "state", *(o.name for o in objectives), "operator", "digest", "note"):
         left = name in ("state", "operator", "digest", "note")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for record in records:
-        cells = [_with_error(record.values[o.name], record.stderr[o.name]) if record.values else "" for o in objectives]
+        cells = [with_error(record.values[o.name], record.stderr[o.name]) if record.values else "" for o in objectives]
         table.add_row(str(record.number), record.state, *cells, record.operator, record.digest[:8], _note(record))
     return table
 
 
 def score_table(scores: Mapping[str, Score], title: str) -> Table:
     """Return a table of a model's scores."""
-    table = _table(title)
+    table = bare_table(title)
     table.add_column("task")
     table.add_column("score", justify="right")
     table.add_column("instances", justify="right")
     for task, score in scores.items():
-        table.add_row(task, _with_error(score.score, score.stderr), str(score.instances))
+        table.add_row(task, with_error(score.score, score.stderr), str(score.instances))
     return table
 
 
@@ -310,7 +310,7 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _table(title: str) -> Table:
+def bare_table(title: str) -> Table:
     """Return an empty table whose title is not folded to the width of its columns."""
     return Table(title=Text(title, no_wrap=True, overflow="ignore") if title else None, title_justify="left", box=None)
 
@@ -325,7 +325,8 @@ def _note(record: TrialRecord) -> str:
     return "" if record.feasible else "breaks a limit"
 
 
-def _with_error(value: float, stderr: float) -> str:
+def with_error(value: float, stderr: float) -> str:
+    """Return a value with its standard error, as tables show it; without where there is none."""
     return f"{value:.3f} ± {stderr:.3f}" if stderr > 0 else f"{value:.3f}"
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sae_moo.run import Run
-    from sae_moo.storage import TrialRecord
 
 # Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
 
@@ -62,6 +61,16 @@ Settings = Annotated[
 ]
 Knee = Annotated[bool, typer.Option("--knee", help="The knee of the front (the default).")]
 Weights = Annotated[str | None, typer.Option("--weights", metavar="A=w,B=w", help="Largest weighted sum.")]
+Pseudo = Annotated[
+    str | None, typer.Option("--pseudo", metavar="A=w,B=w", help="Nearest pseudo-weights of objectives.")
+]
+Wish = Annotated[str | None, typer.Option("--wish", metavar="A=x,B=y", help="Nearest to these values.")]
+Order = Annotated[
+    str | None, typer.Option("--order", metavar="A,B", help="The best in B among those about as good as the best in A.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(metavar="x", help="What is about as good for --order; one standard error by default.")
+]
 Where = Annotated[list[str], typer.Option("--where", metavar="'A>=x'", help="Keep a limit; may be given again.")]
 
 
@@ -232,23 +241,43 @@ def pick(
     run: RunName,
     knee: Knee = False,
     weights: Weights = None,
+    pseudo: Pseudo = None,
+    wish: Wish = None,
+    order: Order = None,
+    tolerance: Tolerance = None,
     where: Where = [],  # noqa: B006  # typer copies it
+    test: Annotated[bool, typer.Option("--test", help="Also score it, and what to hold it against, on test.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pick one trade-off from the front and say why.
+    """Pick one trade-off from the front and say why, and what its neighbours would cost or gain.
 
     Example: sae-moo pick quickstart --where "sparsity>=0.4"
+
+    Example: sae-moo pick quickstart --wish "accuracy=0.7,sparsity=0.5" --test
     """
     opened = _open(run)
-    from sae_moo.cli.display import front_table, trial_json
+    record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import trial_json
 
-    record, why = _picked(opened, knee, weights, where)
+    beside = opened.neighbours(record)
+    tested = None
+    if test:
+        from sae_moo.judging import on_both_splits
+
+        tested = on_both_splits(opened, [record])
     if as_json:
-        _print_json({"trial": trial_json(record), "why": why, "test": None})
+        _print_json(
+            {
+                "trial": trial_json(record),
+                "why": why,
+                "test": None if tested is None else deciding.tested_json(tested, opened.objectives),
+                "neighbours": deciding.neighbours_json(beside),
+            }
+        )
         return
     console = _console()
-    console.print(front_table([record], opened.objectives, opened.tasks))
-    console.print(f"{why}\n", highlight=False)
+    deciding.show_pick(console, opened, record, why, beside, tested)
     number = record.number
     console.print(
         f"next:\n  sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify",
@@ -266,6 +295,10 @@ def export(
     trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
     knee: Knee = False,
     weights: Weights = None,
+    pseudo: Pseudo = None,
+    wish: Wish = None,
+    order: Order = None,
+    tolerance: Tolerance = None,
     where: Where = [],  # noqa: B006  # typer copies it
     format_: Annotated[FormatName, typer.Option("--format", help="hf: safetensors and tokenizer.")] = FormatName.hf,  # noqa: ARG001  # the one format so far
     verify: Annotated[bool, typer.Option("--verify", help="Load it again and compare every score.")] = False,
@@ -276,30 +309,39 @@ def export(
     Example: sae-moo export quickstart --knee --output exported --verify
     """
     opened = _open(run)
-    if trial is not None and (knee or weights or where):
-        raise InputError("--trial names the model; --knee, --weights and --where choose one: give one or the other")
+    if trial is not None and (knee or weights or pseudo or wish or order or tolerance is not None or where):
+        raise InputError(
+            "--trial names the model; --knee, --weights, --pseudo, --wish, --order and --where choose one: "
+            "give one or the other"
+        )
     if trial is not None:
         record, why = opened.trial(trial), f"Trial {trial}, chosen by number"
     else:
-        record, why = _picked(opened, knee, weights, where)
+        record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
         why = why[0].upper() + why[1:]
     from sae_moo import jobs
-    from sae_moo.cli.display import score_table, scores_json, trial_json
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import scores_json, trial_json
 
     scores = jobs.export(opened, record, why, output, verify)
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         _print_json(
-            {"trial": trial_json(record), "why": why, "output": str(output), "verified": verify, "scores": found}
+            {
+                "trial": trial_json(record),
+                "why": why,
+                "output": str(output),
+                "verified": verify,
+                "scores": found,
+                "optimism": deciding.optimism_json(scores),
+            }
         )
         return
     console = _console()
     console.print(
         f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
     )
-    for split, tasks in scores.items():
-        note = "every instance as in the trial" if split == "search" else "never seen by the search"
-        console.print(score_table(tasks, f"{split} split, {note}"))
+    deciding.show_export(console, scores)
 
 
 @app.command()
@@ -364,6 +406,63 @@ def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> N
     except OSError:
         file.unlink(missing_ok=True)
         raise
+
+
+@app.command()
+@reported
+def diff(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN N M | A B", help="A run and two of its trials; or two models, as evaluate has them."
+        ),
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="For two models: configuration with the tasks (and experts).")
+    ] = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="Which scores; of trials search by default, of models test.")
+    ] = None,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Hold two models against each other: scores, instances won and lost, distance of the weights, sparsity.
+
+    Example: sae-moo diff quickstart 12 40
+
+    Example: sae-moo diff exported-12 exported-40/recipe.json --config configs/quickstart.yaml
+    """
+    if len(targets) != (3 if config is None else 2):
+        raise InputError(
+            f"expected RUN and two numbers of trials, or two models and --config CONFIG; got {' '.join(targets)}"
+            + ("" if config is None else f" --config {config}")
+        )
+    if config is None:
+        if set_:
+            raise InputError("--set changes a configuration; trials are scored as their run says")
+        if not all(number.isascii() and number.isdigit() for number in targets[1:]):
+            raise InputError(f"expected two numbers of trials behind {targets[0]}, got {' '.join(targets[1:])}")
+        opened = _open(targets[0])
+        from sae_moo import diff as differing
+
+        found = differing.of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
+    else:
+        _quiet()
+        from sae_moo.config import Config
+
+        parsed = Config.load(config, set_)
+        from sae_moo import diff as differing
+
+        found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
+    from sae_moo.cli import deciding
+
+    if as_json:
+        _print_json(deciding.diff_json(found))
+        return
+    console = _console()
+    for table in deciding.diff_tables(found):
+        console.print(table)
+    console.print(deciding.HOW_TESTED, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -477,12 +576,6 @@ def dashboard(
     from sae_moo.explore.dashboard import serve
 
     serve(opened.storage, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))
-
-
-def _picked(run: Run, knee: bool, weights: str | None, where: list[str]) -> tuple[TrialRecord, str]:
-    if knee and weights:
-        raise InputError("--knee and --weights choose differently: give one of them")
-    return run.pick(where, weights)
 
 
 def _open(run: str) -> Run:

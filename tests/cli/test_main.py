@@ -46,7 +46,8 @@ def test_tables(there):
 
 def test_pick(there):
     document = json.loads(call("pick", "tiny", "--json").stdout)
-    assert set(document) == {"trial", "why", "test"}
+    assert set(document) >= {"trial", "why", "test"}
+    assert document["test"] is None
     assert document["why"].startswith("the knee of the")
     sparsest = json.loads(call("pick", "tiny", "--weights", "sparsity=1", "--json").stdout)["trial"]
     best = json.loads(call("pick", "tiny", "--where", "zoo_math>=0", "--weights", "facts=1", "--json").stdout)["trial"]
@@ -229,7 +230,7 @@ def test_runs_that_do_not_exist(here):
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "front", "trials", "pick", "export", "evaluate", "merge", "validate", "dashboard"]
+    "command", ["search", "front", "trials", "pick", "export", "evaluate", "diff", "merge", "validate", "dashboard"]
 )
 def test_help_has_an_example(command):
     assert f"Example: sae-moo {command} " in " ".join(call(command, "--help").stdout.split())

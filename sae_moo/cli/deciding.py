@@ -1,0 +1,237 @@
+"""What the command line shows of a decision: a pick's neighbours, both splits and their optimism, two models' diff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sae_moo.cli.display import bare_table, finite, front_table, score_table, scores_json, with_error
+from sae_moo.diff import Diff
+from sae_moo.evaluate.task import Split
+from sae_moo.explore.neighbours import Neighbour
+from sae_moo.explore.significance import LEVEL, TEST, Paired, paired
+from sae_moo.export import Optimism, Score, mean_score, optimism, summary
+from sae_moo.judging import Tested
+from sae_moo.objectives import Objective
+from sae_moo.run import Run
+from sae_moo.storage import TrialRecord
+
+HOW_TESTED = f"[95 % interval], p: {TEST}; significant where p < {LEVEL:g}"
+OPTIMISTIC = (
+    "optimism is search minus test. The search chose by the search split, so luck there was part of the choice: "
+    "what to expect is the score on the test split. Models that were not chosen show how much the splits differ anyway"
+)
+
+
+def paired_text(difference: Paired) -> str:
+    """Return a difference with its interval, p and verdict, as tables show it."""
+    p = f"p={difference.p:.3f}" if difference.p >= 0.001 else "p<0.001"
+    verdict = "significant" if difference.significant else "not significant"
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] {p}, {verdict}"
+
+
+def paired_json(difference: Paired) -> dict[str, Any]:
+    """Return the JSON shape of a difference."""
+    return {
+        "mean": difference.mean,
+        "stderr": finite(difference.stderr),
+        "low": finite(difference.low),
+        "high": finite(difference.high),
+        "p": difference.p,
+        "significant": difference.significant,
+        "won": difference.won,
+        "lost": difference.lost,
+    }
+
+
+def show_pick(
+    console: Console,
+    run: Run,
+    record: TrialRecord,
+    why: str,
+    beside: Sequence[Neighbour],
+    tested: Sequence[Tested] | None,
+) -> None:
+    """Print a pick, why, what its neighbours would cost or gain and, if it was tested, both splits."""
+    console.print(front_table([record], run.objectives, run.tasks))
+    console.print(f"{why}\n", highlight=False, soft_wrap=True, markup=False)
+    if beside:
+        console.print(neighbour_table(beside, run.objectives, record.number))
+        console.print(f"{HOW_TESTED}\n", highlight=False, soft_wrap=True, markup=False)
+    if tested is not None:
+        for table in tested_tables(tested, run.objectives):
+            console.print(table)
+        console.print(f"{OPTIMISTIC}\n", highlight=False, soft_wrap=True, markup=False)
+
+
+def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]]) -> None:
+    """Print the scores that an export was verified by."""
+    search = "search split, every instance as in the trial"
+    if "test" in scores:
+        console.print(split_table(scores, f"{search}; test split, never seen by the search"))
+        console.print(OPTIMISTIC, highlight=False, soft_wrap=True, markup=False)
+    elif scores:
+        console.print(score_table(scores["search"], search))
+
+
+def neighbour_table(found: Sequence[Neighbour], objectives: Sequence[Objective], number: int) -> Table:
+    """Return a table of what a pick's neighbours would cost or gain."""
+    table = bare_table(f"neighbours on the front, minus trial {number} (search split)")
+    table.add_column("trial", justify="right")
+    table.add_column("has")
+    for objective in objectives:
+        table.add_column(objective.name, justify="right")
+    for each in found:
+        cells = [
+            paired_text(each.tests[o.name]) if o.name in each.tests else f"{each.difference[o.name]:+.3f}"
+            for o in objectives
+        ]
+        table.add_row(str(each.record.number), ", ".join(each.towards), *cells)
+    return table
+
+
+def neighbours_json(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
+    """Return the JSON shape of a pick's neighbours; differences are theirs minus the pick's."""
+    return [
+        {
+            "number": each.record.number,
+            "has": list(each.towards),
+            "difference": dict(each.difference),
+            "significance": {name: paired_json(test) for name, test in each.tests.items()},
+        }
+        for each in found
+    ]
+
+
+def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> list[Table]:
+    """Return tables of a pick and what it is held against on both splits, then of the pick's tasks."""
+    pick = found[0]
+    tables = []
+    for objective in _scored(objectives):
+        table = bare_table(f"{objective.name} on both splits (mean ± standard error)")
+        for name in ("model", "sparsity", "search", "test", "optimism", f"{pick.name} minus it, test"):
+            table.add_column(name, justify="left" if name == "model" else "right")
+        for model in found:
+            means = {split: mean_score(summary(rows), objective.tasks) for split, rows in model.scores.items()}
+            difference = "" if model is pick else paired_text(_difference(pick, model, objective))
+            cells = [with_error(means[split].score, means[split].stderr) for split in ("search", "test")]
+            cells.append(_optimism_text(optimism(means["search"], means["test"])))
+            table.add_row(model.name, f"{model.sparsity:.3f}", *cells, difference)
+        tables.append(table)
+    return [
+        *tables,
+        split_table({split: summary(rows) for split, rows in pick.scores.items()}, f"{pick.name}, by task"),
+    ]
+
+
+def split_table(scores: Mapping[Split, Mapping[str, Score]], title: str) -> Table:
+    """Return a table of a model's tasks on both splits, with the optimism of the search."""
+    table = bare_table(title)
+    for name in ("task", "search", "instances", "test", "instances", "optimism"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task, search in scores["search"].items():
+        test = scores["test"][task]
+        cells = [cell for each in (search, test) for cell in (with_error(each.score, each.stderr), str(each.instances))]
+        table.add_row(task, *cells, _optimism_text(optimism(search, test)))
+    return table
+
+
+def tested_json(found: Sequence[Tested], objectives: Sequence[Objective]) -> dict[str, Any]:
+    """Return the JSON shape of a pick on both splits; under ``references`` what it is held against."""
+    pick, *references = found
+    return {
+        "split": "test",
+        **_both_json(pick, objectives),
+        "references": {
+            each.name: {
+                "trial": each.trial,
+                "sparsity": each.sparsity,
+                **_both_json(each, objectives),
+                "difference": {o.name: paired_json(_difference(pick, each, o)) for o in _scored(objectives)},
+            }
+            for each in references
+        },
+    }
+
+
+def optimism_json(scores: Mapping[Split, Mapping[str, Score]]) -> dict[str, Any]:
+    """Return the JSON shape of the optimism of tasks; empty without both splits."""
+    if not {"search", "test"} <= set(scores):
+        return {}
+    return {task: _optimism_json(optimism(own, scores["test"][task])) for task, own in scores["search"].items()}
+
+
+def diff_tables(found: Diff) -> list[Table]:
+    """Return what two models differ in, as tables: scores, then weights by group."""
+    first, second = found.names
+    scores = bare_table(f"scores on the {found.split} split (mean ± standard error)")
+    for name in ("", first, second, "second minus first", "won", "lost"):
+        scores.add_column(name, justify="right" if name else "left")
+    for name, each in found.scores.items():
+        means = [with_error(score.score, score.stderr) for score in (each.first, each.second)]
+        scores.add_row(name, *means, paired_text(each.change), str(each.change.won), str(each.change.lost))
+    weights = bare_table("weights by group: relative L2 distance, sparsity")
+    for name in ("group", "distance", first, second):
+        weights.add_column(name, justify="left" if name == "group" else "right")
+    for group in found.groups:
+        zeros = ("", "") if group.sparsity is None else tuple(f"{share:.3f}" for share in group.sparsity)
+        weights.add_row(group.name, f"{group.distance:.4f}", *zeros)
+    return [scores, weights]
+
+
+def diff_json(found: Diff) -> dict[str, Any]:
+    """Return the JSON shape of what two models differ in; differences are the second's minus the first's."""
+    whole, *groups = (
+        {
+            "distance": finite(group.distance),
+            "sparsity": None if group.sparsity is None else list(group.sparsity),
+        }
+        for group in found.groups
+    )
+    return {
+        "models": list(found.names),
+        "split": found.split,
+        "scores": {
+            name: {
+                "first": scores_json({name: each.first})[name],
+                "second": scores_json({name: each.second})[name],
+                "difference": paired_json(each.change),
+            }
+            for name, each in found.scores.items()
+        },
+        "weights": whole,
+        "groups": {group.name: told for group, told in zip(found.groups[1:], groups, strict=True)},
+    }
+
+
+def _scored(objectives: Sequence[Objective]) -> list[Objective]:
+    return [objective for objective in objectives if objective.tasks]
+
+
+def _difference(pick: Tested, other: Tested, objective: Objective) -> Paired:
+    return paired(pick.scores["test"], other.scores["test"], objective.tasks)
+
+
+def _both_json(model: Tested, objectives: Sequence[Objective]) -> dict[str, Any]:
+    means = {split: summary(rows) for split, rows in model.scores.items()}
+    own: dict[str, Any] = {}
+    for objective in _scored(objectives):
+        search, test = (mean_score(means[split], objective.tasks) for split in ("search", "test"))
+        own[objective.name] = {
+            "search": scores_json({"": search})[""],
+            "test": scores_json({"": test})[""],
+            "optimism": _optimism_json(optimism(search, test)),
+        }
+    tasks = {split: scores_json(scores) for split, scores in means.items()}
+    return {"objectives": own, "tasks": tasks["test"], "search": tasks["search"], "optimism": optimism_json(means)}
+
+
+def _optimism_text(found: Optimism) -> str:
+    return f"{found.mean:+.3f} ± {found.stderr:.3f}"
+
+
+def _optimism_json(found: Optimism) -> dict[str, Any]:
+    return {"mean": found.mean, "stderr": finite(found.stderr)}

@@ -1,0 +1,195 @@
+"""Deciding on the command line: picks with their neighbours and test scores, and two models held against each other."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from commands import call, refused
+
+from sae_moo.config import Config
+from sae_moo.errors import InputError
+from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.judging import check_has_test, on_both_splits
+from sae_moo.materializer import materialize
+from sae_moo.run import Run
+
+
+@pytest.fixture
+def mine(searched, tmp_path, monkeypatch):
+    """A copy of the finished run, to write into."""
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def two(run: Run) -> list:
+    """The best trial of a run, and one that scores less and is not as sparse."""
+    first = run.front()[0]
+    others = [record for record in run.trials() if record.values["sparsity"] != first.values["sparsity"]]
+    return [first, min(others, key=lambda record: record.values["facts"])]
+
+
+def test_picks_tell_their_neighbours(there, monkeypatch):
+    pair = two(Run.open("tiny"))
+    monkeypatch.setattr("sae_moo.run.front_of", lambda records, objectives: pair)
+    front = json.loads(call("front", "tiny", "--json").stdout)["trials"]
+    found = json.loads(call("pick", "tiny", "--wish", "facts=1", "--json").stdout)
+    assert found["trial"] == front[0]
+    assert "facts is in the way" in found["why"]
+    (below,) = found["neighbours"]
+    differences = {name: value - front[0]["values"][name] for name, value in front[1]["values"].items()}
+    assert below["number"] == front[1]["number"]
+    assert below["has"] == ["less facts", "more sparsity" if differences["sparsity"] > 0 else "less sparsity"]
+    assert below["difference"] == pytest.approx(differences)
+    assert set(below["significance"]) == {"facts"}
+    assert below["significance"]["facts"]["mean"] == pytest.approx(differences["facts"])
+    shown = call("pick", "tiny", "--order", "facts,sparsity", "--tolerance", "0.001").stdout
+    assert f"neighbours on the front, minus trial {pair[0].number} (search split)" in shown
+    assert "sign-flip test" in shown
+
+
+def test_rules_that_cannot_be_kept_are_refused(there):
+    assert json.loads(call("pick", "tiny", "--pseudo", "facts=1", "--json").stdout)["why"].startswith("pseudo-weights")
+    message = refused("pick", "tiny", "--where", "sparsity>=0.95")
+    assert "no trial of the front keeps sparsity >= 0.95" in message
+    assert "nearest is trial" in message
+    assert "sparsity is in the way" in message
+    assert "--knee and --weights choose differently" in refused("pick", "tiny", "--knee", "--weights", "facts=1")
+    assert "give one or the other" in refused("export", "tiny", "--trial", "0", "--wish", "facts=1", "-o", "m")
+
+
+def test_a_tested_pick(mine, monkeypatch):
+    result = call("pick", "tiny", "--test", "--json")
+    document = json.loads(result.stdout)
+    trial, test = document["trial"], document["test"]
+    assert test["split"] == "test"
+    assert {name: each["instances"] for name, each in test["tasks"].items()} == {"facts": 8, "zoo_math": 4}
+    assert {name: each["score"] for name, each in test["search"].items()} == trial["tasks"]
+    for told in (test["optimism"]["facts"], test["objectives"]["facts"]["optimism"]):
+        search, anew = test["search"]["facts"], test["tasks"]["facts"]
+        assert told["mean"] == pytest.approx(search["score"] - anew["score"])
+        assert told["stderr"] == pytest.approx(math.hypot(search["stderr"], anew["stderr"]))
+    base, best, average = test["references"].values()
+    assert list(test["references"])[0::2] == ["base", "uniform average"]
+    name = list(test["references"])[1].removeprefix("best expert (").removesuffix(")")
+    assert name in ("math", "code", "law")
+    for source, each in {"base": base, name: best}.items():
+        found = json.loads(
+            call("evaluate", str(Config.load("c.yaml").models.experts.get(source) or Config.load("c.yaml").models.base),
+                 "--config", "c.yaml", "--json").stdout
+        )  # fmt: skip
+        assert each["tasks"] == found["tasks"]
+        assert each["sparsity"] == found["sparsity"]
+    difference = test["tasks"]["facts"]["score"] - average["tasks"]["facts"]["score"]
+    assert average["difference"]["facts"]["mean"] == pytest.approx(difference)
+
+    asked = []
+    score = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda *arguments: asked.append(arguments[2]) or score(*arguments))
+    assert json.loads(call("pick", "tiny", "--test", "--json").stdout) == document
+    assert asked == [], "scores are kept"
+    shown = call("pick", "tiny", "--test").stdout
+    assert f"trial {trial['number']} minus it, test" in shown
+    assert "optimism is search minus test" in shown
+    (mine / "runs/tiny/test.json").write_text("[1]")
+    assert "test.json: expected scores on the test split" in refused("pick", "tiny", "--test")
+
+
+def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_study_did_not(mine):
+    run = Run.open("tiny")
+    known, record = run.trials(), run.front()[0]
+    run.trials = list  # nothing of the references is known
+    _, base, best, average = on_both_splits(run, [record])
+    assert [each.trial for each in (base, best, average)] == [None] * 3
+    names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
+    scores = {name: record.values["facts"] for name, record in names.items() if name != "base"}
+    assert best.name == f"best expert ({max(scores, key=scores.get)})"
+    assert best.scores["search"]["facts"].mean() == pytest.approx(max(scores.values()), abs=1e-6)
+    assert base.scores["search"]["facts"].mean() == pytest.approx(names["base"].values["facts"], abs=1e-6)
+
+
+def test_tasks_need_test_instances(here):
+    with pytest.raises(InputError, match=r"tasks without test instances \(test: 0\): zoo_math"):
+        check_has_test(Config.load("c.yaml", ["tasks.1.test=0"]))
+
+
+def test_a_verified_export_tells_its_optimism(there, tmp_path):
+    found = json.loads(
+        call("export", "tiny", "--order", "facts,sparsity", "-o", f"{tmp_path}/m", "--verify", "--json").stdout
+    )
+    scores = {split: found["scores"][split]["facts"]["score"] for split in ("search", "test")}
+    assert found["optimism"]["facts"]["mean"] == pytest.approx(scores["search"] - scores["test"])
+    card = (tmp_path / "m/README.md").read_text()
+    assert f"Optimism of the search (search minus test): facts {found['optimism']['facts']['mean']:+.4f} ±" in card
+    shown = call("export", "tiny", "--knee", "-o", f"{tmp_path}/n", "--verify").stdout
+    assert "optimism is search minus test" in shown
+
+
+def test_two_trials(mine, tiny, tiny_model):
+    run = Run.open("tiny")
+    first, second = two(run)
+    numbers = [str(first.number), str(second.number)]
+    found = json.loads(call("diff", "tiny", *numbers, "--json").stdout)
+    assert found["models"] == [f"trial {number}" for number in numbers]
+    assert found["split"] == "search"
+    facts = found["scores"]["facts"]
+    rows = [np.array(record.evaluation.scores["facts"]) for record in (first, second)]
+    assert facts["first"]["score"] == pytest.approx(rows[0].mean())
+    assert facts["second"]["stderr"] == pytest.approx(second.evaluation.stderr("facts"))
+    assert facts["difference"]["mean"] == pytest.approx((rows[1] - rows[0]).mean())
+    assert facts["difference"]["won"] == int((rows[1] > rows[0]).sum())
+    assert found["weights"]["sparsity"] == [first.evaluation.sparsity, second.evaluation.sparsity]
+    weights = []
+    for record in (first, second):
+        materialize(record.recipe, tiny, tiny_model)
+        weights.append({name: weight.detach().clone() for name, weight in tiny.parameters(tiny_model).items()})
+    assert list(found["groups"]) == list(tiny.groups)
+    for i, group in enumerate(tiny.groups):
+        own = [info.name for info in tiny.tensors if info.group == i]
+        a, b = (torch.cat([each[name].flatten() for name in own]) for each in weights)
+        assert found["groups"][group]["distance"] == pytest.approx(float((b - a).norm() / a.norm()), rel=1e-5)
+        if group.startswith("block"):
+            shares = [record.evaluation.group_sparsity[i] for record in (first, second)]
+            assert found["groups"][group]["sparsity"] == pytest.approx(shares)
+        else:
+            assert found["groups"][group]["sparsity"] is None
+    same = json.loads(call("diff", "tiny", numbers[0], numbers[0], "--json").stdout)
+    assert same["weights"]["distance"] == 0
+    assert same["scores"]["facts"]["difference"]["p"] == 1
+    anew = json.loads(call("diff", "tiny", *numbers, "--split", "test", "--json").stdout)
+    assert anew["scores"]["facts"]["first"]["instances"] == 8
+    shown = call("diff", "tiny", *numbers).stdout
+    assert "second minus first" in shown
+    assert "block.1" in shown
+
+
+def test_two_models(there, tmp_path):
+    first, second = (str(record.number) for record in two(Run.open("tiny")))
+    for number in (first, second):
+        call("export", "tiny", "--trial", number, "-o", f"{tmp_path}/{number}")
+    trials = json.loads(call("diff", "tiny", first, second, "--json").stdout)
+    for a, b in ((first, second), (f"{first}/recipe.json", second)):
+        command = ("diff", f"{tmp_path}/{a}", f"{tmp_path}/{b}", "--config", "c.yaml", "--json")
+        found = json.loads(call(*command, "--split", "search").stdout)
+        assert found["weights"] == trials["weights"]
+        assert found["groups"] == trials["groups"]
+        told = [each["scores"]["facts"]["difference"]["mean"] for each in (found, trials)]
+        assert told[0] == pytest.approx(told[1], abs=1e-6)
+    assert json.loads(call(*command).stdout)["split"] == "test"
+
+
+def test_what_cannot_be_held_against_each_other(there):
+    assert "expected RUN and two numbers of trials, or two models" in refused("diff", "tiny", "1")
+    assert "two models and --config CONFIG; got tiny 1 2 --config c.yaml" in refused(
+        "diff", "tiny", "1", "2", "--config", "c.yaml"
+    )
+    assert "expected two numbers of trials behind tiny, got 1 two" in refused("diff", "tiny", "1", "two")
+    assert "no trial 99; there are 0 to 13" in refused("diff", "tiny", "1", "99")
+    assert "--set changes a configuration" in refused("diff", "tiny", "1", "2", "--set", "models.dtype=float16")
+    base = str(Config.load("c.yaml").models.base)
+    assert "are not of one architecture" in refused("diff", "zoo:math", base, "--config", "c.yaml")
