@@ -13,6 +13,7 @@ from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.explore import pick as picking
 from sae_moo.explore.neighbours import Neighbour, neighbours
+from sae_moo.explore.view import View
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.pareto import hypervolume, non_dominated
 from sae_moo.recipe import BASE, Cast, Expert, Recipe
@@ -34,6 +35,7 @@ class Run:
         config: the configuration the study was made with.
         objectives: what is maximized.
         fingerprints: expert name -> content fingerprint.
+        groups: parameter group names, in the pool's order.
         identity: what the study is bound to; see `build.Bench.identity`.
         anchors: task name -> the instances of its search split that are asked, where not all are.
     """
@@ -48,6 +50,7 @@ class Run:
         self.config = Config.from_dict(attrs["config"], attrs["directory"])
         self.objectives = self.config.objective_list()
         self.fingerprints: Mapping[str, str] = attrs["fingerprints"]
+        self.groups: Sequence[str] = attrs.get("groups", ())
         self.identity: Mapping[str, Any] = attrs["identity"]
         self.anchors: Mapping[str, Sequence[int]] = attrs.get("anchors", {})
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
@@ -96,6 +99,25 @@ class Run:
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
         return front_of(self.trials(), self.objectives)
+
+    def view(self) -> View:
+        """Read all trials once, for what shows the study as a whole."""
+        records = self.trials()
+        return View(
+            self.name,
+            self.config.search.algorithm,
+            self.config.space_kind,
+            self.config.search.evaluations,
+            tuple(self.objectives),
+            tuple(self.config.constraint_list()),
+            self.quantities,
+            self.tasks,
+            tuple(self.fingerprints),
+            tuple(self.groups),
+            self.config.models.dtype,
+            tuple(records),
+            tuple(front_of(records, self.objectives)),
+        )
 
     def hypervolume(self) -> float:
         """Return the share of the unit cube of objectives that the front dominates (search split)."""

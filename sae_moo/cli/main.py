@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -561,6 +562,37 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
         sources = facts["sources"][name]
         if sources["search"] != sources["test"]:
             print(f"              searched on {sources['search']}, tested on {sources['test']}")
+
+
+@app.command()
+@reported
+def report(
+    run: RunName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to make; it must not exist yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: summary, front, progress, and a section for each pick.
+
+    Example: sae-moo report quickstart --output report.html
+    """
+    from sae_moo.files import check_new
+
+    check_new(output)
+    start = time.perf_counter()
+    view = _open(run).view()
+    from sae_moo.explore.report import write_report
+
+    size = write_report(view, output, run)
+    seconds = time.perf_counter() - start
+    if as_json:
+        _print_json({"output": str(output), "trials": len(view.records), "bytes": size, "seconds": seconds})
+        return
+    _console().print(
+        f"{output}: {len(view.records)} trials, {size / 1e6:.1f} MB, {seconds:.1f} s; open it in a browser",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command()

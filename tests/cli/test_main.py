@@ -56,6 +56,23 @@ def test_pick(there):
     assert f"export tiny --trial {document['trial']['number']}" in call("pick", "tiny", "--knee").stdout
 
 
+def test_report(there, tmp_path):
+    document = json.loads(call("report", "tiny", "--output", f"{tmp_path}/r.html", "--json").stdout)
+    assert set(document) == {"output", "trials", "bytes", "seconds"}
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert (document["output"], document["trials"]) == (f"{tmp_path}/r.html", BUDGET)
+    assert document["bytes"] == len(text.encode())
+    front = json.loads(call("front", "tiny", "--json").stdout)["trials"]
+    assert all(f'<tr id="row-{trial["number"]}"' in text for trial in front)
+    number = json.loads(call("pick", "tiny", "--json").stdout)["trial"]["number"]
+    assert f"sae-moo export tiny --trial {number} --output exported-{number} --verify" in text
+    assert "exists already" in refused("report", "tiny", "-o", f"{tmp_path}/r.html")
+    assert "there is no folder" in refused("report", "tiny", "-o", f"{tmp_path}/gone/r.html")
+    assert "no run 'other'" in refused("report", "other", "-o", f"{tmp_path}/r2.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+    assert "14 trials, 4." in call("report", "runs/tiny", "-o", f"{tmp_path}/r3.html").stdout
+
+
 def test_export_verify_and_merge(there, tmp_path, tiny):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -230,7 +247,8 @@ def test_runs_that_do_not_exist(here):
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "front", "trials", "pick", "export", "evaluate", "diff", "merge", "validate", "dashboard"]
+    "command",
+    ["search", "front", "trials", "pick", "export", "evaluate", "diff", "merge", "validate", "report", "dashboard"],
 )
 def test_help_has_an_example(command):
     assert f"Example: sae-moo {command} " in " ".join(call(command, "--help").stdout.split())

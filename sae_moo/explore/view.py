@@ -1,0 +1,157 @@
+"""A study as it is shown: what was asked for and what was found, read once; and the trials worth a name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sae_moo.explore.pick import pick
+from sae_moo.objectives import Constraint, Objective
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Recipe
+from sae_moo.storage import TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A trial with a name.
+
+    Args:
+        name: what it is called, e.g. ``knee``.
+        record: the trial.
+        why: what earned it the name, a clause.
+    """
+
+    name: str
+    record: TrialRecord
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a report or a dashboard tells of a study; see `run.Run.view`.
+
+    Args:
+        name: the study's name.
+        algorithm: `search.algorithm`.
+        space: ``lineage``, ``coefficients``, or None for one-shot merges.
+        budget: number of trials asked for.
+        objectives: what is maximized, in order.
+        constraints: limits.
+        quantities: every quantity that has a name.
+        tasks: task names, in the configuration's order.
+        experts: expert names, ``base`` among them, in the pool's order.
+        groups: parameter group names in the pool's order.
+        dtype: of the models.
+        records: all trials, in order of their numbers.
+        front: the non-dominated feasible ones, best in the first objective first.
+    """
+
+    name: str
+    algorithm: str
+    space: str | None
+    budget: int
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    quantities: Mapping[str, Objective]
+    tasks: tuple[str, ...]
+    experts: tuple[str, ...]
+    groups: tuple[str, ...]
+    dtype: str
+    records: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...]
+
+    @cached_property
+    def done(self) -> tuple[TrialRecord, ...]:
+        """Trials with values."""
+        return tuple(record for record in self.records if record.values)
+
+    @cached_property
+    def known(self) -> dict[Recipe, int]:
+        """Recipe of every trial with a result -> number of the first such trial."""
+        found: dict[Recipe, int] = {}
+        for record in self.done:
+            found.setdefault(record.recipe, record.number)
+        return found
+
+    @cached_property
+    def base(self) -> TrialRecord | None:
+        """The trial of the unmerged base, if it was evaluated."""
+        return self._of(Cast(Expert(BASE), self.dtype))
+
+    @cached_property
+    def average(self) -> TrialRecord | None:
+        """The trial of the unpruned uniform average of the experts, if it was evaluated."""
+        experts = tuple(Expert(name) for name in self.experts if name != BASE)
+        if not experts:
+            return None
+        return self._of(Cast(Merge("linear", experts, (1.0 / len(experts),) * len(experts)), self.dtype))
+
+    @cached_property
+    def references(self) -> tuple[Marked, ...]:
+        """The base, the experts and their uniform average, as far as they were evaluated."""
+        found = [Marked(BASE, self.base, "the base model")] if self.base is not None else []
+        for name in self.experts:
+            record = None if name == BASE else self._of(Cast(Expert(name), self.dtype))
+            if record is not None:
+                found.append(Marked(name, record, "an expert"))
+        if self.average is not None:
+            found.append(Marked("uniform average", self.average, "the uniform average of the experts"))
+        return tuple(found)
+
+    @cached_property
+    def picks(self) -> tuple[Marked, ...]:
+        """The knee, the most accurate trial, the sparsest at least as accurate as the base and as the uniform average.
+
+        All are of the front; one trial may have several names. Where the base or the average was not evaluated, or
+        nothing on the front is as accurate, that pick is left out.
+        """
+        if not self.front:
+            return ()
+        knee, why = pick(self.front, self.objectives, self.quantities, base=self.base)
+        found = [Marked("knee", knee, why)]
+        if any(objective.tasks for objective in self.objectives):
+            best = max(self.front, key=lambda r: (self.accuracy(r), sparsity(r), -r.number))
+            found.append(Marked("most accurate", best, "the most accurate trial of the front"))
+            for name, record in (("base", self.base), ("uniform average", self.average)):
+                if record is None:
+                    continue
+                able = [r for r in self.front if self.accuracy(r) >= self.accuracy(record)]
+                if able:
+                    sparsest = max(able, key=lambda r: (sparsity(r), self.accuracy(r), -r.number))
+                    called = f"sparsest at least as accurate as the {name}"
+                    found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
+        return tuple(found)
+
+    def accuracy(self, record: TrialRecord) -> float:
+        """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; 0.0 if there are none."""
+        return float(np.mean([record.values[o.name] for o in self.objectives if o.tasks] or [0.0]))
+
+    def accuracy_error(self, record: TrialRecord) -> float:
+        """Return the standard error of `accuracy` over instances, tasks taken as independent; NaN if it is unknown."""
+        scored = [objective for objective in self.objectives if objective.tasks]
+        weights = dict.fromkeys(self.tasks, 0.0)
+        for objective in scored:
+            for task in objective.tasks:
+                weights[task] = weights.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
+        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in weights.items() if w))
+
+    def _of(self, recipe: Recipe) -> TrialRecord | None:
+        number = self.known.get(recipe)
+        return None if number is None else self.records[number]
+
+
+def sparsity(record: TrialRecord) -> float:
+    """Return the realised sparsity of a trial with a result, in [0, 1)."""
+    assert record.evaluation is not None
+    return record.evaluation.sparsity
+
+
+def by_trial(marked: Sequence[Marked]) -> Iterator[tuple[TrialRecord, tuple[Marked, ...]]]:
+    """Yield every trial once with all its names, in the order of the first of them."""
+    for record in dict.fromkeys(each.record.number for each in marked):
+        names = tuple(each for each in marked if each.record.number == record)
+        yield names[0].record, names

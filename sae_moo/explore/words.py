@@ -1,0 +1,281 @@
+"""Recipes, trials and studies in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sae_moo.explore.history import hypervolumes
+from sae_moo.explore.view import Marked, View, by_trial, sparsity
+from sae_moo.mixing import mixing_weights
+from sae_moo.objectives import Objective
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
+from sae_moo.storage import TrialRecord
+
+MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
+MOST_NAMES = 4
+SPACES = {"lineage": " over lineages", "coefficients": " over coefficients", None: ""}
+WITHIN = {
+    "tensor": "within each tensor",
+    "group": "within each group",
+    "global": "over all prunable weights together",
+    "row": "within each row",
+    "neurons": "by whole neurons",
+    "heads": "by whole attention heads",
+}
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
+    """Return names as a list in words, the last ones only counted beyond `most`."""
+    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else "nothing"
+
+
+def objective_words(objective: Objective) -> str:
+    """Return what an objective is, with its unit: an axis title."""
+    if not objective.tasks:
+        return f"{objective.name} (fraction of zeros among prunable weights)"
+    if objective.tasks == (objective.name,):
+        return f"{objective.name} (mean score, 0 to 1)"
+    return f"{objective.name} (mean score of {count(len(objective.tasks), 'task')}, 0 to 1)"
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time in the unit that suits it."""
+    for unit, size, limit in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds / size < limit:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things; the plural takes an s."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def recipe_words(recipe: Recipe, known: Mapping[Recipe, int], number: int | None = None) -> list[str]:
+    """Return how a candidate is made, a line each step, the last step last.
+
+    Args:
+        recipe: the candidate.
+        known: recipe -> trial number; what is made of these is told by the number.
+        number: the candidate's own trial, which `known` may hold.
+    """
+    others = {each: n for each, n in known.items() if n != number and each != recipe and not _plain(each)}
+    names: dict[Recipe, str] = {}
+    lines: list[str] = []
+    nodes = [node for node in walk(recipe, stop=others) if not isinstance(node, Expert)]
+    merges = sum(isinstance(node, Merge) and node not in others for node in nodes)
+    for node in walk(recipe, stop=others):
+        if node in others:
+            names[node] = f"trial {others[node]}"
+            continue
+        inputs = [names[child] for child in children(node)]
+        match node:
+            case Expert():
+                names[node] = node.name
+            case Merge():
+                called = f"merge {sum(isinstance(each, Merge) and each not in others for each in names) + 1}"
+                called = called if merges > 1 else "the merge"
+                lines.append(f"{called}: {_merge_words(node, inputs)}")
+                names[node] = called
+            case Prune():
+                lines.append(f"{inputs[0]} pruned {_prune_words(node)}")
+                names[node] = inputs[0].removesuffix(", pruned") + ", pruned"
+            case Cast():
+                names[node] = inputs[0]
+    if isinstance(recipe, Cast):
+        lines.append(f"rounded to {recipe.dtype}" if lines else f"{names[recipe]}, rounded to {recipe.dtype}")
+    if len(lines) > MOST_STEPS:
+        return [f"({len(lines) - MOST_STEPS} earlier steps)", *lines[-MOST_STEPS:]]
+    return lines
+
+
+def mix_words(recipe: Recipe, view: View) -> str:
+    """Return how much of each expert is in a candidate, to first order, the largest share first."""
+    shares = mixing_weights(recipe, view.experts, len(view.groups)).mean(axis=0)
+    parts = sorted(zip(shares, view.experts, strict=True), key=lambda part: -abs(part[0]))
+    return listed([f"{share:.2f} {name}" for share, name in parts if abs(share) >= 0.005], 8)
+
+
+def names_words(names: Sequence[Marked]) -> str:
+    """Return all names of a trial, as a heading."""
+    said = "; ".join(each.name for each in names)
+    return said[:1].upper() + said[1:]
+
+
+def value_words(record: TrialRecord, name: str) -> str:
+    """Return a trial's value of an objective with its standard error, where there is one."""
+    error = record.stderr.get(name, math.nan)
+    return f"{record.values[name]:.3f}" + (f" ± {error:.3f}" if error > 0 else "")
+
+
+def difference(view: View, a: TrialRecord, b: TrialRecord) -> tuple[float, float]:
+    """Return the accuracy of a trial minus another's, and its standard error paired by instance.
+
+    Accuracy is the mean of the objectives scored on tasks. The error is NaN where the two were asked other instances.
+    """
+    assert a.evaluation is not None
+    assert b.evaluation is not None
+    scored = [objective for objective in view.objectives if objective.tasks]
+    weights: Counter[str] = Counter()
+    for objective in scored:
+        for task in objective.tasks:
+            weights[task] += 1 / (len(objective.tasks) * len(scored))  # type: ignore[assignment]  # shares, not counts
+    mean = view.accuracy(a) - view.accuracy(b)
+    variance = 0.0
+    for task, weight in weights.items():
+        x, y = (np.asarray(each.scores.get(task, ())) for each in (a.evaluation, b.evaluation))
+        if len(x) != len(y) or len(x) < 2:
+            return mean, math.nan
+        variance += weight**2 * float((x - y).var(ddof=1)) / len(x)
+    return mean, math.sqrt(variance)
+
+
+def difference_words(view: View, record: TrialRecord, other: Marked) -> str:
+    """Return how a trial's accuracy compares with a named one's, a clause."""
+    mean, error = difference(view, record, other.record)
+    if record.number == other.record.number:
+        return f"it is {other.why}"
+    how = f"{abs(mean):.3f} {'more' if mean > 0 else 'less'} accurate than {other.name}" if mean else "as accurate as"
+    how = how if mean else f"as accurate as {other.name}"
+    if math.isnan(error):
+        return how
+    sure = "" if abs(mean) > 2 * error else ", within two standard errors"
+    return f"{how} (paired standard error {error:.3f}{sure})"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a summary: a heading, a paragraph, and points below it."""
+
+    heading: str
+    text: str
+    points: tuple[str, ...] = ()
+
+
+def summary(view: View) -> list[Section]:
+    """Return what was searched, what was found, how sure that is, and what it cost."""
+    return [
+        Section("What was searched", _searched(view)),
+        _found(view),
+        Section("How sure this is", _sure(view)),
+        Section("What it cost", _cost(view)),
+    ]
+
+
+def _searched(view: View) -> str:
+    experts = [name for name in view.experts if name != BASE]
+    wanted = listed([objective_words(objective) for objective in view.objectives], 8)
+    limits = [f"{c.objective.name} at least {c.low:g}" for c in view.constraints if c.low is not None]
+    limits += [f"{c.objective.name} at most {c.high:g}" for c in view.constraints if c.high is not None]
+    return (
+        f"Merges of {count(len(experts), 'expert')} ({listed(experts, 10)}) of one base, for {wanted}; more is better "
+        f"in each. Tasks: {listed(view.tasks, 10)}. Limits: {listed(limits, 8) if limits else 'none'}. "
+        f"Algorithm: {view.algorithm}{SPACES[view.space]}."
+    )
+
+
+def _found(view: View) -> Section:
+    heading = "What was found"
+    if not view.front:
+        return Section(heading, "Nothing feasible so far: the front is empty.")
+    points = tuple(
+        f"{names_words(names)}: trial {record.number}, "
+        + ", ".join(f"{o.name} {value_words(record, o.name)}" for o in view.objectives)
+        for record, names in by_trial(view.picks)
+    )
+    return Section(heading, f"A front of {count(len(view.front), 'trial')} that no other trial beats. On it:", points)
+
+
+def _sure(view: View) -> str:
+    if not view.picks:
+        return "There is nothing to be sure of yet."
+    record = view.picks[0].record
+    assert record.evaluation is not None
+    asked = sum(len(row) for row in record.evaluation.scores.values())
+    error = view.accuracy_error(record)
+    tasks = count(len(record.evaluation.scores), "task")
+    spread = "" if math.isnan(error) else f" An accuracy has a standard error of about {error:.3f}."
+    parts = [f"Scores are means over {count(asked, 'instance')} of {tasks}, the search split.{spread}"]
+    parts.append(
+        f"The front was chosen from {count(len(view.done), 'trial')} by these same instances, so its scores are "
+        "somewhat too good; a model's score on the test split, which the search never sees, is told by export --verify."
+    )
+    grown = hypervolumes(view.records, view.objectives)
+    last = len(grown) - max(1, len(grown) // 4)
+    if len(grown) >= 8 and grown[-1] > 0:
+        gain = 1 - grown[last] / grown[-1]
+        more = "it was still growing" if gain > 0.01 else "more evaluations may add little"
+        parts.append(f"In the last quarter of the evaluations the hypervolume grew by {gain:.1%}: {more}.")
+    return " ".join(parts)
+
+
+def _cost(view: View) -> str:
+    ended = [record for record in view.records if record.evaluation is not None]
+    fresh = [r.evaluation for r in ended if r.repeats is None and r.evaluation is not None]
+    merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
+    states = Counter(record.state for record in view.records)
+    asides = [
+        (states["failed"], "failed"),
+        (states["stopped"], "stopped early by racing"),
+        (states["running"], "not ended"),
+        (sum(r.repeats is not None for r in view.records), "the same weights as an earlier one, not scored again"),
+        (sum(bool(r.values) and not r.feasible for r in view.records), "beyond a limit"),
+    ]
+    budget = f" of {view.budget:,}" if len(ended) < view.budget else ""
+    told = "; ".join(f"{n:,} {what}" for n, what in asides if n)
+    return (
+        f"{len(ended):,}{budget} evaluations{f' ({told})' if told else ''}, "
+        f"{duration(merging)} of merging and {duration(scoring)} of scoring."
+    )
+
+
+def trial_words(view: View, record: TrialRecord) -> list[str]:
+    """Return facts of a trial with a result, a sentence each."""
+    values = ", ".join(f"{o.name} {value_words(record, o.name)}" for o in view.objectives)
+    made = f", from {listed([f'trial {n}' for n in record.parents], 6)}" if record.parents else ""
+    counted = "" if any(not o.tasks for o in view.objectives) else f"; realised sparsity {sparsity(record):.3f}"
+    lines = [f"Values: {values}{counted}.", f"Made by {record.operator or 'hand'}{made}."]
+    lines.append(f"Effective mix of weights, to first order: {mix_words(record.recipe, view)}.")
+    return lines
+
+
+def _plain(recipe: Recipe) -> bool:
+    """Whether a recipe is an expert as it is, rounded: its name says more than a trial's number."""
+    return isinstance(recipe, Expert) or (isinstance(recipe, Cast) and isinstance(recipe.input, Expert))
+
+
+def _merge_words(node: Merge, inputs: Sequence[str]) -> str:
+    rows = np.asarray(node.weights, dtype=float).reshape(-1, len(node.inputs))
+    low, high, mean = rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0)
+    parts = [
+        f"{name} (weight {m:.2f})" if h - lo < 0.005 else f"{name} (weight {lo:.2f} to {h:.2f}, mean {m:.2f})"
+        for name, lo, h, m in zip(inputs, low, high, mean, strict=True)
+    ]
+    settings = [f"{key} {_setting(value)}" for key, value in node.params]
+    return f"{node.method.replace('_', ' ')} of {listed(parts, 10)}" + (f"; {listed(settings, 8)}" if settings else "")
+
+
+def _prune_words(node: Prune) -> str:
+    asked = np.atleast_1d(np.asarray(node.sparsity, dtype=float))
+    some = asked[asked > 0]
+    how = f"by {node.criterion} " + WITHIN.get(node.scope, f"in the pattern {node.scope}")
+    if not some.size:
+        return f"{how}: nothing asked for"
+    share = (
+        f"{some[0]:.2f}" if np.ptp(some) < 0.005 else f"{some.min():.2f} to {some.max():.2f}, mean {some.mean():.2f}"
+    )
+    where = "" if len(asked) == 1 else f" in {len(some)} of {count(len(asked), 'group')}"
+    return f"{how}, sparsity {share}{where}" + (", what is left rescaled to its norm" if node.rescale else "")
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, tuple):
+        rows = np.asarray(value, dtype=float)
+        return f"{rows.min():g} to {rows.max():g}" if np.ptp(rows) else f"{rows.flat[0]:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,54 @@
+"""The report as a reader has it: opened from disk in a browser."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from browser import opened
+from synthetic import view
+
+from sae_moo.explore.report import write_report
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests(tmp_path):
+    study = view(500)
+    write_report(study, tmp_path / "r.html", "s")
+    with opened(f"file://{tmp_path}/r.html") as page:
+        page.wait("document.querySelectorAll('#figure-1 canvas').length > 0")  # the space to turn
+        page.value("document.getElementById('figure-2').scrollIntoView({block: 'center'})")
+        page.wait("document.querySelector('#figure-2 .hoverlayer') !== null")
+
+        front = {record.number: record.values["sparsity"] for record in study.front}
+        column = [head.strip() for head in page.value("[...document.querySelectorAll('th')].map(h => h.textContent)")]
+        order = "[...document.querySelectorAll('#trials tbody tr')].map(row => Number(row.cells[0].textContent))"
+        assert page.value(order) == list(front)
+        page.value(f"document.querySelectorAll('#trials th button')[{column.index('sparsity')}].focus()")
+        page.press("Enter")
+        assert [front[number] for number in page.value(order)] == sorted(front.values(), reverse=True)
+        page.press("Enter")
+        assert [front[number] for number in page.value(order)] == sorted(front.values())
+        page.value(f"document.querySelectorAll('#trials th button')[{column.index('made by')}].click()")
+        assert page.value("document.querySelectorAll('#trials th[aria-sort]').length") == 1
+
+        page.value("document.getElementById('figure-2').scrollIntoView({block: 'center'})")
+        place = """(() => {
+            const plot = document.getElementById('figure-2'), box = plot.getBoundingClientRect();
+            const dots = plot.data[1], {xaxis, yaxis} = plot._fullLayout;
+            const at = (axis, value) => axis._offset + axis.l2p(value);
+            const x = plot.calcdata[1][0].x, y = plot.calcdata[1][0].y;
+            return JSON.stringify([box.left + at(xaxis, x), box.top + at(yaxis, y), dots.customdata[0]]);
+        })()"""
+        x, y, number = json.loads(page.value(place))
+        page.point_at(x, y)
+        said = page.wait("document.querySelector('#figure-2 .hoverlayer .hovertext')?.textContent")
+        assert said.startswith(f"trial {number}: a 0.")
+
+        page.value("document.querySelectorAll('.plot').forEach(draw)")  # as for printing
+        count = page.value("document.querySelectorAll('.plot').length")
+        page.wait(f"document.querySelectorAll('.plot .main-svg, .plot canvas').length >= {count}")
+        page.wait("document.querySelectorAll('.plot:not(.js-plotly-plot)').length === 0")
+        assert page.errors == []
+        assert {address.partition(":")[0] for address in page.asked} <= {"file", "data", "blob"}

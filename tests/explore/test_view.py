@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import view
+
+from sae_moo.explore.pick import pick
+from sae_moo.explore.view import by_trial, sparsity
+
+
+def test_the_base_the_experts_and_their_average_are_found():
+    study = view(30)
+    assert [(each.name, each.record.number) for each in study.references] == [
+        ("base", 3), ("math", 0), ("code", 1), ("law", 2), ("uniform average", 4),
+    ]  # fmt: skip
+    assert [each.name for each in view(2).references] == ["math", "code"]
+
+
+def test_picks_are_what_they_are_called():
+    study = view(200)
+    knee, best, as_base, as_average = study.picks
+    assert (knee.record, knee.why) == pick(study.front, study.objectives, study.quantities, base=study.base)
+    accuracy = {record.number: np.mean([record.values["a"], record.values["b"]]) for record in study.done}
+    assert accuracy[best.record.number] == max(accuracy[r.number] for r in study.front)
+    for found, reference in ((as_base, study.base), (as_average, study.average)):
+        able = [r for r in study.front if accuracy[r.number] >= accuracy[reference.number]]
+        assert found.record in able
+        assert sparsity(found.record) == max(map(sparsity, able))
+        assert f"of {len(able)} such trials" in found.why
+
+
+def test_what_was_not_evaluated_gives_no_pick():
+    assert [each.name for each in view(2).picks] == ["knee", "most accurate"]
+    assert view(0).picks == ()
+    study = view(30)
+    assert [each.name for each in replace(study, objectives=study.objectives[-1:]).picks] == ["knee"]
+
+
+def test_a_trial_with_two_names_comes_once():
+    groups = list(by_trial(view(1).picks))
+    assert [(record.number, [each.name for each in names]) for record, names in groups] == [
+        (0, ["knee", "most accurate"])
+    ]
+
+
+def test_the_error_of_the_accuracy_is_that_of_an_objective_over_the_same_tasks():
+    study = view(20)
+    for each in study.done:
+        errors = [each.evaluation.stderr(task) for task in ("a", "b")]
+        assert study.accuracy_error(each) == pytest.approx(np.hypot(*errors) / 2)
