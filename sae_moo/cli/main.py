@@ -600,14 +600,16 @@ def report(
 def dashboard(
     run: RunName, port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 8080
 ) -> None:
-    """Serve optuna-dashboard for a run on 127.0.0.1, until Ctrl-C.
+    """Serve optuna-dashboard for a run on 127.0.0.1, with notes in words, until Ctrl-C; also while it is searched.
 
     Example: sae-moo dashboard quickstart --port 8080
     """
     opened = _open(run)
-    from sae_moo.explore.dashboard import serve
+    from sae_moo.explore.dashboard import serve, with_notes
+    from sae_moo.explore.notes import notes_of
 
-    serve(opened.storage, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))
+    noted = with_notes(opened.storage, opened.name, lambda: notes_of(opened.view(), run))
+    serve(noted, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))
 
 
 def _open(run: str) -> Run:

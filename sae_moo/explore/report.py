@@ -181,13 +181,13 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
         yield "<h3>Accuracy against the base, the experts and their average</h3>" if compared else ""
         yield "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in compared) + "</ul>" if compared else ""
     yield "<h3>Recipe</h3><ol>"
-    for line in words.recipe_words(record.recipe, view.known, record.number):
+    for line in words.recipe_words(record.recipe, view.known):
         yield f"<li>{escape(line)}</li>"
     yield f'</ol><p class="soft">Digest <code>{escape(record.digest)}</code></p>'
     number = record.number
     command = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
     yield f"<pre>{escape(command)}</pre>"
-    weights = mixing_weights(record.recipe, view.experts, len(view.groups))
+    weights = mixing_weights(record.recipe, view.experts, len(view.groups), view.mixing)
     zeros = record.evaluation.group_sparsity or (0.0,) * len(view.groups)
     yield figures.place(
         plots.block_figure(view.groups, view.experts, weights, zeros),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_moo.explore.pick import pick
 from sae_moo.objectives import Constraint, Objective
@@ -76,6 +77,11 @@ class View:
         for record in self.done:
             found.setdefault(record.recipe, record.number)
         return found
+
+    @cached_property
+    def mixing(self) -> dict[Recipe, NDArray[np.float64]]:
+        """The memo of `mixing.mixing_weights`: lineages share most of their trials."""
+        return {}
 
     @cached_property
     def base(self) -> TrialRecord | None:

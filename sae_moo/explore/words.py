@@ -57,30 +57,32 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def recipe_words(recipe: Recipe, known: Mapping[Recipe, int], number: int | None = None) -> list[str]:
+def recipe_words(recipe: Recipe, known: Mapping[Recipe, int]) -> list[str]:
     """Return how a candidate is made, a line each step, the last step last.
 
     Args:
         recipe: the candidate.
-        known: recipe -> trial number; what is made of these is told by the number.
-        number: the candidate's own trial, which `known` may hold.
+        known: recipe -> trial number; what the candidate is made of is told by the number where there is one.
     """
-    others = {each: n for each, n in known.items() if n != number and each != recipe and not _plain(each)}
+    inner = dict.fromkeys(node for child in children(recipe) for node in walk(child, stop=known))
+    merges = sum(isinstance(node, Merge) for node in (*inner, recipe))
     names: dict[Recipe, str] = {}
     lines: list[str] = []
-    nodes = [node for node in walk(recipe, stop=others) if not isinstance(node, Expert)]
-    merges = sum(isinstance(node, Merge) and node not in others for node in nodes)
-    for node in walk(recipe, stop=others):
-        if node in others:
-            names[node] = f"trial {others[node]}"
+    for node in (*inner, recipe):
+        if isinstance(node, Expert):
+            names[node] = node.name
+            continue
+        if isinstance(node, Cast) and isinstance(node.input, Expert):
+            names[node] = node.input.name  # says more than the trial's number
+            continue
+        if node in known and node != recipe:
+            names[node] = f"trial {known[node]}"
             continue
         inputs = [names[child] for child in children(node)]
         match node:
-            case Expert():
-                names[node] = node.name
             case Merge():
-                called = f"merge {sum(isinstance(each, Merge) and each not in others for each in names) + 1}"
-                called = called if merges > 1 else "the merge"
+                made = sum(isinstance(each, Merge) and each not in known for each in names)
+                called = f"merge {made + 1}" if merges > 1 else "the merge"
                 lines.append(f"{called}: {_merge_words(node, inputs)}")
                 names[node] = called
             case Prune():
@@ -97,7 +99,7 @@ def recipe_words(recipe: Recipe, known: Mapping[Recipe, int], number: int | None
 
 def mix_words(recipe: Recipe, view: View) -> str:
     """Return how much of each expert is in a candidate, to first order, the largest share first."""
-    shares = mixing_weights(recipe, view.experts, len(view.groups)).mean(axis=0)
+    shares = mixing_weights(recipe, view.experts, len(view.groups), view.mixing).mean(axis=0)
     parts = sorted(zip(shares, view.experts, strict=True), key=lambda part: -abs(part[0]))
     return listed([f"{share:.2f} {name}" for share, name in parts if abs(share) >= 0.005], 8)
 
@@ -243,11 +245,6 @@ def trial_words(view: View, record: TrialRecord) -> list[str]:
     lines = [f"Values: {values}{counted}.", f"Made by {record.operator or 'hand'}{made}."]
     lines.append(f"Effective mix of weights, to first order: {mix_words(record.recipe, view)}.")
     return lines
-
-
-def _plain(recipe: Recipe) -> bool:
-    """Whether a recipe is an expert as it is, rounded: its name says more than a trial's number."""
-    return isinstance(recipe, Expert) or (isinstance(recipe, Cast) and isinstance(recipe.input, Expert))
 
 
 def _merge_words(node: Merge, inputs: Sequence[str]) -> str:
