@@ -194,7 +194,7 @@ def compare(
 @reported
 def front(
     run: RunName,
-    figure: Annotated[Path | None, typer.Option(help="Also draw it, the knee marked: a .png, .svg or .pdf.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, picks marked: a .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the non-dominated trials with scores, standard errors and sparsity (search split).
@@ -204,12 +204,12 @@ def front(
     opened = _open(run)
     from sae_moo.cli.display import front_table, trials_json
 
-    records = opened.front()
+    view = opened.view()
+    records = view.front
     if figure is not None:
         from sae_moo.explore.figures import draw_front
 
-        marked = opened.pick()[0] if records else None
-        draw_front(figure, opened.trials(), records, opened.objectives, marked)
+        draw_front(figure, view.records, records, view.objectives, view.picks, view.references)
     if as_json:
         _print_json(trials_json(opened.name, records, opened.objectives))
     elif not records:
