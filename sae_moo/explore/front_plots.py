@@ -36,6 +36,11 @@ REFERENCE_SHAPES = {"base": ("square", BLACK), "uniform average": ("star", PURPL
 MOST_DOTS = 2000  # dominated trials drawn in a figure; browsers slow down beyond some thousands
 
 
+def _others(view: View, drawn: Sequence[TrialRecord]) -> str:
+    rest = len(view.done) - len(view.front)
+    return f"{rest:,} other trials" if len(drawn) == rest else f"{len(drawn):,} of {rest:,} other trials"
+
+
 def front_figures(view: View) -> list[Figure]:
     """Return the front with what it was found among: the experts, the base, their average and the picks marked.
 
@@ -72,7 +77,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
     others = thinned(view)
     for column, (x, y) in enumerate(pairs, 1):
         traces = [
-            _dots(view, others, x, y, f"{len(others):,} other trials", {"color": GREY, "size": 5, "opacity": 0.7}),
+            _dots(view, others, x, y, _others(view, others), {"color": GREY, "size": 5, "opacity": 0.7}),
             _dots(
                 view,
                 view.front,
@@ -104,7 +109,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
 def _space(view: View, axes: Sequence[Axis]) -> Figure:
     """Return three objectives as a space to turn."""
     others = thinned(view)
-    parts = [(others, f"{len(others):,} other trials", GREY, 2.5), (view.front, "front", BLUE, 4.5)]
+    parts = [(others, _others(view, others), GREY, 2.5), (view.front, "front", BLUE, 4.5)]
     traces = [
         go.Scatter3d(
             **_places(rows, axes),
@@ -147,7 +152,7 @@ def _space(view: View, axes: Sequence[Axis]) -> Figure:
         figure.update_layout(scene={key: {"title": {"text": escape(axis.name)}, "gridcolor": GRID}})
     near = {"eye": {"x": 1.35, "y": 1.25, "z": 0.6}, "center": {"x": 0, "y": 0, "z": -0.12}}
     figure.update_layout(scene={"camera": near, "aspectmode": "cube"}, margin={"l": 0, "r": 0, "t": 0, "b": 0})
-    figure.update_layout(legend={"y": 0.99, "yanchor": "top", "orientation": "v"})
+    figure.update_layout(legend={"y": 0.99, "yanchor": "top", "orientation": "v", "bgcolor": "rgba(255,255,255,0)"})
     return figure
 
 
