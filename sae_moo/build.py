@@ -299,7 +299,6 @@ def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dic
             stretch=section.stretch,
             reach=section.reach,
             remerge=section.remerge,
-            consensus=section.consensus,
             aware=section.zero_aware,
         ),
         "mutation": PruneMergeMutation(

@@ -162,7 +162,6 @@ class OperatorsSection(_Section):
     attraction: bool = True
     founders: Share = 0.0
     remerge: Share = 1.0
-    consensus: Share = 0.0
     zero_aware: bool = True
     split: Share = 0.0
     stretch: Share = 0.5
@@ -172,7 +171,7 @@ class OperatorsSection(_Section):
     inherit: Share = 0.5
     shape: Share = 0.8
     tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.4
-    ladder: Annotated[int, Field(ge=0, le=10_000)] = 6
+    ladder: Annotated[int, Field(ge=0, le=10_000)] = 0
 
 
 class SaeSection(_Section):
@@ -383,7 +382,7 @@ class Config(_Section):
             InputError: listing what is wrong with the method.
         """
         raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
-        search = {**raw.get("search", {}), **method.search}
+        search = _deeper(raw.get("search", {}), method.search)
         named = search.get("algorithm", "nsga2")
         algorithm = ALGORITHMS.get(named if isinstance(named, str) else "", ALGORITHMS["nsga2"])
         for key in SETTINGS:
@@ -476,6 +475,14 @@ class Config(_Section):
         document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
         document["objectives"] = json.dumps(document["objectives"])
         return dict(_flat(document, ()))
+
+
+def _deeper(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section with changes; where both have a section within, it is changed and not replaced."""
+    return {**given} | {
+        key: {**given[key], **value} if isinstance(value, dict) and isinstance(given.get(key), dict) else value
+        for key, value in changes.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

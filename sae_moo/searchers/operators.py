@@ -32,9 +32,6 @@ from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
-PEERS = "peers"  # key of the non-dominated individuals of the population that an individual was chosen from
-CONSENSUS = "consensus"  # what makes a child of the mean of many
-COMPANY = 5  # how many others a consensus is of
 KEEP = 0.5  # probability that a child merged anew has the first parent's mixing weights
 SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
@@ -159,9 +156,6 @@ class AttractionMating(Selection):  # type: ignore[misc]
         weight = fitness.instance_weights(everyone[0].get(EVALUATION))
         for individual, total in zip(everyone, fitness.total(scores, sparsity, weight), strict=True):
             individual.set(TOTAL, total)
-        peers = [each for each in usable if (each.get("rank") or 0) == 0 and each.CV[0] <= 0]
-        for individual in usable:
-            individual.set(PEERS, peers)
         scores = scores[: len(usable)]
         overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]), weight)
         pairs = np.empty((n_select, 2), dtype=object)
@@ -195,10 +189,6 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
     probability `stretch` their task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone
     cannot leave the hull.
 
-    With probability `consensus` a child's mixing weights are, before all that, the mean of the first parent's and those
-    of five non-dominated ones, moved alike (intermediate recombination, Beyer & Schwefel 2002): scores are noisy, and
-    what many agree on is less so.
-
     Args:
         ground: experts, groups, dtype.
         spread: standard deviation of the deviation shared by all groups.
@@ -208,7 +198,6 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         reach: standard deviation of the scaling.
         wobble: standard deviation of mixing weights per group.
         remerge: probability of merging anew from the experts.
-        consensus: probability of a mean of many.
         aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
     """
 
@@ -222,7 +211,6 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         reach: float = 0.1,
         wobble: float = 0.03,
         remerge: float = 1.0,
-        consensus: float = 0.0,
         aware: bool = True,
     ) -> None:
         super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
@@ -234,7 +222,6 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         self.reach = reach
         self.wobble = wobble
         self.remerge = remerge
-        self.consensus = consensus
         self.aware = aware
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
@@ -267,18 +254,12 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
             share[place:] = 1.0 - share[place:]
         share = np.clip(share, 0.0, 1.0).round(DIGITS)
         inputs = (first.get("X")[0], second.get("X")[0])
-        parents = [first, second]
-        peers = first.get(PEERS) or []
-        if len(peers) > 2 and rng.random() < self.consensus:
-            others = rng.choice(len(peers), size=min(COMPANY, len(peers)), replace=False)
-            parents = [first, *(peers[i] for i in others)]
-            weights = np.mean([self._weights(each.get("X")[0]) for each in parents], axis=0)
-            merged, name = self.ground.task_arithmetic(self._moved(weights, rng)), CONSENSUS
-        elif rng.random() < self.remerge:
+        if rng.random() < self.remerge:
             merged, name = self._anew(inputs, share, rng), "merge anew"
         else:
             merged, name = self._bred(inputs, share, rng), "zero-aware crossover" if self.aware else "crossover"
-        return self.ground.candidate(merged), Origin(name, tuple(parent.get(EVALUATION) for parent in parents))
+        parents = tuple(parent.get(EVALUATION) for parent in (first, second))
+        return self.ground.candidate(merged), Origin(name, parents)
 
     def _weights(self, recipe: Recipe) -> NDArray[np.float64]:
         """Return the mixing weights of a recipe, shape (rows, experts)."""
@@ -320,9 +301,8 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
     Before: both parents of a merge of their weights at ``ratio * u``, u ~ U(0, 1). After: the target of a group is a
     level, the same for all groups, plus a shape over the groups, plus N(0, `noise`). The level is ``ratio * u`` with a
     new u, or, with probability `inherit`, around the first parent's realised sparsity. The shape is, with probability
-    `shape`, that of a parent which is pruned (for a consensus the mean of all that are), its slope from the first block
-    to the last moved by N(0, `slope`); else a slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a
-    shape is worth holds at other levels too.
+    `shape`, that of a parent which is pruned, its slope from the first block to the last moved by N(0, `slope`); else a
+    slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a shape is worth holds at other levels too.
 
     Args:
         ground: groups, dtype, pruning.
@@ -400,8 +380,6 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         pruned = [each for each in parents if each[here].mean() >= SHAPED]
         if pruned and rng.random() < self.shape:
             given = pruned[int(rng.integers(len(pruned)))]
-            if origin.operator == CONSENSUS:
-                given = np.mean([each - each[here].mean() for each in pruned], axis=0)
             shape = given - given[here].mean() + rng.normal(0.0, self.slope) * ground.depth
         return level + shape + rng.normal(0.0, self.noise, ground.groups)
 

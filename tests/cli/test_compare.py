@@ -15,7 +15,7 @@ import pytest
 from commands import call, config_for, refused, written
 
 from sae_moo import compare, jobs
-from sae_moo.config import Config
+from sae_moo.config import Config, MethodSection, OperatorsSection
 from sae_moo.errors import InputError, RunError
 from sae_moo.run import Run
 
@@ -174,6 +174,8 @@ def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
     assert cells["nsga2"].annealing.schedule == "adaptive"
     assert cells["nsga2"].search.operators.split == 0.1
     assert cells["swarm, dense"].schedule == "cosine"
+    method = MethodSection(name="x", search={"operators": {"tilt": 0.1}})
+    assert parsed.cell(method, 0).search.operators == OperatorsSection(split=0.1, tilt=0.1), "changed, not replaced"
     assert cells["swarm, dense"].search.operators is None
 
 
