@@ -15,18 +15,21 @@ from typing import Any, TextIO
 
 import torch
 
-from sae_moo import calibration
+from sae_moo import calibration, verification
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
+from sae_moo.deploy.card import Card
+from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
+from sae_moo.evaluate.summary import Score, summary
 from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
-from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
-from sae_moo.files import whole
-from sae_moo.live import load_model
+from sae_moo.export import CARD_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
+from sae_moo.files import check_free, whole, whole_folder
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.mergekit import document as mergekit_document
 from sae_moo.mergekit import writer as mergekit_writer
@@ -196,15 +199,26 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
     return Evaluated(summary(scores), measured_sparsity(pool, model), metrics, samples)
 
 
-def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: bool) -> dict[Split, dict[str, Score]]:
-    """Write a trial as a Hugging Face folder.
+def export(
+    run: Run,
+    record: TrialRecord,
+    why: str,
+    output: str | Path,
+    verify: bool = False,
+    tokenizer_from: str = BASE,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[Split, dict[str, Score]]:
+    """Write a trial as a Hugging Face folder, in the memory of a few tensors.
 
     Args:
         run: the run.
         record: one of its complete trials.
         why: why this one, for the model card.
         output: the folder to make.
-        verify: load the folder again and compare every score with the trial's; also scores the test split.
+        verify: in a fresh process, compare every tensor's digest, load the folder again and compare every score with
+            the trial's; also scores the test split.
+        tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
+        shard_bytes: size that the tensors of one file may have together.
 
     Returns:
         Scores per split, as found by verifying; empty without.
@@ -219,42 +233,50 @@ def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: 
     changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
     if changed:
         raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
-    model = bench.live_model()
-    report = materialize(record.recipe, bench.pool, model)
+    pool, dtype = bench.pool, getattr(torch, run.config.models.dtype)
+    tokenizer = tokenizer_of(pool, tokenizer_from)
+    stream = Stream(record.recipe, pool, dtype, bench.device)
+    card = _card(run, record, why, output.name, bench, tokenizer_from)
+    found: dict[Split, dict[str, Score]] = {}
+    with whole_folder(output) as partial:
+        write_shards(partial, stream.entries, stream.content, shard_bytes)
+        _check_sparsity(stream, record)
+        write_surroundings(partial, pool, deployed_config(pool, dtype), tokenizer, tokenizer_from)
+        write_origin(partial, stream, card)
+        if verify:
+            found = verification.verify(run, record.number, partial, stream.digests)
+            (partial / CARD_FILE).write_text(card.scored(found).text(pool), encoding="utf-8")
+    return found
+
+
+def _check_sparsity(stream: Stream, record: TrialRecord) -> None:
     assert record.evaluation is not None
-    if report.sparsity != record.evaluation.sparsity:
+    sparsity = stream.sparsity()
+    if sparsity != record.evaluation.sparsity:
         raise RunError(
-            f"trial {record.number} gives sparsity {report.sparsity} here and had {record.evaluation.sparsity}: the "
+            f"trial {record.number} gives sparsity {sparsity} here and had {record.evaluation.sparsity}: the "
             "arithmetic of this machine or version differs; nothing was exported"
         )
+
+
+def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str) -> Card:
+    """Return the card of a trial, with the scores of the search split."""
+    evaluation = record.evaluation
+    assert evaluation is not None
     facts = {
         "study": run.name,
         "trial": str(record.number),
-        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
         "dtype": run.config.models.dtype,
-        "digest": f"`{record.digest}`",
+        "digest of the recipe": f"`{record.digest}`",
+        "tokenizer, chat template, settings of generation": tokenizer_from,
         "made with": versions(),
         **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
     }
     known = {
-        task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
-        for task, row in record.evaluation.scores.items()
+        task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
     }
-    found: dict[Split, dict[str, Score]] = {}
-
-    def check(folder: Path) -> None:
-        calibration.save_calibration(record.recipe, bench.pool, folder)
-        if verify:
-            dtype = getattr(torch, run.config.models.dtype)
-            scorer = bench.scorer()
-            found.update(
-                verified(folder, scorer, lambda path: load_model(path, dtype, bench.device), record.evaluation.scores)  # type: ignore[union-attr]
-            )
-            (folder / "README.md").write_text(model_card(output.name, why, bench.pool, facts, found), encoding="utf-8")
-
-    card = model_card(output.name, why, bench.pool, facts, {"search": known})
-    write_model(output, model, bench.pool.tokenizer(), recipe_document(record.recipe, bench.pool), card, check)
-    return found
+    return Card(title, why, facts, {"search": known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,10 +309,12 @@ def merge(
 
     Raises:
         InputError: if the file is no such recipe or configuration, or an expert is not what it was.
+        RunError: if a tensor is not the one whose digest the recipe's file holds; nothing is written then.
     """
     path, output = Path(recipe_file), Path(output)
     check_free(output)
     notes: tuple[str, ...] = ()
+    expected = None
     if path.suffix in MERGEKIT:
         document = mergekit_document.read(path)
         notes = document.notes
@@ -300,7 +324,7 @@ def merge(
         policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
         pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
         recipe = translate(document, pool)
-        tokenizer = _chosen_tokenizer(document, pool)
+        tokenizer, settings = _chosen_tokenizer(document, pool), document.tokenizer or BASE
         stored = pool.checkpoints[BASE].vocabulary
         if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
             notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
@@ -308,31 +332,44 @@ def merge(
     else:
         pool = _open_experts(path, moved)
         recipe = _read_recipe(path, pool)
-        tokenizer = pool.tokenizer()
+        tokenizer, settings = pool.tokenizer(), BASE
+        expected = _read_document(path).get("tensors")
         why = f"Merged by the recipe {path.name}"
-    model = pool.live_model(getattr(recipe, "dtype", dtype))
-    report = materialize(recipe, pool, model)
-    broken = [name for name, weight in pool.parameters(model).items() if not torch.isfinite(weight).all()]
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        where = ", ".join(broken[:3]) + more
-        raise WeightsError(f"{path}: the merged weights are not finite in {where}; nothing was written")
-    facts = {
-        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-        "dtype": getattr(recipe, "dtype", dtype),
-        "digest": f"`{recipe.digest(pool)}`",
-        "made with": versions(),
-    }
-    card = model_card(output.name, why, pool, facts, {})
-    write_model(
-        output,
-        model,
-        tokenizer,
-        recipe_document(recipe, pool),
-        card,
-        lambda folder: calibration.save_calibration(recipe, pool, folder),
-    )
-    return Merged(report.sparsity, notes)
+    named = getattr(recipe, "dtype", dtype)
+    stream = Stream(recipe, pool, getattr(torch, named))
+    with whole_folder(output) as partial:
+        write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
+        try:
+            sparsity = stream.sparsity()
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        notes += _compared(path, expected, stream)
+        facts = {
+            "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+            "dtype": named,
+            "digest of the recipe": f"`{recipe.digest(pool)}`",
+            "made with": versions(),
+        }
+        write_surroundings(partial, pool, deployed_config(pool, getattr(torch, named)), tokenizer, settings)
+        write_origin(partial, stream, Card(output.name, why, facts, {}))
+    return Merged(sparsity, notes)
+
+
+def _compared(path: Path, expected: Any, stream: Stream) -> tuple[str, ...]:
+    """Compare tensors with the digests that a recipe's file holds; return what to tell of it.
+
+    Raises:
+        RunError: naming a tensor that differs.
+    """
+    if not isinstance(expected, dict):
+        return ()
+    wrong = sorted(name for name in {*expected, *stream.digests} if expected.get(name) != stream.digests.get(name))
+    if wrong:
+        raise RunError(
+            f"{path}: {len(wrong)} of {len(stream.digests)} tensors are not those that the recipe was written with, "
+            f"{wrong[0]} among them: the arithmetic of this machine or version differs; nothing was written"
+        )
+    return (f"all {len(expected)} tensors are bit for bit those that the recipe was written with",)
 
 
 def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from sae_moo.compare import Comparison, Step, difference_text, value_text
 from sae_moo.config import Config
+from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Metric
-from sae_moo.export import Score
 from sae_moo.objectives import Objective
 from sae_moo.run import front_of
 from sae_moo.storage import TrialRecord

@@ -268,7 +268,13 @@ def export(
     weights: Weights = None,
     where: Where = [],  # noqa: B006  # typer copies it
     format_: Annotated[FormatName, typer.Option("--format", help="hf: safetensors and tokenizer.")] = FormatName.hf,  # noqa: ARG001  # the one format so far
-    verify: Annotated[bool, typer.Option("--verify", help="Load it again and compare every score.")] = False,
+    tokenizer_from: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
+    ] = "base",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights, e.g. 800MB.")] = "5GB",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="In a fresh process, compare every tensor and every score.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one trial as a Hugging Face folder, whole or not at all.
@@ -285,8 +291,9 @@ def export(
         why = why[0].upper() + why[1:]
     from sae_moo import jobs
     from sae_moo.cli.display import score_table, scores_json, trial_json
+    from sae_moo.deploy.tensor_files import shard_bytes
 
-    scores = jobs.export(opened, record, why, output, verify)
+    scores = jobs.export(opened, record, why, output, verify, tokenizer_from, shard_bytes(max_shard_size))
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         _print_json(

@@ -85,23 +85,48 @@ def test_export_verify_and_merge(there, tmp_path, tiny):
 
 
 def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", spoil("transformers.PreTrainedModel"))
+    from sae_moo.deploy.streaming import Stream
+
+    right = Stream.tensor
+    scaled = lambda self, name: right(self, name) * (1.5 if "embed" in name else 1)  # noqa: E731
+    monkeypatch.setattr(Stream, "tensor", scaled)
     message = refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", "--verify", code=1)
     assert "the written model is not the evaluated one" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def spoil(_name):
-    from transformers import PreTrainedModel
+def test_a_byte_that_changed_on_its_way_to_the_disk_is_found(there, tmp_path, monkeypatch):
+    from sae_moo.deploy.streaming import Stream
 
-    original = PreTrainedModel.save_pretrained
+    right = Stream.hashed
 
-    def save(self, *args, **kwargs):
-        with torch.no_grad():
-            self.get_input_embeddings().weight.mul_(1.5)
-        return original(self, *args, **kwargs)
+    def spoilt(self, tensor, name):
+        content = right(self, tensor, name)
+        content[0] ^= name.endswith("1.mlp.up_proj.weight")
+        return content
 
-    return save
+    monkeypatch.setattr(Stream, "hashed", spoilt)
+    message = refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", "--verify", code=1)
+    assert "1 of 20 tensors are not what was to be written, model.layers.1.mlp.up_proj.weight among them" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_in_shards_with_an_experts_tokenizer(there, tmp_path, tiny_folders):
+    from transformers import AutoModelForCausalLM
+
+    chosen = ("--tokenizer-from", "code", "--max-shard-size", "9KB")
+    call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", *chosen, "--verify")
+    call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/whole")
+    files = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
+    assert files[0] == "model-00001-of-00003.safetensors"
+    assert "| tokenizer, chat template, settings of generation | code |" in (tmp_path / "m/README.md").read_text()
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("m", "whole"))
+    assert all(torch.equal(other[name], weight) for name, weight in one.items())
+    for flags, message in (
+        (("--tokenizer-from", "cod"), "expected one of base, math, code, law, got 'cod' (did you mean 'code'?)"),
+        (("--max-shard-size", "9 parsecs"), "expected a size such as 5GB or 800MiB, got '9 parsecs'"),
+    ):
+        assert message in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/n", *flags)
 
 
 def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_folders):
