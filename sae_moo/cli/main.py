@@ -51,6 +51,9 @@ class FormatName(StrEnum):
     """How a model is written."""
 
     hf = "hf"
+    packed = "packed"
+    recipe = "recipe"
+    delta = "delta"
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
@@ -267,7 +270,14 @@ def export(
     knee: Knee = False,
     weights: Weights = None,
     where: Where = [],  # noqa: B006  # typer copies it
-    format_: Annotated[FormatName, typer.Option("--format", help="hf: safetensors and tokenizer.")] = FormatName.hf,  # noqa: ARG001  # the one format so far
+    format_: Annotated[
+        FormatName,
+        typer.Option(
+            "--format",
+            help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
+            "the base's; recipe: no weights.",
+        ),
+    ] = FormatName.hf,
     tokenizer_from: Annotated[
         str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
     ] = "base",
@@ -277,9 +287,11 @@ def export(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one trial as a Hugging Face folder, whole or not at all.
+    """Write one trial as a Hugging Face folder, or smaller, whole or not at all.
 
     Example: sae-moo export quickstart --knee --output exported --verify
+
+    Example: sae-moo export quickstart --knee --format packed --output model.saepack (back by: sae-moo unpack)
     """
     opened = _open(run)
     if trial is not None and (knee or weights or where):
@@ -293,20 +305,49 @@ def export(
     from sae_moo.cli.display import score_table, scores_json, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
 
-    scores = jobs.export(opened, record, why, output, verify, tokenizer_from, shard_bytes(max_shard_size))
+    notes: list[str] = []
+    size = shard_bytes(max_shard_size)
+    scores = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         _print_json(
             {"trial": trial_json(record), "why": why, "output": str(output), "verified": verify, "scores": found}
+            | {"format": format_.value, "notes": notes}
         )
         return
     console = _console()
     console.print(
         f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
     )
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     for split, tasks in scores.items():
         note = "every instance as in the trial" if split == "search" else "never seen by the search"
         console.print(score_table(tasks, f"{split} split, {note}"))
+
+
+@app.command()
+@reported
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed model or delta, as export writes it.")],
+    output: Output,
+    base: Annotated[str | None, typer.Option(help="Where the base of a delta is: a folder or hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the Hugging Face folder that was packed, bit for bit.
+
+    Example: sae-moo unpack model.saepack --output model
+
+    Example: sae-moo unpack delta.saepack --base path/to/base --output model
+    """
+    _quiet()
+    from sae_moo.deploy.packing import unpack
+
+    tensors = unpack(file, output, base)
+    if as_json:
+        _print_json({"output": str(output), "tensors": tensors})
+        return
+    _console().print(f"{output}: {tensors} tensors, each with the digest it had", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -129,6 +129,45 @@ def test_export_in_shards_with_an_experts_tokenizer(there, tmp_path, tiny_folder
         assert message in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/n", *flags)
 
 
+def test_packed_files_deltas_and_recipes_give_the_exported_folder(there, tmp_path, tiny_folders):
+    pick = ("export", "tiny", "--weights", "sparsity=1", "-o")
+    call(*pick, f"{tmp_path}/dense")
+    weights = (tmp_path / "dense/model.safetensors").read_bytes()
+    packed = json.loads(call(*pick, f"{tmp_path}/m.saepack", "--format", "packed", "--verify", "--json").stdout)
+    assert packed["scores"]["search"]["facts"]["score"] == packed["trial"]["tasks"]["facts"]
+    assert "of the dense weights" in packed["notes"][0]
+    assert "in" in call(*pick, f"{tmp_path}/d.saepack", "--format", "delta").stdout
+    call(*pick, f"{tmp_path}/r", "--format", "recipe")
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.json", "README.md"}
+    assert "never seen by the search" in call_and_read(tmp_path, "unpack", "m.saepack", "-o", "from-packed")
+    assert "fingerprint" in call_and_read(
+        tmp_path, "unpack", "d.saepack", "-o", "from-delta", "--base", str(tiny_folders["base"])
+    )
+    merged = call("merge", f"{tmp_path}/r/recipe.json", "-o", f"{tmp_path}/from-recipe")
+    assert "all 20 tensors are bit for bit those that the recipe was written with" in merged.stderr
+    for name in ("from-packed", "from-delta", "from-recipe"):
+        assert (tmp_path / name / "model.safetensors").read_bytes() == weights
+        for file in ("config.json", "generation_config.json", "recipe.json", "tokenizer.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "dense" / file).read_bytes(), (name, file)
+    assert "exists already" in refused(*pick, f"{tmp_path}/r", "--format", "packed")
+    document = json.loads((tmp_path / "r/recipe.json").read_text())
+    document["tensors"]["model.norm.weight"] = "0" * 64
+    (tmp_path / "r/recipe.json").write_text(json.dumps(document))
+    message = refused("merge", f"{tmp_path}/r/recipe.json", "-o", f"{tmp_path}/other", code=1)
+    assert "1 of 20 tensors are not those that the recipe was written with, model.norm.weight among them" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.saepack", "dense", "from-delta", "from-packed", "from-recipe", "m.saepack", "r",
+    ]  # fmt: skip
+
+
+def call_and_read(folder: Path, command: str, file: str, _o: str, output: str, *rest: str) -> str:
+    assert (
+        "20 tensors, each with the digest it had"
+        in call(command, f"{folder}/{file}", "-o", f"{folder}/{output}", *rest).stdout
+    )
+    return (folder / output / "README.md").read_text()
+
+
 def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_folders):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
@@ -254,7 +293,7 @@ def test_runs_that_do_not_exist(here):
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "front", "trials", "pick", "export", "evaluate", "merge", "validate", "dashboard"]
+    "command", ["search", "front", "trials", "pick", "export", "evaluate", "merge", "unpack", "validate", "dashboard"]
 )
 def test_help_has_an_example(command):
     assert f"Example: sae-moo {command} " in " ".join(call(command, "--help").stdout.split())

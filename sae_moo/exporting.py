@@ -1,0 +1,240 @@
+"""Handing a trial on: as a folder of dense weights, a packed file, a delta over the base, or its recipe alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_moo import verification
+from sae_moo.build import Bench, versions
+from sae_moo.config import differences
+from sae_moo.deploy.card import Card
+from sae_moo.deploy.packing import Packer, unpack
+from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
+from sae_moo.errors import InputError, RunError, nearest
+from sae_moo.evaluate.summary import Score
+from sae_moo.evaluate.task import Split
+from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
+from sae_moo.files import check_free, whole_file, whole_folder
+from sae_moo.merging import merge
+from sae_moo.recipe import BASE
+from sae_moo.run import Run
+from sae_moo.storage import TrialRecord
+
+Scored = dict[Split, dict[str, Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is to be written: a trial's weights as a stream, and what goes beside them.
+
+    Args:
+        run: the run.
+        record: the trial.
+        stream: its weights.
+        card: its model card.
+        tokenizer: what is written as the tokenizer.
+        settings: name of the expert that settings of generation come from.
+        shard_bytes: size that the tensors of one file may have together.
+        verify: whether to verify.
+        tell: is told what the user should know.
+    """
+
+    run: Run
+    record: TrialRecord
+    stream: Stream
+    card: Card
+    tokenizer: Any
+    settings: str
+    shard_bytes: int
+    verify: bool
+    tell: Callable[[str], None]
+
+    def surround(self, folder: Path) -> None:
+        """Write what lies beside the weights, once these have passed; the sparsity must be the trial's."""
+        _check_sparsity(self.stream, self.record)
+        config = deployed_config(self.stream.pool, self.stream.entries[0].dtype)
+        write_surroundings(folder, self.stream.pool, config, self.tokenizer, self.settings)
+        write_origin(folder, self.stream, self.card)
+
+    def verified(self, folder: Path) -> Scored:
+        """Return the scores of a folder, every tensor and instance of which is as it should be."""
+        return verification.verify(self.run, self.record.number, folder, self.stream.digests)
+
+    def scored_card(self, scores: Scored) -> str:
+        """Return the card with the scores found by verifying."""
+        return self.card.scored(scores).text(self.stream.pool)
+
+
+def export(
+    run: Run,
+    record: TrialRecord,
+    why: str,
+    output: str | Path,
+    verify: bool = False,
+    form: str = "hf",
+    tokenizer_from: str = BASE,
+    shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Scored:
+    """Write a trial, in the memory of a few tensors.
+
+    Args:
+        run: the run.
+        record: one of its complete trials.
+        why: why this one, for the model card.
+        output: the folder to make; for `packed` and `delta` the file.
+        verify: in a fresh process, compare every tensor's digest, load the folder (unpacked or merged from what was
+            written) and compare every score with the trial's; also scores the test split.
+        form: ``hf``, a folder of dense weights; ``packed``, one file of what is not zero; ``delta``, one file of what
+            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives.
+        tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
+        shard_bytes: size that the tensors of one file may have together.
+        tell: is told what the user should know, a sentence each.
+
+    Returns:
+        Scores per split, as found by verifying; empty without.
+
+    Raises:
+        InputError: if the output is taken or the experts are not those of the study.
+        RunError: if verifying finds any difference; nothing is left behind then.
+    """
+    if form not in _WRITERS:
+        raise InputError(f"format: expected {', '.join(_WRITERS)}, got {form!r}{nearest(form, _WRITERS)}")
+    output = Path(output)
+    check_free(output, folder=form not in ("packed", "delta"))
+    bench = Bench.open(run.config).anchored(run.anchors)
+    changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
+    if changed:
+        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    tokenizer = tokenizer_of(bench.pool, tokenizer_from)
+    stream = Stream(record.recipe, bench.pool, getattr(torch, run.config.models.dtype), bench.device)
+    card = _card(run, record, why, output.name, bench, tokenizer_from)
+    order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
+    return _WRITERS[form](order, output)
+
+
+def _folder(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    with whole_folder(output) as partial:
+        write_shards(partial, order.stream.entries, order.stream.content, order.shard_bytes)
+        order.surround(partial)
+        if order.verify:
+            scores = order.verified(partial)
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+    return scores
+
+
+def _packed(order: _Order, output: Path) -> Scored:
+    return _pack(order, output, delta=False)
+
+
+def _delta(order: _Order, output: Path) -> Scored:
+    return _pack(order, output, delta=True)
+
+
+def _pack(order: _Order, output: Path, delta: bool) -> Scored:
+    scores: Scored = {}
+    stream, base = order.stream, order.stream.pool.checkpoints[BASE]
+    named = {"source": base.origin, "fingerprint": stream.pool.fingerprints[BASE]} if delta else None
+    with whole_file(output) as partial, Packer(partial, order.shard_bytes, named) as packer:
+        for entry in stream.entries:
+            tensor = stream.tensor(entry.name)
+            stream.hashed(tensor, entry.name)
+            reference = base.load(entry.name).to(entry.dtype) if delta else None
+            packer.add(entry, tensor, stream.digests[entry.name], reference)
+        with _scratch(output) as folder:
+            order.surround(folder)
+            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        packer.seal(files)
+        if order.verify:
+            with _scratch(output) as folder:
+                unpack(partial, folder / "unpacked", base.origin if delta else None)
+                scores = order.verified(folder / "unpacked")
+            packer.seal(files | {CARD_FILE: order.scored_card(scores).encode()})
+        size, dense = partial.stat().st_size, sum(entry.nbytes for entry in stream.entries)
+        order.tell(f"{output}: {in_bytes(size)}, {size / dense:.3f} of the {in_bytes(dense)} of the dense weights")
+    return scores
+
+
+def _recipe(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    stream = order.stream
+    with whole_folder(output) as partial:
+        for entry in stream.entries:
+            stream.hashed(stream.tensor(entry.name), entry.name)
+        _check_sparsity(stream, order.record)
+        write_origin(partial, stream, order.card)
+        if order.verify:
+            with _scratch(output) as folder:
+                merge(partial / RECIPE_FILE, folder / "merged")
+                scores = order.verified(folder / "merged")
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+        size = (partial / RECIPE_FILE).stat().st_size
+    order.tell(f"{output}: {in_bytes(size)}; whoever has the experts makes the model by: sae-moo merge {RECIPE_FILE}")
+    return scores
+
+
+_WRITERS: dict[str, Callable[[_Order, Path], Scored]] = {
+    "hf": _folder,
+    "packed": _packed,
+    "recipe": _recipe,
+    "delta": _delta,
+}
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` that vanishes; if the process is killed, the next export there removes it."""
+    folder = output.parent / f".{output.name}.partial-scratch-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_bytes(size: int) -> str:
+    """Return a size for people, with a decimal unit."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def _check_sparsity(stream: Stream, record: TrialRecord) -> None:
+    assert record.evaluation is not None
+    sparsity = stream.sparsity()
+    if sparsity != record.evaluation.sparsity:
+        raise RunError(
+            f"trial {record.number} gives sparsity {sparsity} here and had {record.evaluation.sparsity}: the "
+            "arithmetic of this machine or version differs; nothing was exported"
+        )
+
+
+def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str) -> Card:
+    """Return the card of a trial, with the scores of the search split."""
+    evaluation = record.evaluation
+    assert evaluation is not None
+    facts = {
+        "study": run.name,
+        "trial": str(record.number),
+        "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": run.config.models.dtype,
+        "digest of the recipe": f"`{record.digest}`",
+        "tokenizer, chat template, settings of generation": tokenizer_from,
+        "made with": versions(),
+        **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
+    }
+    known = {
+        task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
+    }
+    return Card(title, why, facts, {"search": known})
