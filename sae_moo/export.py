@@ -110,7 +110,7 @@ def write_origin(folder: Path, stream: Stream, card: Card) -> None:
     document = recipe_document(stream.recipe, stream.pool, digests)
     (folder / RECIPE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     save_calibration(stream.recipe, stream.pool, folder)
-    (folder / CARD_FILE).write_text(card.text(stream.pool), encoding="utf-8")
+    (folder / CARD_FILE).write_text(card.of(stream).text(stream.pool), encoding="utf-8")
 
 
 def verified(

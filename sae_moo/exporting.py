@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_moo import verification
-from sae_moo.build import Bench, versions
+from sae_moo.build import Bench, resolve_device, versions
 from sae_moo.config import differences
 from sae_moo.deploy.card import Card
+from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.packing import Packer, unpack
+from sae_moo.deploy.shrink import Shrunk, speed_up
 from sae_moo.deploy.streaming import Stream
-from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
+from sae_moo.deploy.tensor_files import SHARD_BYTES, in_bytes, write_shards
 from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Split
@@ -58,10 +60,15 @@ class _Order:
     verify: bool
     tell: Callable[[str], None]
 
-    def surround(self, folder: Path) -> None:
-        """Write what lies beside the weights, once these have passed; the sparsity must be the trial's."""
+    def surround(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+        """Write what lies beside the weights, once these have passed; the sparsity must be the trial's.
+
+        Args:
+            folder: to write into.
+            changes: to the base's ``config.json``.
+        """
         _check_sparsity(self.stream, self.record)
-        config = deployed_config(self.stream.pool, self.stream.entries[0].dtype)
+        config = deployed_config(self.stream.pool, self.stream.entries[0].dtype, changes)
         write_surroundings(folder, self.stream.pool, config, self.tokenizer, self.settings)
         write_origin(folder, self.stream, self.card)
 
@@ -71,7 +78,7 @@ class _Order:
 
     def scored_card(self, scores: Scored) -> str:
         """Return the card with the scores found by verifying."""
-        return self.card.scored(scores).text(self.stream.pool)
+        return self.card.of(self.stream).scored(scores).text(self.stream.pool)
 
 
 def export(
@@ -95,7 +102,8 @@ def export(
         verify: in a fresh process, compare every tensor's digest, load the folder (unpacked or merged from what was
             written) and compare every score with the trial's; also scores the test split.
         form: ``hf``, a folder of dense weights; ``packed``, one file of what is not zero; ``delta``, one file of what
-            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives.
+            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives;
+            ``structured``, a folder of dense weights without the neurons and heads that are zero as a whole.
         tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
         shard_bytes: size that the tensors of one file may have together.
         tell: is told what the user should know, a sentence each.
@@ -111,15 +119,38 @@ def export(
         raise InputError(f"format: expected {', '.join(_WRITERS)}, got {form!r}{nearest(form, _WRITERS)}")
     output = Path(output)
     check_free(output, folder=form not in ("packed", "delta"))
-    bench = Bench.open(run.config).anchored(run.anchors)
-    changed = [each for each in differences(run.identity, bench.identity()) if verify or each.key != "device"]
-    if changed:
-        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    bench = _opened(run, verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
-    stream = Stream(record.recipe, bench.pool, getattr(torch, run.config.models.dtype), bench.device)
+    stream = _stream(run, record, bench)
     card = _card(run, record, why, output.name, bench, tokenizer_from)
     order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
     return _WRITERS[form](order, output)
+
+
+def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
+    """Return what a trial would take in every format, and who gains by it; nothing is written.
+
+    Raises:
+        InputError: if the experts are not those of the study.
+        RunError: if the trial gives another sparsity here.
+    """
+    stream = _stream(run, record, _opened(run, exact=False))
+    found = estimates(stream)
+    _check_sparsity(stream, record)
+    return found
+
+
+def _opened(run: Run, exact: bool) -> Bench:
+    """Open what a study was made with; another device is no fault unless it must be exact."""
+    bench = Bench.open(run.config).anchored(run.anchors)
+    changed = [each for each in differences(run.identity, bench.identity()) if exact or each.key != "device"]
+    if changed:
+        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+    return bench
+
+
+def _stream(run: Run, record: TrialRecord, bench: Bench) -> Stream:
+    return Stream(record.recipe, bench.pool, getattr(torch, run.config.models.dtype), bench.device)
 
 
 def _folder(order: _Order, output: Path) -> Scored:
@@ -183,11 +214,38 @@ def _recipe(order: _Order, output: Path) -> Scored:
     return scores
 
 
+def _structured(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    stream = order.stream
+    small = Shrunk(stream)
+    gone = " and ".join(f"{count} of {units} {what}" for what, (count, units) in small.removed.items())
+    gone = gone.replace("heads", "key/value groups of heads")
+    size, dense = (sum(entry.nbytes for entry in each.entries) for each in (small, stream))
+    said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / dense:.3f} of {in_bytes(dense)}"
+    note = (
+        f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
+        "of smaller sums. Whatever loads this folder is faster by it; only transformers was tried."
+    )
+    order = replace(order, card=replace(order.card, notes=(*order.card.notes, note)))
+    order.tell(f"{output}: {said}")
+    with whole_folder(output) as partial:
+        write_shards(partial, small.entries, small.content, order.shard_bytes)
+        order.surround(partial, small.config)
+        if order.verify:
+            scores = verification.verify(order.run, order.record.number, partial, small.digests, exact=False)
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+            dtype, device = stream.entries[0].dtype, resolve_device(order.run.config.models.device)
+            faster = speed_up(partial, stream.pool.checkpoints[BASE].folder, dtype, device)
+            order.tell(f"a forward pass over 4 x 64 tokens on {device} is {faster:.2f} times as fast as dense")
+    return scores
+
+
 _WRITERS: dict[str, Callable[[_Order, Path], Scored]] = {
     "hf": _folder,
     "packed": _packed,
     "recipe": _recipe,
     "delta": _delta,
+    "structured": _structured,
 }
 
 
@@ -200,14 +258,6 @@ def _scratch(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def in_bytes(size: int) -> str:
-    """Return a size for people, with a decimal unit."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} bytes"
 
 
 def _check_sparsity(stream: Stream, record: TrialRecord) -> None:

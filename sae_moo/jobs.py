@@ -21,7 +21,7 @@ from sae_moo.evaluate.summary import Score, summary
 from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
-from sae_moo.exporting import export
+from sae_moo.exporting import estimate, export
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.merging import merge, read_recipe, to_mergekit
 from sae_moo.recipe import BASE
@@ -30,7 +30,7 @@ from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialStorage, create_or_load, open_storage
 from sae_moo.study import Listener, Study
 
-__all__ = ["Evaluated", "check_resumable", "evaluate", "export", "merge", "search", "to_mergekit"]
+__all__ = ["Evaluated", "check_resumable", "estimate", "evaluate", "export", "merge", "search", "to_mergekit"]
 
 LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 

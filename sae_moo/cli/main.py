@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -54,6 +55,7 @@ class FormatName(StrEnum):
     packed = "packed"
     recipe = "recipe"
     delta = "delta"
+    structured = "structured"
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
@@ -265,7 +267,9 @@ def pick(
 @reported
 def export(
     run: RunName,
-    output: Output,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder (or file) to make; it must not exist yet.")
+    ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
     knee: Knee = False,
     weights: Weights = None,
@@ -275,7 +279,7 @@ def export(
         typer.Option(
             "--format",
             help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
-            "the base's; recipe: no weights.",
+            "the base's; recipe: no weights; structured: a folder without neurons and heads that are zero as a whole.",
         ),
     ] = FormatName.hf,
     tokenizer_from: Annotated[
@@ -285,14 +289,21 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="In a fresh process, compare every tensor and every score.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only tell what each format would take and which runtimes gain.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one trial as a Hugging Face folder, or smaller, whole or not at all.
 
     Example: sae-moo export quickstart --knee --output exported --verify
 
+    Example: sae-moo export quickstart --knee --estimate
+
     Example: sae-moo export quickstart --knee --format packed --output model.saepack (back by: sae-moo unpack)
     """
+    if (output is None) != estimate:
+        raise InputError("expected either --output DIR or --estimate")
     opened = _open(run)
     if trial is not None and (knee or weights or where):
         raise InputError("--trial names the model; --knee, --weights and --where choose one: give one or the other")
@@ -304,6 +315,10 @@ def export(
     from sae_moo import jobs
     from sae_moo.cli.display import score_table, scores_json, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
+
+    if output is None:
+        _estimate(opened, record, as_json)
+        return
 
     notes: list[str] = []
     size = shard_bytes(max_shard_size)
@@ -324,6 +339,19 @@ def export(
     for split, tasks in scores.items():
         note = "every instance as in the trial" if split == "search" else "never seen by the search"
         console.print(score_table(tasks, f"{split} split, {note}"))
+
+
+def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
+    """Show what a trial would take in every format."""
+    from sae_moo import jobs
+    from sae_moo.cli.display import estimate_table, trial_json
+
+    found = jobs.estimate(run, record)
+    if as_json:
+        _print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
+        return
+    title = f"trial {record.number}, sparsity {record.values.get('sparsity', record.evaluation.sparsity):.4f}"  # type: ignore[union-attr]
+    _console().print(estimate_table(found, title))
 
 
 @app.command()

@@ -8,9 +8,9 @@ Layout, numbers little-endian::
     offset and size of the index (8 bytes each), its SHA-256 (32 bytes), "SAEPACK1"
 
 The index holds ``version``; ``base``, null or the base's ``source`` and ``fingerprint``; ``shard_bytes``; ``tensors``,
-in the order of the folder's files, each with ``name``, ``dtype``, ``shape``, ``sha256`` of its bytes and
-``sha256_packed`` of its frames, ``offset`` of the first of them and ``chunks``: the sizes of the frames of every
-`CHUNK` elements, which follow each other; and ``files``, each with ``name``, ``offset``, ``size`` and ``sha256_packed``.
+in the order of the folder's files, each with ``name``, ``dtype``, ``shape``, ``sha256`` of its bytes, ``sha256_packed``
+of its frames, ``offset`` of the first one, and ``chunks``: the sizes of the frames of every `CHUNK` elements, which
+follow each other; and ``files``, each with ``name``, ``offset``, ``size`` and ``sha256_packed``.
 
 The frames of a chunk of a whole model: a bit for every element that is not all zero bits, in order, eight to a byte,
 the first one highest; then the elements so marked, rotated left by one bit (the exponent fills a byte, the sign joins

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sae_moo.anatomy import transposed
 from sae_moo.checker import check
 from sae_moo.deploy.tensor_files import Entry, raw
 from sae_moo.errors import WeightsError
@@ -34,6 +35,8 @@ class Stream:
         recipe: the recipe with every pruning scope resolved.
         entries: every tensor once (a tied head is none), in the pool's order.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
+        two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
+            that have passed.
 
     Raises:
         InputError: if the recipe does not fit the pool.
@@ -48,9 +51,10 @@ class Stream:
         self.recipe = resolve(recipe, pool, device)
         self.entries = tuple(Entry(info.name, info.shape, dtype) for info in pool.tensors)
         self.digests: dict[str, str] = {}
+        self.two_four: dict[str, bool] = {}
         self._infos = {info.name: info for info in pool.tensors}
         self._zeros: dict[str, int] = {}
-        self._broken: list[str] = []
+        self._broken: dict[str, None] = {}
         self._device = torch.device(device)
         self._plan = Plan(self.recipe, pool, device, None)
 
@@ -62,7 +66,9 @@ class Stream:
         self._zeros[name] = self._plan.write(info, out)
         out = out.cpu()
         if not torch.isfinite(out).all():
-            self._broken.append(name)
+            self._broken[name] = None
+        if info.prunable and out.ndim == 2:
+            self.two_four[name] = is_two_four(out.t() if transposed(self.pool) else out)
         return out
 
     def content(self, entry: Entry) -> Iterator[memoryview]:
@@ -83,6 +89,16 @@ class Stream:
         """
         if self._broken:
             more = f" and {len(self._broken) - 3} more" if len(self._broken) > 3 else ""
-            where = ", ".join(self._broken[:3]) + more
+            where = ", ".join(list(self._broken)[:3]) + more
             raise WeightsError(f"the merged weights are not finite in {where}; nothing was written")
         return fractions(self.pool, self._zeros)[0]
+
+
+def is_two_four(matrix: Tensor) -> bool:
+    """Say whether each group of four along the inputs (columns) of a matrix has two zeros or more."""
+    if matrix.shape[1] % 4:
+        return False
+    for rows in (matrix[:1], matrix):  # most matrices are none in their first row
+        if int((rows != 0).reshape(-1, 4).sum(dim=1, dtype=torch.uint8).max()) > 2:
+            return False
+    return True

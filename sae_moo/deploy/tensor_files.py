@@ -65,6 +65,14 @@ def shard_bytes(text: str) -> int:
     return size
 
 
+def in_bytes(size: int) -> str:
+    """Return a size for people, with a decimal unit."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
 def shards(entries: Sequence[Entry], max_bytes: int) -> list[tuple[str, list[Entry]]]:
     """Return file names and what goes into each, in order; a tensor larger than `max_bytes` has a file of its own."""
     parts: list[list[Entry]] = [[]]

@@ -168,6 +168,23 @@ def call_and_read(folder: Path, command: str, file: str, _o: str, output: str, *
     return (folder / output / "README.md").read_text()
 
 
+def test_an_estimate_is_what_exports_take_and_writes_nothing(there, tmp_path):
+    document = json.loads(call("export", "tiny", "--weights", "sparsity=1", "--estimate", "--json").stdout)
+    found = {each["format"]: each for each in document["formats"]}
+    assert list(found) == ["hf", "packed", "delta", "recipe", "structured"]
+    assert found["hf"]["share"] == 1
+    assert found["hf"]["gains"].startswith("none")
+    assert found["structured"]["nbytes"] is None
+    assert "nothing can be dropped" in found["structured"]["gains"]
+    for form in ("packed", "delta"):
+        call("export", "tiny", "--weights", "sparsity=1", "--format", form, "-o", f"{tmp_path}/{form}")
+        size = (tmp_path / form).stat().st_size
+        assert 0 < size - found[form]["nbytes"] < 25_000, "tokenizer, card and index"
+    assert "which runtimes gain" in call("export", "tiny", "--estimate").stdout
+    assert "expected either --output DIR or --estimate" in refused("export", "tiny")
+    assert "expected either --output DIR or --estimate" in refused("export", "tiny", "--estimate", "-o", "x")
+
+
 def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_folders):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
