@@ -33,7 +33,17 @@ _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer*",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICEN[CS]E*",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,12 @@ from sae_moo.build import Bench
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config
 from sae_moo.errors import InputError
+from sae_moo.evaluate.summary import Score, Scores, mean_score, summary
 from sae_moo.evaluate.task import Split
 from sae_moo.experts import ExpertPool, TensorInfo
 from sae_moo.explore.significance import Paired, paired
-from sae_moo.export import Score, Scores, mean_score, summary
 from sae_moo.judging import bench_of, check_has_test, judge
+from sae_moo.merging import read_recipe
 from sae_moo.objectives import Objective
 from sae_moo.plan import Plan
 from sae_moo.recipe import BASE, Recipe
@@ -143,7 +144,7 @@ Weights = Callable[[TensorInfo], Tensor]
 def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPool, Weights]:
     if target.endswith(".json"):
         assert bench is not None
-        recipe = jobs.read_recipe(Path(target), bench.pool)
+        recipe = read_recipe(Path(target), bench.pool)
         return bench.pool, _of_recipe(bench.ground().candidate(recipe), bench)
     pool, dtype = ExpertPool({BASE: Checkpoint(target)}), getattr(torch, config.models.dtype)
     return pool, lambda info: pool.load(BASE, info.name).to(dtype)

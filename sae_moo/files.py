@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,3 +35,89 @@ def check_new(path: Path) -> None:
         raise InputError(f"{path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give a new folder to write into, which becomes `output` at the end, or vanishes if anything fails.
+
+    Raises:
+        InputError: if `output` is taken or cannot be written.
+    """
+    check_free(output)
+    partial = _beside(output)
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        _shared(partial)
+        if output.is_dir():
+            output.rmdir()  # empty, as checked
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[Path]:
+    """Give the name of a new file to write, which becomes `output` at the end, or vanishes if anything fails.
+
+    Raises:
+        InputError: if `output` is taken or cannot be written.
+    """
+    check_free(output, folder=False)
+    partial = _beside(output)
+    try:
+        partial.touch()
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_free(output: Path, folder: bool = True) -> None:
+    """Raise InputError if there is a file of that name, or a folder; an empty one may become one that is written."""
+    if folder and output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{output}: exists already; give a new name, or remove it")
+
+
+def _beside(output: Path) -> Path:
+    """Return a name beside `output` to write under; what killed processes left under such names is removed.
+
+    Raises:
+        InputError: if there can be no such place.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+            if not _alive(left.name.rpartition("-")[2]):
+                shutil.rmtree(left, ignore_errors=True)
+                left.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    return output.parent / f".{output.name}.partial-{os.getpid()}"
+
+
+def _shared(folder: Path) -> None:
+    """Give the files of a folder the usual permissions: some writers keep theirs to the owner."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -6,41 +6,33 @@ import fcntl
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-from sae_moo import calibration
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
-from sae_moo.errors import InputError, RunError, WeightsError, nearest
+from sae_moo.errors import InputError
+from sae_moo.evaluate.summary import Score, summary
 from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
-from sae_moo.export import Score, check_free, model_card, recipe_document, summary, verified, write_model
-from sae_moo.files import whole
-from sae_moo.judging import bench_of, check_has_test
-from sae_moo.live import load_model
+from sae_moo.exporting import estimate, export
+from sae_moo.judging import check_has_test
 from sae_moo.materializer import materialize, measured_sparsity
-from sae_moo.mergekit import document as mergekit_document
-from sae_moo.mergekit import writer as mergekit_writer
-from sae_moo.mergekit.document import Document
-from sae_moo.mergekit.translate import translate
-from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.merging import merge, read_recipe, to_mergekit
+from sae_moo.recipe import BASE
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
-from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
+from sae_moo.storage import JOURNAL, TrialStorage, create_or_load, open_storage
 from sae_moo.study import Listener, Study
-from sae_moo.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
 
-MERGEKIT = (".yaml", ".yml")  # endings of mergekit configurations
+__all__ = ["Evaluated", "check_resumable", "estimate", "evaluate", "export", "merge", "search", "to_mergekit"]
+
 LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 
 
@@ -194,255 +186,6 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         for i, sample in enumerate(task.samples(split, answers[task.name]))
     )
     return Evaluated(summary(scores), measured_sparsity(pool, model), metrics, samples)
-
-
-def export(run: Run, record: TrialRecord, why: str, output: str | Path, verify: bool) -> dict[Split, dict[str, Score]]:
-    """Write a trial as a Hugging Face folder.
-
-    Args:
-        run: the run.
-        record: one of its complete trials.
-        why: why this one, for the model card.
-        output: the folder to make.
-        verify: load the folder again and compare every score with the trial's; also scores the test split.
-
-    Returns:
-        Scores per split, as found by verifying; empty without.
-
-    Raises:
-        InputError: if the output is taken or the experts are not those of the study.
-        RunError: if verifying finds any difference; nothing is left behind then.
-    """
-    output = Path(output)
-    check_free(output)
-    bench = bench_of(run, any_device=not verify)
-    model = bench.live_model()
-    report = materialize(record.recipe, bench.pool, model)
-    assert record.evaluation is not None
-    if report.sparsity != record.evaluation.sparsity:
-        raise RunError(
-            f"trial {record.number} gives sparsity {report.sparsity} here and had {record.evaluation.sparsity}: the "
-            "arithmetic of this machine or version differs; nothing was exported"
-        )
-    facts = {
-        "study": run.name,
-        "trial": str(record.number),
-        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-        "dtype": run.config.models.dtype,
-        "digest": f"`{record.digest}`",
-        "made with": versions(),
-        **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
-    }
-    known = {
-        task: Score(record.evaluation.mean(task), record.evaluation.stderr(task), len(row))
-        for task, row in record.evaluation.scores.items()
-    }
-    found: dict[Split, dict[str, Score]] = {}
-
-    def check(folder: Path) -> None:
-        calibration.save_calibration(record.recipe, bench.pool, folder)
-        if verify:
-            dtype = getattr(torch, run.config.models.dtype)
-            scorer = bench.scorer()
-            found.update(
-                verified(folder, scorer, lambda path: load_model(path, dtype, bench.device), record.evaluation.scores)  # type: ignore[union-attr]
-            )
-            (folder / "README.md").write_text(model_card(output.name, why, bench.pool, facts, found), encoding="utf-8")
-
-    card = model_card(output.name, why, bench.pool, facts, {"search": known})
-    write_model(output, model, bench.pool.tokenizer(), recipe_document(record.recipe, bench.pool), card, check)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """What `merge` wrote.
-
-    Args:
-        sparsity: the fraction of zeros over all prunable weights.
-        notes: what the user should know about the merge.
-    """
-
-    sparsity: float
-    notes: tuple[str, ...] = ()
-
-
-def merge(
-    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
-) -> Merged:
-    """Write the model of a recipe file or a mergekit configuration, without any search.
-
-    Args:
-        recipe_file: a recipe with its ``experts``, as `export` writes it; or, ending in ``.yaml`` or ``.yml``, a
-            mergekit configuration, whose relative paths start from the current folder, as mergekit has it.
-        output: the folder to make.
-        moved: name -> source of experts that are not where the file says; paths start from the current folder.
-        dtype: dtype of the model if the recipe does not end in a cast.
-
-    Returns:
-        Its sparsity, and notes.
-
-    Raises:
-        InputError: if the file is no such recipe or configuration, or an expert is not what it was.
-    """
-    path, output = Path(recipe_file), Path(output)
-    check_free(output)
-    notes: tuple[str, ...] = ()
-    if path.suffix in MERGEKIT:
-        document = mergekit_document.read(path)
-        notes = document.notes
-        sources = _moved(path, document.sources, moved)
-        experts = {name: source for name, source in sources.items() if name != BASE}
-        base = sources[BASE]
-        policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
-        pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
-        recipe = translate(document, pool)
-        tokenizer = _chosen_tokenizer(document, pool)
-        stored = pool.checkpoints[BASE].vocabulary
-        if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
-            notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
-        why = f"Merged by the mergekit configuration {path.name}"
-    else:
-        pool = _open_experts(path, moved)
-        recipe = read_recipe(path, pool)
-        tokenizer = pool.tokenizer()
-        why = f"Merged by the recipe {path.name}"
-    model = pool.live_model(getattr(recipe, "dtype", dtype))
-    report = materialize(recipe, pool, model)
-    broken = [name for name, weight in pool.parameters(model).items() if not torch.isfinite(weight).all()]
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        where = ", ".join(broken[:3]) + more
-        raise WeightsError(f"{path}: the merged weights are not finite in {where}; nothing was written")
-    facts = {
-        "sparsity": f"{report.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-        "dtype": getattr(recipe, "dtype", dtype),
-        "digest": f"`{recipe.digest(pool)}`",
-        "made with": versions(),
-    }
-    card = model_card(output.name, why, pool, facts, {})
-    write_model(
-        output,
-        model,
-        tokenizer,
-        recipe_document(recipe, pool),
-        card,
-        lambda folder: calibration.save_calibration(recipe, pool, folder),
-    )
-    return Merged(report.sparsity, notes)
-
-
-def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Write a recipe file as a mergekit configuration.
-
-    Args:
-        recipe_file: a recipe with its ``experts``, as `export` writes it.
-        output: the file to make.
-        moved: as for `merge`.
-
-    Returns:
-        Notes.
-
-    Raises:
-        InputError: if mergekit has no words for the recipe, naming what, or the recipe cannot be read; nothing is
-            written then.
-    """
-    path, output = Path(recipe_file), Path(output)
-    if path.suffix in MERGEKIT:
-        raise InputError(f"{path}: is a mergekit configuration already; expected a recipe as JSON")
-    if output.exists() or output.is_symlink():
-        raise InputError(f"{output}: exists already; give a new name, or remove it")
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: there is no folder {output.parent}")
-    pool = _open_experts(path, moved)
-    try:
-        text, notes = mergekit_writer.write(read_recipe(path, pool), pool)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    with whole(output) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return tuple(notes)
-
-
-def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
-    """Open the experts that a recipe file names."""
-    document = _read_document(path)
-    experts = document.get("experts")
-    if (
-        not isinstance(experts, dict)
-        or BASE not in experts
-        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
-    ):
-        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
-    sources = _moved(path, {name: entry["source"] for name, entry in experts.items()}, moved)
-    policy = str(document.get("vocabulary", "refuse"))
-    return ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
-
-
-def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | None) -> dict[str, str]:
-    """Return where experts are now."""
-    unknown = [name for name in moved or {} if name not in sources]
-    if unknown:
-        known = ", ".join(sources)
-        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], sources)}; it has {known}")
-    now = {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
-    return {**sources, **now}
-
-
-def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
-    """Return the tokenizer a mergekit configuration asks for.
-
-    Raises:
-        InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
-    """
-    tokenizer = load_tokenizer(pool.checkpoints[document.tokenizer or BASE].folder)
-    tokens = tokenizer.get_vocab()
-    for name, weights in pool.checkpoints.items() if document.tokenizer not in (None, BASE) else ():
-        own = token_list(weights.folder)
-        if own is not None and any(own.get(token) != row for token, row in tokens.items()):
-            raise InputError(
-                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; rows of "
-                "embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
-            )
-    template = document.chat_template
-    if template == mergekit_document.AUTO:
-        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
-        having = [each for each in having if isinstance(each, str)]
-        template = Counter(having).most_common(1)[0][0] if having else None
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: expected a recipe as JSON: {reason}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: expected a recipe as a JSON object, got {type(document).__name__}")
-    return document
-
-
-def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
-    """Read a recipe file over the experts of a pool.
-
-    Raises:
-        InputError: if it holds no recipe, or one over experts with other weights.
-    """
-    document = _read_document(path)
-    try:
-        recipe = decode(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    experts = document.get("experts")
-    for name, entry in experts.items() if isinstance(experts, Mapping) else ():
-        fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
-        if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
-            raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
-    calibration.load_calibration(recipe, pool, path.parent)
-    return recipe
 
 
 @contextmanager

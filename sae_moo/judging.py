@@ -13,8 +13,8 @@ from sae_moo.build import Bench
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator
+from sae_moo.evaluate.summary import Scores
 from sae_moo.evaluate.task import Split
-from sae_moo.export import Scores
 from sae_moo.files import whole
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Evaluation, Objective

@@ -72,7 +72,7 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     dtype = next(iter(parameters.values())).dtype
     if cache is not None and _worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == dtype:
         cache.put(recipe, parameters.items(), sum(parameter.nbytes for parameter in parameters.values()))
-    return Report(recipe, *_fractions(pool, zeros), seconds=time.perf_counter() - start)
+    return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
 
 
 def _worth_holding(recipe: Recipe) -> bool:
@@ -107,7 +107,7 @@ def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
     """Return the fraction of exact zeros over all prunable weights of a model as it is, in [0, 1]."""
     parameters = pool.parameters(model)
     zeros = {info.name: info.numel - int(torch.count_nonzero(parameters[info.name])) for info in pool.tensors}
-    return _fractions(pool, zeros)[0]
+    return fractions(pool, zeros)[0]
 
 
 def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapping[str, float]) -> tuple[float, ...]:
@@ -153,7 +153,8 @@ def l1_norms(pool: ExpertPool, name: str) -> dict[str, float]:
     }
 
 
-def _fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[str, float], dict[str, float]]:
+def fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Return sparsity from numbers of zeros by tensor: over all prunable weights, by group, by tensor; in [0, 1]."""
     size, empty = Counter[int](), Counter[int]()
     for info in pool.tensors:
         if info.prunable:

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from sae_moo.cli.display import bare_table, finite, front_table, score_table, scores_json, with_error
 from sae_moo.diff import Diff
+from sae_moo.evaluate.summary import Optimism, Score, mean_score, optimism, summary
 from sae_moo.evaluate.task import Split
 from sae_moo.explore.neighbours import Neighbour
 from sae_moo.explore.significance import LEVEL, TEST, Paired, paired
-from sae_moo.export import Optimism, Score, mean_score, optimism, summary
 from sae_moo.judging import Tested
 from sae_moo.objectives import Objective
 from sae_moo.run import Run

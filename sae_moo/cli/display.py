@@ -17,8 +17,10 @@ from rich.text import Text
 
 from sae_moo.compare import Comparison, Step, difference_text, value_text
 from sae_moo.config import Config
+from sae_moo.deploy.estimate import Estimate
+from sae_moo.deploy.tensor_files import in_bytes
+from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Metric
-from sae_moo.export import Score
 from sae_moo.objectives import Objective
 from sae_moo.run import front_of
 from sae_moo.storage import TrialRecord
@@ -254,6 +256,18 @@ def score_table(scores: Mapping[str, Score], title: str) -> Table:
     table.add_column("instances", justify="right")
     for task, score in scores.items():
         table.add_row(task, with_error(score.score, score.stderr), str(score.instances))
+    return table
+
+
+def estimate_table(found: Sequence[Estimate], title: str) -> Table:
+    """Return a table of what a model takes in every format."""
+    table = bare_table(title)
+    for name in ("format", "weights", "of dense"):
+        table.add_column(name, justify="left" if name == "format" else "right")
+    table.add_column("which runtimes gain", overflow="fold")
+    for each in found:
+        size = "-" if each.nbytes is None else in_bytes(each.nbytes)
+        table.add_row(each.format, size, "-" if each.share is None else f"{each.share:.3f}", each.gains)
     return table
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sae_moo.run import Run
+    from sae_moo.storage import TrialRecord
 
 # Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
 
@@ -51,6 +53,10 @@ class FormatName(StrEnum):
     """How a model is written."""
 
     hf = "hf"
+    packed = "packed"
+    recipe = "recipe"
+    delta = "delta"
+    structured = "structured"
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
@@ -292,7 +298,9 @@ def pick(
 @reported
 def export(
     run: RunName,
-    output: Output,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder (or file) to make; it must not exist yet.")
+    ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
     knee: Knee = False,
     weights: Weights = None,
@@ -301,14 +309,36 @@ def export(
     order: Order = None,
     tolerance: Tolerance = None,
     where: Where = [],  # noqa: B006  # typer copies it
-    format_: Annotated[FormatName, typer.Option("--format", help="hf: safetensors and tokenizer.")] = FormatName.hf,  # noqa: ARG001  # the one format so far
-    verify: Annotated[bool, typer.Option("--verify", help="Load it again and compare every score.")] = False,
+    format_: Annotated[
+        FormatName,
+        typer.Option(
+            "--format",
+            help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
+            "the base's; recipe: no weights; structured: a folder without neurons and heads that are zero as a whole.",
+        ),
+    ] = FormatName.hf,
+    tokenizer_from: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
+    ] = "base",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights, e.g. 800MB.")] = "5GB",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="In a fresh process, compare every tensor and every score.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only tell what each format would take and which runtimes gain.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one trial as a Hugging Face folder, whole or not at all.
+    """Write one trial as a Hugging Face folder, or smaller, whole or not at all.
 
     Example: sae-moo export quickstart --knee --output exported --verify
+
+    Example: sae-moo export quickstart --knee --estimate
+
+    Example: sae-moo export quickstart --knee --format packed --output model.saepack (back by: sae-moo unpack)
     """
+    if (output is None) != estimate:
+        raise InputError("expected either --output DIR or --estimate")
     opened = _open(run)
     if trial is not None and (knee or weights or pseudo or wish or order or tolerance is not None or where):
         raise InputError(
@@ -323,8 +353,15 @@ def export(
     from sae_moo import jobs
     from sae_moo.cli import deciding
     from sae_moo.cli.display import scores_json, trial_json
+    from sae_moo.deploy.tensor_files import shard_bytes
 
-    scores = jobs.export(opened, record, why, output, verify)
+    if output is None:
+        _estimate(opened, record, as_json)
+        return
+
+    notes: list[str] = []
+    size = shard_bytes(max_shard_size)
+    scores = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         _print_json(
@@ -336,13 +373,53 @@ def export(
                 "scores": found,
                 "optimism": deciding.optimism_json(scores),
             }
+            | {"format": format_.value, "notes": notes}
         )
         return
     console = _console()
     console.print(
         f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
     )
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     deciding.show_export(console, scores)
+
+
+def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
+    """Show what a trial would take in every format."""
+    from sae_moo import jobs
+    from sae_moo.cli.display import estimate_table, trial_json
+
+    found = jobs.estimate(run, record)
+    if as_json:
+        _print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
+        return
+    title = f"trial {record.number}, sparsity {record.values.get('sparsity', record.evaluation.sparsity):.4f}"  # type: ignore[union-attr]
+    _console().print(estimate_table(found, title))
+
+
+@app.command()
+@reported
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed model or delta, as export writes it.")],
+    output: Output,
+    base: Annotated[str | None, typer.Option(help="Where the base of a delta is: a folder or hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the Hugging Face folder that was packed, bit for bit.
+
+    Example: sae-moo unpack model.saepack --output model
+
+    Example: sae-moo unpack delta.saepack --base path/to/base --output model
+    """
+    _quiet()
+    from sae_moo.deploy.packing import unpack
+
+    tensors = unpack(file, output, base)
+    if as_json:
+        _print_json({"output": str(output), "tensors": tensors})
+        return
+    _console().print(f"{output}: {tensors} tensors, each with the digest it had", highlight=False, soft_wrap=True)
 
 
 @app.command()

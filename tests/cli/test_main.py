@@ -103,23 +103,104 @@ def test_export_verify_and_merge(there, tmp_path, tiny):
 
 
 def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", spoil("transformers.PreTrainedModel"))
+    from sae_moo.deploy.streaming import Stream
+
+    right = Stream.tensor
+    scaled = lambda self, name: right(self, name) * (1.5 if "embed" in name else 1)  # noqa: E731
+    monkeypatch.setattr(Stream, "tensor", scaled)
     message = refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", "--verify", code=1)
     assert "the written model is not the evaluated one" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def spoil(_name):
-    from transformers import PreTrainedModel
+def test_a_byte_that_changed_on_its_way_to_the_disk_is_found(there, tmp_path, monkeypatch):
+    from sae_moo.deploy.streaming import Stream
 
-    original = PreTrainedModel.save_pretrained
+    right = Stream.hashed
 
-    def save(self, *args, **kwargs):
-        with torch.no_grad():
-            self.get_input_embeddings().weight.mul_(1.5)
-        return original(self, *args, **kwargs)
+    def spoilt(self, tensor, name):
+        content = right(self, tensor, name)
+        content[0] ^= name.endswith("1.mlp.up_proj.weight")
+        return content
 
-    return save
+    monkeypatch.setattr(Stream, "hashed", spoilt)
+    message = refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", "--verify", code=1)
+    assert "1 of 20 tensors are not what was to be written, model.layers.1.mlp.up_proj.weight among them" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_in_shards_with_an_experts_tokenizer(there, tmp_path, tiny_folders):
+    from transformers import AutoModelForCausalLM
+
+    chosen = ("--tokenizer-from", "code", "--max-shard-size", "9KB")
+    call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m", *chosen, "--verify")
+    call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/whole")
+    files = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
+    assert files[0] == "model-00001-of-00003.safetensors"
+    assert "| tokenizer, chat template, settings of generation | code |" in (tmp_path / "m/README.md").read_text()
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("m", "whole"))
+    assert all(torch.equal(other[name], weight) for name, weight in one.items())
+    for flags, message in (
+        (("--tokenizer-from", "cod"), "expected one of base, math, code, law, got 'cod' (did you mean 'code'?)"),
+        (("--max-shard-size", "9 parsecs"), "expected a size such as 5GB or 800MiB, got '9 parsecs'"),
+    ):
+        assert message in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/n", *flags)
+
+
+def test_packed_files_deltas_and_recipes_give_the_exported_folder(there, tmp_path, tiny_folders):
+    pick = ("export", "tiny", "--weights", "sparsity=1", "-o")
+    call(*pick, f"{tmp_path}/dense")
+    weights = (tmp_path / "dense/model.safetensors").read_bytes()
+    packed = json.loads(call(*pick, f"{tmp_path}/m.saepack", "--format", "packed", "--verify", "--json").stdout)
+    assert packed["scores"]["search"]["facts"]["score"] == packed["trial"]["tasks"]["facts"]
+    assert "of the dense weights" in packed["notes"][0]
+    assert "in" in call(*pick, f"{tmp_path}/d.saepack", "--format", "delta").stdout
+    call(*pick, f"{tmp_path}/r", "--format", "recipe")
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.json", "README.md"}
+    assert "never seen by the search" in call_and_read(tmp_path, "unpack", "m.saepack", "-o", "from-packed")
+    assert "fingerprint" in call_and_read(
+        tmp_path, "unpack", "d.saepack", "-o", "from-delta", "--base", str(tiny_folders["base"])
+    )
+    merged = call("merge", f"{tmp_path}/r/recipe.json", "-o", f"{tmp_path}/from-recipe")
+    assert "all 20 tensors are bit for bit those that the recipe was written with" in merged.stderr
+    for name in ("from-packed", "from-delta", "from-recipe"):
+        assert (tmp_path / name / "model.safetensors").read_bytes() == weights
+        for file in ("config.json", "generation_config.json", "recipe.json", "tokenizer.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "dense" / file).read_bytes(), (name, file)
+    assert "exists already" in refused(*pick, f"{tmp_path}/r", "--format", "packed")
+    document = json.loads((tmp_path / "r/recipe.json").read_text())
+    document["tensors"]["model.norm.weight"] = "0" * 64
+    (tmp_path / "r/recipe.json").write_text(json.dumps(document))
+    message = refused("merge", f"{tmp_path}/r/recipe.json", "-o", f"{tmp_path}/other", code=1)
+    assert "1 of 20 tensors are not those that the recipe was written with, model.norm.weight among them" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.saepack", "dense", "from-delta", "from-packed", "from-recipe", "m.saepack", "r",
+    ]  # fmt: skip
+
+
+def call_and_read(folder: Path, command: str, file: str, _o: str, output: str, *rest: str) -> str:
+    assert (
+        "20 tensors, each with the digest it had"
+        in call(command, f"{folder}/{file}", "-o", f"{folder}/{output}", *rest).stdout
+    )
+    return (folder / output / "README.md").read_text()
+
+
+def test_an_estimate_is_what_exports_take_and_writes_nothing(there, tmp_path):
+    document = json.loads(call("export", "tiny", "--weights", "sparsity=1", "--estimate", "--json").stdout)
+    found = {each["format"]: each for each in document["formats"]}
+    assert list(found) == ["hf", "packed", "delta", "recipe", "structured"]
+    assert found["hf"]["share"] == 1
+    assert found["hf"]["gains"].startswith("none")
+    assert found["structured"]["nbytes"] is None
+    assert "nothing can be dropped" in found["structured"]["gains"]
+    for form in ("packed", "delta"):
+        call("export", "tiny", "--weights", "sparsity=1", "--format", form, "-o", f"{tmp_path}/{form}")
+        size = (tmp_path / form).stat().st_size
+        assert 0 < size - found[form]["nbytes"] < 25_000, "tokenizer, card and index"
+    assert "which runtimes gain" in call("export", "tiny", "--estimate").stdout
+    assert "expected either --output DIR or --estimate" in refused("export", "tiny")
+    assert "expected either --output DIR or --estimate" in refused("export", "tiny", "--estimate", "-o", "x")
 
 
 def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_folders):
@@ -248,7 +329,20 @@ def test_runs_that_do_not_exist(here):
 
 @pytest.mark.parametrize(
     "command",
-    ["search", "front", "trials", "pick", "export", "evaluate", "diff", "merge", "validate", "report", "dashboard"],
+    [
+        "search",
+        "front",
+        "trials",
+        "pick",
+        "export",
+        "evaluate",
+        "diff",
+        "merge",
+        "unpack",
+        "validate",
+        "report",
+        "dashboard",
+    ],
 )
 def test_help_has_an_example(command):
     assert f"Example: sae-moo {command} " in " ".join(call(command, "--help").stdout.split())

@@ -130,6 +130,26 @@ def test_moved_models_are_found_again(here, tiny_folders):
     call("export", "tiny", "--trial", "0", "-o", "out", "--verify")
 
 
+def test_what_was_pruned_by_neurons_is_dropped(here):
+    from transformers import AutoModelForCausalLM
+
+    call("search", "c.yaml", "--evaluations", "10", "--set", "pruning.scope=neurons")
+    pick = ("export", "tiny", "--weights", "sparsity=1")
+    document = json.loads(call(*pick, "-o", "out", "--format", "structured", "--verify", "--json").stdout)
+    dropped, faster = document["notes"]
+    model = AutoModelForCausalLM.from_pretrained(here / "out")
+    left = model.config.intermediate_size
+    assert 0 < left < 24
+    assert f"{24 - left} of 24 neurons dropped from every block" in dropped
+    assert "times as fast as dense" in faster
+    score = document["scores"]["search"]["facts"]["score"]
+    assert score == pytest.approx(document["trial"]["tasks"]["facts"], abs=1e-5)
+    call("merge", "out/recipe.json", "-o", "whole")
+    assert AutoModelForCausalLM.from_pretrained(here / "whole").config.intermediate_size == 24
+    formats = json.loads(call(*pick, "--estimate", "--json").stdout)["formats"]
+    assert formats[-1]["nbytes"] == sum(p.numel() * 4 for p in model.parameters())
+
+
 def test_scopes_share_one_digest_between_trial_and_export(here):
     call("search", "c.yaml", "--set", "pruning.scope=global")
     trial = json.loads(call("pick", "tiny", "--where", "sparsity>=0.01", "--json").stdout)["trial"]

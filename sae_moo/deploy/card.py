@@ -1,0 +1,175 @@
+"""The model card: where a model comes from, what it scores, what may be done with it, how to make it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_moo.checkpoint import ZOO, Weights
+from sae_moo.deploy.streaming import Stream
+from sae_moo.evaluate.summary import Score, optimism
+from sae_moo.evaluate.task import Split
+from sae_moo.experts import ExpertPool
+
+_SCATTERED = (
+    "Its zeros are stored as they are: no runtime is faster for them, and memory is that of the dense "
+    "model. They save download and disk when the model is packed (`sae-moo export --format packed`)."
+)
+_TWO_FOUR = """\
+In {count} at most two of every four consecutive inputs are not zero (2:4). They are stored dense, which every
+runtime reads; none is faster by it until they are converted, on an NVIDIA GPU (Ampere or later, float16 or bfloat16):
+
+```python
+import torch
+from torch.sparse import to_sparse_semi_structured
+
+for module in model.cuda().half().modules():
+    if isinstance(module, torch.nn.Linear) and all(size % 64 == 0 for size in module.weight.shape):
+        groups = (module.weight != 0).reshape(-1, 4).sum(1)
+        if groups.max() <= 2:
+            module.weight = torch.nn.Parameter(to_sparse_semi_structured(module.weight), requires_grad=False)
+```"""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a model card says.
+
+    Args:
+        title: the model's name.
+        why: why this trade-off, without a full stop.
+        facts: further lines, name -> value.
+        scores: split -> task -> score.
+        notes: paragraphs on the format and the zeros, Markdown.
+        warnings: what a reader must know, a sentence each; those about licences are added by `text`.
+        again: the command that makes the model again.
+    """
+
+    title: str
+    why: str
+    facts: Mapping[str, str]
+    scores: Mapping[Split, Mapping[str, Score]]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    again: str = "sae-moo merge recipe.json --output DIR"
+
+    def scored(self, scores: Mapping[Split, Mapping[str, Score]]) -> Card:
+        """Return the card with other scores."""
+        return replace(self, scores=scores)
+
+    def of(self, stream: Stream) -> Card:
+        """Return the card with what the zeros of weights that have passed are good for, if they are dense."""
+        fits = [name for name, whole in stream.two_four.items() if whole]
+        if not fits:
+            return replace(self, notes=self.notes or (_SCATTERED,))
+        count = f"{len(fits)} of {len(stream.two_four)} prunable matrices"
+        return replace(self, notes=(*self.notes, _TWO_FOUR.format(count=count)))
+
+    def text(self, pool: ExpertPool) -> str:
+        """Return the ``README.md`` of a model merged from a pool's experts."""
+        licences = {name: licence(weights) for name, weights in pool.checkpoints.items()}
+        lines = ["---", yaml.safe_dump(_front_matter(pool, licences), sort_keys=False).rstrip(), "---", ""]
+        lines += [f"# {self.title}", "", self.why + ".", ""]
+        warnings = [*self.warnings, *_licence_warnings(licences)]
+        if warnings:
+            lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
+        lines += ["## Origin", "", "| | source | licence | fingerprint of the weights |", "|---|---|---|---|"]
+        lines += [
+            _row(name, weights.source, licences[name] or "unknown", f"`{pool.fingerprints[name]}`")
+            for name, weights in pool.checkpoints.items()
+        ]
+        lines += ["", "| | |", "|---|---|", *(_row(name, value) for name, value in self.facts.items()), ""]
+        if self.scores:
+            lines += ["## Scores", ""]
+        for split, tasks in self.scores.items():
+            note = "the search chose by these" if split == "search" else "never seen by the search"
+            lines += [f"{split.capitalize()} split ({note}), mean with standard error:", ""]
+            lines += ["| task | score | instances |", "|---|---|---|"]
+            lines += [_row(task, f"{s.score:.4f} ± {s.stderr:.4f}", str(s.instances)) for task, s in tasks.items()]
+            lines += [""]
+        if {"search", "test"} <= set(self.scores):
+            test = self.scores["test"]
+            found = {task: optimism(own, test[task]) for task, own in self.scores["search"].items()}
+            told = ", ".join(f"{task} {each.mean:+.4f} ± {each.stderr:.4f}" for task, each in found.items())
+            lines += [f"Optimism of the search (search minus test): {told}.", ""]
+        if self.notes:
+            lines += ["## Zeros and speed", "", *(line for note in self.notes for line in (note, ""))]
+        lines += ["## To make it again", "", "```sh", self.again, "```", ""]
+        return "\n".join(lines)
+
+
+def licence(weights: Weights) -> str | None:
+    """Return what a model's folder says of its licence: ``README.md``'s front matter, else how a licence file begins.
+
+    None where it says nothing; that is not a permission.
+    """
+    if weights.origin.startswith(ZOO):
+        return "apache-2.0"  # trained by and packed with this library
+    stated = _front_matter_of(weights.folder / "README.md")
+    named = stated.get("license")
+    if named == "other":
+        named = stated.get("license_name") or named
+    if isinstance(named, list):
+        named = ", ".join(map(str, named))
+    if named:
+        return str(named)
+    for file in sorted([*weights.folder.glob("LICENSE*"), *weights.folder.glob("LICENCE*")]):
+        lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+        if lines:
+            return f"{lines[0][:80]} ({file.name})"
+    return None
+
+
+def _front_matter_of(readme: Path) -> dict[str, Any]:
+    found = re.match(r"---\r?\n(.*?)\r?\n---", _text(readme), re.DOTALL)
+    try:
+        stated = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _front_matter(pool: ExpertPool, licences: Mapping[str, str | None]) -> dict[str, Any]:
+    hub = [weights.origin.partition("@")[0] for weights in pool.checkpoints.values()]
+    hub = [name for name in hub if _HUB_ID.fullmatch(name)]
+    shared = set(licences.values())
+    only = next(iter(shared)) if len(shared) == 1 else None
+    return {
+        "library_name": "transformers",
+        **({"license": only} if only and re.fullmatch(r"[\w.-]+", only) else {}),
+        **({"base_model": hub, "base_model_relation": "merge"} if hub else {}),
+        "tags": ["merge", "pruned", "sae-moo"],
+    }
+
+
+def _licence_warnings(licences: Mapping[str, str | None]) -> Sequence[str]:
+    unknown = [name for name, stated in licences.items() if stated is None]
+    warnings = []
+    if unknown:
+        warnings.append(
+            f"The licence of {', '.join(unknown)} is unknown: no README.md and no licence file beside the weights "
+            "names it. Find out before you hand this model on."
+        )
+    known = sorted({stated for stated in licences.values() if stated is not None})
+    if len(known) > 1:
+        warnings.append(f"The licences differ ({'; '.join(known)}): the model is bound by all of them.")
+    if any("nc" in re.split(r"[^a-z]+", stated.lower()) for stated in known):
+        warnings.append("A licence names non-commercial use only.")
+    return warnings
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

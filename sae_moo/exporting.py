@@ -1,0 +1,281 @@
+"""Handing a trial on: as a folder of dense weights, a packed file, a delta over the base, or its recipe alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_moo import verification
+from sae_moo.build import Bench, resolve_device, versions
+from sae_moo.deploy.card import Card
+from sae_moo.deploy.estimate import Estimate, estimates
+from sae_moo.deploy.packing import Packer, unpack
+from sae_moo.deploy.shrink import Shrunk, speed_up
+from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.tensor_files import SHARD_BYTES, in_bytes, write_shards
+from sae_moo.errors import InputError, RunError, nearest
+from sae_moo.evaluate.summary import Score
+from sae_moo.evaluate.task import Split
+from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
+from sae_moo.files import check_free, whole_file, whole_folder
+from sae_moo.judging import bench_of
+from sae_moo.merging import merge
+from sae_moo.recipe import BASE
+from sae_moo.run import Run
+from sae_moo.storage import TrialRecord
+
+Scored = dict[Split, dict[str, Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is to be written: a trial's weights as a stream, and what goes beside them.
+
+    Args:
+        run: the run.
+        record: the trial.
+        stream: its weights.
+        card: its model card.
+        tokenizer: what is written as the tokenizer.
+        settings: name of the expert that settings of generation come from.
+        shard_bytes: size that the tensors of one file may have together.
+        verify: whether to verify.
+        tell: is told what the user should know.
+    """
+
+    run: Run
+    record: TrialRecord
+    stream: Stream
+    card: Card
+    tokenizer: Any
+    settings: str
+    shard_bytes: int
+    verify: bool
+    tell: Callable[[str], None]
+
+    def surround(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+        """Write what lies beside the weights, once these have passed; the sparsity must be the trial's.
+
+        Args:
+            folder: to write into.
+            changes: to the base's ``config.json``.
+        """
+        _check_sparsity(self.stream, self.record)
+        config = deployed_config(self.stream.pool, self.stream.entries[0].dtype, changes)
+        write_surroundings(folder, self.stream.pool, config, self.tokenizer, self.settings)
+        write_origin(folder, self.stream, self.card)
+
+    def verified(self, folder: Path) -> Scored:
+        """Return the scores of a folder, every tensor and instance of which is as it should be."""
+        return verification.verify(self.run, self.record.number, folder, self.stream.digests)
+
+    def scored_card(self, scores: Scored) -> str:
+        """Return the card with the scores found by verifying."""
+        return self.card.of(self.stream).scored(scores).text(self.stream.pool)
+
+
+def export(
+    run: Run,
+    record: TrialRecord,
+    why: str,
+    output: str | Path,
+    verify: bool = False,
+    form: str = "hf",
+    tokenizer_from: str = BASE,
+    shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Scored:
+    """Write a trial, in the memory of a few tensors.
+
+    Args:
+        run: the run.
+        record: one of its complete trials.
+        why: why this one, for the model card.
+        output: the folder to make; for `packed` and `delta` the file.
+        verify: in a fresh process, compare every tensor's digest, load the folder (unpacked or merged from what was
+            written) and compare every score with the trial's; also scores the test split.
+        form: ``hf``, a folder of dense weights; ``packed``, one file of what is not zero; ``delta``, one file of what
+            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives;
+            ``structured``, a folder of dense weights without the neurons and heads that are zero as a whole.
+        tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
+        shard_bytes: size that the tensors of one file may have together.
+        tell: is told what the user should know, a sentence each.
+
+    Returns:
+        Scores per split, as found by verifying; empty without.
+
+    Raises:
+        InputError: if the output is taken or the experts are not those of the study.
+        RunError: if verifying finds any difference; nothing is left behind then.
+    """
+    if form not in _WRITERS:
+        raise InputError(f"format: expected {', '.join(_WRITERS)}, got {form!r}{nearest(form, _WRITERS)}")
+    output = Path(output)
+    check_free(output, folder=form not in ("packed", "delta"))
+    bench = bench_of(run, any_device=not verify)
+    tokenizer = tokenizer_of(bench.pool, tokenizer_from)
+    stream = _stream(run, record, bench)
+    card = _card(run, record, why, output.name, bench, tokenizer_from)
+    order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
+    return _WRITERS[form](order, output)
+
+
+def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
+    """Return what a trial would take in every format, and who gains by it; nothing is written.
+
+    Raises:
+        InputError: if the experts are not those of the study.
+        RunError: if the trial gives another sparsity here.
+    """
+    stream = _stream(run, record, bench_of(run, any_device=True))
+    found = estimates(stream)
+    _check_sparsity(stream, record)
+    return found
+
+
+def _stream(run: Run, record: TrialRecord, bench: Bench) -> Stream:
+    return Stream(record.recipe, bench.pool, getattr(torch, run.config.models.dtype), bench.device)
+
+
+def _folder(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    with whole_folder(output) as partial:
+        write_shards(partial, order.stream.entries, order.stream.content, order.shard_bytes)
+        order.surround(partial)
+        if order.verify:
+            scores = order.verified(partial)
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+    return scores
+
+
+def _packed(order: _Order, output: Path) -> Scored:
+    return _pack(order, output, delta=False)
+
+
+def _delta(order: _Order, output: Path) -> Scored:
+    return _pack(order, output, delta=True)
+
+
+def _pack(order: _Order, output: Path, delta: bool) -> Scored:
+    scores: Scored = {}
+    stream, base = order.stream, order.stream.pool.checkpoints[BASE]
+    named = {"source": base.origin, "fingerprint": stream.pool.fingerprints[BASE]} if delta else None
+    with whole_file(output) as partial, Packer(partial, order.shard_bytes, named) as packer:
+        for entry in stream.entries:
+            tensor = stream.tensor(entry.name)
+            stream.hashed(tensor, entry.name)
+            reference = base.load(entry.name).to(entry.dtype) if delta else None
+            packer.add(entry, tensor, stream.digests[entry.name], reference)
+        with _scratch(output) as folder:
+            order.surround(folder)
+            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        packer.seal(files)
+        if order.verify:
+            with _scratch(output) as folder:
+                unpack(partial, folder / "unpacked", base.origin if delta else None)
+                scores = order.verified(folder / "unpacked")
+            packer.seal(files | {CARD_FILE: order.scored_card(scores).encode()})
+        size, dense = partial.stat().st_size, sum(entry.nbytes for entry in stream.entries)
+        order.tell(f"{output}: {in_bytes(size)}, {size / dense:.3f} of the {in_bytes(dense)} of the dense weights")
+    return scores
+
+
+def _recipe(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    stream = order.stream
+    with whole_folder(output) as partial:
+        for entry in stream.entries:
+            stream.hashed(stream.tensor(entry.name), entry.name)
+        _check_sparsity(stream, order.record)
+        write_origin(partial, stream, order.card)
+        if order.verify:
+            with _scratch(output) as folder:
+                merge(partial / RECIPE_FILE, folder / "merged")
+                scores = order.verified(folder / "merged")
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+        size = (partial / RECIPE_FILE).stat().st_size
+    order.tell(f"{output}: {in_bytes(size)}; whoever has the experts makes the model by: sae-moo merge {RECIPE_FILE}")
+    return scores
+
+
+def _structured(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    stream = order.stream
+    small = Shrunk(stream)
+    gone = " and ".join(f"{count} of {units} {what}" for what, (count, units) in small.removed.items())
+    gone = gone.replace("heads", "key/value groups of heads")
+    size, dense = (sum(entry.nbytes for entry in each.entries) for each in (small, stream))
+    said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / dense:.3f} of {in_bytes(dense)}"
+    note = (
+        f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
+        "of smaller sums. Whatever loads this folder is faster by it; only transformers was tried."
+    )
+    order = replace(order, card=replace(order.card, notes=(*order.card.notes, note)))
+    order.tell(f"{output}: {said}")
+    with whole_folder(output) as partial:
+        write_shards(partial, small.entries, small.content, order.shard_bytes)
+        order.surround(partial, small.config)
+        if order.verify:
+            scores = verification.verify(order.run, order.record.number, partial, small.digests, exact=False)
+            (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
+            dtype, device = stream.entries[0].dtype, resolve_device(order.run.config.models.device)
+            faster = speed_up(partial, stream.pool.checkpoints[BASE].folder, dtype, device)
+            order.tell(f"a forward pass over 4 x 64 tokens on {device} is {faster:.2f} times as fast as dense")
+    return scores
+
+
+_WRITERS: dict[str, Callable[[_Order, Path], Scored]] = {
+    "hf": _folder,
+    "packed": _packed,
+    "recipe": _recipe,
+    "delta": _delta,
+    "structured": _structured,
+}
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` that vanishes; if the process is killed, the next export there removes it."""
+    folder = output.parent / f".{output.name}.partial-scratch-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_sparsity(stream: Stream, record: TrialRecord) -> None:
+    assert record.evaluation is not None
+    sparsity = stream.sparsity()
+    if sparsity != record.evaluation.sparsity:
+        raise RunError(
+            f"trial {record.number} gives sparsity {sparsity} here and had {record.evaluation.sparsity}: the "
+            "arithmetic of this machine or version differs; nothing was exported"
+        )
+
+
+def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str) -> Card:
+    """Return the card of a trial, with the scores of the search split."""
+    evaluation = record.evaluation
+    assert evaluation is not None
+    facts = {
+        "study": run.name,
+        "trial": str(record.number),
+        "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "dtype": run.config.models.dtype,
+        "digest of the recipe": f"`{record.digest}`",
+        "tokenizer, chat template, settings of generation": tokenizer_from,
+        "made with": versions(),
+        **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
+    }
+    known = {
+        task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
+    }
+    return Card(title, why, facts, {"search": known})

@@ -1,0 +1,131 @@
+"""Verifying an export in a process of its own, which has seen nothing but what lies on the disk.
+
+``python -m sae_moo.verification REQUEST RESULT`` reads a JSON request and writes a JSON result; `verify` runs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_moo.build import Bench
+from sae_moo.checkpoint import Checkpoint
+from sae_moo.deploy.tensor_files import raw
+from sae_moo.errors import RunError, SaeMooError
+from sae_moo.evaluate.generation import decoding
+from sae_moo.evaluate.summary import Score
+from sae_moo.evaluate.task import Split
+from sae_moo.export import verified
+from sae_moo.live import load_model
+from sae_moo.recipe import BASE
+from sae_moo.run import Run
+
+
+def verify(
+    run: Run, trial: int, folder: Path, digests: Mapping[str, str], exact: bool = True
+) -> dict[Split, dict[str, Score]]:
+    """Compare every tensor of a written folder with what was computed, load it and compare every score, elsewhere.
+
+    Args:
+        run: the run.
+        trial: number of the trial it should be.
+        folder: the written folder.
+        digests: tensor name -> SHA-256 of the bytes that were to be written.
+        exact: see `export.verified`.
+
+    Returns:
+        Scores of the loaded model per split; the test split only where every task has test instances.
+
+    Raises:
+        RunError: if anything differs, or the process could not tell.
+    """
+    request = {
+        "run": str(run.folder.resolve()),
+        "trial": trial,
+        "folder": str(folder.resolve()),
+        "digests": dict(digests),
+        "exact": exact,
+    }
+    library = str(Path(__file__).resolve().parents[1])
+    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, told = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "sae_moo.verification", str(asked), str(told)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        if not told.is_file():
+            raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
+        result = json.loads(told.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise RunError(result["error"])
+    return {
+        split: {task: Score(*numbers) for task, numbers in tasks.items()} for split, tasks in result["scores"].items()
+    }
+
+
+def check_tensors(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise RunError if a folder does not hold tensors of exactly these names and SHA-256 digests."""
+    written = Checkpoint(str(folder))
+    found = {name: hashlib.sha256(raw(written.load(name).contiguous())).hexdigest() for name in written.tensors}
+    wrong = sorted(name for name in {*found, *digests} if found.get(name) != digests.get(name))
+    if wrong:
+        raise RunError(
+            f"{len(wrong)} of {len(digests)} tensors are not what was to be written, {wrong[0]} among them; "
+            "nothing was exported"
+        )
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    folder = Path(request["folder"])
+    check_tensors(folder, request["digests"])
+    run = Run.open(request["run"])
+    record = run.trial(request["trial"])
+    bench = Bench.open(run.config).anchored(run.anchors)
+    model = load_model(folder, getattr(torch, run.config.models.dtype), bench.device)
+    base = bench.pool.checkpoints[BASE].folder
+    if decoding(folder) != decoding(base):
+        model.generation_config = generation_settings(base)  # as the trial was decoded
+    assert record.evaluation is not None
+    scores = verified(model, bench.scorer(), record.evaluation.scores, request["exact"])
+    return {
+        "scores": {
+            split: {task: [s.score, s.stderr, s.instances] for task, s in tasks.items()}
+            for split, tasks in scores.items()
+        }
+    }
+
+
+def generation_settings(folder: Path) -> Any:
+    """Return the settings of generation that a model loaded from a folder has."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def main() -> None:
+    """Answer one request."""
+    asked, told = map(Path, sys.argv[1:])
+    try:
+        result = _answer(json.loads(asked.read_text(encoding="utf-8")))
+    except SaeMooError as error:
+        result = {"error": str(error)}
+    told.write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
