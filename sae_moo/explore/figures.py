@@ -192,5 +192,7 @@ def draw_progress(path: Path, curves: Sequence[Curve]) -> None:
     for axes, name in zip(panels, ("hypervolume of the front", "best accuracy"), strict=True):
         axes.set(xlabel="evaluations", ylabel=f"{name} (search split)")
         _style(axes)
-    figure.legend(frameon=False, loc="outside upper center", ncols=min(5, len(curves)))
+    widest = max(len(curve.name) for curve in curves)
+    columns = max(1, min(5, len(curves), 110 // (widest + 8)))  # some 110 letters fit across
+    figure.legend(frameon=False, loc="outside upper center", ncols=columns)
     figure.savefig(path, dpi=150)

@@ -15,6 +15,7 @@ import torch
 
 from sae_moo import Expert, ExpertPool, Prune, Recipe, materialize
 from sae_moo.build import Bench
+from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config
 
 CONFIG = Path(__file__).parent.parent / "table1" / "config.yaml"
@@ -64,7 +65,7 @@ def zoo() -> None:
 def language_model(folder: Path, sequences: int) -> None:
     from transformers import AutoTokenizer
 
-    pool = ExpertPool.open(str(folder), {})
+    pool = ExpertPool({"base": Checkpoint(str(folder))})
     live, tokenizer = pool.live_model("float32", "cpu"), AutoTokenizer.from_pretrained(folder)
     text = "\n".join(importlib.import_module(name).__doc__ or "" for name in MODULES)
     ids = tokenizer(text, return_tensors="pt").input_ids[0]
