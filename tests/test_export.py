@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file
 
+from sae_moo import jobs
 from sae_moo.deploy.streaming import Stream
 from sae_moo.deploy.tensor_files import write_shards
 from sae_moo.errors import InputError
 from sae_moo.experts import ExpertPool
-from sae_moo.export import deployed_config, tokenizer_of, write_surroundings
+from sae_moo.export import deployed_config, recipe_document, tokenizer_of, write_surroundings
 from sae_moo.materializer import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
@@ -71,6 +77,40 @@ def test_a_streamed_folder_loads_as_the_saved_one(tmp_path, tiny, kind, scope):
     assert one.generation_config.to_dict() == other.generation_config.to_dict()
     head, embeddings = other.get_output_embeddings().weight, other.get_input_embeddings().weight
     assert (head.data_ptr() == embeddings.data_ptr()) == (pool.checkpoints["base"].head is None)
+
+
+KILLED = """
+import os, signal, sys
+from sae_moo import jobs
+from sae_moo.deploy.streaming import Stream
+
+right, passed = Stream.tensor, []
+
+
+def tensor(self, name):
+    if len(passed) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    passed.append(name)
+    return right(self, name)
+
+
+Stream.tensor = tensor
+jobs.merge(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_killed_export_leaves_no_folder_by_its_name(tmp_path, tiny):
+    recipe = Cast(Prune(Expert("math"), 0.5), "bfloat16")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_document(recipe, tiny)))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.json"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir() if path.name != "recipe.json"]
+    assert len(left) == 1
+    assert left[0].startswith(".out.partial-")
+    assert (tmp_path / left[0] / "model.safetensors").stat().st_size > 0, "it was killed while writing"
+    jobs.merge(tmp_path / "recipe.json", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "out"}, "the next one clears up"
 
 
 def test_what_surrounds_the_weights_is_the_chosen_experts(tmp_path, tiny, tiny_folders):
