@@ -227,7 +227,12 @@ def test_killed_by_ctrl_c_it_goes_on(config, here, workers):
     longer = ["compare", "compare.yaml", "--set", "search.evaluations=60"]
     command = [sys.executable, "-m", "sae_moo.cli.main", *longer, "--workers", str(workers)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     first = here / "runs" / "tiny" / "nsga2-0" / "study.journal"
     deadline = time.monotonic() + 120
