@@ -185,7 +185,7 @@ def test_pruning_before_and_after_the_merge(before, after):
 
 def test_experts_are_not_pruned_before_they_are_merged_anew():
     merge = Merge("task_arithmetic", (Expert("math"), Expert("code")), (0.5, 0.5))
-    mutated = PruneMergeMutation(GROUND, 0.5).mutated(
+    mutated = PruneMergeMutation(GROUND, 0.5, before=True).mutated(
         Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0)
     )
     assert mutated.input.input == merge
