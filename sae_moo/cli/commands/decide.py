@@ -1,0 +1,136 @@
+"""The commands that help to decide: pick, diff."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_moo.cli.frame import (
+    AsJson,
+    Knee,
+    Order,
+    Pseudo,
+    RunName,
+    Settings,
+    SplitName,
+    Tolerance,
+    Weights,
+    Where,
+    Wish,
+    make_console,
+    open_run,
+    print_json,
+    quiet,
+    reported,
+)
+from sae_moo.errors import InputError
+
+
+@reported
+def pick(
+    run: RunName,
+    knee: Knee = False,
+    weights: Weights = None,
+    pseudo: Pseudo = None,
+    wish: Wish = None,
+    order: Order = None,
+    tolerance: Tolerance = None,
+    where: Where = [],  # noqa: B006  # typer copies it
+    test: Annotated[bool, typer.Option("--test", help="Also score it, and what to hold it against, on test.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pick one trade-off from the front and say why, and what its neighbours would cost or gain.
+
+    Example: sae-moo pick quickstart --where "sparsity>=0.4"
+
+    Example: sae-moo pick quickstart --wish "accuracy=0.7,sparsity=0.5" --test
+    """
+    opened = open_run(run)
+    record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import trial_json
+
+    beside = opened.neighbours(record)
+    tested = None
+    if test:
+        from sae_moo.judging import on_both_splits
+
+        tested = on_both_splits(opened, [record])
+    if as_json:
+        print_json(
+            {
+                "trial": trial_json(record),
+                "why": why,
+                "test": None if tested is None else deciding.tested_json(tested, opened.objectives),
+                "neighbours": deciding.neighbours_json(beside),
+            }
+        )
+        return
+    console = make_console()
+    deciding.show_pick(console, opened, record, why, beside, tested)
+    number = record.number
+    console.print(
+        f"next:\n  sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@reported
+def diff(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN N M | A B", help="A run and two of its trials; or two models, as evaluate has them."
+        ),
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="For two models: configuration with the tasks (and experts).")
+    ] = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="Which scores; of trials search by default, of models test.")
+    ] = None,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Hold two models against each other: scores, instances won and lost, distance of the weights, sparsity.
+
+    Example: sae-moo diff quickstart 12 40
+
+    Example: sae-moo diff exported-12 exported-40/recipe.json --config configs/quickstart.yaml
+    """
+    if len(targets) != (3 if config is None else 2):
+        raise InputError(
+            f"expected RUN and two numbers of trials, or two models and --config CONFIG; got {' '.join(targets)}"
+            + ("" if config is None else f" --config {config}")
+        )
+    if config is None:
+        if set_:
+            raise InputError("--set changes a configuration; trials are scored as their run says")
+        if not all(number.isascii() and number.isdigit() for number in targets[1:]):
+            raise InputError(f"expected two numbers of trials behind {targets[0]}, got {' '.join(targets[1:])}")
+        opened = open_run(targets[0])
+        from sae_moo import diff as differing
+
+        found = differing.of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
+    else:
+        quiet()
+        from sae_moo.config import Config
+
+        parsed = Config.load(config, set_)
+        from sae_moo import diff as differing
+
+        found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
+    from sae_moo.cli import deciding
+
+    if as_json:
+        print_json(deciding.diff_json(found))
+        return
+    console = make_console()
+    for table in deciding.diff_tables(found):
+        console.print(table)
+    console.print(deciding.HOW_TESTED, highlight=False, soft_wrap=True, markup=False)

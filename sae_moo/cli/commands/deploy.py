@@ -1,0 +1,291 @@
+"""The commands that write or score a model: export, unpack, merge, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sae_moo.cli.frame import (
+    AsJson,
+    Knee,
+    Order,
+    Output,
+    Pseudo,
+    RunName,
+    Settings,
+    SplitName,
+    Tolerance,
+    Weights,
+    Where,
+    Wish,
+    make_console,
+    open_run,
+    print_json,
+    quiet,
+    reported,
+)
+from sae_moo.errors import InputError
+
+if TYPE_CHECKING:
+    from sae_moo.run import Run
+    from sae_moo.storage import TrialRecord
+
+
+class FormatName(StrEnum):
+    """How a model is written."""
+
+    hf = "hf"
+    packed = "packed"
+    recipe = "recipe"
+    delta = "delta"
+    structured = "structured"
+
+
+@reported
+def export(
+    run: RunName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder (or file) to make; it must not exist yet.")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
+    knee: Knee = False,
+    weights: Weights = None,
+    pseudo: Pseudo = None,
+    wish: Wish = None,
+    order: Order = None,
+    tolerance: Tolerance = None,
+    where: Where = [],  # noqa: B006  # typer copies it
+    format_: Annotated[
+        FormatName,
+        typer.Option(
+            "--format",
+            help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
+            "the base's; recipe: no weights; structured: a folder without neurons and heads that are zero as a whole.",
+        ),
+    ] = FormatName.hf,
+    tokenizer_from: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
+    ] = "base",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights, e.g. 800MB.")] = "5GB",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="In a fresh process, compare every tensor and every score.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only tell what each format would take and which runtimes gain.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one trial as a Hugging Face folder, or smaller, whole or not at all.
+
+    Example: sae-moo export quickstart --knee --output exported --verify
+
+    Example: sae-moo export quickstart --knee --estimate
+
+    Example: sae-moo export quickstart --knee --format packed --output model.saepack (back by: sae-moo unpack)
+    """
+    if (output is None) != estimate:
+        raise InputError("expected either --output DIR or --estimate")
+    opened = open_run(run)
+    if trial is not None and (knee or weights or pseudo or wish or order or tolerance is not None or where):
+        raise InputError(
+            "--trial names the model; --knee, --weights, --pseudo, --wish, --order and --where choose one: "
+            "give one or the other"
+        )
+    if trial is not None:
+        record, why = opened.trial(trial), f"Trial {trial}, chosen by number"
+    else:
+        record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
+        why = why[0].upper() + why[1:]
+    from sae_moo import jobs
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import scores_json, trial_json
+    from sae_moo.deploy.tensor_files import shard_bytes
+
+    if output is None:
+        _estimate(opened, record, as_json)
+        return
+
+    notes: list[str] = []
+    size = shard_bytes(max_shard_size)
+    scores = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
+    if as_json:
+        found = {split: scores_json(tasks) for split, tasks in scores.items()}
+        print_json(
+            {
+                "trial": trial_json(record),
+                "why": why,
+                "output": str(output),
+                "verified": verify,
+                "scores": found,
+                "optimism": deciding.optimism_json(scores),
+            }
+            | {"format": format_.value, "notes": notes}
+        )
+        return
+    console = make_console()
+    console.print(
+        f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
+    )
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    deciding.show_export(console, scores)
+
+
+def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
+    """Show what a trial would take in every format."""
+    from sae_moo import jobs
+    from sae_moo.cli.display import estimate_table, trial_json
+
+    found = jobs.estimate(run, record)
+    if as_json:
+        print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
+        return
+    title = f"trial {record.number}, sparsity {record.values.get('sparsity', record.evaluation.sparsity):.4f}"  # type: ignore[union-attr]
+    make_console().print(estimate_table(found, title))
+
+
+@reported
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed model or delta, as export writes it.")],
+    output: Output,
+    base: Annotated[str | None, typer.Option(help="Where the base of a delta is: a folder or hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the Hugging Face folder that was packed, bit for bit.
+
+    Example: sae-moo unpack model.saepack --output model
+
+    Example: sae-moo unpack delta.saepack --base path/to/base --output model
+    """
+    quiet()
+    from sae_moo.deploy.packing import unpack
+
+    tensors = unpack(file, output, base)
+    if as_json:
+        print_json({"output": str(output), "tensors": tensors})
+        return
+    make_console().print(f"{output}: {tensors} tensors, each with the digest it had", highlight=False, soft_wrap=True)
+
+
+@reported
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A HF folder, hub id, zoo:NAME, or recipe.json.")
+    ],
+    config: Annotated[Path, typer.Option("--config", help="Configuration with the tasks (and experts, for a recipe).")],
+    split: Annotated[SplitName, typer.Option(help="Which items to score on.")] = SplitName.test,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Also write what happened in every instance, a line each.")
+    ] = None,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Score a model or a recipe with the evaluator of the search.
+
+    Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
+    """
+    quiet()
+    if samples is not None:
+        from sae_moo.errors import InputError
+
+        if not samples.parent.is_dir():
+            raise InputError(f"--samples {samples}: there is no folder {samples.parent}")
+        if samples.exists() or samples.is_symlink():
+            raise InputError(f"--samples {samples}: exists already")
+        if not os.access(samples.parent, os.W_OK):
+            raise InputError(f"--samples {samples}: the folder {samples.parent} cannot be written to")
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, set_)
+    from sae_moo import jobs
+    from sae_moo.cli.display import metrics_json, score_table, scores_json
+
+    found = jobs.evaluate(model, parsed, split.value)
+    if as_json:
+        tasks = scores_json(found.scores)
+        for name, metrics in found.metrics.items():
+            if metrics:
+                tasks[name] = {**tasks[name], "metrics": metrics_json(metrics)}
+        print_json({"split": split.value, "tasks": tasks, "sparsity": found.sparsity})
+        _write_samples(samples, found.samples)
+        return
+    console = make_console()
+    console.print(score_table(found.scores, f"{model} on the {split.value} split (mean ± standard error)"))
+    for name, metrics in found.metrics.items():
+        for key, each in metrics.items():
+            error = "" if each.stderr is None else f" ± {each.stderr:.4f}"
+            console.print(f"{name}: {key} {each.value:.4f}{error}", highlight=False)
+    console.print(f"sparsity {found.sparsity:.4f}", highlight=False)
+    _write_samples(samples, found.samples)
+
+
+def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write a line for each instance, if a file was asked for; whole or not at all."""
+    if file is None:
+        return
+    try:
+        file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples), "utf-8")
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+@reported
+def merge(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A recipe with its experts, as export writes it, or a mergekit configuration (.yaml)."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model folder to make; it must not exist yet.")
+    ] = None,
+    to_mergekit: Annotated[
+        Path | None, typer.Option("--to-mergekit", metavar="FILE.yaml", help="Write the recipe for mergekit instead.")
+    ] = None,
+    expert: Annotated[
+        list[str], typer.Option(metavar="NAME=SOURCE", help="Where an expert (or base) is now; may be given again.")
+    ] = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Write the model of a recipe or of a mergekit configuration, without any search.
+
+    Example: sae-moo merge exported/recipe.json --output again
+
+    Example: sae-moo merge mergekit.yaml --output merged (paths in it start from the current folder, as in mergekit)
+
+    Example: sae-moo merge exported/recipe.json --to-mergekit mergekit.yaml
+    """
+    quiet()
+    moved = dict(part.partition("=")[::2] for part in expert)
+    if not all(moved.values()):
+        raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
+    if (output is None) == (to_mergekit is None):
+        raise InputError("expected either --output DIR or --to-mergekit FILE.yaml")
+    from sae_moo import jobs
+
+    if output is not None:
+        merged = jobs.merge(recipe, output, moved)
+        notes = merged.notes
+        document: dict[str, Any] = {"output": str(output), "sparsity": merged.sparsity, "notes": list(notes)}
+        done = f"{output}: sparsity {merged.sparsity:.4f}"
+    else:
+        assert to_mergekit is not None
+        notes = jobs.to_mergekit(recipe, to_mergekit, moved)
+        document = {"output": str(to_mergekit), "notes": list(notes)}
+        done = f"{to_mergekit}: written for mergekit"
+    if as_json:
+        print_json(document)
+        return
+    for note in notes:
+        print(f"sae-moo: {note}", file=sys.stderr)
+    make_console().print(done, highlight=False, soft_wrap=True)

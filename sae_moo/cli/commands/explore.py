@@ -1,0 +1,102 @@
+"""The commands that show a run: front, trials, report, dashboard."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_moo.cli.frame import AsJson, RunName, make_console, open_run, print_json, reported
+
+
+@reported
+def front(
+    run: RunName,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, picks marked: a .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the non-dominated trials with scores, standard errors and sparsity (search split).
+
+    Example: sae-moo front quickstart --figure front.png
+    """
+    opened = open_run(run)
+    from sae_moo.cli.display import front_table, trials_json
+
+    view = opened.view()
+    records = view.front
+    if figure is not None:
+        from sae_moo.explore.figures import draw_front
+
+        draw_front(figure, view.records, records, view.objectives, view.picks, view.references)
+    if as_json:
+        print_json(trials_json(opened.name, records, opened.objectives))
+    elif not records:
+        print("the front is empty: no evaluation so far is feasible", file=sys.stderr)
+    else:
+        title = f"front of {opened.name} (search split, mean ± standard error)"
+        make_console().print(front_table(records, opened.objectives, opened.tasks, title))
+
+
+@reported
+def trials(run: RunName, as_json: AsJson = False) -> None:
+    """Show every trial: number, state, values, digest, and the reason if it failed.
+
+    Example: sae-moo trials quickstart --json
+    """
+    opened = open_run(run)
+    from sae_moo.cli.display import trial_table, trials_json
+
+    records = opened.trials()
+    if as_json:
+        print_json(trials_json(opened.name, records, opened.objectives))
+    else:
+        make_console().print(trial_table(records, opened.objectives))
+
+
+@reported
+def report(
+    run: RunName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to make; it must not exist yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: summary, front, progress, and a section for each pick.
+
+    Example: sae-moo report quickstart --output report.html
+    """
+    from sae_moo.files import check_new
+
+    check_new(output)
+    start = time.perf_counter()
+    view = open_run(run).view()
+    from sae_moo.explore.report import write_report
+
+    size = write_report(view, output, run)
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json({"output": str(output), "trials": len(view.records), "bytes": size, "seconds": seconds})
+        return
+    make_console().print(
+        f"{output}: {len(view.records)} trials, {size / 1e6:.1f} MB, {seconds:.1f} s; open it in a browser",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@reported
+def dashboard(
+    run: RunName, port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 8080
+) -> None:
+    """Serve optuna-dashboard for a run on 127.0.0.1, with notes in words, until Ctrl-C; also while it is searched.
+
+    Example: sae-moo dashboard quickstart --port 8080
+    """
+    opened = open_run(run)
+    from sae_moo.explore.dashboard import serve, with_notes
+    from sae_moo.explore.notes import notes_of
+
+    noted = with_notes(opened.storage, opened.name, lambda: notes_of(opened.view(), run))
+    serve(noted, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))

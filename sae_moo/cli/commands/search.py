@@ -1,0 +1,156 @@
+"""The commands that search: search, compare, validate."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sae_moo.cli.frame import AsJson, ConfigFile, Settings, make_console, print_json, quiet, reported
+
+if TYPE_CHECKING:
+    from sae_moo.run import Run
+
+
+@reported
+def search(
+    config: ConfigFile,
+    evaluations: Annotated[int | None, typer.Option(help="Budget of trials, earlier ones counted.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run of that name aside; start anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search, or go on with one; everything lies under runs/NAME/.
+
+    Example: sae-moo search configs/quickstart.yaml --evaluations 100 --set search.population=16
+    """
+    overrides = list(set_)
+    overrides += [] if evaluations is None else [f"search.evaluations={evaluations}"]
+    overrides += [] if seed is None else [f"study.seed={seed}"]
+    quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, overrides)
+    from sae_moo import jobs
+    from sae_moo.cli.display import SearchView, front_table, trial_json
+
+    console = make_console(as_json)
+    with SearchView(parsed, console, show=not as_json) as view:
+        run = jobs.search(parsed, view, fresh=fresh)
+        seconds = view.seconds
+    front = run.front()
+    if as_json:
+        print_json(
+            {
+                "study": run.name,
+                "run": str(run.folder),
+                "evaluations": len(run.trials()),
+                "seconds": seconds,
+                "hypervolume": run.hypervolume(),
+                "front": [trial_json(record) for record in front],
+            }
+        )
+        return
+    title = f"front of {run.name} (search split, mean ± standard error)"
+    console.print(front_table(front, run.objectives, run.tasks, title))
+    console.print(
+        f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {run.hypervolume():.4f}\n"
+        f"the study lies in {run.folder}\n",
+        highlight=False,
+    )
+    if front:
+        console.print(_next_commands(run), highlight=False, soft_wrap=True, markup=False)
+
+
+@reported
+def compare(
+    config: ConfigFile,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Searches at a time, each in its own process.")] = 1,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The smallest that runs everything once, as NAME-smoke.")
+    ] = False,
+    set_: Settings = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods over seeds at one budget, judged on the test split; everything lies under runs/NAME/.
+
+    Example: sae-moo compare configs/compare.yaml --workers 2
+    """
+    quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, list(set_))
+    if smoke and parsed.compare is not None:
+        parsed = parsed.smoke()
+    from sae_moo import compare as comparing
+    from sae_moo.cli.display import CompareView, comparison_tables
+    from sae_moo.errors import RunError
+
+    console = make_console(as_json)
+    view = CompareView(console, show=not as_json)
+    found = comparing.run(parsed, view, workers=workers)
+    if as_json:
+        print_json(comparing.document_of(found))
+    else:
+        for table in comparison_tables(found):
+            console.print(table)
+        console.print("written: " + ", ".join(map(str, found.files)), highlight=False, soft_wrap=True)
+    if found.failed:
+        raise RunError("; ".join(f"{job}: {why}" for job, why in found.failed.items()))
+
+
+@reported
+def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -> None:  # noqa: B006  # typer copies it
+    """Check everything that search would check before its first evaluation; write nothing.
+
+    Example: sae-moo validate configs/quickstart.yaml
+    """
+    quiet()
+    from sae_moo.config import Config
+
+    parsed = Config.load(config, set_)
+    from sae_moo.build import Bench
+    from sae_moo.jobs import check_resumable
+
+    bench = Bench.open(parsed)
+    bench.live_model()
+    check_resumable(parsed, bench)
+    facts: dict[str, Any] = {
+        "study": parsed.study.name,
+        "device": bench.device,
+        "experts": list(bench.pool.names),
+        "groups": list(bench.pool.groups),
+        "parameters": sum(info.numel for info in bench.pool.tensors),
+        "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
+        "calibration": bench.calibration,
+        "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
+        "sources": {task.name: {s: task.source(s) for s in ("search", "test")} for task in bench.tasks},
+    }
+    if as_json:
+        print_json(facts)
+        return
+    print(f"{config}: fine")
+    print(f"  experts     {', '.join(facts['experts'])} on {bench.device}")
+    groups = len(bench.pool.groups)
+    print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
+    if bench.calibration is not None:
+        print(f"  norms       {bench.calibration}")
+    for name, counts in facts["tasks"].items():
+        print(f"  task        {name}: {counts['search']} search and {counts['test']} test instances")
+        sources = facts["sources"][name]
+        if sources["search"] != sources["test"]:
+            print(f"              searched on {sources['search']}, tested on {sources['test']}")
+
+
+def _next_commands(run: Run) -> str:
+    name = shlex.quote(str(run.folder))
+    record, _ = run.pick()
+    return (
+        "next:\n"
+        f"  sae-moo front {name}\n"
+        f"  sae-moo pick {name} --knee\n"
+        f"  sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify\n"
+        f"  sae-moo dashboard {name}"
+    )

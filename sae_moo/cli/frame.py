@@ -1,0 +1,122 @@
+"""What every command of `sae-moo` shares: its options, its one way to fail, its console."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from sae_moo.errors import SaeMooError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_moo.run import Run
+
+# Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
+
+P = ParamSpec("P")
+
+
+class SplitName(StrEnum):
+    """Which items to score on."""
+
+    search = "search"
+    test = "test"
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a YAML file.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a name under runs/.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make; it must not exist yet.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the configuration.")
+]
+Knee = Annotated[bool, typer.Option("--knee", help="The knee of the front (the default).")]
+Weights = Annotated[str | None, typer.Option("--weights", metavar="A=w,B=w", help="Largest weighted sum.")]
+Pseudo = Annotated[
+    str | None, typer.Option("--pseudo", metavar="A=w,B=w", help="Nearest pseudo-weights of objectives.")
+]
+Wish = Annotated[str | None, typer.Option("--wish", metavar="A=x,B=y", help="Nearest to these values.")]
+Order = Annotated[
+    str | None, typer.Option("--order", metavar="A,B", help="The best in B among those about as good as the best in A.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(metavar="x", help="What is about as good for --order; one standard error by default.")
+]
+Where = Annotated[list[str], typer.Option("--where", metavar="'A>=x'", help="Keep a limit; may be given again.")]
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into one message on stderr and the promised exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except SaeMooError as error:
+            print(f"sae-moo: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            let_go_of_stdout()
+            raise typer.Exit(0) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            kept = "; what was finished before is kept" if error.errno == errno.ENOSPC else ""
+            print(f"sae-moo: {where}{error.strerror or error}{kept}", file=sys.stderr)
+            raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from None
+        except KeyboardInterrupt:
+            print("sae-moo: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def open_run(run: str) -> Run:
+    """The run of that folder or name."""
+    quiet()
+    from sae_moo.run import Run
+
+    return Run.open(run)
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console that does not fold tables in a pipe, nor mind a reader that leaves."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            let_go_of_stdout()
+            raise typer.Exit(0)
+
+    console = Piped(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, 400)  # a pipe has no width to fit; a folded table is hard to read
+    return console
+
+
+def let_go_of_stdout() -> None:
+    """Forget a reader that has what it wanted (e.g. head): the interpreter flushes stdout once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(document: Any) -> None:
+    """Print one document on stdout."""
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def quiet() -> None:
+    """Keep other libraries' chatter off the screen; our own warnings stay."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="sae-moo: %(message)s", stream=sys.stderr)
