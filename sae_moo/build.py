@@ -19,7 +19,7 @@ import torch
 from sae_moo.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.calibration import calibrate, read_texts
 from sae_moo.checker import check
-from sae_moo.config import Config, OneShotSection, OperatorsSection, PsoSection, SaeSection, SearchSection, TaskSection
+from sae_moo.config import Config
 from sae_moo.consistency import MOST_SPARSE
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
@@ -49,6 +49,7 @@ from sae_moo.searchers.scalar import (
 )
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.sections import OneShotSection, OperatorsSection, PsoSection, SaeSection, SearchSection, TaskSection
 from sae_moo.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)

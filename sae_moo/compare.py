@@ -22,7 +22,7 @@ import torch
 from sae_moo import jobs
 from sae_moo.algorithms import ALGORITHMS
 from sae_moo.build import Bench, versions
-from sae_moo.config import Config, MethodSection, differences
+from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
 from sae_moo.explore.figures import Curve, draw_progress
@@ -30,6 +30,7 @@ from sae_moo.files import whole
 from sae_moo.judging import JUDGED, judge
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.ratio import Gains
+from sae_moo.sections import MethodSection
 from sae_moo.storage import unpacked
 
 RESULTS = "compare"  # in the comparison's folder: results, by ending

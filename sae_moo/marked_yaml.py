@@ -64,6 +64,39 @@ def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], 
     return raw, {key: f"{source}:{line}" for key, line in _lines(root)}, list(_duplicates(root, source))
 
 
+def override(raw: dict[str, Any], lines: dict[Key, str], change: str) -> list[str]:
+    """Change `raw` by one ``key.path=value``; `lines` then says that the value came from the command line."""
+    path, equals, text = change.partition("=")
+    source = f"--set {change}"
+    if not equals or not path:
+        return [f"{source}: expected key.path=value, e.g. search.population=32"]
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return [f"{source}: the value is not YAML: {str(error).splitlines()[0]}"]
+    keys: list[str | int] = [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in path.split(".")]
+    target: Any = raw
+    for i, key in enumerate(keys[:-1]):
+        if isinstance(target, dict) and target.get(key) is None:
+            target[key] = {}
+            lines[tuple(keys[: i + 1])] = source
+        if not _holds(target, key):
+            return [f"{source}: {dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
+        target = target[key]
+    if isinstance(target, dict) or _holds(target, keys[-1]):
+        target[keys[-1]] = value
+    else:
+        return [f"{source}: {dotted(tuple(keys))}: there is no such place"]
+    lines[tuple(keys)] = source
+    return []
+
+
+def _holds(target: Any, key: str | int) -> bool:
+    if isinstance(target, list):
+        return isinstance(key, int) and key < len(target)
+    return isinstance(target, dict) and key in target
+
+
 def place(key: Key, lines: Mapping[Key, str], source: str) -> str:
     """Return ``FILE:LINE`` of a key, or of the nearest one above it, or `source`."""
     while key and key not in lines:

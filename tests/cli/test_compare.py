@@ -15,9 +15,10 @@ import pytest
 from commands import call, config_for, refused, written
 
 from sae_moo import compare, jobs
-from sae_moo.config import Config, MethodSection, OperatorsSection
+from sae_moo.config import Config
 from sae_moo.errors import InputError, RunError
 from sae_moo.run import Run
+from sae_moo.sections import MethodSection, OperatorsSection
 
 METHODS = [
     "nsga2",

@@ -1,0 +1,82 @@
+"""What is wrong with a configuration, told with its place, what was expected, and the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from sae_moo.errors import nearest
+from sae_moo.marked_yaml import Key, dotted, place
+
+
+def faults_of(model: type[BaseModel], error: ValidationError, lines: Mapping[Key, str], source: str) -> Iterator[str]:
+    """Yield a line for each fault.
+
+    Args:
+        model: what was to be read.
+        error: what pydantic raised.
+        lines: the place of each key, as `marked_yaml.read` gives it.
+        source: where it is from, for keys that stand nowhere.
+    """
+    for fault in error.errors():
+        if not _of_another_branch(fault):
+            key = _own_key(fault["loc"])
+            yield f"{place(key, lines, source)}: {dotted(key)}: {_explained(model, key, fault)}"
+
+
+def _of_another_branch(fault: Any) -> bool:
+    """Say whether a fault is only that the value is not of the other type of a union."""
+    if isinstance(fault["input"], dict):
+        return "str" in fault["loc"]
+    return bool({"MeanSection", "MethodSection"} & {*fault["loc"]}) and fault["type"] == "model_type"
+
+
+def _own_key(location: Sequence[str | int]) -> Key:
+    """Drop what pydantic adds to a location: the branch of a union it was in."""
+    return tuple(part for part in location if part not in ("str", "MeanSection", "MethodSection", "[key]"))
+
+
+def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:
+    got = fault["input"]
+    shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
+    match fault["type"]:
+        case "extra_forbidden":
+            siblings = _keys_beside(model, key)
+            return f"no such key{nearest(str(key[-1]), siblings)}; expected one of {', '.join(siblings)}"
+        case "missing":
+            return "expected this key, it is missing"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+        case "string_pattern_mismatch":
+            return f"expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got {shown}"
+        case "literal_error":
+            near = nearest(str(got), [part.strip("' ") for part in re.split(",| or ", fault["ctx"]["expected"])])
+            return f"expected {fault['ctx']['expected']}, got {shown}{near}"
+        case _:
+            if (
+                isinstance(got, str)
+                and fault["type"] in ("float_type", "int_type")
+                and re.fullmatch(r"-?\d+e-?\d+", got)
+            ):
+                return f"expected a number; YAML reads {got} as text, write {float(got)!r}"
+            text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
+            text = re.sub(r"dictionary or instance of \w+|dictionary", "a mapping", text)
+            text = re.sub(r"List should have at least 1 item.*", "at least one entry", text)
+            return f"expected {text}, got {shown}"
+
+
+def _keys_beside(model: type[BaseModel], key: Key) -> list[str]:
+    current: Any = model
+    for part in key[:-1]:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[str(part)].annotation
+        while not (isinstance(current, type) and issubclass(current, BaseModel)):
+            inner = [each for each in get_args(current) if isinstance(each, type) and each not in (str, type(None))]
+            inner += [each for each in get_args(current) if get_origin(each) is not None]
+            if not inner:
+                break
+            current = inner[-1]
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
