@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from commands import call, refused
 
+from sae_moo import diff
+from sae_moo.cli.deciding import optimism_json, paired_json, paired_text
 from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.judging import check_has_test, on_both_splits
+from sae_moo.evaluate.summary import summary
+from sae_moo.explore.significance import Paired
+from sae_moo.judging import bench_of, check_has_test, on_both_splits
 from sae_moo.materializer import materialize
+from sae_moo.objectives import Objective
+from sae_moo.recipe import Expert
 from sae_moo.run import Run
 
 
@@ -50,6 +58,7 @@ def test_picks_tell_their_neighbours(there, monkeypatch):
     assert below["significance"]["facts"]["mean"] == pytest.approx(differences["facts"])
     shown = call("pick", "tiny", "--order", "facts,sparsity", "--tolerance", "0.001").stdout
     assert f"neighbours on the front, minus trial {pair[0].number} (search split)" in shown
+    assert f"significant  {differences['sparsity']:+.3f}" in re.sub(" {2,}", "  ", shown)
     assert "sign-flip test" in shown
 
 
@@ -64,6 +73,7 @@ def test_rules_that_cannot_be_kept_are_refused(there):
 
 
 def test_a_tested_pick(mine, monkeypatch):
+    run_of = Run.open("tiny").trial
     result = call("pick", "tiny", "--test", "--json")
     document = json.loads(result.stdout)
     trial, test = document["trial"], document["test"]
@@ -75,6 +85,7 @@ def test_a_tested_pick(mine, monkeypatch):
         assert told["mean"] == pytest.approx(search["score"] - anew["score"])
         assert told["stderr"] == pytest.approx(math.hypot(search["stderr"], anew["stderr"]))
     base, best, average = test["references"].values()
+    assert run_of(base["trial"]).recipe.input.name == "base"
     assert list(test["references"])[0::2] == ["base", "uniform average"]
     name = list(test["references"])[1].removeprefix("best expert (").removesuffix(")")
     assert name in ("math", "code", "law")
@@ -95,6 +106,16 @@ def test_a_tested_pick(mine, monkeypatch):
     assert asked == [], "scores are kept"
     shown = call("pick", "tiny", "--test").stdout
     assert f"trial {trial['number']} minus it, test" in shown
+    rows = [line for line in shown.splitlines() if line.startswith((f" trial {trial['number']} ", " base "))]
+    for line, told in zip(rows, (test, base), strict=True):
+        means = told["objectives"]["facts"]
+        cells = [f"{means[split]['score']:.3f} ± {means[split]['stderr']:.3f}" for split in ("search", "test")]
+        cells.append(f"{means['optimism']['mean']:+.3f} ± {means['optimism']['stderr']:.3f}")
+        assert [line.index(cell) for cell in cells] == sorted(line.index(cell) for cell in cells)
+        assert ("significant" in line) == (told is base)
+    facts = test["optimism"]["facts"]
+    (line,) = [line for line in shown.splitlines() if line.startswith(" facts ") and "±" in line]
+    assert line.rstrip().endswith(f"{facts['mean']:+.3f} ± {facts['stderr']:.3f}")
     assert "optimism is search minus test" in shown
     (mine / "runs/tiny/test.json").write_text("[1]")
     assert "test.json: expected scores on the test split" in refused("pick", "tiny", "--test")
@@ -103,7 +124,7 @@ def test_a_tested_pick(mine, monkeypatch):
 def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_study_did_not(mine):
     run = Run.open("tiny")
     known, record = run.trials(), run.front()[0]
-    run.trials = list  # nothing of the references is known
+    run.trials = lambda: [replace(each, state="failed", evaluation=None) for each in known]
     _, base, best, average = on_both_splits(run, [record])
     assert [each.trial for each in (base, best, average)] == [None] * 3
     names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
@@ -193,3 +214,59 @@ def test_what_cannot_be_held_against_each_other(there):
     assert "--set changes a configuration" in refused("diff", "tiny", "1", "2", "--set", "models.dtype=float16")
     base = str(Config.load("c.yaml").models.base)
     assert "are not of one architecture" in refused("diff", "zoo:math", base, "--config", "c.yaml")
+
+
+def test_another_device_will_do_where_scores_are_only_looked_at(there):
+    run = Run.open("tiny")
+    run.identity = run.identity | {"device": "cuda"}
+    assert bench_of(run, any_device=True).device == "cpu"
+    with pytest.raises(InputError, match="device: the study has 'cuda', now it is 'cpu'"):
+        bench_of(run)
+    run.identity = run.identity | {"search.population": 7}
+    with pytest.raises(InputError, match=r"search\.population: the study has 7, now it is 6"):
+        bench_of(run, any_device=True)
+
+
+def test_trials_without_test_items_have_no_test_diff(there):
+    run = Run.open("tiny")
+    run.config = Config.load("c.yaml", ["tasks.0.test=0"])
+    with pytest.raises(InputError, match=r"tasks without test instances \(test: 0\): facts"):
+        diff.of_trials(run, 0, 1, "test")
+
+
+def test_models_are_compared_as_they_are_served(there, tmp_path, tiny_folders):
+    """A recipe and a folder are the same model only once both are rounded to the configured dtype."""
+    (tmp_path / "bare.json").write_text(Expert("math").to_json())
+    command = ("diff", f"{tmp_path}/bare.json", str(tiny_folders["math"]), "--config", "c.yaml", "--json")
+    found = json.loads(call(*command, "--set", "models.dtype=bfloat16").stdout)
+    assert found["weights"]["distance"] == 0
+
+
+def test_objectives_of_several_tasks_are_told_beside_their_tasks():
+    rows = [
+        {"a": np.array([0.0, 1.0]), "b": np.array([0.0, 0.0])},
+        {"a": np.array([1.0, 1.0]), "b": np.array([0.0, 1.0])},
+    ]
+    found = diff._scores(rows, [Objective("both", ("a", "b")), Objective("a", ("a",)), Objective("sparsity")])
+    assert list(found) == ["a", "b", "both"]
+    assert (found["both"].first.score, found["both"].second.score, found["both"].change.mean) == (0.25, 0.75, 0.5)
+
+
+def test_what_grew_out_of_nothing_is_infinitely_far(tiny):
+    zeros = diff._groups(tiny, lambda info: torch.zeros(info.shape), lambda info: torch.ones(info.shape))
+    assert {group.distance for group in zeros} == {math.inf}
+    assert zeros[0].sparsity == (1.0, 0.0)
+    same = diff._groups(tiny, lambda info: torch.zeros(info.shape), lambda info: torch.zeros(info.shape))
+    assert {group.distance for group in same} == {0.0}
+
+
+def test_how_differences_are_told():
+    sure = Paired(mean=0.1, stderr=0.02, low=0.06, high=0.14, p=0.0004, won=9, lost=1)
+    assert paired_text(sure) == "+0.100 [+0.060, +0.140] p<0.001, significant"
+    unsure = Paired(mean=-0.01, stderr=math.nan, low=math.nan, high=math.nan, p=0.7, won=1, lost=2)
+    assert paired_text(replace(unsure, low=-0.04, high=0.02, p=0.25)).endswith("p=0.250, not significant")
+    assert paired_json(sure) == {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "p": 0.0004} | {
+        "significant": True, "won": 9, "lost": 1,
+    }  # fmt: skip
+    assert paired_json(unsure)["low"] is None
+    assert optimism_json({"search": summary({"a": np.ones(3)})}) == {}
