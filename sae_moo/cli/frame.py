@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -112,6 +112,13 @@ def let_go_of_stdout() -> None:
 def print_json(document: Any) -> None:
     """Print one document on stdout."""
     print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def suggest(console: Console, commands: Mapping[str, str]) -> None:
+    """Print what to type next: command -> what it does. Everything of a line can be pasted into a shell."""
+    width = min(max(map(len, commands)), 90)
+    lines = (f"  {command:{width}}  # {what}" for command, what in commands.items())
+    console.print("\n".join(("next:", *lines)), highlight=False, soft_wrap=True, markup=False)
 
 
 def quiet() -> None:

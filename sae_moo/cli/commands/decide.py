@@ -25,6 +25,7 @@ from sae_moo.cli.frame import (
     print_json,
     quiet,
     reported,
+    suggest,
 )
 from sae_moo.errors import InputError
 
@@ -72,12 +73,8 @@ def pick(
     console = make_console()
     deciding.show_pick(console, opened, record, why, beside, tested)
     number = record.number
-    console.print(
-        f"next:\n  sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    export = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
+    suggest(console, {export: "a Hugging Face folder, loaded and scored again"})
 
 
 @reported

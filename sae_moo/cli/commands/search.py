@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sae_moo.cli.frame import AsJson, ConfigFile, Settings, make_console, print_json, quiet, reported
-
-if TYPE_CHECKING:
-    from sae_moo.run import Run
+from sae_moo.cli.frame import AsJson, ConfigFile, Settings, make_console, print_json, quiet, reported, suggest
 
 
 @reported
@@ -61,7 +58,17 @@ def search(
         highlight=False,
     )
     if front:
-        console.print(_next_commands(run), highlight=False, soft_wrap=True, markup=False)
+        name, (record, _) = shlex.quote(str(run.folder)), run.pick()
+        export = f"sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify"
+        suggest(
+            console,
+            {
+                f"sae-moo pick {name}": "one trade-off, why, and what its neighbours would cost",
+                export: "that one as a Hugging Face folder, loaded and scored again",
+                f"sae-moo report {name} --output report.html": "one page to read and to pass on",
+                f"sae-moo dashboard {name}": "every trial in optuna-dashboard",
+            },
+        )
 
 
 @reported
@@ -142,15 +149,3 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
         sources = facts["sources"][name]
         if sources["search"] != sources["test"]:
             print(f"              searched on {sources['search']}, tested on {sources['test']}")
-
-
-def _next_commands(run: Run) -> str:
-    name = shlex.quote(str(run.folder))
-    record, _ = run.pick()
-    return (
-        "next:\n"
-        f"  sae-moo front {name}\n"
-        f"  sae-moo pick {name} --knee\n"
-        f"  sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify\n"
-        f"  sae-moo dashboard {name}"
-    )
