@@ -26,8 +26,8 @@ def test_a_search_goes_on_and_shows_plain_lines(here):
     second = call("search", "c.yaml", "--evaluations", "8")
     assert "resumed: 3 evaluations replayed" in second.stdout
     assert "8/8 evaluations" in second.stdout
-    for command in ("front", "pick", "export", "dashboard"):
-        assert f"sae-moo {command} runs/tiny" in second.stdout
+    for command in ("pick", "export", "report", "dashboard"):
+        assert f"  sae-moo {command} runs/tiny " in second.stdout.partition("\nnext:\n")[2]
     assert json.loads(call("search", "c.yaml", "--evaluations", "8", "--json").stdout)["evaluations"] == 8
 
 
