@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -12,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from commands import call, refused
+from rich.console import Console
 
-from sae_moo import diff
-from sae_moo.cli.deciding import optimism_json, paired_json, paired_text
+from sae_moo import diff, judging
+from sae_moo.cli import deciding
 from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.summary import summary
 from sae_moo.explore.significance import Paired
-from sae_moo.judging import bench_of, check_has_test, on_both_splits
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Objective
 from sae_moo.recipe import Expert
@@ -106,17 +107,6 @@ def test_a_tested_pick(mine, monkeypatch):
     assert asked == [], "scores are kept"
     shown = call("pick", "tiny", "--test").stdout
     assert f"trial {trial['number']} minus it, test" in shown
-    rows = [line for line in shown.splitlines() if line.startswith((f" trial {trial['number']} ", " base "))]
-    for line, told in zip(rows, (test, base), strict=True):
-        means = told["objectives"]["facts"]
-        cells = [f"{means[split]['score']:.3f} ± {means[split]['stderr']:.3f}" for split in ("search", "test")]
-        cells.append(f"{means['optimism']['mean']:+.3f} ± {means['optimism']['stderr']:.3f}")
-        assert [line.index(cell) for cell in cells] == sorted(line.index(cell) for cell in cells)
-        assert ("significant" in line) == (told is base)
-    facts = test["optimism"]["facts"]
-    (line,) = [line for line in shown.splitlines() if line.startswith(" facts ") and "±" in line]
-    assert line.rstrip().endswith(f"{facts['mean']:+.3f} ± {facts['stderr']:.3f}")
-    assert "optimism is search minus test" in shown
     (mine / "runs/tiny/test.json").write_text("[1]")
     assert "test.json: expected scores on the test split" in refused("pick", "tiny", "--test")
 
@@ -125,7 +115,7 @@ def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_stud
     run = Run.open("tiny")
     known, record = run.trials(), run.front()[0]
     run.trials = lambda: [replace(each, state="failed", evaluation=None) for each in known]
-    _, base, best, average = on_both_splits(run, [record])
+    _, base, best, average = judging.on_both_splits(run, [record])
     assert [each.trial for each in (base, best, average)] == [None] * 3
     names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
     scores = {name: record.values["facts"] for name, record in names.items() if name != "base"}
@@ -136,7 +126,7 @@ def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_stud
 
 def test_tasks_need_test_instances(here):
     with pytest.raises(InputError, match=r"tasks without test instances \(test: 0\): zoo_math"):
-        check_has_test(Config.load("c.yaml", ["tasks.1.test=0"]))
+        judging.check_has_test(Config.load("c.yaml", ["tasks.1.test=0"]))
 
 
 def test_a_verified_export_tells_its_optimism(there, tmp_path):
@@ -219,12 +209,12 @@ def test_what_cannot_be_held_against_each_other(there):
 def test_another_device_will_do_where_scores_are_only_looked_at(there):
     run = Run.open("tiny")
     run.identity = run.identity | {"device": "cuda"}
-    assert bench_of(run, any_device=True).device == "cpu"
+    assert judging.bench_of(run, any_device=True).device == "cpu"
     with pytest.raises(InputError, match="device: the study has 'cuda', now it is 'cpu'"):
-        bench_of(run)
+        judging.bench_of(run)
     run.identity = run.identity | {"search.population": 7}
     with pytest.raises(InputError, match=r"search\.population: the study has 7, now it is 6"):
-        bench_of(run, any_device=True)
+        judging.bench_of(run, any_device=True)
 
 
 def test_trials_without_test_items_have_no_test_diff(there):
@@ -260,13 +250,33 @@ def test_what_grew_out_of_nothing_is_infinitely_far(tiny):
     assert {group.distance for group in same} == {0.0}
 
 
+def test_both_splits_side_by_side():
+    def tested(name, sparsity, search, test):
+        return judging.Tested(
+            name, None, sparsity, {"search": {"facts": np.array(search)}, "test": {"facts": np.array(test)}}
+        )
+
+    found = [
+        tested("trial 7", 0.5, [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]),
+        tested("base", 0.0, [1.0, 0.0] * 2, [0.0] * 4),
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    for table in deciding.tested_tables(found, [Objective("facts", ("facts",)), Objective("sparsity")]):
+        console.print(table)
+    lines = [re.split(" {2,}", line.strip()) for line in console.export_text().splitlines()]
+    assert ["trial 7", "0.500", "0.750 ± 0.250", "0.500 ± 0.289", "+0.250 ± 0.382"] in lines
+    assert ["base", "0.000", "0.500 ± 0.289", "0.000", "+0.500 ± 0.289"] in [line[:5] for line in lines]
+    assert ["+0.500 [-0.419, +1.419] p=0.500, not significant"] in [line[5:] for line in lines]
+    assert ["facts", "0.750 ± 0.250", "4", "0.500 ± 0.289", "4", "+0.250 ± 0.382"] in lines
+
+
 def test_how_differences_are_told():
     sure = Paired(mean=0.1, stderr=0.02, low=0.06, high=0.14, p=0.0004, won=9, lost=1)
-    assert paired_text(sure) == "+0.100 [+0.060, +0.140] p<0.001, significant"
+    assert deciding.paired_text(sure) == "+0.100 [+0.060, +0.140] p<0.001, significant"
     unsure = Paired(mean=-0.01, stderr=math.nan, low=math.nan, high=math.nan, p=0.7, won=1, lost=2)
-    assert paired_text(replace(unsure, low=-0.04, high=0.02, p=0.25)).endswith("p=0.250, not significant")
-    assert paired_json(sure) == {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "p": 0.0004} | {
+    assert deciding.paired_text(replace(unsure, low=-0.04, high=0.02, p=0.25)).endswith("p=0.250, not significant")
+    assert deciding.paired_json(sure) == {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "p": 0.0004} | {
         "significant": True, "won": 9, "lost": 1,
     }  # fmt: skip
-    assert paired_json(unsure)["low"] is None
-    assert optimism_json({"search": summary({"a": np.ones(3)})}) == {}
+    assert deciding.paired_json(unsure)["low"] is None
+    assert deciding.optimism_json({"search": summary({"a": np.ones(3)})}) == {}
