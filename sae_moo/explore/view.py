@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.explore.pick import pick
+from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Constraint, Objective
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Recipe
+from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
 from sae_moo.storage import TrialRecord
+
+DIGITS = 3
+"""Mixing weights that agree to so many are the same: coefficients are rounded to four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,21 @@ class View:
         return found
 
     @cached_property
+    def plain(self) -> dict[tuple[float, ...], TrialRecord]:
+        """Mixing weights of those trials that are weighted sums of the experts and no more -> the first such trial.
+
+        A weight for each of `experts`, the same in every group. Searches over lineages begin with such trials, those
+        over coefficients have them among their first vectors.
+        """
+        found: dict[tuple[float, ...], TrialRecord] = {}
+        for record in self.done:
+            if not record.parents and all(map(_plain, walk(record.recipe))):
+                rows = mixing_weights(record.recipe, self.experts, len(self.groups), self.mixing).round(DIGITS)
+                if (rows == rows[0]).all():
+                    found.setdefault(tuple(rows[0].tolist()), record)
+        return found
+
+    @cached_property
     def mixing(self) -> dict[Recipe, NDArray[np.float64]]:
         """The memo of `mixing.mixing_weights`: lineages share most of their trials."""
         return {}
@@ -86,22 +105,20 @@ class View:
     @cached_property
     def base(self) -> TrialRecord | None:
         """The trial of the unmerged base, if it was evaluated."""
-        return self._of(Cast(Expert(BASE), self.dtype))
+        return self._alone(BASE)
 
     @cached_property
     def average(self) -> TrialRecord | None:
         """The trial of the unpruned uniform average of the experts, if it was evaluated."""
-        experts = tuple(Expert(name) for name in self.experts if name != BASE)
-        if not experts:
-            return None
-        return self._of(Cast(Merge("linear", experts, (1.0 / len(experts),) * len(experts)), self.dtype))
+        experts = len(self.experts) - 1
+        return self.plain.get(tuple(0.0 if name == BASE else round(1 / experts, DIGITS) for name in self.experts))
 
     @cached_property
     def references(self) -> tuple[Marked, ...]:
         """The base, the experts and their uniform average, as far as they were evaluated."""
         found = [Marked(BASE, self.base, "the base model")] if self.base is not None else []
         for name in self.experts:
-            record = None if name == BASE else self._of(Cast(Expert(name), self.dtype))
+            record = None if name == BASE else self._alone(name)
             if record is not None:
                 found.append(Marked(name, record, "an expert"))
         if self.average is not None:
@@ -145,9 +162,19 @@ class View:
                 weights[task] = weights.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
         return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in weights.items() if w))
 
-    def _of(self, recipe: Recipe) -> TrialRecord | None:
-        number = self.known.get(recipe)
-        return None if number is None else self.records[number]
+    def _alone(self, expert: str) -> TrialRecord | None:
+        return self.plain.get(tuple(float(name == expert) for name in self.experts))
+
+
+def _plain(node: Recipe) -> bool:
+    """Say whether a node keeps a weighted sum of experts one."""
+    match node:
+        case Merge():
+            return node.method in ("linear", "task_arithmetic")
+        case Prune():
+            return not np.any(node.sparsity)
+        case _:
+            return True
 
 
 def sparsity(record: TrialRecord) -> float:

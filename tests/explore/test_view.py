@@ -8,6 +8,7 @@ from synthetic import view
 
 from sae_moo.explore.pick import pick
 from sae_moo.explore.view import by_trial, sparsity
+from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 
 def test_the_base_the_experts_and_their_average_are_found():
@@ -50,3 +51,15 @@ def test_the_error_of_the_accuracy_is_that_of_an_objective_over_the_same_tasks()
     for each in study.done:
         errors = [each.evaluation.stderr(task) for task in ("a", "b")]
         assert study.accuracy_error(each) == pytest.approx(np.hypot(*errors) / 2)
+
+
+def test_models_are_known_by_what_they_are_made_of_not_by_how():
+    study = view(30)
+    experts = tuple(map(Expert, study.experts))
+    weights = {0: (0.0, 1.0, 0.0, 0.0), 3: (1.0, 0.0, 0.0, 0.0), 4: (0.0001, 0.3333, 0.3333, 0.3333)}
+    made = {number: Cast(Merge("task_arithmetic", experts, row), "float32") for number, row in weights.items()}
+    anew = replace(study, records=tuple(replace(r, recipe=made.get(r.number, r.recipe)) for r in study.records))
+    assert [each.record.number for each in anew.references] == [3, 0, 1, 2, 4]
+    pruned = {number: Cast(Prune(recipe.input, 0.5), "float32") for number, recipe in made.items()}
+    less = replace(study, records=tuple(replace(r, recipe=pruned.get(r.number, r.recipe)) for r in study.records))
+    assert [each.name for each in less.references] == ["code", "law"]
