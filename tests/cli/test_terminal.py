@@ -24,7 +24,12 @@ TAKEN, GIVEN_BACK, CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
 def test_a_stopped_or_ended_process_gives_the_terminal_back():
     main, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=end, stderr=end, stdin=end, env={**os.environ, "TERM": "xterm"}
+        [sys.executable, "-c", PROGRAM],
+        stdout=end,
+        stderr=end,
+        stdin=end,
+        env={**os.environ, "TERM": "xterm"},
+        process_group=0,
     )
     os.close(end)
     try:
