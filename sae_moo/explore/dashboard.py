@@ -53,13 +53,16 @@ def shown_of(view: View, run: str) -> Shown:
 
     if not view.front:
         return Shown(notes_of(view, run))
-    figures = {f"front-{i}": figure for i, figure in enumerate(front_figures(view))}
+    fronts = front_figures(view)
+    if len(view.objectives) == 3:
+        fronts = fronts[:1]  # three panels have no room here, and the dashboard draws any two objectives itself
+    figures = {f"front-{i}": figure for i, figure in enumerate(fronts)}
     figures["hypervolume"] = hypervolume_figure(hypervolumes(view.records, view.objectives))
     found = generations(view.records, RATIO)
     if len(found.number) > 1:
         figures["generations"] = generation_figure(found)
     for figure in figures.values():
-        figure.update_layout(height=HEIGHT)
+        figure.update_layout(height=HEIGHT, legend_font_size=11)
     return Shown(notes_of(view, run), figures)
 
 

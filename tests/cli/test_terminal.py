@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 PROGRAM = """
@@ -15,7 +18,7 @@ import time
 from rich.console import Console
 from rich.text import Text
 from sae_moo.cli.terminal import Canvas
-with Canvas(Console(), lambda width, height: [Text("at work")]):
+with Canvas(Console(), lambda width, height: [Text(f"at work on {width} x {height}")]):
     time.sleep(60)
 """
 TAKEN, GIVEN_BACK, CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
@@ -23,6 +26,7 @@ TAKEN, GIVEN_BACK, CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
 
 def test_a_stopped_or_ended_process_gives_the_terminal_back():
     main, end = pty.openpty()
+    resize(end, 80, 24)
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdout=end,
@@ -33,8 +37,12 @@ def test_a_stopped_or_ended_process_gives_the_terminal_back():
     )
     os.close(end)
     try:
-        said = read(main, b"at work")
+        said = read(main, b"at work on 80 x 24")
         assert TAKEN in said
+        resize(main, 30, 8)
+        read(main, b"at work on 30 x 8")
+        frame = (read(main, b"on 30 x 8") + read(main, b"on 30 x 8")).split(b"\x1b[H")[-2]
+        assert frame.count(b"\n") == 7, "all of the screen, so that nothing is left on it, and not a row more"
         process.send_signal(signal.SIGTSTP)
         assert CURSOR in read(main, GIVEN_BACK)
         assert b"at work" not in read(main, b"at work", 0.5), "stopped"
@@ -47,6 +55,10 @@ def test_a_stopped_or_ended_process_gives_the_terminal_back():
         process.kill()
         process.wait()
         os.close(main)
+
+
+def resize(handle: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(handle, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def read(handle: int, until: bytes, seconds: float = 30.0) -> bytes:

@@ -46,7 +46,7 @@ def test_a_run_has_notes_that_nothing_is_written_for(tmp_path, monkeypatch):
     assert f"`sae-moo export s --trial {knee} --output exported-{knee} --verify`" in notes[knee]
     assert all("Recipe:" in note for note in notes.values())
     figures = {each["id"]: json.loads(each["graph_object"]) for each in study["plotly_graph_objects"]}
-    assert sorted(figures) == ["front-0", "front-1", "generations", "hypervolume"]
+    assert sorted(figures) == ["front-0", "generations", "hypervolume"]
     assert figures["hypervolume"]["layout"]["xaxis"]["title"]["text"] == "evaluations"
     assert (tmp_path / "s" / JOURNAL).read_bytes() == before
 

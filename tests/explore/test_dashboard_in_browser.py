@@ -30,7 +30,7 @@ def test_the_pages_of_a_study_draw_and_tell(tmp_path):
     with opened(pages) as page:
         page.send("Emulation.setDeviceMetricsOverride", width=1300, height=2600, deviceScaleFactor=1, mobile=False)
         page.wait(f"{FRONT}?.calcdata?.[3]?.length")
-        page.wait("document.querySelectorAll('[id^=user-defined-plot].js-plotly-plot').length === 4")
+        page.wait("document.querySelectorAll('[id^=user-defined-plot].js-plotly-plot').length === 3")
         x, y, count = json.loads(page.value(PLACE))
         assert count == len(run.front())
         page.point_at(x, y)
