@@ -225,7 +225,7 @@ class Bench:
         """Return a fresh searcher."""
         config, ground, section = self.config, self.ground(), self.config.search
         name, seed, weights = section.algorithm, config.study.seed, section.weights
-        objectives, constraints, schedule = config.objective_list(), config.constraint_list(), self.schedule()
+        objectives, constraints, schedule = config.objective_list(), config.constraint_list(), schedule_of(config)
         coefficients = CoefficientSpace(ground, sparsity=config.space.sparsity)
         if name in ("nsga2", "nsga3"):
             return NsgaSearcher(
@@ -261,13 +261,6 @@ class Bench:
             case _:
                 optimizer = RandomDraws(coefficients, section.population, schedule.high)
         return ScalarSearcher(coefficients, objectives, constraints, optimizer, name, weights, seed)
-
-    def schedule(self) -> Schedule | Adaptive:
-        """Return the configured schedule of pruning ratios."""
-        config, annealing = self.config, self.config.annealing
-        if config.schedule == ADAPTIVE:
-            return Adaptive(annealing.low, config.highest_ratio)
-        return Schedule(config.schedule, annealing.low, config.highest_ratio, annealing.period, annealing.growth)
 
     def identity(self) -> dict[str, Any]:
         """Return what a study must not change while it is resumed: settings, experts, tasks, device."""
@@ -356,6 +349,14 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
         prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
         texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
+
+
+def schedule_of(config: Config) -> Schedule | Adaptive:
+    """Return the configured schedule of pruning ratios."""
+    annealing = config.annealing
+    if config.schedule == ADAPTIVE:
+        return Adaptive(annealing.low, config.highest_ratio)
+    return Schedule(config.schedule, annealing.low, config.highest_ratio, annealing.period, annealing.growth)
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

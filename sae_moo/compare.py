@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,6 +33,7 @@ from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.ratio import Gains
 from sae_moo.sections import MethodSection
 from sae_moo.storage import unpacked
+from sae_moo.study import Event, Finished, Resumed
 
 RESULTS = "compare"  # in the comparison's folder: results, by ending
 
@@ -70,6 +72,23 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A search that is running made an evaluation, or found those of earlier sessions.
+
+    Args:
+        job: which.
+        evaluations: how many it has now.
+        new: how many of them were made in this session.
+        budget: how many it will have.
+    """
+
+    job: Job
+    evaluations: int
+    new: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a comparison found.
 
@@ -95,7 +114,10 @@ class Comparison:
 
 
 def run(
-    config: Config, listener: Callable[[Step], None] = lambda step: None, root: str | Path = RUNS, workers: int = 1
+    config: Config,
+    listener: Callable[[Step | Made], None] = lambda step: None,
+    root: str | Path = RUNS,
+    workers: int = 1,
 ) -> Comparison:
     """Run every search of a comparison that has not ended yet, judge their fronts, and write what came out.
 
@@ -104,7 +126,7 @@ def run(
 
     Args:
         config: the configuration, with a section ``compare``.
-        listener: told of every search that begins and ends.
+        listener: told of every search that begins and ends, and of every evaluation.
         root: folder of run folders; everything lies in ``root/NAME``.
         workers: searches at a time, each in a process of its own; the processor's cores are shared out among them.
 
@@ -134,11 +156,11 @@ def run(
     done = len(plan) - len(waiting)
     try:
         if workers > 1:
-            _run_apart(config, waiting, folder, workers, begins, ended)
+            _run_apart(config, waiting, folder, workers, begins, ended, listener)
         else:
             for job in waiting:
                 begins(job)
-                ended(job, _failure(lambda job=job: run_cell(config, job, folder)))  # type: ignore[misc]
+                ended(job, _failure(lambda job=job: run_cell(config, job, folder, listener)))  # type: ignore[misc]
     except KeyboardInterrupt:
         kept = f"{done} finished searches and every evaluation are kept"
         raise Interrupted(f"stopped; {kept}, the same command goes on") from None
@@ -157,8 +179,20 @@ def jobs_of(config: Config) -> list[Job]:
     ]
 
 
-def run_cell(config: Config, job: Job, folder: Path) -> None:
+def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], None] = lambda made: None) -> None:
     """Run or resume one search and judge its front on the test split; see `run`."""
+    counts = Counter[str]()
+
+    def heard(event: Event) -> None:
+        match event:
+            case Resumed():
+                counts["all"] = sum(record.told is not None for record in event.records)
+            case Finished():
+                counts.update(("all", "new"))
+            case _:
+                return
+        listener(Made(job, counts["all"], counts["new"], cell.search.evaluations))
+
     cell = config.cell(job.method, job.seed)
     place = folder / cell.study.name
     made, budget = _evaluations(Run.open(place)) if (place / POINTER).is_file() else 0, cell.search.evaluations
@@ -167,7 +201,7 @@ def run_cell(config: Config, job: Job, folder: Path) -> None:
     bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
     bench = bench.configured(cell)
     try:
-        found = jobs.search(cell, root=folder, bench=bench)
+        found = jobs.search(cell, heard, root=folder, bench=bench)
     except InputError as error:
         text = str(error).replace("use another study.name, or --fresh to put the old run aside", "")
         raise InputError(
@@ -223,6 +257,7 @@ def _run_apart(
     workers: int,
     begins: Callable[[Job], None],
     ended: Callable[[Job, str | None], None],
+    made: Callable[[Made], None],
 ) -> None:
     """Run searches in processes of their own, so many at a time; a process that dies fails its search only."""
     context = multiprocessing.get_context("spawn")
@@ -243,12 +278,16 @@ def _run_apart(
                 process.start()
                 sender.close()
                 out[process.sentinel] = (process, job, receiver)
-            for sentinel in wait(list(out)):
-                process, job, receiver = out.pop(sentinel)
+            ready = wait([*out, *(receiver for _, _, receiver in out.values())])
+            for sentinel, (process, job, receiver) in list(out.items()):
+                kind, text = _heard(receiver, made)
+                if sentinel not in ready and not kind:
+                    continue
                 process.join()
-                try:
-                    kind, text = receiver.recv()
-                except EOFError:  # it said nothing
+                del out[sentinel]
+                if not kind:  # what it said last may have come after the first look
+                    kind, text = _heard(receiver, made)
+                if not kind:
                     kind, text = "failed", f"its process died (exit code {process.exitcode})"
                 if kind == "input":
                     raise InputError(text)
@@ -261,13 +300,27 @@ def _run_apart(
             process.join()
 
 
+def _heard(receiver: Connection, made: Callable[[Made], None]) -> tuple[str, str]:
+    """Take in what a search has said since, and return how it ended; two empty texts if it has not said that."""
+    try:
+        while receiver.poll():
+            kind, said = receiver.recv()
+            if kind != "made":
+                return kind, said
+            made(said)
+    except (EOFError, OSError):  # it is gone, perhaps within a message
+        pass
+    return "", ""
+
+
 def _work(document: dict[str, Any], directory: str, place: int, folder: str, threads: int, answer: Connection) -> None:
     """Run one search in this process and say how it went."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         config = Config.from_dict(document, directory)
-        failure = _failure(lambda: run_cell(config, jobs_of(config)[place], Path(folder)))
+        job = jobs_of(config)[place]
+        failure = _failure(lambda: run_cell(config, job, Path(folder), lambda made: answer.send(("made", made))))
         answer.send(("done", "") if failure is None else ("failed", failure))
     except SaeMooError as error:
         answer.send(("input", str(error)))

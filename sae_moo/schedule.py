@@ -65,13 +65,23 @@ class Schedule:
         Raises:
             ValueError: for a negative step.
         """
+        _, into, length = self.cycle(step)
+        return into / length
+
+    def cycle(self, step: int) -> tuple[int, float, float]:
+        """Return which cycle a step is in (from 0), how many steps into it, and how many steps it lasts.
+
+        Raises:
+            ValueError: for a negative step.
+        """
         if step < 0:
             raise ValueError(f"step: expected 0 or more, got {step}")
-        start, length = 0.0, float(self.period)
+        number, start, length = 0, 0.0, float(self.period)
         while step >= start + length:
+            number += 1
             start += length
             length *= self.growth
-        return (step - start) / length
+        return number, step - start, length
 
 
 class Uniform(Protocol):

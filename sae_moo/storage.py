@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +39,8 @@ JOURNAL = "study.journal"
 STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.PRUNED: "stopped"}
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
 PARAM_RANGE = (-10.0, 10.0)
+# Attributes of a trial that are read again by us alone.
+INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ class TrialStorage:
         constraints: Sequence[Constraint],
         fingerprints: Mapping[str, str],
     ) -> None:
-        self.study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+        self.study = study_of(storage, name)
         self._storage = storage
         self._id = storage.get_study_id_from_name(name)
         self.objectives = tuple(objectives)
@@ -300,6 +303,44 @@ class TrialStorage:
             self._digests[recipe] = name
             self._recipes[name] = recipe
         return record
+
+
+def study_of(storage: BaseStorage, name: str) -> optuna.Study:
+    """Return a study of a storage as Optuna has it."""
+    return optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+
+
+def trial_of(study: optuna.Study, identity: int) -> Trial:
+    """Return a trial as Optuna has it, by its identity in the storage."""
+    return Trial(study, identity)
+
+
+def readable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return trials for a reader's eyes; those given are not changed.
+
+    What only we read is left out. Parameters have the range that the trials have used, 0 among it, since plots and
+    importances are of the whole range; one that only some trials have and that never differs is left out. Limits are
+    also given where Optuna kept them before its release 5.
+    """
+    values: dict[str, list[float]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            values.setdefault(name, []).append(value)
+    ranges = {}
+    for name, row in values.items():
+        if len(set(row)) > 1 or len(row) == len(trials):
+            low, high = min(0.0, *row), max(0.0, *row)
+            ranges[name] = FloatDistribution(low, high if high > low else low + 1.0)
+    shown = []
+    for trial in trials:
+        own = copy(trial)
+        own.params = {name: value for name, value in trial.params.items() if name in ranges}
+        own.distributions = {name: ranges[name] for name in own.params}
+        own.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in INTERNAL}
+        if trial.constraints:
+            own.system_attrs = {**trial.system_attrs, "constraints": list(trial.constraints.values())}
+        shown.append(own)
+    return shown
 
 
 def open_storage(where: str | Path, write: bool) -> BaseStorage:

@@ -36,6 +36,19 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """One more candidate is being evaluated.
+
+    Args:
+        number: of its trial.
+        proposal: what the search asked for.
+    """
+
+    number: int
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """One more trial ended.
 
@@ -59,7 +72,7 @@ class Exhausted:
     budget: int
 
 
-Event = Resumed | Finished | Exhausted
+Event = Resumed | Begun | Finished | Exhausted
 Listener = Callable[[Event], None]
 
 
@@ -160,6 +173,7 @@ class Study:
         known = self._first_with.get(digest(proposal.recipe, self._fingerprints))
         if known is None:
             self._executor.submit(number, proposal.recipe, rivals)
+            self._listener(Begun(number, proposal))
         else:
             first, evaluation = known
             self._finish(number, evaluation, repeats=first)

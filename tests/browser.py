@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sae_moo.explore.dashboard import serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
@@ -75,6 +78,20 @@ class Page:
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=13, text="\r")
+
+
+def served(storage) -> str:
+    """The address of the API of a dashboard that is served from here on."""
+    addresses: list[str] = []
+    there = threading.Event()
+
+    def ready(address: str) -> None:
+        addresses.append(address)
+        there.set()
+
+    threading.Thread(target=serve, args=(storage, 0, ready), daemon=True).start()
+    assert there.wait(30)
+    return addresses[0].replace("/dashboard", "/api")
 
 
 @contextmanager

@@ -103,3 +103,16 @@ def test_the_end_of_the_last_arm_is_drawn_too():
 def test_adaptive_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         Adaptive(**settings)
+
+
+def test_cycles_are_counted_from_none_and_grow():
+    schedule = Schedule(period=2, growth=1.5)
+    assert [schedule.cycle(step) for step in range(6)] == [
+        (0, 0, 2),
+        (0, 1, 2),
+        (1, 0, 3),
+        (1, 1, 3),
+        (1, 2, 3),
+        (2, 0, 4.5),
+    ]
+    assert [schedule.position(step) for step in range(3)] == [0, 0.5, 0]

@@ -21,7 +21,7 @@ from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, Scalar
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 from sae_moo.storage import TrialStorage, create_or_load, open_storage
-from sae_moo.study import Exhausted, Finished, Resumed, Study
+from sae_moo.study import Begun, Exhausted, Finished, Resumed, Study
 
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
 LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
@@ -214,10 +214,12 @@ def test_another_search_is_not_grafted_on(tmp_path):
 def test_events(tmp_path):
     setup, events = Setup(tmp_path / "s"), []
     setup.run(evaluations=3, listener=events.append)
-    assert [type(event) for event in events] == [Finished] * 3
+    assert [type(event) for event in events] == [Begun, Finished] * 3
+    assert [event.number for event in events[::2]] == [event.record.number for event in events[1::2]]
+    assert [event.proposal.recipe for event in events[::2]] == [event.record.asked for event in events[1::2]]
     setup.run(evaluations=4, listener=events.append)
-    assert [type(event) for event in events[3:]] == [Resumed, Finished]
-    assert len(events[3].records) == 3
+    assert [type(event) for event in events[6:]] == [Resumed, Begun, Finished]
+    assert len(events[6].records) == 3
 
 
 class Script:

@@ -1,194 +1,23 @@
-"""What the command line shows: a live view of a search, plain lines where there is no terminal, tables, JSON shapes."""
+"""What the command line shows of what was found: tables and JSON shapes."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from sae_moo.compare import Comparison, Step, difference_text, value_text
-from sae_moo.config import Config
+from sae_moo.compare import Comparison, difference_text, value_text
 from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Metric
 from sae_moo.objectives import Objective
-from sae_moo.run import front_of
 from sae_moo.storage import TrialRecord
-from sae_moo.study import Event, Exhausted, Finished, Resumed
-
-FRONT_ROWS = 8  # rows of the live view's front; the whole front is printed at the end
-PLAIN_SECONDS = 5.0  # between lines where there is no terminal
-
-
-class SearchView:
-    """Shows a search as it runs; use it as a context and as the study's listener.
-
-    Args:
-        config: the configuration.
-        console: where to show; without a terminal it prints a plain line now and then.
-        show: whether to show anything at all.
-    """
-
-    def __init__(self, config: Config, console: Console, show: bool = True) -> None:
-        self._objectives = config.objective_list()
-        self._tasks = [task.name for task in config.tasks]
-        self._budget = config.search.evaluations
-        self._console = console
-        self._show = show
-        self._records: list[TrialRecord] = []
-        self._replayed = 0
-        self._looked = False
-        self._start = time.monotonic()
-        self._last_line = 0.0
-        self._live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self._picture, transient=True)
-            if show and console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> SearchView:
-        self._start = time.monotonic()
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since the context was entered."""
-        return time.monotonic() - self._start
-
-    @property
-    def evaluated(self) -> int:
-        """Evaluations ended in this session."""
-        return len(self._records) - self._replayed
-
-    @property
-    def earlier(self) -> str:
-        """What to say of evaluations made before this session; nothing if there were none."""
-        return f" ({len(self._records)} with those of earlier sessions)" if self._replayed else ""
-
-    def __call__(self, event: Event) -> None:
-        """Take in one event of the study."""
-        match event:
-            case Resumed():
-                self._records += [record for record in event.records if record.evaluation is not None]
-                self._replayed = len(self._records)
-                if self._show:
-                    self._console.print(f"resumed: {self._replayed} evaluations replayed in {event.seconds:.2f} s")
-            case Exhausted() if self._show:
-                self._console.print(f"nothing left to try after {event.evaluations} of {event.budget} evaluations")
-            case Finished():
-                self._records.append(event.record)
-                if event.record.generation == 1 and not self._looked and self._show:
-                    self._look()
-                if event.record.state == "failed" and self._show and event.record.evaluation is not None:
-                    self._console.print(f"trial {event.record.number} failed: {event.record.evaluation.reason}")
-                if self._show and self._live is None:
-                    self._plain_line()
-
-    def _look(self) -> None:
-        """Say once, after the first generation, which tasks nobody solves anything of."""
-        self._looked = True
-        for task, best in self._best().items():
-            if best == 0.0:
-                self._console.print(
-                    f"task {task}: every candidate so far scores 0 on it; "
-                    "evaluate --samples shows what models are asked and answer",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-
-    def _plain_line(self) -> None:
-        now = time.monotonic()
-        if now - self._last_line < PLAIN_SECONDS and len(self._records) < self._budget:
-            return
-        self._last_line = now
-        front = front_of(self._records, self._objectives)
-        best = "  ".join(f"{task} {value:.3f}" for task, value in self._best().items())
-        self._console.print(
-            f"{len(self._records)}/{self._budget} evaluations  {self._speed():.2f}/s  left {self._left()}  "
-            f"best: {best}  front: {len(front)}{self._stopped()}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def _picture(self) -> Group:
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}")
-        )
-        more = f"{self._speed():.2f} evaluations/s   left {self._left()}"
-        bar.add_task("evaluations", total=self._budget, completed=len(self._records), more=more)
-        best = Text("best score   " + "   ".join(f"{task} {value:.3f}" for task, value in self._best().items()))
-        front = front_of(self._records, self._objectives)
-        table = front_table(
-            _spread(front, FRONT_ROWS),
-            self._objectives,
-            self._tasks,
-            f"front: {len(front)} of {len(self._records)}{self._stopped()}",
-        )
-        return Group(bar, best, table)
-
-    def _best(self) -> dict[str, float]:
-        done = [record.evaluation for record in self._records if record.evaluation is not None and record.evaluation.ok]
-        return {task: max((evaluation.mean(task) for evaluation in done), default=0.0) for task in self._tasks}
-
-    def _stopped(self) -> str:
-        count = sum(record.state == "stopped" for record in self._records)
-        return f"  stopped early: {count}" if count else ""
-
-    def _speed(self) -> float:
-        return self.evaluated / max(self.seconds, 1e-9)
-
-    def _left(self) -> str:
-        if not self.evaluated:
-            return "--:--"
-        seconds = round((self._budget - len(self._records)) / self._speed())
-        return (
-            f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-            if seconds >= 3600
-            else f"{seconds // 60}:{seconds % 60:02d}"
-        )
-
-
-class CompareView:
-    """Says which search of a comparison begins and which has ended; use it as the comparison's listener.
-
-    Args:
-        console: where to say it.
-        show: whether to say anything.
-    """
-
-    def __init__(self, console: Console, show: bool = True) -> None:
-        self._console = console
-        self._show = show
-        self._began: dict[str, float] = {}
-
-    def __call__(self, step: Step) -> None:
-        """Take in one step."""
-        name = str(step.job)
-        if step.what == "begins":
-            self._began[name] = time.monotonic()
-            return
-        if self._show:
-            seconds = time.monotonic() - self._began[name]
-            how = "" if step.what == "done" else f" failed: {step.what}"
-            self._console.print(
-                f"{step.done}/{step.total}  {name}  {seconds:.0f} s{how}", highlight=False, soft_wrap=True, markup=False
-            )
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
@@ -218,19 +47,23 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 
 def front_table(
-    records: Sequence[TrialRecord], objectives: Sequence[Objective], tasks: Sequence[str], title: str = ""
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    tasks: Sequence[str],
+    title: str = "",
+    errors: bool = True,
 ) -> Table:
     """Return a table of trials: values of the objectives with standard errors, then every other task's mean."""
     single = [task for task in tasks if task not in {objective.name for objective in objectives}]
     table = bare_table(title)
     table.add_column("trial", justify="right")
     for objective in objectives:
-        table.add_column(objective.name, justify="right")
+        table.add_column(objective.name, justify="right", no_wrap=True)
     for task in single:
-        table.add_column(task, justify="right", style="dim")
+        table.add_column(task, justify="right", style="dim", no_wrap=True)
     for record in records:
         assert record.evaluation is not None
-        cells = [with_error(record.values[o.name], record.stderr[o.name]) for o in objectives]
+        cells = [with_error(record.values[o.name], record.stderr[o.name] if errors else 0.0) for o in objectives]
         more = [f"{record.evaluation.mean(task):.3f}" for task in single]
         table.add_row(str(record.number), *cells, *more)
     return table
@@ -342,10 +175,3 @@ def _note(record: TrialRecord) -> str:
 def with_error(value: float, stderr: float) -> str:
     """Return a value with its standard error, as tables show it; without where there is none."""
     return f"{value:.3f} ± {stderr:.3f}" if stderr > 0 else f"{value:.3f}"
-
-
-def _spread(records: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
-    """Return at most `most` records, evenly spread, both ends among them."""
-    if len(records) <= most:
-        return list(records)
-    return [records[round(i * (len(records) - 1) / (most - 1))] for i in range(most)]

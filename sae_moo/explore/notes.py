@@ -11,14 +11,18 @@ from sae_moo.explore import words
 from sae_moo.explore.view import View, by_trial
 from sae_moo.storage import TrialRecord
 
-MOST_NOTES = 300  # trials of the front that have one; the dashboard sends every note with every page
+MOST_NOTES = 500  # trials that have one; the dashboard sends every note with every page
 READING = """## How to read these pages
 
-* **Pareto front** (first page): the trials over any two objectives; pointing at one tells its number.
-* **Trial (Selection)**: drag along the axes to keep a range of objectives, parameters and numbers of trials.
-* **Trials**: each of the front, and the base, the experts and their average, has a note with its recipe in words.
+* **History**: the trials over any two objectives, pointing at one tells its number; below, what matters to each
+  objective, then our figures of the front and of its growth. Trials that break a limit are grey.
+* **Analytics**: an objective against one parameter or two.
+* **Trials (List)**: each with a note: its values, what made it and its recipe in words.
+* **Smart Selection**: drag along the axes to keep a range of objectives, parameters and numbers of trials; the table
+  below has what is left.
 * `weight NAME` is how much of an expert is in a trial, to first order; `sparsity block.N` what its last pruning asked
-  of a block; `annealed ratio` what the search pruned it at. Objectives are realised, on the search split.
+  of a block; `annealed ratio` what the search pruned it at, where that ever changes. Objectives are realised, on the
+  search split.
 * These pages can edit and delete. A study that lacks a trial cannot be resumed.
 """
 
@@ -51,18 +55,23 @@ def notes_of(view: View, run: str) -> Notes:
     names: dict[int, str] = {}
     for record, marked in by_trial((*view.picks, *view.references)):
         names[record.number] = words.names_words(marked)
-    noted = [*(view.records[number] for number in names), *view.front[:MOST_NOTES]]
-    trials = {record.number: _trial_note(view, run, record, names.get(record.number)) for record in noted}
+    ended = [record for record in view.records[::-1] if record.evaluation is not None]
+    noted = dict.fromkeys([*names, *(record.number for record in (*view.front, *ended))])
+    trials = {n: _trial_note(view, run, view.records[n], names.get(n)) for n in list(noted)[:MOST_NOTES]}
     return Notes("\n".join(lines), trials)
 
 
 def _trial_note(view: View, run: str, record: TrialRecord, name: str | None) -> str:
     lines = [f"**{plain(name)}**", ""] if name else []
-    lines += [*(plain(line) + "  " for line in words.trial_words(view, record)), "", "Recipe:", ""]
+    if record.values:
+        lines += [plain(line) + "  " for line in words.trial_words(view, record)]
+    elif record.evaluation is not None:
+        lines += [f"**{record.state.capitalize()}**: {plain(record.evaluation.reason or '')}"]
+    lines += ["", "Recipe:", ""]
     steps = words.recipe_words(record.recipe, view.known)
     lines += [f"{i}. {plain(step)}" for i, step in enumerate(steps, 1)]
     command = f"sae-moo export {_code(run)} --trial {record.number} --output exported-{record.number} --verify"
-    return "\n".join([*lines, "", f"`{command}`", ""])
+    return "\n".join([*lines, "", *([f"`{command}`", ""] if record.values else [])])
 
 
 def plain(text: str) -> str:

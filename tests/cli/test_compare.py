@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_evaluate_on_the_test_split(config, here):
 def test_what_is_done_is_not_done_again_and_more_seeds_are_added(config, here, monkeypatch):
     assert call("compare", "compare.yaml").exit_code == 0
     asked = []
-    monkeypatch.setattr(compare, "run_cell", lambda config, job, folder: asked.append(str(job)))
+    monkeypatch.setattr(compare, "run_cell", lambda config, job, *more: asked.append(str(job)))
     again = call("compare", "compare.yaml")
     assert (again.exit_code, asked) == (0, [])
     assert "minus nsga2" in again.stdout
@@ -114,7 +114,23 @@ def test_an_unfinished_search_is_resumed(config, here):
     jobs.search(short, root=here / "runs" / "other")
     found = compare.run(parsed, listened.append)
     assert [cell.evaluations for cell in found.cells if cell.method == "nsga2"] == [9, 9]
-    assert [step.what for step in listened].count("done") == 5
+    steps = [event.what for event in listened if isinstance(event, compare.Step)]
+    assert (steps.count("begins"), steps.count("done")) == (5, 5)
+    made = [
+        (event.evaluations, event.new, event.budget)
+        for event in listened
+        if str(getattr(event, "job", "")) == str(job) and isinstance(event, compare.Made)
+    ]
+    assert made == [(4 + i, i, 9) for i in range(6)]
+
+
+def test_searches_apart_tell_how_far_they_are(config, here):
+    heard = []
+    compare.run(Config.load("compare.yaml", ["compare.seeds=1"]), heard.append, workers=2)
+    for method in ("nsga2", "swarm, dense"):
+        own = [event for event in heard if event.job.method.name == method]
+        assert [type(event) for event in own] == [compare.Step, *[compare.Made] * 9, compare.Step]
+        assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
 
 
 def test_a_smaller_budget_is_no_equal_one(config, here):
@@ -183,10 +199,10 @@ def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
 def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
     real = compare.run_cell
 
-    def failing(config, job, folder):
+    def failing(config, job, *more):
         if job.method.name == "swarm, dense":
             raise RunError("all 6 first candidates failed: not finite")
-        real(config, job, folder)
+        real(config, job, *more)
 
     monkeypatch.setattr(compare, "run_cell", failing)
     result = call("compare", "compare.yaml", code=1)

@@ -90,13 +90,13 @@ def report(
 def dashboard(
     run: RunName, port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 8080
 ) -> None:
-    """Serve optuna-dashboard for a run on 127.0.0.1, with notes in words, until Ctrl-C; also while it is searched.
+    """Serve optuna-dashboard for a run on 127.0.0.1, with notes and figures, until Ctrl-C; also while it is searched.
 
     Example: sae-moo dashboard quickstart --port 8080
     """
     opened = open_run(run)
-    from sae_moo.explore.dashboard import serve, with_notes
-    from sae_moo.explore.notes import notes_of
+    from sae_moo.explore.dashboard import serve, shown_of, with_notes
 
-    noted = with_notes(opened.storage, opened.name, lambda: notes_of(opened.view(), run))
-    serve(noted, port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))
+    noted = with_notes(opened.storage, opened.name, lambda: shown_of(opened.view(), run))
+    page = f"studies/{opened.storage.get_study_id_from_name(opened.name)}"
+    serve(noted, port, lambda address: print(f"{address}/{page}  (Ctrl-C ends it)", file=sys.stderr))

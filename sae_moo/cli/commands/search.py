@@ -31,7 +31,8 @@ def search(
 
     parsed = Config.load(config, overrides)
     from sae_moo import jobs
-    from sae_moo.cli.display import SearchView, front_table, trial_json
+    from sae_moo.cli.display import front_table, trial_json
+    from sae_moo.cli.progress import SearchView
 
     console = make_console(as_json)
     with SearchView(parsed, console, show=not as_json) as view:
@@ -92,12 +93,13 @@ def compare(
     if smoke and parsed.compare is not None:
         parsed = parsed.smoke()
     from sae_moo import compare as comparing
-    from sae_moo.cli.display import CompareView, comparison_tables
+    from sae_moo.cli.display import comparison_tables
+    from sae_moo.cli.progress import CompareView
     from sae_moo.errors import RunError
 
     console = make_console(as_json)
-    view = CompareView(console, show=not as_json)
-    found = comparing.run(parsed, view, workers=workers)
+    with CompareView(parsed, console, show=not as_json) as view:
+        found = comparing.run(parsed, view, workers=workers)
     if as_json:
         print_json(comparing.document_of(found))
     else:
