@@ -11,34 +11,13 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from sae_moo.explore.plots import (
-    BLACK,
-    BLUE,
-    GREY,
-    GRID,
-    ORANGE,
-    PURPLE,
-    SCALE,
-    SKY,
-    VERMILLION,
-    Axis,
-    Figure,
-    axes_of,
-    figure_of,
-    hover_text,
-    styled_,
-    wrapped,
-)
+from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words
+from sae_moo.explore.palette import BLACK, BLUE, GREY, GRID, ORANGE, PURPLE, SCALE, SKY, VERMILLION
+from sae_moo.explore.plots import Figure, figure_of, hover_text, styled_, wrapped
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.storage import TrialRecord
 
 REFERENCE_SHAPES = {"base": ("square", BLACK), "uniform average": ("star", PURPLE)}
-MOST_DOTS = 2000  # dominated trials drawn in a figure; browsers slow down beyond some thousands
-
-
-def _others(view: View, drawn: Sequence[TrialRecord]) -> str:
-    rest = len(view.done) - len(view.front)
-    return f"{rest:,} other trials" if len(drawn) == rest else f"{len(drawn):,} of {rest:,} other trials"
 
 
 def front_figures(view: View) -> list[Figure]:
@@ -47,28 +26,14 @@ def front_figures(view: View) -> list[Figure]:
     With one objective its value by trial; with two a plane; with three a space to turn, then every pair of objectives;
     with more parallel coordinates of the front, then mean accuracy against sparsity.
     """
-    axes = axes_of(view)
-    number = Axis("trial", "trial number", lambda record: record.number, lambda record: 0.0)
-    mean = Axis("accuracy", "accuracy (mean of the scored objectives, 0 to 1)", view.accuracy, view.accuracy_error)
-    zeros = Axis("sparsity", "sparsity (fraction of zeros among prunable weights)", sparsity, lambda record: 0.0)
+    axes, flat = axes_of(view), _panels(view, planes(view), staircase=len(view.objectives) == 2)
     match len(axes):
-        case 1:
-            return [_panels(view, [(number, axes[0])])]
-        case 2:
-            return [_panels(view, [(axes[1], axes[0])], staircase=True)]
+        case 1 | 2:
+            return [flat]
         case 3:
-            return [_space(view, axes), _panels(view, [(axes[2], axes[0]), (axes[2], axes[1]), (axes[1], axes[0])])]
+            return [_space(view, axes), flat]
         case _:
-            return [_parallel(view, axes), _panels(view, [(zeros, mean)])]
-
-
-def thinned(view: View) -> list[TrialRecord]:
-    """Return the trials with a result that are not on the front, at most `MOST_DOTS`, evenly spread over time."""
-    front = {record.number for record in view.front}
-    rest = [record for record in view.done if record.number not in front]
-    if len(rest) <= MOST_DOTS:
-        return rest
-    return [rest[i] for i in np.linspace(0, len(rest) - 1, MOST_DOTS).astype(int)]
+            return [_parallel(view, axes), flat]
 
 
 def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = False) -> Figure:
@@ -77,15 +42,15 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
     others = thinned(view)
     for column, (x, y) in enumerate(pairs, 1):
         traces = [
-            _dots(view, others, x, y, _others(view, others), {"color": GREY, "size": 5, "opacity": 0.7}),
+            _dots(view, others, x, y, thinned_words(view, others), {"color": GREY, "size": 5, "opacity": 0.7}),
             _dots(
                 view,
                 view.front,
                 x,
                 y,
-                f"front, {len(view.front):,} trials (bars: standard error)",
+                front_words(view),
                 {"color": BLUE, "size": 8},
-                bars=len(view.front) <= 200,
+                bars=barred(view),
             ),
         ]
         if staircase and len(view.front) > 1:
@@ -109,7 +74,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
 def _space(view: View, axes: Sequence[Axis]) -> Figure:
     """Return three objectives as a space to turn."""
     others = thinned(view)
-    parts = [(others, _others(view, others), GREY, 2.5), (view.front, "front", BLUE, 4.5)]
+    parts = [(others, thinned_words(view, others), GREY, 2.5), (view.front, "front", BLUE, 4.5)]
     traces = [
         go.Scatter3d(
             **_places(rows, axes),
@@ -157,7 +122,7 @@ def _space(view: View, axes: Sequence[Axis]) -> Figure:
 
 
 def _places(records: Sequence[TrialRecord], axes: Sequence[Axis]) -> dict[str, NDArray[np.float32]]:
-    return {key: np.array([axis.value(r) for r in records], np.float32) for key, axis in zip("xyz", axes, strict=True)}
+    return {key: axis.values(records).astype(np.float32) for key, axis in zip("xyz", axes, strict=True)}
 
 
 def _parallel(view: View, axes: Sequence[Axis]) -> Figure:
@@ -165,8 +130,7 @@ def _parallel(view: View, axes: Sequence[Axis]) -> Figure:
     zeros = [sparsity(record) for record in view.front]
     trace = go.Parcoords(
         dimensions=[
-            {"label": escape(axis.name), "values": np.array([axis.value(r) for r in view.front], np.float32)}
-            for axis in axes
+            {"label": escape(axis.name), "values": axis.values(view.front).astype(np.float32)} for axis in axes
         ],
         line={
             "color": zeros,
@@ -185,12 +149,14 @@ def _dots(
     view: View, records: Sequence[TrialRecord], x: Axis, y: Axis, name: str, marker: dict[str, Any], bars: bool = False
 ) -> go.Scatter:
     def errors(axis: Axis) -> dict[str, Any] | None:
-        spread = np.nan_to_num(np.array([axis.error(r) for r in records], np.float32))
-        return {"array": spread, "color": SKY, "thickness": 1, "width": 0} if bars and spread.any() else None
+        spread = axis.errors(records) if bars else None
+        if spread is None:
+            return None
+        return {"array": spread.astype(np.float32), "color": SKY, "thickness": 1, "width": 0}
 
     return go.Scatter(
-        x=np.array([x.value(r) for r in records], np.float32),
-        y=np.array([y.value(r) for r in records], np.float32),
+        x=x.values(records).astype(np.float32),
+        y=y.values(records).astype(np.float32),
         error_x=errors(x),
         error_y=errors(y),
         mode="markers",

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pick import pick
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Recipe
@@ -84,6 +85,11 @@ class View:
         return {}
 
     @cached_property
+    def hypervolumes(self) -> NDArray[np.float64]:
+        """Hypervolume of the front after each evaluation; see `history.hypervolumes`."""
+        return hypervolumes(self.records, self.objectives)
+
+    @cached_property
     def base(self) -> TrialRecord | None:
         """The trial of the unmerged base, if it was evaluated."""
         return self._of(Cast(Expert(BASE), self.dtype))
@@ -131,6 +137,17 @@ class View:
                     called = f"sparsest at least as accurate as the {name}"
                     found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
         return tuple(found)
+
+    def called(self, record: TrialRecord) -> str:
+        """Return what a trial is called where few words fit: ``base``, an expert's name, or by its number."""
+        return next(
+            (each.name for each in self.references if each.record.number == record.number), f"trial {record.number}"
+        )
+
+    def held_against(self, record: TrialRecord) -> TrialRecord | None:
+        """Return what a trial's answers are held against: the average, else the base; None if it is that itself."""
+        other = self.average if self.average is not None else self.base
+        return None if other is None or other.number == record.number else other
 
     def accuracy(self, record: TrialRecord) -> float:
         """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; 0.0 if there are none."""

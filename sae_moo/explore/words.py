@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Objective
@@ -208,7 +207,7 @@ def _sure(view: View) -> str:
         f"The front was chosen from {count(len(view.done), 'trial')} by these same instances, so its scores are "
         "somewhat too good; a model's score on the test split, which the search never sees, is told by export --verify."
     )
-    grown = hypervolumes(view.records, view.objectives)
+    grown = view.hypervolumes
     last = len(grown) - max(1, len(grown) // 4)
     if len(grown) >= 8 and grown[-1] > 0:
         gain = 1 - grown[last] / grown[-1]

@@ -8,6 +8,8 @@ import pytest
 from browser import opened
 from synthetic import view
 
+from sae_moo.explore.figure_data import agreement_of
+from sae_moo.explore.plots import agreement_figure
 from sae_moo.explore.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,25 @@ def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests
         page.point_at(x, y)
         said = page.wait("document.querySelector('#figure-2 .hoverlayer .hovertext')?.textContent")
         assert said.startswith(f"trial {number}: a 0.")
+
+        first, second = study.front[1], study.records[1]
+        for i, record in enumerate((first, second)):
+            page.value(f"""(() => {{
+                const select = document.querySelectorAll('#chooser select')[{i}];
+                const said = [...select.options].map(option => option.text.split(/[ ,]/)[1]);
+                select.selectedIndex = said.indexOf('{record.number}');
+                select.dispatchEvent(new Event('change'));
+            }})()""")
+        drawn = "document.querySelector('#chooser .plot').data.map(t => [t.name, [...t.x], t.text, t.customdata])"
+        found = agreement_of(study, first, second)
+        expected = [[t.name, list(t.x), list(t.text), list(t.customdata)] for t in agreement_figure(found).data]
+        assert json.loads(page.value(f"JSON.stringify({drawn})")) == expected
+        both, one, two, _ = found.sizes.sum(axis=0)
+        said = page.value("document.querySelector('#chooser [role=status]').textContent")
+        assert said == (
+            f"Of 80 instances trial {first.number} gets {both + one} right and code {both + two}: "
+            f"{both} both, {one} only trial {first.number}, {two} only code."
+        )
 
         page.value("document.querySelectorAll('.plot').forEach(draw)")  # as for printing
         count = page.value("document.querySelectorAll('.plot').length")
