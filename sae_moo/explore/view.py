@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.errors import InputError
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pick import pick
 from sae_moo.objectives import Constraint, Objective
@@ -138,11 +139,14 @@ class View:
                     found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
         return tuple(found)
 
+    def trial(self, number: int) -> TrialRecord:
+        """Return a trial with a result; see `finished`."""
+        return finished(self.records, number)
+
     def called(self, record: TrialRecord) -> str:
         """Return what a trial is called where few words fit: ``base``, an expert's name, or by its number."""
-        return next(
-            (each.name for each in self.references if each.record.number == record.number), f"trial {record.number}"
-        )
+        names = [each.name for each in self.references if each.record.number == record.number]
+        return names[0] if names else f"trial {record.number}"
 
     def held_against(self, record: TrialRecord) -> TrialRecord | None:
         """Return what a trial's answers are held against: the average, else the base; None if it is that itself."""
@@ -165,6 +169,26 @@ class View:
     def _of(self, recipe: Recipe) -> TrialRecord | None:
         number = self.known.get(recipe)
         return None if number is None else self.records[number]
+
+
+def finished(records: Sequence[TrialRecord], number: int) -> TrialRecord:
+    """Return a trial with a result by its number.
+
+    Args:
+        records: all trials, in order of their numbers.
+        number: the trial.
+
+    Raises:
+        InputError: if there is none, or it has no result.
+    """
+    if not 0 <= number < len(records):
+        there = f"there are 0 to {len(records) - 1}" if records else "there are none"
+        raise InputError(f"no trial {number}; {there}")
+    record = records[number]
+    if record.state != "complete":
+        why = f": {record.evaluation.reason}" if record.evaluation is not None else ""
+        raise InputError(f"trial {number} has no result, it is {record.state}{why}")
+    return record
 
 
 def sparsity(record: TrialRecord) -> float:
