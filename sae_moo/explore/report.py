@@ -17,6 +17,7 @@ import numpy as np
 from sae_moo.explore import words
 from sae_moo.explore.figure_data import Answers, agreement_of, ancestry_of, answers_of, blocks_of, thinned
 from sae_moo.explore.history import generations
+from sae_moo.explore.significance import HOW_TESTED
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files import check_new, whole
 from sae_moo.searchers.ratio import RATIO
@@ -184,6 +185,7 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
         compared = [words.difference_words(view, record, other) for other in view.references]
         yield "<h3>Accuracy against the base, the experts and their average</h3>" if compared else ""
         yield "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in compared) + "</ul>" if compared else ""
+        yield f'<p class="soft">{escape(HOW_TESTED)}.</p>' if compared else ""
     yield "<h3>Recipe</h3><ol>"
     for line in words.recipe_words(record.recipe, view.known):
         yield f"<li>{escape(line)}</li>"

@@ -139,6 +139,16 @@ class View:
                     found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
         return tuple(found)
 
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What each task counts in `accuracy`, with the sum 1; those that count nothing are left out."""
+        scored = [objective for objective in self.objectives if objective.tasks]
+        found: dict[str, float] = {}
+        for objective in scored:
+            for task in objective.tasks:
+                found[task] = found.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
+        return found
+
     def trial(self, number: int) -> TrialRecord:
         """Return a trial with a result; see `finished`."""
         return finished(self.records, number)
@@ -159,12 +169,7 @@ class View:
 
     def accuracy_error(self, record: TrialRecord) -> float:
         """Return the standard error of `accuracy` over instances, tasks taken as independent; NaN if it is unknown."""
-        scored = [objective for objective in self.objectives if objective.tasks]
-        weights = dict.fromkeys(self.tasks, 0.0)
-        for objective in scored:
-            for task in objective.tasks:
-                weights[task] = weights.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
-        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in weights.items() if w))
+        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in self.shares.items()))
 
     def _of(self, recipe: Recipe) -> TrialRecord | None:
         number = self.known.get(recipe)
