@@ -45,6 +45,7 @@ def front_picture(view: View) -> Figure:
     order = sorted(range(len(names)), key=lambda i: not names[i].startswith("front,"))
     room = 15 * figure.get_figwidth()  # letters of a small font across
     columns = max(1, min(3, int(room / (8 + max(map(len, names))))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, -(-len(names) // columns) - 2))
     figure.legend(
         [handles[i] for i in order],
         [fill(names[i], int(room) - 8) for i in order],
@@ -102,7 +103,7 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
             low = max(-NARROW / 10, (sum(limits) - NARROW) / 2)
             change(low, low + NARROW)
     panel.set_xlabel(plain(x.title))
-    panel.set_ylabel(plain(f"{y.title}, search split".replace(" (", "\n(" if len(y.title) > 44 else " (")))
+    panel.set_ylabel(plain(f"{y.title}, search split".replace(" (", "\n(" if len(y.title) > 30 else " (")))
     styled_(panel)
 
 

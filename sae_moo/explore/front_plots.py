@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words
+from sae_moo.explore.labels import Label, beside
 from sae_moo.explore.palette import BLACK, BLUE, GREY, GRID, ORANGE, PURPLE, SCALE, SKY, VERMILLION
 from sae_moo.explore.plots import Figure, figure_of, hover_text, styled_, wrapped
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
@@ -65,6 +66,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
             trace.legendgroup = trace.name
             trace.showlegend = trace.showlegend is not False and column == 1
             figure.add_trace(trace, *((1, column) if len(pairs) > 1 else ()))
+        _write_names_(figure, view, x, y, column, len(pairs))
         where = {"col": column} if len(pairs) > 1 else {}
         figure.update_xaxes(title_text=wrapped(x.title, 44 if len(pairs) > 1 else 90), **where)
         figure.update_yaxes(title_text=wrapped(y.title, 44), **where)
@@ -169,24 +171,17 @@ def _dots(
 
 
 def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
-    """Return the references as marks with their names beside them; neighbours' names go up and down in turn."""
+    """Return a mark for each reference."""
     marks: list[go.Scatter] = []
-    reach = max((y.value(r) for r in view.done), default=1.0) - min((y.value(r) for r in view.done), default=0.0)
-    last, side = -np.inf, 0
-    for marked in sorted(view.references, key=lambda each: y.value(each.record)):
+    for marked in view.references:
         symbol, color = REFERENCE_SHAPES.get(marked.name, ("diamond", ORANGE))
-        name, height = escape(marked.name), y.value(marked.record)
-        side = 1 - side if height - last < 0.05 * reach else 0
-        last = height
+        name = escape(marked.name)
         said = f"{name}, trial {marked.record.number}: {hover_text(view, marked.record)}"
         marks.append(
             go.Scatter(
                 x=[x.value(marked.record)],
-                y=[height],
-                mode="markers+text",
-                text=[name],
-                textposition=("bottom right", "top right")[side],
-                textfont={"size": 11, "color": "#333"},
+                y=[y.value(marked.record)],
+                mode="markers",
                 name=name,
                 showlegend=False,
                 marker={"symbol": symbol, "size": 12, "color": color, "line": {"color": "white", "width": 1}},
@@ -194,6 +189,34 @@ def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
             )
         )
     return marks
+
+
+def _write_names_(figure: Figure, view: View, x: Axis, y: Axis, column: int, columns: int) -> None:
+    """Write the references' names beside their marks, in place; how large the page draws the figure is taken to be."""
+    if not view.references:
+        return
+    size, width, height = 11, 980 / columns, 380  # pixels
+    labels = [Label(each.name, (x.value(each.record), y.value(each.record))) for each in view.references]
+    places = np.array([label.place for label in labels])
+    drawn = np.stack([x.values(view.done), y.values(view.done)], axis=1)
+    low, span = drawn.min(axis=0), np.maximum(np.ptp(drawn, axis=0), 1e-9)
+    pixels = (places - low) / span * (width, height)
+    heights, left = beside(pixels, labels, (width + 30, -20.0, height + 20), size)
+    for label, (_, from_), to, flipped in zip(labels, pixels, heights, left, strict=True):
+        figure.add_annotation(
+            x=label.place[0],
+            y=label.place[1],
+            xref=f"x{column}" if column > 1 else "x",
+            yref=f"y{column}" if column > 1 else "y",
+            text=escape(label.text),
+            ax=-10 if flipped else 10,
+            ay=float(from_ - to),
+            xanchor="right" if flipped else "left",
+            arrowhead=0,
+            arrowwidth=0.6,
+            arrowcolor="#999" if abs(to - from_) > size / 2 else "rgba(0,0,0,0)",
+            font={"size": size, "color": "#333"},
+        )
 
 
 def _ring(view: View, record: TrialRecord, x: Axis, y: Axis, names: Sequence[Marked], said: bool) -> go.Scatter:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SIZE = 8.0  # of letters, in points
 AWAY = 9.0  # from a point to its name, in points
-LETTER = 0.62 * SIZE  # width of a letter of the usual font, rather more than less
+LETTER = 0.62  # width of a letter of the usual font in sizes, rather more than less
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,10 @@ def write_beside_(axes: Axes, labels: Sequence[Label]) -> None:
     if not labels or axes.figure is None:
         return
     point = axes.figure.dpi / 72.0  # pixels
-    pixels = axes.transData.transform(np.array([label.place for label in labels])) / point
-    widths = np.array([LETTER * len(label.text) for label in labels])
-    room = axes.bbox.x1 / point
-    left = np.array([label.left for label in labels]) | (pixels[:, 0] + AWAY + widths > room)
-    begins = np.where(left, pixels[:, 0] - AWAY - widths, pixels[:, 0] + AWAY)
-    heights = pixels[:, 1] + np.array([label.lift for label in labels])
-    for group in _touching(begins, begins + widths):
-        heights[group] = spread(heights[group], 1.3 * SIZE)
-    low, high = axes.bbox.y0 / point + SIZE / 2, axes.bbox.y1 / point
-    heights += max(0.0, low - heights.min()) - max(0.0, heights.max() - high)
-    for label, (_, y), height, flipped in zip(labels, pixels, heights, left, strict=True):
+    places = axes.transData.transform(np.array([label.place for label in labels])) / point
+    box = axes.bbox.x1 / point, axes.bbox.y0 / point, axes.bbox.y1 / point
+    heights, left = beside(places, labels, box, SIZE)
+    for label, (_, y), height, flipped in zip(labels, places, heights, left, strict=True):
         moved = abs(height - y - label.lift) > SIZE / 2
         line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if moved else None
         said = axes.annotate(
@@ -73,6 +66,27 @@ def write_beside_(axes: Axes, labels: Sequence[Label]) -> None:
             zorder=6,
         )
         said.set_in_layout(False)
+
+
+def beside(
+    places: NDArray[np.float64], labels: Sequence[Label], box: tuple[float, float, float], size: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the heights of names beside their points, shape (n,), and which of them stand to the left.
+
+    Args:
+        places: of the points on the paper, to the right and up, shape (n, 2).
+        labels: the names; their own places are not read.
+        box: right, lower and upper end of the axes, in the unit of `places`.
+        size: of the letters, likewise.
+    """
+    widths = np.array([LETTER * size * len(label.text) for label in labels])
+    left = np.array([label.left for label in labels]) | (places[:, 0] + AWAY + widths > box[0])
+    begins = np.where(left, places[:, 0] - AWAY - widths, places[:, 0] + AWAY)
+    heights = places[:, 1] + np.array([label.lift for label in labels])
+    for group in _touching(begins, begins + widths):
+        heights[group] = spread(heights[group], 1.3 * size)
+    heights += max(0.0, box[1] + size / 2 - heights.min()) - max(0.0, heights.max() - box[2])
+    return heights, left
 
 
 def spread(wanted: ArrayLike, gap: float) -> NDArray[np.float64]:

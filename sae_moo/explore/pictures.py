@@ -102,7 +102,7 @@ def block_picture(blocks: Blocks, title: str) -> Figure:
             figure.colorbar(drawn, ax=axes, shrink=min(1.0, 4 / size[1]), aspect=25)
             continue
         for (i, j), value in np.ndenumerate(values):
-            dark = sum(shades(norm(value))[:3]) < 1.6
+            dark = np.dot(shades(norm(value))[:3], (0.299, 0.587, 0.114)) < 0.5  # ITU-R BT.601: how bright it looks
             axes.text(
                 j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else BLACK
             )

@@ -20,6 +20,8 @@ def test_the_front_has_error_bars_references_and_picks():
     assert front.error_x.array is None
     named = {trace.name: (trace.x[0], trace.y[0]) for trace in figure.data[3:]}
     assert {"base", "math", "code", "law", "uniform average"} <= set(named)
+    said = {note.text: (note.x, note.y) for note in figure.layout.annotations}
+    assert said == {each.name: named[each.name] for each in study.references}
     knee = next(each.record for each in study.picks if each.name == "knee")
     assert any(place == (knee.values["sparsity"], knee.values["a"]) for name, place in named.items() if "knee" in name)
     assert "fraction of zeros" in figure.layout.xaxis.title.text
