@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests(tmp_path):
-    study = view(500)
+    study = view(500, names=("base", "math", "<b>code</b>", "law"))
     write_report(study, tmp_path / "r.html", "s")
     with opened(f"file://{tmp_path}/r.html") as page:
         page.wait("document.querySelectorAll('#figure-1 canvas').length > 0")  # the space to turn
@@ -63,8 +63,8 @@ def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests
         both, one, two, _ = found.sizes.sum(axis=0)
         said = page.value("document.querySelector('#chooser [role=status]').textContent")
         assert said == (
-            f"Of 80 instances trial {first.number} gets {both + one} right and code {both + two}: "
-            f"{both} both, {one} only trial {first.number}, {two} only code."
+            f"Of 80 instances trial {first.number} gets {both + one} right and <b>code</b> {both + two}: "
+            f"{both} both, {one} only trial {first.number}, {two} only <b>code</b>."
         )
 
         page.value("document.querySelectorAll('.plot').forEach(draw)")  # as for printing

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic import view
@@ -78,6 +80,13 @@ def test_agreement_parts_hold_every_instance_once():
     assert sum(trace.x[1] for trace in figure.data) == pytest.approx(1)
     only = np.flatnonzero(a * (1 - b))
     assert figure.data[1].customdata[1].startswith(f"{len(only)} instances: " + ", ".join(map(str, only[:12])))
+
+
+def test_a_score_of_a_half_is_right():
+    study = view(30)
+    scores = {"a": (0.5,) * 3, "b": (0.49,) * 3}
+    record = replace(study.records[10], evaluation=replace(study.records[10].evaluation, scores=scores))
+    assert agreement_of(study, record, record).sizes.tolist() == [[3, 0, 0, 0], [0, 0, 0, 3]]
 
 
 def test_trials_without_common_tasks_have_no_agreement():
