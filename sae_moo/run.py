@@ -13,7 +13,7 @@ from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.explore import pick as picking
 from sae_moo.explore.neighbours import Neighbour, neighbours
-from sae_moo.explore.view import View
+from sae_moo.explore.view import View, finished
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.pareto import hypervolume, non_dominated
 from sae_moo.recipe import BASE, Cast, Expert, Recipe
@@ -133,14 +133,7 @@ class Run:
         Raises:
             InputError: if there is none, or it has no result.
         """
-        records = self.trials()
-        if not 0 <= number < len(records):
-            raise InputError(f"no trial {number}; there are 0 to {len(records) - 1}")
-        if records[number].state != "complete":
-            evaluation = records[number].evaluation
-            why = f": {evaluation.reason}" if evaluation is not None else ""
-            raise InputError(f"trial {number} has no result, it is {records[number].state}{why}")
-        return records[number]
+        return finished(self.trials(), number)
 
     def pick(
         self,

@@ -13,13 +13,12 @@ from sae_moo.diff import Diff
 from sae_moo.evaluate.summary import Optimism, Score, mean_score, optimism, summary
 from sae_moo.evaluate.task import Split
 from sae_moo.explore.neighbours import Neighbour
-from sae_moo.explore.significance import LEVEL, TEST, Paired, paired
+from sae_moo.explore.significance import HOW_TESTED, Paired, paired
 from sae_moo.judging import Tested
 from sae_moo.objectives import Objective
 from sae_moo.run import Run
 from sae_moo.storage import TrialRecord
 
-HOW_TESTED = f"[95 % interval], p: {TEST}; significant where p < {LEVEL:g}"
 OPTIMISTIC = (
     "optimism is search minus test. The search chose by the search split, so luck there was part of the choice: "
     "what to expect is the score on the test split. Models that were not chosen show how much the splits differ anyway"
@@ -28,9 +27,7 @@ OPTIMISTIC = (
 
 def paired_text(difference: Paired) -> str:
     """Return a difference with its interval, p and verdict, as tables show it."""
-    p = f"p={difference.p:.3f}" if difference.p >= 0.001 else "p<0.001"
-    verdict = "significant" if difference.significant else "not significant"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] {p}, {verdict}"
+    return f"{difference.mean:+.3f} {difference.verdict}"
 
 
 def paired_json(difference: Paired) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from sae_moo.cli.commands.decide import diff, pick
 from sae_moo.cli.commands.deploy import evaluate, export, merge, unpack
-from sae_moo.cli.commands.explore import dashboard, front, report, trials
+from sae_moo.cli.commands.explore import dashboard, figures, front, report, trials
 from sae_moo.cli.commands.search import compare, search, validate
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     diff,
     merge,
     validate,
+    figures,
     report,
     dashboard,
 ):

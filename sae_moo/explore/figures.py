@@ -1,8 +1,8 @@
-"""Static pictures of a study."""
+"""Pictures of a study as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,143 +11,111 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError
-from sae_moo.explore.view import Marked, by_trial, sparsity
-from sae_moo.explore.words import names_words, objective_words
-from sae_moo.objectives import Objective
+from sae_moo.explore import pictures
+from sae_moo.explore.figure_data import agreement_of, ancestry_of, blocks_of
+from sae_moo.explore.front_picture import front_picture
+from sae_moo.explore.history import generations
+from sae_moo.explore.pictures import styled_
+from sae_moo.explore.view import View
+from sae_moo.files import whole_folder
+from sae_moo.searchers.ratio import RATIO
 from sae_moo.storage import TrialRecord
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/; grey for what is not of interest
-ORANGE, SKY, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7", "#b9c2cc"
+DPI = 150  # of PNGs
 
 
-def draw_front(
-    path: Path,
-    trials: Sequence[TrialRecord],
-    front: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    picks: Sequence[Marked] = (),
-    references: Sequence[Marked] = (),
-) -> None:
-    """Write a picture of all trials and the front, error bars one standard error.
-
-    Two objectives make a plane, the last to the right; three a panel for every pair; more parallel coordinates of the
-    front, coloured by sparsity.
+def draw_front(path: Path, view: View) -> None:
+    """Write a picture of the front; see `front_picture.front_picture`.
 
     Args:
         path: the file to write; its ending says how.
-        trials: all trials; those without values are left out.
-        front: the non-dominated ones.
-        objectives: two or more.
-        picks: trials to circle and name.
-        references: trials to mark and name, e.g. the experts.
+        view: the study.
 
     Raises:
-        InputError: for an unknown ending, a single objective or an empty front.
+        InputError: for an unknown ending or an empty front.
     """
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
-    if len(objectives) < 2 or not front:
-        raise InputError(f"{path}: expected a front over two objectives to draw, got {len(front)} trials")
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
-
-    done = [trial for trial in trials if trial.values]
-    if len(objectives) > 3:
-        figure = Figure(figsize=(1.6 * len(objectives) + 2, 4.6), layout="constrained")
-        _draw_parallel(figure, front, objectives)
-        figure.savefig(path, dpi=150)
-        return
-    pairs = [(-1, 0)] if len(objectives) == 2 else [(2, 0), (2, 1), (1, 0)]
-    figure = Figure(figsize=(7.6, 4.8) if len(pairs) == 1 else (15, 5.4), layout="constrained")
-    for axes, (right, up) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-        _draw_panel(axes, done, front, objectives[right], objectives[up], len(objectives) == 2)
-        _draw_names(axes, objectives[right], objectives[up], picks, references)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=2, fontsize="small")
-    figure.savefig(path, dpi=150)
+    if not view.front:
+        raise InputError(f"{path}: the front is empty, there is nothing to draw")
+    front_picture(view).savefig(path, dpi=DPI)
 
 
-def _draw_panel(
-    axes: Axes, done: Sequence[TrialRecord], front: Sequence[TrialRecord], right: Objective, up: Objective, stairs: bool
-) -> None:
-    x, y = right.name, up.name
-    axes.scatter([t.values[x] for t in done], [t.values[y] for t in done], s=14, c=GREY, label=f"{len(done)} trials")
-    steps = sorted(front, key=lambda trial: trial.values[x])
-    axes.errorbar(
-        [t.values[x] for t in steps],
-        [t.values[y] for t in steps],
-        xerr=_errors(steps, x),
-        yerr=_errors(steps, y),
-        fmt="o-" if stairs else "o",
-        color=BLUE,
-        ecolor=SKY,
-        drawstyle="steps-pre" if stairs else "default",  # below and left of the stairs is what the front dominates
-        markersize=5,
-        linewidth=1.2,
-        label=f"front, {len(front)} trials (± one standard error)",
-    )
-    axes.set(xlabel=objective_words(right), ylabel=f"{objective_words(up)}, search split")
-    _style(axes)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write_figures` made.
+
+    Args:
+        trial: number of the trial that was looked into.
+        files: what each shows -> name of its file in the folder, in order.
+        without: what could not be shown -> why.
+    """
+
+    trial: int
+    files: dict[str, str]
+    without: dict[str, str]
 
 
-def _errors(records: Sequence[TrialRecord], name: str) -> list[float] | None:
-    errors = [record.stderr.get(name, 0.0) for record in records]
-    return [error if error > 0 else 0.0 for error in errors] if any(error > 0 for error in errors) else None
+def write_figures(
+    view: View, output: Path, trial: int | None = None, against: int | None = None, ending: str = ".png"
+) -> Written:
+    """Write all figures of a study and of one of its trials into a new folder, whole or not at all.
+
+    Args:
+        view: the study.
+        output: the folder to make; it must not exist yet, or be empty.
+        trial: number of the trial to look into; None: the knee.
+        against: number of the trial whose answers it is held against; None: `View.held_against`.
+        ending: of the files, one of `FORMATS`.
+
+    Raises:
+        InputError: if the front is empty, a trial is unknown or has no result, both trials are the same or were asked
+            no instances in common, or the folder cannot be made.
+    """
+    if not view.front:
+        raise InputError(f"the front of {view.name} is empty: no evaluation so far is feasible")
+    record = view.picks[0].record if trial is None else view.trial(trial)
+    if against == record.number:
+        raise InputError(f"trial {against} cannot be held against itself")
+    other = view.held_against(record) if against is None else view.trial(against)
+    number, grown = record.number, generations(view.records, RATIO)
+    title = f"{view.name}, {_with_names(view, record)}"
+    draw: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "front": ("front", lambda: front_picture(view)),
+        "hypervolume": ("hypervolume", lambda: pictures.hypervolume_picture(view.hypervolumes)),
+    }
+    without: dict[str, str] = {}
+    if len(grown.number) > 1:
+        draw["generations"] = "generations", lambda: pictures.generation_picture(grown)
+    else:
+        without["generations"] = "all trials are of one generation"
+    draw["blocks"] = f"blocks-{number}", lambda: pictures.block_picture(blocks_of(view, record), title)
+    ancestry = ancestry_of(view, record)
+    if ancestry is not None:
+        draw["lineage"] = f"lineage-{number}", lambda: pictures.lineage_picture(ancestry, title)
+    else:
+        without["lineage"] = f"trial {number} has no parents"
+    agreed = agreement_of(view, record, other) if other is not None else None
+    if other is not None and agreed is not None:
+        name = f"agreement-{number}-{other.number}"
+        draw["agreement"] = name, lambda: pictures.agreement_picture(agreed, f"{title} and {_with_names(view, other)}")
+    elif against is not None:
+        raise InputError(f"trials {number} and {against} were asked no instances in common")
+    else:
+        without["agreement"] = "there is neither average nor base to hold it against; name a trial"
+    with whole_folder(output) as folder:
+        for name, make in draw.values():
+            make().savefig(folder / f"{name}{ending}", dpi=DPI)
+    return Written(number, {what: f"{name}{ending}" for what, (name, _) in draw.items()}, without)
 
 
-def _draw_names(
-    axes: Axes, right: Objective, up: Objective, picks: Sequence[Marked], references: Sequence[Marked]
-) -> None:
-    x, y = right.name, up.name
-    for marked in references:
-        shape, color = {"base": ("s", "black"), "uniform average": ("*", PURPLE)}.get(marked.name, ("D", ORANGE))
-        place = (marked.record.values[x], marked.record.values[y])
-        axes.plot(*place, shape, color=color, markersize=9 if shape == "*" else 6, zorder=4)
-        _beside(axes, marked.name, place, (7, -8), "#444444")
-    for record, names in by_trial(picks):
-        place = (record.values[x], record.values[y])
-        axes.plot(
-            *place,
-            "o",
-            markersize=11,
-            fillstyle="none",
-            color=VERMILLION,
-            markeredgewidth=1.6,
-            zorder=5,
-            label=f"{names_words(names)}: {record.number}",
-        )
-        _beside(axes, str(record.number), place, (8, 8), VERMILLION)
-
-
-def _beside(axes: Axes, text: str, place: tuple[float, float], away: tuple[float, float], color: str) -> None:
-    """Write beside a point without making room for it."""
-    said = axes.annotate(text, place, away, textcoords="offset points", fontsize=8, va="center", color=color)
-    said.set_in_layout(False)
-
-
-def _draw_parallel(figure: Figure, front: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-
-    axes = figure.subplots()
-    shades = colormaps["cividis"]
-    for record in front:
-        axes.plot([record.values[o.name] for o in objectives], color=shades(sparsity(record)), linewidth=1)
-    axes.set_xticks(range(len(objectives)), [o.name for o in objectives])
-    axes.set_ylabel("value, 0 to 1 (search split)")
-    axes.set_title(f"front, {len(front)} trials", fontsize="medium", loc="left")
-    _style(axes)
-    figure.colorbar(ScalarMappable(cmap=shades), ax=axes, label="sparsity (fraction of zeros)")
-
-
-def _style(axes: Axes) -> None:
-    axes.grid(color="#e6e9ec")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def _with_names(view: View, record: TrialRecord) -> str:
+    names = [each.name for each in (*view.picks, *view.references) if each.record.number == record.number]
+    return f"trial {record.number}" + (f" ({'; '.join(names)})" if names else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,8 +159,8 @@ def draw_progress(path: Path, curves: Sequence[Curve]) -> None:
             axes.fill_between(steps[:own], low[:own, j], high[:own, j], color=color, alpha=0.18, linewidth=0)
     for axes, name in zip(panels, ("hypervolume of the front", "best accuracy"), strict=True):
         axes.set(xlabel="evaluations", ylabel=f"{name} (search split)")
-        _style(axes)
+        styled_(axes)
     widest = max(len(curve.name) for curve in curves)
     columns = max(1, min(5, len(curves), 110 // (widest + 8)))  # some 110 letters fit across
     figure.legend(frameon=False, loc="outside upper center", ncols=columns)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI)

@@ -11,34 +11,14 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from sae_moo.explore.plots import (
-    BLACK,
-    BLUE,
-    GREY,
-    GRID,
-    ORANGE,
-    PURPLE,
-    SCALE,
-    SKY,
-    VERMILLION,
-    Axis,
-    Figure,
-    axes_of,
-    figure_of,
-    hover_text,
-    styled_,
-    wrapped,
-)
+from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words
+from sae_moo.explore.labels import Label, beside
+from sae_moo.explore.palette import BLACK, BLUE, GREY, GRID, ORANGE, PURPLE, SCALE, SKY, VERMILLION
+from sae_moo.explore.plots import Figure, figure_of, hover_text, styled_, wrapped
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.storage import TrialRecord
 
 REFERENCE_SHAPES = {"base": ("square", BLACK), "uniform average": ("star", PURPLE)}
-MOST_DOTS = 2000  # dominated trials drawn in a figure; browsers slow down beyond some thousands
-
-
-def _others(view: View, drawn: Sequence[TrialRecord]) -> str:
-    rest = len(view.done) - len(view.front)
-    return f"{rest:,} other trials" if len(drawn) == rest else f"{len(drawn):,} of {rest:,} other trials"
 
 
 def front_figures(view: View) -> list[Figure]:
@@ -47,28 +27,14 @@ def front_figures(view: View) -> list[Figure]:
     With one objective its value by trial; with two a plane; with three a space to turn, then every pair of objectives;
     with more parallel coordinates of the front, then mean accuracy against sparsity.
     """
-    axes = axes_of(view)
-    number = Axis("trial", "trial number", lambda record: record.number, lambda record: 0.0)
-    mean = Axis("accuracy", "accuracy (mean of the scored objectives, 0 to 1)", view.accuracy, view.accuracy_error)
-    zeros = Axis("sparsity", "sparsity (fraction of zeros among prunable weights)", sparsity, lambda record: 0.0)
+    axes, flat = axes_of(view), _panels(view, planes(view), staircase=len(view.objectives) == 2)
     match len(axes):
-        case 1:
-            return [_panels(view, [(number, axes[0])])]
-        case 2:
-            return [_panels(view, [(axes[1], axes[0])], staircase=True)]
+        case 1 | 2:
+            return [flat]
         case 3:
-            return [_space(view, axes), _panels(view, [(axes[2], axes[0]), (axes[2], axes[1]), (axes[1], axes[0])])]
+            return [_space(view, axes), flat]
         case _:
-            return [_parallel(view, axes), _panels(view, [(zeros, mean)])]
-
-
-def thinned(view: View) -> list[TrialRecord]:
-    """Return the trials with a result that are not on the front, at most `MOST_DOTS`, evenly spread over time."""
-    front = {record.number for record in view.front}
-    rest = [record for record in view.done if record.number not in front]
-    if len(rest) <= MOST_DOTS:
-        return rest
-    return [rest[i] for i in np.linspace(0, len(rest) - 1, MOST_DOTS).astype(int)]
+            return [_parallel(view, axes), flat]
 
 
 def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = False) -> Figure:
@@ -77,15 +43,15 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
     others = thinned(view)
     for column, (x, y) in enumerate(pairs, 1):
         traces = [
-            _dots(view, others, x, y, _others(view, others), {"color": GREY, "size": 5, "opacity": 0.7}),
+            _dots(view, others, x, y, thinned_words(view, others), {"color": GREY, "size": 5, "opacity": 0.7}),
             _dots(
                 view,
                 view.front,
                 x,
                 y,
-                f"front, {len(view.front):,} trials (bars: standard error)",
+                front_words(view),
                 {"color": BLUE, "size": 8},
-                bars=len(view.front) <= 200,
+                bars=barred(view),
             ),
         ]
         if staircase and len(view.front) > 1:
@@ -100,6 +66,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
             trace.legendgroup = trace.name
             trace.showlegend = trace.showlegend is not False and column == 1
             figure.add_trace(trace, *((1, column) if len(pairs) > 1 else ()))
+        _write_names_(figure, view, x, y, column, len(pairs))
         where = {"col": column} if len(pairs) > 1 else {}
         figure.update_xaxes(title_text=wrapped(x.title, 44 if len(pairs) > 1 else 90), **where)
         figure.update_yaxes(title_text=wrapped(y.title, 44), **where)
@@ -109,7 +76,7 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
 def _space(view: View, axes: Sequence[Axis]) -> Figure:
     """Return three objectives as a space to turn."""
     others = thinned(view)
-    parts = [(others, _others(view, others), GREY, 2.5), (view.front, "front", BLUE, 4.5)]
+    parts = [(others, thinned_words(view, others), GREY, 2.5), (view.front, "front", BLUE, 4.5)]
     traces = [
         go.Scatter3d(
             **_places(rows, axes),
@@ -157,7 +124,7 @@ def _space(view: View, axes: Sequence[Axis]) -> Figure:
 
 
 def _places(records: Sequence[TrialRecord], axes: Sequence[Axis]) -> dict[str, NDArray[np.float32]]:
-    return {key: np.array([axis.value(r) for r in records], np.float32) for key, axis in zip("xyz", axes, strict=True)}
+    return {key: axis.values(records).astype(np.float32) for key, axis in zip("xyz", axes, strict=True)}
 
 
 def _parallel(view: View, axes: Sequence[Axis]) -> Figure:
@@ -165,8 +132,7 @@ def _parallel(view: View, axes: Sequence[Axis]) -> Figure:
     zeros = [sparsity(record) for record in view.front]
     trace = go.Parcoords(
         dimensions=[
-            {"label": escape(axis.name), "values": np.array([axis.value(r) for r in view.front], np.float32)}
-            for axis in axes
+            {"label": escape(axis.name), "values": axis.values(view.front).astype(np.float32)} for axis in axes
         ],
         line={
             "color": zeros,
@@ -185,12 +151,14 @@ def _dots(
     view: View, records: Sequence[TrialRecord], x: Axis, y: Axis, name: str, marker: dict[str, Any], bars: bool = False
 ) -> go.Scatter:
     def errors(axis: Axis) -> dict[str, Any] | None:
-        spread = np.nan_to_num(np.array([axis.error(r) for r in records], np.float32))
-        return {"array": spread, "color": SKY, "thickness": 1, "width": 0} if bars and spread.any() else None
+        spread = axis.errors(records) if bars else None
+        if spread is None:
+            return None
+        return {"array": spread.astype(np.float32), "color": SKY, "thickness": 1, "width": 0}
 
     return go.Scatter(
-        x=np.array([x.value(r) for r in records], np.float32),
-        y=np.array([y.value(r) for r in records], np.float32),
+        x=x.values(records).astype(np.float32),
+        y=y.values(records).astype(np.float32),
         error_x=errors(x),
         error_y=errors(y),
         mode="markers",
@@ -203,24 +171,17 @@ def _dots(
 
 
 def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
-    """Return the references as marks with their names beside them; neighbours' names go up and down in turn."""
+    """Return a mark for each reference."""
     marks: list[go.Scatter] = []
-    reach = max((y.value(r) for r in view.done), default=1.0) - min((y.value(r) for r in view.done), default=0.0)
-    last, side = -np.inf, 0
-    for marked in sorted(view.references, key=lambda each: y.value(each.record)):
+    for marked in view.references:
         symbol, color = REFERENCE_SHAPES.get(marked.name, ("diamond", ORANGE))
-        name, height = escape(marked.name), y.value(marked.record)
-        side = 1 - side if height - last < 0.05 * reach else 0
-        last = height
+        name = escape(marked.name)
         said = f"{name}, trial {marked.record.number}: {hover_text(view, marked.record)}"
         marks.append(
             go.Scatter(
                 x=[x.value(marked.record)],
-                y=[height],
-                mode="markers+text",
-                text=[name],
-                textposition=("bottom right", "top right")[side],
-                textfont={"size": 11, "color": "#333"},
+                y=[y.value(marked.record)],
+                mode="markers",
                 name=name,
                 showlegend=False,
                 marker={"symbol": symbol, "size": 12, "color": color, "line": {"color": "white", "width": 1}},
@@ -228,6 +189,34 @@ def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
             )
         )
     return marks
+
+
+def _write_names_(figure: Figure, view: View, x: Axis, y: Axis, column: int, columns: int) -> None:
+    """Write the references' names beside their marks, in place; how large the page draws the figure is taken to be."""
+    if not view.references:
+        return
+    size, width, height = 11, 980 / columns, 380  # pixels
+    labels = [Label(each.name, (x.value(each.record), y.value(each.record))) for each in view.references]
+    places = np.array([label.place for label in labels])
+    drawn = np.stack([x.values(view.done), y.values(view.done)], axis=1)
+    low, span = drawn.min(axis=0), np.maximum(np.ptp(drawn, axis=0), 1e-9)
+    pixels = (places - low) / span * (width, height)
+    heights, left = beside(pixels, labels, (width + 30, -20.0, height + 20), size)
+    for label, (_, from_), to, flipped in zip(labels, pixels, heights, left, strict=True):
+        figure.add_annotation(
+            x=label.place[0],
+            y=label.place[1],
+            xref=f"x{column}" if column > 1 else "x",
+            yref=f"y{column}" if column > 1 else "y",
+            text=escape(label.text),
+            ax=-10 if flipped else 10,
+            ay=float(from_ - to),
+            xanchor="right" if flipped else "left",
+            arrowhead=0,
+            arrowwidth=0.6,
+            arrowcolor="#999" if abs(to - from_) > size / 2 else "rgba(0,0,0,0)",
+            font={"size": size, "color": "#333"},
+        )
 
 
 def _ring(view: View, record: TrialRecord, x: Axis, y: Axis, names: Sequence[Marked], said: bool) -> go.Scatter:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -14,17 +13,12 @@ from plotly.graph_objects import Figure as Figure  # for those that only name it
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from sae_moo.explore.history import Generations, Lineage
-from sae_moo.explore.view import Marked, View, sparsity
-from sae_moo.explore.words import objective_words, value_words
+from sae_moo.explore.figure_data import MOST_NUMBERS, Agreement, Ancestry, Blocks, levels
+from sae_moo.explore.history import Generations
+from sae_moo.explore.palette import BLUE, GREEN, GREY, GRID, ORANGE, PALE, SCALE, SIGNED, SKY, VERMILLION
+from sae_moo.explore.view import View, sparsity
+from sae_moo.explore.words import value_words
 from sae_moo.storage import TrialRecord
-
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY, GRID = "#b9c2cc", "#e6e9ec"
-SCALE = "Cividis"  # Nunez et al. 2018: the same to colour-blind readers
-MOST_NUMBERS = 40  # rows or columns of a heatmap whose cells have their numbers written in
 
 
 def library() -> str:
@@ -32,45 +26,13 @@ def library() -> str:
     return str(get_plotlyjs())
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A quantity to draw.
-
-    Args:
-        name: short.
-        title: in words, with the unit.
-        value: trial -> value.
-        error: trial -> standard error; NaN or 0 for none.
-    """
-
-    name: str
-    title: str
-    value: Callable[[TrialRecord], float]
-    error: Callable[[TrialRecord], float]
-
-
-def axes_of(view: View) -> list[Axis]:
-    """Return an axis for every objective, in order."""
-    return [
-        Axis(
-            objective.name,
-            objective_words(objective),
-            lambda record, name=objective.name: record.values[name],  # type: ignore[misc]
-            lambda record, name=objective.name: record.stderr.get(name, np.nan),  # type: ignore[misc]
-        )
-        for objective in view.objectives
-    ]
-
-
 def hypervolume_figure(volumes: NDArray[np.float64]) -> Figure:
     """Return hypervolume against evaluations, from `history.hypervolumes`."""
-    steps = np.arange(1, len(volumes) + 1, dtype=np.int32)
-    keep = np.flatnonzero(np.diff(volumes, prepend=-1.0))  # where each level begins
-    keep = np.union1d(keep, [len(volumes) - 1]) if len(volumes) else keep
+    steps, heights = levels(volumes)
     trace = go.Scatter(
-        x=steps[keep],
-        y=volumes[keep].astype(np.float32),
-        mode="lines" if len(keep) > 1 else "markers",
+        x=steps.astype(np.int32),
+        y=heights.astype(np.float32),
+        mode="lines" if len(steps) > 1 else "markers",
         line={"color": BLUE, "width": 2, "shape": "hv"},
         hovertemplate="after %{x} evaluations: %{y:.4f}<extra></extra>",
     )
@@ -125,32 +87,23 @@ def generation_figure(found: Generations) -> Figure:
     return figure
 
 
-def block_figure(
-    groups: Sequence[str], experts: Sequence[str], weights: NDArray[np.float64], zeros: Sequence[float]
-) -> Figure:
-    """Return heatmaps by parameter group: mixing weights of every expert, and realised sparsity.
-
-    Args:
-        groups: G names in the pool's order, drawn from the top down.
-        experts: E names.
-        weights: from `mixing.mixing_weights`, shape (G, E).
-        zeros: realised sparsity, G numbers in [0, 1).
-    """
-    names = [escape(name) for name in groups]
+def block_figure(blocks: Blocks) -> Figure:
+    """Return heatmaps by parameter group, from the top down: mixing weights of every expert, and realised sparsity."""
+    names = [escape(name) for name in blocks.groups]
+    width = len(blocks.experts) / (len(blocks.experts) + 1.0)
     figure = make_subplots(
         cols=2,
-        column_widths=[len(experts) / (len(experts) + 1.0), 1 / (len(experts) + 1.0)],
+        column_widths=[width, 1 - width],
         horizontal_spacing=0.16,
         shared_yaxes=True,
         subplot_titles=("mixing weight (a row sums to 1)", "realised sparsity"),
     )
-    reach = float(np.abs(weights).max())
-    signed = {"colorscale": "PuOr_r", "zmin": -reach, "zmax": reach}  # purple and orange: safe, white is 0
-    scale = signed if weights.min() < -0.005 else {"colorscale": SCALE, "zmin": 0.0, "zmax": max(1.0, reach)}
-    asked = np.array(zeros, dtype=np.float32).reshape(-1, 1)
+    low, high = blocks.limits
+    scale = {"colorscale": SIGNED if low < 0 else SCALE, "zmin": low, "zmax": high}
+    zeros = blocks.zeros.astype(np.float32).reshape(-1, 1)
     for column, x, z, colors, place in (
-        (1, [escape(name) for name in experts], weights.astype(np.float32), scale, 0.76),
-        (2, ["zeros"], asked, {"colorscale": SCALE, "zmin": 0.0, "zmax": 1.0}, 1.0),
+        (1, [escape(name) for name in blocks.experts], blocks.weights.astype(np.float32), scale, 0.76),
+        (2, ["zeros"], zeros, {"colorscale": SCALE, "zmin": 0.0, "zmax": 1.0}, 1.0),
     ):
         said = "%{z:.2f}" if max(z.shape) <= MOST_NUMBERS else None
         what = "weight of %{x}" if column == 1 else "sparsity"
@@ -170,41 +123,32 @@ def block_figure(
             1,
             column,
         )
-    styled_(figure, height=130 + min(640, 24 * len(groups)), legend=False)
+    styled_(figure, height=130 + min(640, 24 * len(names)), legend=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    figure.update_yaxes(title_text="parameter group" if len(groups) > 4 else "group", col=1)
+    figure.update_yaxes(title_text="parameter group" if len(names) > 4 else "group", col=1)
     figure.update_xaxes(showgrid=False, type="category")
     return figure
 
 
-def lineage_figure(view: View, found: Lineage, reference: Axis | None = None) -> Figure:
-    """Return a trial's lineage as a graph: a dot per trial, a line from each parent to its child.
-
-    Args:
-        view: the study.
-        found: from `history.lineage`.
-        reference: what the height says; the first objective by default.
-    """
-    height = reference or axes_of(view)[0]
-    place = {number: i for i, number in enumerate(found.numbers)}
-    ended = {n: height.value(view.records[n]) if view.records[n].values else None for n in found.numbers}
+def lineage_figure(view: View, found: Ancestry) -> Figure:
+    """Return a trial's lineage as a graph: a dot per trial, a line from each parent to its child."""
+    heights = found.axis.values(found.trials)
     xs: list[float | None] = []
     ys: list[float | None] = []
     for parent, child in found.edges:
-        xs += [place[parent], place[child], None]
-        ys += [ended[parent], ended[child], None]
-    shown = [n for n in found.numbers if ended[n] is not None]
-    zeros = [sparsity(view.records[n]) for n in shown]
-    what = [f"trial {n}: {hover_text(view, view.records[n])}" for n in shown]
+        xs += [parent, child, None]
+        ys += [heights[parent], heights[child], None]
+    last = len(found.trials) - 1
+    what = [f"trial {record.number}: {hover_text(view, record)}" for record in found.trials]
     traces = [
         go.Scatter(x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1.2}, hoverinfo="skip"),
         go.Scatter(
-            x=[place[n] for n in shown],
-            y=[ended[n] for n in shown],
+            x=list(range(last + 1)),
+            y=heights,
             mode="markers",
             marker={
-                "size": [18 if n == found.numbers[-1] else 12 for n in shown],
-                "color": zeros,
+                "size": [18 if i == last else 12 for i in range(last + 1)],
+                "color": [sparsity(record) for record in found.trials],
                 "colorscale": SCALE,
                 "cmin": 0.0,
                 "cmax": 1.0,
@@ -216,36 +160,26 @@ def lineage_figure(view: View, found: Lineage, reference: Axis | None = None) ->
         ),
     ]
     figure = figure_of(traces, legend=False, height=360)
-    ticks = [str(n) for n in found.numbers]
-    figure.update_xaxes(title_text="trial number, oldest first", tickvals=list(place.values()), ticktext=ticks)
-    figure.update_yaxes(title_text=wrapped(height.title))
+    ticks = [f"{r.number} {escape(found.names.get(r.number, ''))}".strip() for r in found.trials]
+    figure.update_xaxes(title_text="trial number, oldest first", tickvals=list(range(last + 1)), ticktext=ticks)
+    figure.update_yaxes(title_text=wrapped(found.axis.title))
     return figure
 
 
-def agreement_figure(view: View, first: Marked, second: Marked) -> Figure | None:
-    """Return which instances of each task two trials get right: both, one of them, none; None without shared instances.
+def agreement_figure(found: Agreement) -> Figure:
+    """Return which instances of each task two trials get right: both, one of them, none.
 
-    Right is a score of at least 0.5. The instances of a part are listed where the pointer rests on it.
+    The instances of a part are listed where the pointer rests on it.
     """
-    assert first.record.evaluation is not None
-    assert second.record.evaluation is not None
-    a, b = first.record.evaluation.scores, second.record.evaluation.scores
-    tasks = [task for task in view.tasks if task in a and task in b and len(a[task]) == len(b[task])]
-    if not tasks:
-        return None
-    one, two = f"trial {first.record.number}", escape(second.name)
-    kinds = (("both right", GREEN), (f"only {one}", SKY), (f"only {two}", ORANGE), ("neither", "#d5d9dd"))
-    parts: list[list[NDArray[np.int64]]] = []
-    for task in tasks:
-        x, y = np.asarray(a[task]) >= 0.5, np.asarray(b[task]) >= 0.5
-        parts.append([np.flatnonzero(mask) for mask in (x & y, x & ~y, ~x & y, ~x & ~y)])
+    names = [escape(kind) for kind in found.kinds]
+    shares = found.sizes / found.sizes.sum(axis=1, keepdims=True)
     traces = []
-    for i, (name, color) in enumerate(kinds):
-        rows = [part[i] for part in parts]
+    for i, (name, color) in enumerate(zip(names, (GREEN, SKY, ORANGE, PALE), strict=True)):
+        rows = [part[i] for part in found.parts]
         traces.append(
             go.Bar(
-                y=[escape(task) for task in tasks],
-                x=[len(row) / sum(map(len, part)) for row, part in zip(rows, parts, strict=True)],
+                y=[escape(task) for task in found.tasks],
+                x=shares[:, i].tolist(),
                 orientation="h",
                 name=name,
                 marker={"color": color, "line": {"color": "white", "width": 1}},
@@ -253,10 +187,10 @@ def agreement_figure(view: View, first: Marked, second: Marked) -> Figure | None
                 textposition="inside",
                 insidetextanchor="middle",
                 customdata=[_instances(row) for row in rows],
-                hovertemplate="%{y}: " + name + ", %{customdata}<extra></extra>",
+                hovertemplate="%{y}: %{fullData.name}, %{customdata}<extra></extra>",
             )
         )
-    figure = figure_of(traces, height=130 + 34 * len(tasks))
+    figure = figure_of(traces, height=130 + 34 * len(found.tasks))
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_xaxes(title_text="share of the instances of the search split", range=[0, 1], tickformat=".0%")
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")

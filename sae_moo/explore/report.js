@@ -16,7 +16,6 @@ function show(trial) {
   row.scrollIntoView({ block: "center" });
 }
 
-
 const places = document.querySelectorAll(".plot");
 const near = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
@@ -42,3 +41,50 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     });
   });
 });
+
+// Two trials that the reader chooses: which instances of each task both get right, only one of them, neither.
+const chooser = document.getElementById("chooser");
+if (chooser) {
+  const answers = JSON.parse(document.getElementById("answers").textContent);
+  const selects = [...chooser.querySelectorAll("select")];
+  const place = chooser.querySelector(".plot");
+  const bit = (bytes, i) => (bytes.charCodeAt(i >> 3) >> (7 - (i & 7))) & 1; // numpy.packbits: the highest bit first
+  const escaped = (name) => name.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+  const listed = (row) =>
+    `${row.length} instances: ${row.slice(0, 12).join(", ")}` + (row.length > 12 ? ` and ${row.length - 12} more` : "");
+
+  const compare = () => {
+    const [first, second] = selects.map((select) => answers.trials[select.selectedIndex]);
+    const [a, b] = [atob(first.right), atob(second.right)];
+    const parts = [[], [], [], []]; // both, only the first, only the second, neither; a list of instances for each task
+    let start = 0;
+    answers.sizes.forEach((size) => {
+      parts.forEach((part) => part.push([]));
+      for (let i = 0; i < size; i++) {
+        const kind = bit(a, start + i) ? (bit(b, start + i) ? 0 : 1) : bit(b, start + i) ? 2 : 3;
+        parts[kind].at(-1).push(i);
+      }
+      start += size;
+    });
+    const total = (part) => part.reduce((sum, row) => sum + row.length, 0);
+    chooser.querySelector("[role=status]").textContent =
+      `Of ${start} instances ${first.name} gets ${total(parts[0]) + total(parts[1])} right and ${second.name} ` +
+      `${total(parts[0]) + total(parts[2])}: ${total(parts[0])} both, ${total(parts[1])} only ${first.name}, ` +
+      `${total(parts[2])} only ${second.name}.`;
+    return {
+      x: parts.map((part) => part.map((row, task) => row.length / answers.sizes[task])),
+      text: parts.map((part) => part.map((row) => (row.length ? String(row.length) : ""))),
+      customdata: parts.map((part) => part.map(listed)),
+      name: ["both right", `only ${escaped(first.name)}`, `only ${escaped(second.name)}`, "neither"],
+    };
+  };
+  selects.forEach((select, i) => {
+    answers.trials.forEach((trial) => select.add(new Option(trial.said)));
+    select.selectedIndex = answers.trials.findIndex((trial) => trial.number === answers.chosen[i]);
+    select.addEventListener("change", () => {
+      draw(place);
+      Plotly.restyle(place, compare(), [0, 1, 2, 3]);
+    });
+  });
+  compare(); // the words; the figure came with the page
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sae_moo.explore import words
-from sae_moo.explore.history import generations, hypervolumes, lineage
+from sae_moo.explore.figure_data import Answers, agreement_of, ancestry_of, answers_of, blocks_of, thinned
+from sae_moo.explore.history import generations
+from sae_moo.explore.significance import HOW_TESTED
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files import check_new, whole
-from sae_moo.mixing import mixing_weights
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.storage import TrialRecord
 
@@ -80,9 +84,10 @@ def _body(view: View, run: str) -> Iterator[str]:
     from sae_moo.explore import front_plots, plots
 
     figures = _Figures()
-    marked = list(by_trial(view.picks))
+    marked, answers = list(by_trial(view.picks)), answers_of(view)
     links = [
         ("front", "Front"),
+        *([("agreement", "Agreement")] if answers is not None else []),
         ("progress", "Progress"),
         *((f"trial-{r.number}", f"Trial {r.number}") for r, _ in marked),
     ]
@@ -99,9 +104,11 @@ def _body(view: View, run: str) -> Iterator[str]:
     for figure, caption in zip(front_plots.front_figures(view), _front_captions(view), strict=True):
         yield figures.place(figure, caption)
     yield from _table(view)
+    if answers is not None:
+        yield from _chooser(view, answers, figures)
     yield '<h2 id="progress">Progress</h2>'
     yield figures.place(
-        plots.hypervolume_figure(hypervolumes(view.records, view.objectives)),
+        plots.hypervolume_figure(view.hypervolumes),
         "What the front dominates of all that could be reached. A curve that still rises says that more evaluations "
         "would help.",
     )
@@ -118,8 +125,6 @@ def _body(view: View, run: str) -> Iterator[str]:
 
 
 def _front_captions(view: View) -> list[str]:
-    from sae_moo.explore.front_plots import thinned
-
     rest, drawn = len(view.done) - len(view.front), len(thinned(view))
     some = "" if rest <= drawn else f" Of {rest:,} other trials {drawn:,} are drawn, evenly spread over the search."
     marks = "Circled: the picks below. Square: the base; diamonds: the experts; star: their uniform average." + some
@@ -180,6 +185,7 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
         compared = [words.difference_words(view, record, other) for other in view.references]
         yield "<h3>Accuracy against the base, the experts and their average</h3>" if compared else ""
         yield "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in compared) + "</ul>" if compared else ""
+        yield f'<p class="soft">{escape(HOW_TESTED)}.</p>' if compared else ""
     yield "<h3>Recipe</h3><ol>"
     for line in words.recipe_words(record.recipe, view.known):
         yield f"<li>{escape(line)}</li>"
@@ -187,30 +193,68 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
     number = record.number
     command = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
     yield f"<pre>{escape(command)}</pre>"
-    weights = mixing_weights(record.recipe, view.experts, len(view.groups), view.mixing)
-    zeros = record.evaluation.group_sparsity or (0.0,) * len(view.groups)
     yield figures.place(
-        plots.block_figure(view.groups, view.experts, weights, zeros),
+        plots.block_figure(blocks_of(view, record)),
         "Left: how much of each expert is in each group of parameters, to first order. Right: the fraction of zeros in "
         "it; groups without prunable weights have none.",
     )
-    others = [each for each in view.references if each.name in ("uniform average", "base")]
-    other = others[-1] if others else None
-    if other is not None and other.record.number != number:
-        figure = plots.agreement_figure(view, names[0], other)
-        if figure is not None:
-            yield figures.place(
-                figure,
-                f"Which instances this trial and {other.name} (trial {other.record.number}) get right: a score of at "
-                "least 0.5. Rest on a part to see which they are.",
-            )
-    found = lineage(view.records, number)
-    if len(found.numbers) > 1:
-        hidden = f" {words.count(found.hidden, 'older ancestor')} not shown." if found.hidden else ""
+    other = view.held_against(record)
+    agreed = agreement_of(view, record, other) if other is not None else None
+    if other is not None and agreed is not None:
         yield figures.place(
-            plots.lineage_figure(view, found),
-            f"Where it comes from: lines lead from parents to children, the colour is sparsity.{hidden}",
+            plots.agreement_figure(agreed),
+            f"Which instances this trial and {view.called(other)} (trial {other.number}) get right: a score of at "
+            "least 0.5. Rest on a part to see which they are.",
         )
+    found = ancestry_of(view, record)
+    if found is not None:
+        yield figures.place(plots.lineage_figure(view, found), found.caption)
+
+
+def _chooser(view: View, answers: Answers, figures: _Figures) -> Iterator[str]:
+    """Yield the agreement of two trials that the reader chooses; at first the knee and what it is held against."""
+    from sae_moo.explore import plots
+
+    names = {record.number: names for record, names in by_trial((*view.picks, *view.references))}
+    first, other = answers.trials[0], view.held_against(answers.trials[0])
+    second = other if other is not None and other in answers.trials else answers.trials[1]
+    found = agreement_of(view, first, second)
+    assert found is not None, "all of these trials were asked the same instances"
+    data = {
+        "sizes": list(answers.sizes),
+        "chosen": [first.number, second.number],
+        "trials": [
+            {
+                "number": record.number,
+                "name": view.called(record),
+                "said": _choice(view, record, names.get(record.number, ())),
+                "right": base64.b64encode(bits.tobytes()).decode(),
+            }
+            for record, bits in zip(answers.trials, np.packbits(answers.right, axis=1), strict=True)
+        ],
+    }
+    missing = len({record.number for record in view.front} - {record.number for record in answers.trials})
+    left = f"; {words.count(missing, 'trial')} of it found no room" if missing else ""
+    yield '<h2 id="agreement">Agreement of two trials</h2><div id="chooser"><p>'
+    yield "<label>First <select></select></label> <label>Second <select></select></label></p>"
+    yield '<p role="status"></p>'
+    yield figures.place(
+        plots.agreement_figure(found),
+        "Which instances of each task the two trials get right: a score of at least 0.5. Rest on a part to see which "
+        f"they are. To choose from: the picks, the base, the experts, their average, and the front{left}.",
+    )
+    yield f'<script type="application/json" id="answers">{_json(data)}</script></div>'
+
+
+def _choice(view: View, record: TrialRecord, names: Sequence[Marked]) -> str:
+    called = f"trial {record.number}" + (f" ({'; '.join(each.name for each in names)})" if names else "")
+    return ", ".join([called, *(f"{o.name} {record.values[o.name]:.3f}" for o in view.objectives)])
+
+
+def _json(document: object) -> str:
+    """Return a document to be carried in a script element, which no name in it can end."""
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 class _Figures:
@@ -223,11 +267,10 @@ class _Figures:
         """Return a figure and its data, to be drawn once it comes near the window."""
         self._count += 1
         name = f"figure-{self._count}"
-        text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        safe = text.replace("<", "\\u003c")  # no name can end the script element it is carried in
+        data = _json(json.loads(figure.to_json()))
         height = int(figure.layout.height or 400)
         return (
             f'<figure><div class="plot" id="{name}" data-figure="{name}-data" style="height:{height}px"></div>'
             f"<figcaption>{escape(caption)}</figcaption>"
-            f'<script type="application/json" id="{name}-data">{safe}</script></figure>'
+            f'<script type="application/json" id="{name}-data">{data}</script></figure>'
         )

@@ -14,13 +14,14 @@ Array = NDArray[np.float64]
 LEVEL = 0.05
 """Differences with a smaller p are called significant."""
 TEST = "sign-flip test of the studentized paired difference over instances (one task of 0/1 scores: McNemar, exact)"
+HOW_TESTED = f"[95 % interval], p: {TEST}; significant where p < {LEVEL:g}"
 EXACT = 2**18  # most outcomes that are enumerated
 DRAWS = 10_000  # where there are more
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """One model minus another on the same instances; tasks weigh the same, however many instances they have.
+    """One model minus another on the same instances.
 
     Args:
         mean: difference of the means.
@@ -44,9 +45,20 @@ class Paired:
         """Whether chance alone would hardly give such a difference: p below `LEVEL`."""
         return self.p < LEVEL
 
+    @property
+    def verdict(self) -> str:
+        """The interval, p and whether that is significant, as tables and pages show it; `HOW_TESTED` explains it."""
+        interval = "" if math.isnan(self.low) else f"[{self.low:+.3f}, {self.high:+.3f}] "
+        p = f"p={self.p:.3f}" if self.p >= 0.001 else "p<0.001"
+        return f"{interval}{p}, {'significant' if self.significant else 'not significant'}"
+
 
 def paired(
-    model: Mapping[str, ArrayLike], other: Mapping[str, ArrayLike], tasks: Sequence[str], seed: int = 0
+    model: Mapping[str, ArrayLike],
+    other: Mapping[str, ArrayLike],
+    tasks: Sequence[str],
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> Paired:
     """Return a model minus another.
 
@@ -60,17 +72,18 @@ def paired(
         model: task name -> score per instance.
         other: the same of the other model, on the same instances in the same order.
         tasks: which tasks count, at least one.
+        shares: what each counts, positive with the sum 1; None: the same, however many instances it has.
         seed: of the random signs.
 
     Raises:
         ValueError: if a task's instances are not as many.
     """
     rows = []
-    for task in tasks:
+    for i, task in enumerate(tasks):
         mine, theirs = np.asarray(model[task], dtype=np.float64), np.asarray(other[task], dtype=np.float64)
         if mine.shape != theirs.shape:
             raise ValueError(f"task {task}: expected scores on the same instances, got {mine.shape} and {theirs.shape}")
-        rows.append(mine - theirs)
+        rows.append((mine - theirs) * (1.0 if shares is None else shares[i] * len(tasks)))
     mean = float(sum(row.mean() for row in rows)) / len(rows)
     stderr = reach = math.nan
     if all(len(row) > 1 for row in rows):

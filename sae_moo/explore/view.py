@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.errors import InputError
+from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pick import pick
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Constraint, Objective
@@ -103,6 +105,11 @@ class View:
         return {}
 
     @cached_property
+    def hypervolumes(self) -> NDArray[np.float64]:
+        """Hypervolume of the front after each evaluation; see `history.hypervolumes`."""
+        return hypervolumes(self.records, self.objectives)
+
+    @cached_property
     def base(self) -> TrialRecord | None:
         """The trial of the unmerged base, if it was evaluated."""
         return self._alone(BASE)
@@ -149,18 +156,37 @@ class View:
                     found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
         return tuple(found)
 
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What each task counts in `accuracy`, with the sum 1; those that count nothing are left out."""
+        scored = [objective for objective in self.objectives if objective.tasks]
+        found: dict[str, float] = {}
+        for objective in scored:
+            for task in objective.tasks:
+                found[task] = found.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
+        return found
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a trial with a result; see `finished`."""
+        return finished(self.records, number)
+
+    def called(self, record: TrialRecord) -> str:
+        """Return what a trial is called where few words fit: ``base``, an expert's name, or by its number."""
+        names = [each.name for each in self.references if each.record.number == record.number]
+        return names[0] if names else f"trial {record.number}"
+
+    def held_against(self, record: TrialRecord) -> TrialRecord | None:
+        """Return what a trial's answers are held against: the average, else the base; None if it is that itself."""
+        other = self.average if self.average is not None else self.base
+        return None if other is None or other.number == record.number else other
+
     def accuracy(self, record: TrialRecord) -> float:
         """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; 0.0 if there are none."""
         return float(np.mean([record.values[o.name] for o in self.objectives if o.tasks] or [0.0]))
 
     def accuracy_error(self, record: TrialRecord) -> float:
         """Return the standard error of `accuracy` over instances, tasks taken as independent; NaN if it is unknown."""
-        scored = [objective for objective in self.objectives if objective.tasks]
-        weights = dict.fromkeys(self.tasks, 0.0)
-        for objective in scored:
-            for task in objective.tasks:
-                weights[task] = weights.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
-        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in weights.items() if w))
+        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in self.shares.items()))
 
     def _alone(self, expert: str) -> TrialRecord | None:
         return self.plain.get(tuple(float(name == expert) for name in self.experts))
@@ -175,6 +201,26 @@ def _plain(node: Recipe) -> bool:
             return not np.any(node.sparsity)
         case _:
             return True
+
+
+def finished(records: Sequence[TrialRecord], number: int) -> TrialRecord:
+    """Return a trial with a result by its number.
+
+    Args:
+        records: all trials, in order of their numbers.
+        number: the trial.
+
+    Raises:
+        InputError: if there is none, or it has no result.
+    """
+    if not 0 <= number < len(records):
+        there = f"there are 0 to {len(records) - 1}" if records else "there are none"
+        raise InputError(f"no trial {number}; {there}")
+    record = records[number]
+    if record.state != "complete":
+        why = f": {record.evaluation.reason}" if record.evaluation is not None else ""
+        raise InputError(f"trial {number} has no result, it is {record.state}{why}")
+    return record
 
 
 def sparsity(record: TrialRecord) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_moo.explore.history import hypervolumes
+from sae_moo.explore.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Objective
@@ -116,39 +116,23 @@ def value_words(record: TrialRecord, name: str) -> str:
     return f"{record.values[name]:.3f}" + (f" ± {error:.3f}" if error > 0 else "")
 
 
-def difference(view: View, a: TrialRecord, b: TrialRecord) -> tuple[float, float]:
-    """Return the accuracy of a trial minus another's, and its standard error paired by instance.
-
-    Accuracy is the mean of the objectives scored on tasks. The error is NaN where the two were asked other instances.
-    """
+def difference(view: View, a: TrialRecord, b: TrialRecord) -> Paired | None:
+    """Return the accuracy of a trial minus another's, over instances; None where the two were asked other instances."""
     assert a.evaluation is not None
     assert b.evaluation is not None
-    scored = [objective for objective in view.objectives if objective.tasks]
-    weights: Counter[str] = Counter()
-    for objective in scored:
-        for task in objective.tasks:
-            weights[task] += 1 / (len(objective.tasks) * len(scored))  # type: ignore[assignment]  # shares, not counts
-    mean = view.accuracy(a) - view.accuracy(b)
-    variance = 0.0
-    for task, weight in weights.items():
-        x, y = (np.asarray(each.scores.get(task, ())) for each in (a.evaluation, b.evaluation))
-        if len(x) != len(y) or len(x) < 2:
-            return mean, math.nan
-        variance += weight**2 * float((x - y).var(ddof=1)) / len(x)
-    return mean, math.sqrt(variance)
+    x, y = a.evaluation.scores, b.evaluation.scores
+    if not view.shares or any(len(x.get(task, ())) != len(y.get(task, ())) for task in view.shares):
+        return None
+    return paired(x, y, list(view.shares), list(view.shares.values()))
 
 
 def difference_words(view: View, record: TrialRecord, other: Marked) -> str:
-    """Return how a trial's accuracy compares with a named one's, a clause."""
-    mean, error = difference(view, record, other.record)
+    """Return how a trial's accuracy compares with a named one's, a clause; `significance.HOW_TESTED` explains it."""
     if record.number == other.record.number:
         return f"it is {other.why}"
-    how = f"{abs(mean):.3f} {'more' if mean > 0 else 'less'} accurate than {other.name}" if mean else "as accurate as"
-    how = how if mean else f"as accurate as {other.name}"
-    if math.isnan(error):
-        return how
-    sure = "" if abs(mean) > 2 * error else ", within two standard errors"
-    return f"{how} (paired standard error {error:.3f}{sure})"
+    mean, found = view.accuracy(record) - view.accuracy(other.record), difference(view, record, other.record)
+    how = f"{abs(mean):.3f} {'more' if mean > 0 else 'less'} accurate than" if abs(mean) >= 5e-4 else "as accurate as"
+    return f"{how} {other.name}" + (f" {found.verdict}" if found is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +192,7 @@ def _sure(view: View) -> str:
         f"The front was chosen from {count(len(view.done), 'trial')} by these same instances, so its scores are "
         "somewhat too good; a model's score on the test split, which the search never sees, is told by export --verify."
     )
-    grown = hypervolumes(view.records, view.objectives)
+    grown = view.hypervolumes
     last = len(grown) - max(1, len(grown) // 4)
     if len(grown) >= 8 and grown[-1] > 0:
         gain = 1 - grown[last] / grown[-1]

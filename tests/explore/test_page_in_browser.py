@@ -8,13 +8,15 @@ import pytest
 from browser import opened
 from synthetic import view
 
+from sae_moo.explore.figure_data import agreement_of
+from sae_moo.explore.plots import agreement_figure
 from sae_moo.explore.report import write_report
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests(tmp_path):
-    study = view(500)
+    study = view(500, names=("base", "math", "<b>code</b>", "law"))
     write_report(study, tmp_path / "r.html", "s")
     with opened(f"file://{tmp_path}/r.html") as page:
         page.wait("document.querySelectorAll('#figure-1 canvas').length > 0")  # the space to turn
@@ -45,6 +47,25 @@ def test_a_report_opens_from_disk_sorts_and_tells_trials_where_the_pointer_rests
         page.point_at(x, y)
         said = page.wait("document.querySelector('#figure-2 .hoverlayer .hovertext')?.textContent")
         assert said.startswith(f"trial {number}: a 0.")
+
+        first, second = study.front[1], study.records[1]
+        for i, record in enumerate((first, second)):
+            page.value(f"""(() => {{
+                const select = document.querySelectorAll('#chooser select')[{i}];
+                const said = [...select.options].map(option => option.text.split(/[ ,]/)[1]);
+                select.selectedIndex = said.indexOf('{record.number}');
+                select.dispatchEvent(new Event('change'));
+            }})()""")
+        drawn = "document.querySelector('#chooser .plot').data.map(t => [t.name, [...t.x], t.text, t.customdata])"
+        found = agreement_of(study, first, second)
+        expected = [[t.name, list(t.x), list(t.text), list(t.customdata)] for t in agreement_figure(found).data]
+        assert json.loads(page.value(f"JSON.stringify({drawn})")) == expected
+        both, one, two, _ = found.sizes.sum(axis=0)
+        said = page.value("document.querySelector('#chooser [role=status]').textContent")
+        assert said == (
+            f"Of 80 instances trial {first.number} gets {both + one} right and <b>code</b> {both + two}: "
+            f"{both} both, {one} only trial {first.number}, {two} only <b>code</b>."
+        )
 
         page.value("document.querySelectorAll('.plot').forEach(draw)")  # as for printing
         count = page.value("document.querySelectorAll('.plot').length")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic import view
 
+from sae_moo.explore.figure_data import Blocks, agreement_of, ancestry_of
 from sae_moo.explore.front_plots import front_figures
-from sae_moo.explore.history import Generations, lineage
+from sae_moo.explore.history import Generations
 from sae_moo.explore.plots import agreement_figure, block_figure, generation_figure, hypervolume_figure, lineage_figure
-from sae_moo.explore.view import Marked
 
 
 def test_the_front_has_error_bars_references_and_picks():
@@ -20,6 +22,8 @@ def test_the_front_has_error_bars_references_and_picks():
     assert front.error_x.array is None
     named = {trace.name: (trace.x[0], trace.y[0]) for trace in figure.data[3:]}
     assert {"base", "math", "code", "law", "uniform average"} <= set(named)
+    said = {note.text: (note.x, note.y) for note in figure.layout.annotations}
+    assert said == {each.name: named[each.name] for each in study.references}
     knee = next(each.record for each in study.picks if each.name == "knee")
     assert any(place == (knee.values["sparsity"], knee.values["a"]) for name, place in named.items() if "knee" in name)
     assert "fraction of zeros" in figure.layout.xaxis.title.text
@@ -43,7 +47,7 @@ def test_a_search_without_ratios_shows_none():
 @pytest.mark.parametrize("groups", [1, 3, 200])
 def test_heatmaps_have_a_row_for_each_group(groups):
     weights = np.linspace(-1, 2, groups * 2).reshape(groups, 2)
-    figure = block_figure([f"g{i}" for i in range(groups)], ["base", "m"], weights, np.linspace(0, 0.9, groups))
+    figure = block_figure(Blocks([f"g{i}" for i in range(groups)], ["base", "m"], weights, np.linspace(0, 0.9, groups)))
     mixing, zeros = figure.data
     assert mixing.z == pytest.approx(weights.astype(np.float32))
     assert zeros.z.ravel() == pytest.approx(np.linspace(0, 0.9, groups), abs=1e-6)
@@ -53,18 +57,19 @@ def test_heatmaps_have_a_row_for_each_group(groups):
 
 def test_a_lineage_has_a_dot_for_each_trial_and_a_line_for_each_parent():
     study = view(60)
-    found = lineage(study.records, 59)
+    found = ancestry_of(study, study.records[59])
     lines, dots = lineage_figure(study, found).data
     assert len(lines.x) == 3 * len(found.edges)
-    assert len(dots.x) == len(found.numbers)
+    assert len(dots.x) == len(found.trials)
     assert dots.y[-1] == study.records[59].values["a"]
 
 
 def test_agreement_parts_hold_every_instance_once():
     study = view(60)
-    first, second = (Marked("m", study.records[n], "") for n in (59, 4))
-    figure = agreement_figure(study, first, second)
-    a, b = (np.array(each.record.evaluation.scores["b"]) for each in (first, second))
+    first, second = study.records[59], study.records[4]
+    figure = agreement_figure(agreement_of(study, first, second))
+    assert [trace.name for trace in figure.data] == ["both right", "only trial 59", "only uniform average", "neither"]
+    a, b = (np.array(each.evaluation.scores["b"]) for each in (first, second))
     counts = [int(trace.text[1] or 0) for trace in figure.data]
     assert counts == [
         int((a * b).sum()),
@@ -77,6 +82,13 @@ def test_agreement_parts_hold_every_instance_once():
     assert figure.data[1].customdata[1].startswith(f"{len(only)} instances: " + ", ".join(map(str, only[:12])))
 
 
+def test_a_score_of_a_half_is_right():
+    study = view(30)
+    scores = {"a": (0.5,) * 3, "b": (0.49,) * 3}
+    record = replace(study.records[10], evaluation=replace(study.records[10].evaluation, scores=scores))
+    assert agreement_of(study, record, record).sizes.tolist() == [[3, 0, 0, 0], [0, 0, 0, 3]]
+
+
 def test_trials_without_common_tasks_have_no_agreement():
     one, other = view(3, ("a",)), view(3, ("b",))
-    assert agreement_figure(one, Marked("m", one.records[0], ""), Marked("n", other.records[1], "")) is None
+    assert agreement_of(one, one.records[0], other.records[1]) is None

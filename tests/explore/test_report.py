@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from synthetic import view
 
 from sae_moo.errors import InputError
-from sae_moo.explore import front_plots
+from sae_moo.explore import figure_data
+from sae_moo.explore.figure_data import answers_of
 from sae_moo.explore.report import page, write_report
 
 NASTY = ("base", "<script>alert(1)</script>", "a&b", '"c"')
@@ -16,7 +19,9 @@ NASTY = ("base", "<script>alert(1)</script>", "a&b", '"c"')
 
 def specs(text: str) -> list[dict]:
     """The figures of a page."""
-    return [json.loads(each) for each in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', text)]
+    return [
+        json.loads(each) for each in re.findall(r'<script type="application/json" id="[^"]+-data">(.*?)</script>', text)
+    ]
 
 
 def own(text: str) -> str:
@@ -70,8 +75,49 @@ def test_names_are_names_and_nothing_else():
         assert "<b>t" not in json.dumps(spec)
 
 
+def choices(text: str) -> dict:
+    """What the reader may choose from for the agreement of two trials."""
+    return json.loads(re.search(r'id="answers">(.*?)</script>', text)[1])
+
+
+def test_two_trials_to_choose_have_their_answers():
+    study = view(60)
+    found = choices(own(page(study, "s")))
+    named = list(dict.fromkeys(each.record.number for each in (*study.picks, *study.references)))
+    numbers = [each["number"] for each in found["trials"]]
+    assert numbers == named + [r.number for r in study.front if r.number not in named]
+    assert found["chosen"] == [study.picks[0].record.number, study.average.number]
+    assert found["sizes"] == [40, 40]
+    for each in found["trials"]:
+        scores = study.records[each["number"]].evaluation.scores
+        right = np.unpackbits(np.frombuffer(b64decode(each["right"]), np.uint8))[:80]
+        assert right.tolist() == [*scores["a"], *scores["b"]]
+    assert found["trials"][0]["said"].startswith(f"trial {numbers[0]} (knee")
+
+
+def test_of_a_long_front_as_many_can_be_chosen_as_find_room():
+    study = view(60)
+    named = {each.record.number for each in (*study.picks, *study.references)}
+    few = answers_of(study, most=80 * (len(named) + 2))
+    rest = [r.number for r in study.front if r.number not in named]
+    assert [r.number for r in few.trials][len(named) :] == [rest[0], rest[-1]]
+    assert answers_of(view(0)) is None
+    assert 'id="agreement"' not in own(page(view(1), "s")), "there are no two"
+
+
+def test_a_trial_that_was_asked_other_instances_cannot_be_chosen():
+    study = view(60)
+    named = {each.record.number for each in (*study.picks, *study.references)}
+    odd = next(record for record in study.front if record.number not in named)
+    more = {task: row * 2 for task, row in odd.evaluation.scores.items()}  # the same means, so the same picks
+    other = replace(odd, evaluation=replace(odd.evaluation, scores=more))
+    changed = replace(study, front=tuple(other if record is odd else record for record in study.front))
+    before, after = (tuple(r.number for r in answers_of(each).trials) for each in (study, changed))
+    assert after == tuple(number for number in before if number != odd.number)
+
+
 def test_what_is_not_drawn_is_told(monkeypatch):
-    monkeypatch.setattr(front_plots, "MOST_DOTS", 10)
+    monkeypatch.setattr(figure_data, "MOST_DOTS", 10)
     study = view(60)
     text = own(page(study, "s"))
     assert f"Of {60 - len(study.front)} other trials 10 are drawn" in text

@@ -42,6 +42,29 @@ def test_tasks_weigh_the_same_however_many_instances_they_have():
     assert paired(model, other, ["b"]).mean == 0
 
 
+def test_tasks_may_count_differently():
+    rng = np.random.default_rng(3)
+    model, other = ({task: rng.random(12 + i) for i, task in enumerate("ab")} for _ in range(2))
+    found = paired(model, other, ["a", "b"], [0.25, 0.75])
+    gaps = [np.array(model[task]) - np.array(other[task]) for task in "ab"]
+    assert found.mean == pytest.approx(0.25 * gaps[0].mean() + 0.75 * gaps[1].mean())
+    assert found.stderr == pytest.approx(np.hypot(0.25 * stats.sem(gaps[0]), 0.75 * stats.sem(gaps[1])))
+    assert paired(model, other, ["a", "b"], [0.5, 0.5]) == paired(model, other, ["a", "b"])
+    nearly, alone = paired(model, other, ["a", "b"], [1e-9, 1 - 1e-9]), paired(model, other, ["b"])
+    assert (nearly.mean, nearly.low, nearly.p) == (
+        pytest.approx(alone.mean),
+        pytest.approx(alone.low, abs=1e-6),
+        pytest.approx(alone.p, abs=0.02),
+    )
+
+
+def test_verdicts():
+    assert paired({"a": [1, 0]}, {"a": [1, 0]}, ["a"]).verdict == "[+0.000, +0.000] p=1.000, not significant"
+    assert paired({"a": [1.0]}, {"a": [0.0]}, ["a"]).verdict == "p=1.000, not significant"
+    model, other = binary(50, 10, 100)
+    assert paired(model, other, ["a"]).verdict == "[+0.268, +0.532] p<0.001, significant"
+
+
 def test_models_that_are_alike():
     found = paired({"a": [1, 0]}, {"a": [1, 0]}, ["a"])
     assert (found.mean, found.low, found.high, found.p, found.significant) == (0, 0, 0, 1, False)

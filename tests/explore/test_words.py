@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from stand_ins import record
 from synthetic import view
 
+from sae_moo.explore.significance import paired
 from sae_moo.explore.view import Marked
 from sae_moo.explore.words import (
     MOST_STEPS,
@@ -113,26 +112,38 @@ def test_long_recipes_begin_with_what_is_left_out():
     assert lines[0] == f"({40 - MOST_STEPS} earlier steps)"
 
 
-def test_differences_are_paired_by_instance():
+def test_differences_are_those_of_the_paired_test():
     study = view(30)
     a, b = study.records[29], study.records[4]
-    mean, error = difference(study, a, b)
-    assert mean == pytest.approx(np.mean([a.values[t] - b.values[t] for t in ("a", "b")]))
-    gaps = [np.array(a.evaluation.scores[t]) - np.array(b.evaluation.scores[t]) for t in ("a", "b")]
-    assert error == pytest.approx(math.sqrt(sum(g.var(ddof=1) / len(g) for g in gaps)) / 2)
-    assert difference(study, a, a) == (0.0, 0.0)
+    found = difference(study, a, b)
+    assert found == paired(a.evaluation.scores, b.evaluation.scores, ["a", "b"])
+    assert found.mean == pytest.approx(study.accuracy(a) - study.accuracy(b))
     said = difference_words(study, a, Marked("it", b, "the other"))
-    assert f"{abs(mean):.3f} {'more' if mean > 0 else 'less'} accurate than it" in said
-    assert ("within two standard errors" in said) == (abs(mean) < 2 * error)
+    more = "more" if found.mean > 0 else "less"
+    assert said == f"{abs(found.mean):.3f} {more} accurate than it {found.verdict}"
     assert difference_words(study, b, Marked("it", b, "the other")) == "it is the other"
 
 
-def test_differences_without_the_same_instances_have_no_error():
+def test_tasks_count_in_a_difference_as_in_the_objectives():
+    study = view(30, ("a", "b", "c"))
+    objectives = (Objective("both", ("a", "b")), Objective("c", ("c",)))
+    records = [
+        replace(r, values={o.name: o.value(r.evaluation) for o in objectives}, stderr=dict(r.stderr))
+        for r in study.records
+    ]
+    study = replace(study, objectives=objectives, records=tuple(records))
+    assert study.shares == {"a": 0.25, "b": 0.25, "c": 0.5}
+    found = difference(study, records[29], records[4])
+    assert found.mean == pytest.approx(study.accuracy(records[29]) - study.accuracy(records[4]))
+
+
+def test_differences_without_the_same_instances_have_no_test():
     study = view(30)
     fewer = {task: row[:5] for task, row in study.records[3].evaluation.scores.items()}
     other = replace(study.records[3], evaluation=replace(study.records[3].evaluation, scores=fewer))
-    assert math.isnan(difference(study, study.records[4], other)[1])
-    assert "standard error" not in difference_words(study, study.records[4], Marked("it", other, "the other"))
+    assert difference(study, study.records[4], other) is None
+    assert difference_words(study, study.records[4], Marked("it", other, "the other")).endswith(" accurate than it")
+    assert difference(replace(study, objectives=study.objectives[-1:]), study.records[4], study.records[3]) is None
 
 
 def test_summaries_say_what_was_asked_found_and_spent():

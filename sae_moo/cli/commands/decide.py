@@ -123,6 +123,7 @@ def diff(
 
         found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
     from sae_moo.cli import deciding
+    from sae_moo.explore.significance import HOW_TESTED
 
     if as_json:
         print_json(deciding.diff_json(found))
@@ -130,4 +131,4 @@ def diff(
     console = make_console()
     for table in deciding.diff_tables(found):
         console.print(table)
-    console.print(deciding.HOW_TESTED, highlight=False, soft_wrap=True, markup=False)
+    console.print(HOW_TESTED, highlight=False, soft_wrap=True, markup=False)

@@ -1,15 +1,16 @@
-"""The commands that show a run: front, trials, report, dashboard."""
+"""The commands that show a run: front, trials, figures, report, dashboard."""
 
 from __future__ import annotations
 
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sae_moo.cli.frame import AsJson, RunName, make_console, open_run, print_json, reported
+from sae_moo.cli.frame import AsJson, Output, RunName, make_console, open_run, print_json, reported
 
 
 @reported
@@ -30,7 +31,7 @@ def front(
     if figure is not None:
         from sae_moo.explore.figures import draw_front
 
-        draw_front(figure, view.records, records, view.objectives, view.picks, view.references)
+        draw_front(figure, view)
     if as_json:
         print_json(trials_json(opened.name, records, opened.objectives))
     elif not records:
@@ -54,6 +55,47 @@ def trials(run: RunName, as_json: AsJson = False) -> None:
         print_json(trials_json(opened.name, records, opened.objectives))
     else:
         make_console().print(trial_table(records, opened.objectives))
+
+
+class FigureType(StrEnum):
+    """How pictures are written."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+@reported
+def figures(
+    run: RunName,
+    output: Output,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="The trial to look into; the knee by default.")] = None,
+    against: Annotated[
+        int | None,
+        typer.Option(metavar="M", help="A trial to hold its answers against; else the uniform average, or the base."),
+    ] = None,
+    type_: Annotated[FigureType, typer.Option("--type", help="What the pictures are.")] = FigureType.png,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run without a browser: front, hypervolume, generations; blocks, lineage and answers of a trial.
+
+    Example: sae-moo figures quickstart --output figures --trial 57 --against 4 --type svg
+    """
+    from sae_moo.files import check_free
+
+    check_free(output)
+    view = open_run(run).view()
+    from sae_moo.explore.figures import write_figures
+
+    written = write_figures(view, output, trial, against, f".{type_.value}")
+    if as_json:
+        files = {what: str(output / name) for what, name in written.files.items()}
+        print_json({"output": str(output), "trial": written.trial, "figures": files, "without": written.without})
+        return
+    for what, name in written.files.items():
+        print(f"{what:<12} {output / name}")
+    for what, why in written.without.items():
+        print(f"{what:<12} none: {why}")
 
 
 @reported
