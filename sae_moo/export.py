@@ -115,7 +115,7 @@ def write_origin(folder: Path, stream: Stream, card: Card) -> None:
 
 def verified(
     model: Any, scorer: Scorer, expected: Mapping[str, tuple[float, ...]], exact: bool = True
-) -> dict[Split, dict[str, Score]]:
+) -> tuple[dict[Split, dict[str, Score]], int]:
     """Score a model that was loaded as a user would, and compare every instance with the trial.
 
     Args:
@@ -126,12 +126,14 @@ def verified(
             differ, and no task's mean may by more than its standard error.
 
     Returns:
-        Scores of the loaded model per split; the test split only where every task has test instances.
+        Scores of the loaded model per split, the test split only where every task has test instances; and how many
+        instances of the search split score otherwise than in the trial, 0 if `exact`.
 
     Raises:
         RunError: if any instance scores differently, by more than batches of another size may round.
     """
     again = scorer.score(model, "search")
+    different = 0
     for task, row in expected.items():
         wrong = int(np.sum(np.abs(again[task] - np.array(row)) > SAME))
         moved = abs(float(again[task].mean()) - float(np.mean(row)))
@@ -141,7 +143,8 @@ def verified(
                 f"the written model is not the evaluated one: {wrong} of {len(row)} instances of {task} score "
                 f"differently (mean {again[task].mean():.6f} instead of {np.mean(row):.6f}); nothing was exported"
             )
+        different += wrong
     result: dict[Split, dict[str, Score]] = {"search": summary(again)}
     if all(task.instances("test") for task in scorer.tasks):
         result["test"] = summary(scorer.score(model, "test"))
-    return result
+    return result, different

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,26 @@ import torch
 
 from sae_moo import verification
 from sae_moo.build import Bench, resolve_device, versions
+from sae_moo.checkpoint import Checkpoint
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.packing import Packer, unpack
 from sae_moo.deploy.shrink import Shrunk, speed_up
 from sae_moo.deploy.streaming import Stream
-from sae_moo.deploy.tensor_files import SHARD_BYTES, in_bytes, write_shards
+from sae_moo.deploy.tensor_files import SHARD_BYTES, in_bytes, raw, write_shards
 from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Split
 from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
 from sae_moo.files import check_free, whole_file, whole_folder
 from sae_moo.judging import bench_of
-from sae_moo.merging import merge
+from sae_moo.mergekit import writer as mergekit_writer
+from sae_moo.merging import MERGEKIT, merge
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
 from sae_moo.storage import TrialRecord
 
+MERGEKIT_FILE = f"mergekit{MERGEKIT[0]}"
 Scored = dict[Split, dict[str, Score]]
 
 
@@ -72,9 +76,16 @@ class _Order:
         write_surroundings(folder, self.stream.pool, config, self.tokenizer, self.settings)
         write_origin(folder, self.stream, self.card)
 
-    def verified(self, folder: Path) -> Scored:
-        """Return the scores of a folder, every tensor and instance of which is as it should be."""
-        return verification.verify(self.run, self.record.number, folder, self.stream.digests)
+    def verified(self, folder: Path, digests: Mapping[str, str] | None = None, exact: bool = True) -> Scored:
+        """Return the scores of a folder, every tensor and instance of which is as it should be.
+
+        Args:
+            folder: with the weights.
+            digests: of what was to be written; None: of the trial's own tensors.
+            exact: see `export.verified`.
+        """
+        written = self.stream.digests if digests is None else digests
+        return verification.verify(self.run, self.record.number, folder, written, exact, self.tell)
 
     def scored_card(self, scores: Scored) -> str:
         """Return the card with the scores found by verifying."""
@@ -98,12 +109,13 @@ def export(
         run: the run.
         record: one of its complete trials.
         why: why this one, for the model card.
-        output: the folder to make; for `packed` and `delta` the file.
+        output: the folder to make; for `packed`, `delta` and `mergekit` the file.
         verify: in a fresh process, compare every tensor's digest, load the folder (unpacked or merged from what was
             written) and compare every score with the trial's; also scores the test split.
         form: ``hf``, a folder of dense weights; ``packed``, one file of what is not zero; ``delta``, one file of what
-            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives;
-            ``structured``, a folder of dense weights without the neurons and heads that are zero as a whole.
+            is not the base's; ``recipe``, a folder of the recipe and the digests of the tensors it gives; ``mergekit``,
+            a configuration for mergekit, verified by merging it as `merge` does; ``structured``, a folder of dense
+            weights without the neurons and heads that are zero as a whole.
         tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
         shard_bytes: size that the tensors of one file may have together.
         tell: is told what the user should know, a sentence each.
@@ -112,13 +124,17 @@ def export(
         Scores per split, as found by verifying; empty without.
 
     Raises:
-        InputError: if the output is taken or the experts are not those of the study.
+        InputError: if the output is taken, the experts are not those of the study, or mergekit cannot say the recipe.
         RunError: if verifying finds any difference; nothing is left behind then.
     """
     if form not in _WRITERS:
         raise InputError(f"format: expected {', '.join(_WRITERS)}, got {form!r}{nearest(form, _WRITERS)}")
     output = Path(output)
-    check_free(output, folder=form not in ("packed", "delta"))
+    if form == "mergekit" and output.suffix not in MERGEKIT:
+        raise InputError(f"{output}: expected a name that ends in {' or '.join(MERGEKIT)} for format mergekit")
+    if form in ("recipe", "mergekit") and tokenizer_from != BASE:
+        raise InputError(f"tokenizer: format {form} holds none; expected {BASE}, got {tokenizer_from!r}")
+    check_free(output, folder=form not in ("packed", "delta", "mergekit"))
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
@@ -205,6 +221,53 @@ def _recipe(order: _Order, output: Path) -> Scored:
     return scores
 
 
+def _mergekit(order: _Order, output: Path) -> Scored:
+    scores: Scored = {}
+    try:
+        text, notes = mergekit_writer.write(order.record.recipe, order.stream.pool)
+    except InputError as error:
+        raise InputError(
+            f"format mergekit: {error}; the formats recipe, hf, packed and delta hold any model"
+        ) from error
+    for note in notes:
+        order.tell(note)
+    with whole_file(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+        if order.verify:
+            with _scratch(output) as folder:
+                shutil.copyfile(partial, folder / MERGEKIT_FILE)
+                merge(folder / MERGEKIT_FILE, folder / "merged")
+                digests, same = _against_trial(order, folder / "merged")
+                scores = order.verified(folder / "merged", digests, exact=same)
+    return scores
+
+
+def _against_trial(order: _Order, folder: Path) -> tuple[dict[str, str], bool]:
+    """Tell how the tensors of a folder differ from the trial's.
+
+    Returns:
+        Name -> SHA-256 of the folder's tensors, and whether all are the trial's, bit for bit.
+    """
+    stream, written = order.stream, Checkpoint(str(folder))
+    digests: dict[str, str] = {}
+    worst, where, count = 0.0, "", 0
+    for entry in stream.entries:
+        ours, theirs = stream.tensor(entry.name), written.load(entry.name).contiguous()
+        stream.hashed(ours, entry.name)
+        digests[entry.name] = sha256(raw(theirs)).hexdigest()
+        if digests[entry.name] == stream.digests[entry.name]:
+            continue
+        count += 1
+        far = (ours.float() - theirs.float()).abs()
+        if (most := float(far.max())) >= worst:
+            worst, where = most, f"{entry.name}, where the trial has {float(ours.flatten()[far.argmax()]):.3g}"
+    _check_sparsity(stream, order.record)
+    same = "all" if not count else f"{len(digests) - count} of"
+    said = f"read and merged by sae-moo, {same} {len(digests)} tensors are bit for bit the trial's"
+    order.tell(said + (f"; the largest difference is {worst:.3g}, in {where}" if count else ""))
+    return digests, not count
+
+
 def _structured(order: _Order, output: Path) -> Scored:
     scores: Scored = {}
     stream = order.stream
@@ -223,7 +286,7 @@ def _structured(order: _Order, output: Path) -> Scored:
         write_shards(partial, small.entries, small.content, order.shard_bytes)
         order.surround(partial, small.config)
         if order.verify:
-            scores = verification.verify(order.run, order.record.number, partial, small.digests, exact=False)
+            scores = order.verified(partial, small.digests, exact=False)
             (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
             dtype, device = stream.entries[0].dtype, resolve_device(order.run.config.models.device)
             faster = speed_up(partial, stream.pool.checkpoints[BASE].folder, dtype, device)
@@ -234,8 +297,9 @@ def _structured(order: _Order, output: Path) -> Scored:
 _WRITERS: dict[str, Callable[[_Order, Path], Scored]] = {
     "hf": _folder,
     "packed": _packed,
-    "recipe": _recipe,
     "delta": _delta,
+    "recipe": _recipe,
+    "mergekit": _mergekit,
     "structured": _structured,
 }
 

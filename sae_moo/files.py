@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,19 +45,11 @@ def whole_folder(output: Path) -> Iterator[Path]:
         InputError: if `output` is taken or cannot be written.
     """
     check_free(output)
-    partial = _beside(output)
-    try:
-        partial.mkdir()
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    try:
+    with _new(output, Path.mkdir) as partial:
         yield partial
         _shared(partial)
         if output.is_dir():
             output.rmdir()  # empty, as checked
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -68,16 +60,23 @@ def whole_file(output: Path) -> Iterator[Path]:
         InputError: if `output` is taken or cannot be written.
     """
     check_free(output, folder=False)
+    with _new(output, Path.touch) as partial:
+        yield partial
+
+
+@contextmanager
+def _new(output: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Give what was made beside `output`, which takes its name on leaving, or vanishes if anything fails."""
     partial = _beside(output)
     try:
-        partial.touch()
+        make(partial)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
     try:
         yield partial
         partial.rename(output)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def check_free(output: Path, folder: bool = True) -> None:
@@ -98,11 +97,18 @@ def _beside(output: Path) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
             if not _alive(left.name.rpartition("-")[2]):
-                shutil.rmtree(left, ignore_errors=True)
-                left.unlink(missing_ok=True)
+                _remove(left)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
     return output.parent / f".{output.name}.partial-{os.getpid()}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _shared(folder: Path) -> None:

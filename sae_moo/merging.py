@@ -20,7 +20,7 @@ from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
 from sae_moo.experts import ExpertPool
 from sae_moo.export import deployed_config, write_origin, write_surroundings
-from sae_moo.files import check_free, whole, whole_folder
+from sae_moo.files import check_free, check_new, whole, whole_folder
 from sae_moo.mergekit import document as mergekit_document
 from sae_moo.mergekit import writer as mergekit_writer
 from sae_moo.mergekit.document import Document
@@ -142,10 +142,7 @@ def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str,
     path, output = Path(recipe_file), Path(output)
     if path.suffix in MERGEKIT:
         raise InputError(f"{path}: is a mergekit configuration already; expected a recipe as JSON")
-    if output.exists() or output.is_symlink():
-        raise InputError(f"{output}: exists already; give a new name, or remove it")
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: there is no folder {output.parent}")
+    check_new(output)
     pool = _open_experts(path, moved)
     try:
         text, notes = mergekit_writer.write(read_recipe(path, pool), pool)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ from sae_moo.run import Run
 
 
 def verify(
-    run: Run, trial: int, folder: Path, digests: Mapping[str, str], exact: bool = True
+    run: Run,
+    trial: int,
+    folder: Path,
+    digests: Mapping[str, str],
+    exact: bool = True,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> dict[Split, dict[str, Score]]:
     """Compare every tensor of a written folder with what was computed, load it and compare every score, elsewhere.
 
@@ -41,6 +46,7 @@ def verify(
         folder: the written folder.
         digests: tensor name -> SHA-256 of the bytes that were to be written.
         exact: see `export.verified`.
+        tell: is told how many instances score otherwise, if any do.
 
     Returns:
         Scores of the loaded model per split; the test split only where every task has test instances.
@@ -71,6 +77,11 @@ def verify(
         result = json.loads(told.read_text(encoding="utf-8"))
     if "error" in result:
         raise RunError(result["error"])
+    if result["different"]:
+        tell(
+            f"{result['different']} instances of the search split score otherwise than in the trial; no task's mean "
+            "does by more than its standard error"
+        )
     return {
         split: {task: Score(*numbers) for task, numbers in tasks.items()} for split, tasks in result["scores"].items()
     }
@@ -99,12 +110,13 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if decoding(folder) != decoding(base):
         model.generation_config = generation_settings(base)  # as the trial was decoded
     assert record.evaluation is not None
-    scores = verified(model, bench.scorer(), record.evaluation.scores, request["exact"])
+    scores, different = verified(model, bench.scorer(), record.evaluation.scores, request["exact"])
     return {
         "scores": {
             split: {task: [s.score, s.stderr, s.instances] for task, s in tasks.items()}
             for split, tasks in scores.items()
-        }
+        },
+        "different": different,
     }
 
 

@@ -66,7 +66,7 @@ def show_pick(
 
 def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]]) -> None:
     """Print the scores that an export was verified by."""
-    search = "search split, every instance as in the trial"
+    search = "search split, every instance compared with the trial"
     if "test" in scores:
         console.print(split_table(scores, f"{search}; test split, never seen by the search"))
         console.print(OPTIMISTIC, highlight=False, soft_wrap=True, markup=False)

@@ -8,6 +8,7 @@ from sae_moo.deploy.packing import encoded
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.streaming import Stream
 from sae_moo.errors import InputError
+from sae_moo.mergekit.writer import write
 from sae_moo.recipe import BASE, dumps, encode
 
 
@@ -57,9 +58,20 @@ def estimates(stream: Stream) -> list[Estimate]:
         ("recipe", recipe, "download, for who has base and experts; the merged folder is hf: none"),
     ]
     found = [Estimate(name, size, size / dense, gains) for name, size, gains in rows]
+    found.append(_mergekit(stream, dense))
     try:
         small = Shrunk(stream)
     except InputError as error:
         return [*found, Estimate("structured", None, None, " ".join(str(error).split()))]
     size = sum(entry.nbytes for entry in small.entries)
     return [*found, Estimate("structured", size, size / dense, "all: memory and speed, matrices are smaller")]
+
+
+def _mergekit(stream: Stream, dense: int) -> Estimate:
+    try:
+        text, notes = write(stream.recipe, stream.pool)
+    except InputError as error:
+        return Estimate("mergekit", None, None, str(error))
+    size = len(text.encode())
+    gains = "download, for who has mergekit, base and experts; the merged folder is hf: none"
+    return Estimate("mergekit", size, size / dense, "; ".join((gains, *notes)))

@@ -18,7 +18,7 @@ from sae_moo.mergekit.document import parse
 from sae_moo.mergekit.table import TABLE, WEIGHTS, Parameter, Row
 from sae_moo.mergekit.translate import translate
 from sae_moo.ops.merge import METHODS
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, rounded
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
 from sae_moo.vocabulary import KEEP_BASE, Aligned
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -46,7 +46,7 @@ def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
         document = {"merge_method": "passthrough", "models": [{"model": _source(node.name, pool)}]}
         return _text(document, dtype), []
     if not isinstance(node, Merge):
-        raise InputError(f"mergekit cannot say this: {type(node).__name__} inside {type(recipe).__name__}")
+        raise InputError(f"mergekit cannot say this: {_called(node)} inside {type(recipe).__name__}")
     names = _experts(node)
     document, notes = _merge(node, names, pool)
     if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
@@ -64,9 +64,30 @@ def _plain(node: Recipe) -> Recipe:
     while isinstance(node, Prune):
         asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
         if any(asked) or any(node.counts or ()) or any(node.units or ()):
-            raise InputError("mergekit cannot say this: it does not prune")
+            raise InputError(f"mergekit cannot say this: it does not prune, this is {_called(node)}")
         node = node.input
     return node
+
+
+def _called(node: Recipe) -> str:
+    """Return what a node is, and what it is made from by their names alone."""
+    made = Counter(child.name if isinstance(child, Expert) else type(child).__name__ for child in children(node))
+    inputs = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in made.items())
+    match node:
+        case Merge():
+            return f"Merge by {node.method} of {inputs}"
+        case Prune():
+            asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
+            least, most = min(asked), max(asked)
+            return (
+                f"Prune to {most:.3g} of {inputs}"
+                if least == most
+                else f"Prune to {least:.3g} ... {most:.3g} of {inputs}"
+            )
+        case Cast():
+            return f"Cast to {node.dtype} of {inputs}"
+        case _:
+            return type(node).__name__
 
 
 def _source(name: str, pool: ExpertPool) -> str:
@@ -83,7 +104,7 @@ def _experts(node: Merge) -> list[str]:
     for child in node.inputs:
         inner = _plain(child)
         if not isinstance(inner, Expert):
-            raise InputError(f"mergekit cannot say this: {type(inner).__name__} as an input of a merge, not an expert")
+            raise InputError(f"mergekit cannot say this: {_called(inner)} as an input of a merge, not an expert")
         names.append(inner.name)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

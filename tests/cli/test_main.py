@@ -14,6 +14,10 @@ import pytest
 import torch
 from commands import BUDGET, call, config_for, refused, written
 
+from sae_moo.mergekit.writer import write
+from sae_moo.recipe import Cast, Merge
+from sae_moo.run import Run
+
 
 def test_search_json(there):
     document = json.loads((there / "search.json").read_text())
@@ -186,14 +190,49 @@ def call_and_read(folder: Path, command: str, file: str, _o: str, output: str, *
     return (folder / output / "README.md").read_text()
 
 
+def test_what_mergekit_can_say_is_written_for_it_and_is_the_trial(there, tmp_path):
+    pick = ("export", "tiny", "--format", "mergekit", "--trial")
+    average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average").number
+    found = json.loads(call(*pick, str(average), "-o", f"{tmp_path}/m.yaml", "--verify", "--json").stdout)
+    assert any("all 20 tensors are bit for bit the trial's" in note for note in found["notes"])
+    assert found["scores"]["search"]["facts"]["score"] == found["trial"]["tasks"]["facts"]
+    call("export", "tiny", "--trial", str(average), "-o", f"{tmp_path}/dense")
+    call("merge", f"{tmp_path}/m.yaml", "-o", f"{tmp_path}/merged")
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("dense", "merged")]
+    assert weights[0] == weights[1]
+    sparsest = str(max(Run.open("tiny").front(), key=lambda record: record.values["sparsity"]).number)
+    message = refused(*pick, sparsest, "-o", f"{tmp_path}/n.yaml")
+    assert "format mergekit: mergekit cannot say this: it does not prune, this is Prune to" in message
+    assert "recipe, hf, packed and delta hold any model" in message
+    assert "ends in .yaml or .yml" in refused(*pick, str(average), "-o", f"{tmp_path}/n.json")
+    assert "format mergekit holds none" in refused(
+        *pick, str(average), "-o", f"{tmp_path}/n.yaml", "--tokenizer-from", "math"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "m.yaml", "merged"]
+
+
+def test_how_far_a_mergekit_file_is_from_the_trial_is_told(there, tmp_path, monkeypatch):
+    average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average")
+    near = Cast(Merge("linear", average.recipe.input.inputs, (0.334, 0.333, 0.333)), "float32")
+    monkeypatch.setattr("sae_moo.exporting.mergekit_writer.write", lambda recipe, pool: write(near, pool))
+    export = ("export", "tiny", "--trial", str(average.number), "--format", "mergekit", "-o", f"{tmp_path}/m.yaml")
+    (note,) = (
+        note for note in json.loads(call(*export, "--verify", "--json").stdout)["notes"] if "bit for bit" in note
+    )
+    same, _, told = note.partition(" tensors are bit for bit the trial's; the largest difference is ")
+    assert int(same.split()[-3]) < 20
+    assert 0 < float(told.split(",")[0]) < 0.01
+
+
 def test_an_estimate_is_what_exports_take_and_writes_nothing(there, tmp_path):
     document = json.loads(call("export", "tiny", "--weights", "sparsity=1", "--estimate", "--json").stdout)
     found = {each["format"]: each for each in document["formats"]}
-    assert list(found) == ["hf", "packed", "delta", "recipe", "structured"]
+    assert list(found) == ["hf", "packed", "delta", "recipe", "mergekit", "structured"]
     assert found["hf"]["share"] == 1
     assert found["hf"]["gains"].startswith("none")
     assert found["structured"]["nbytes"] is None
     assert "nothing can be dropped" in found["structured"]["gains"]
+    assert "mergekit cannot say this" in found["mergekit"]["gains"]
     for form in ("packed", "delta"):
         call("export", "tiny", "--weights", "sparsity=1", "--format", form, "-o", f"{tmp_path}/{form}")
         size = (tmp_path / form).stat().st_size

@@ -135,12 +135,12 @@ LINEAR = Merge("linear", (MATH, CODE), (1, 2))
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Prune(LINEAR, 0.1), "it does not prune"),
-        (Prune(LINEAR, (0.0, 0.1, 0.0, 0.0)), "it does not prune"),
+        (Prune(LINEAR, 0.1), "it does not prune, this is Prune to 0.1 of Merge"),
+        (Prune(LINEAR, (0.0, 0.1, 0.0, 0.0)), "this is Prune to 0 ... 0.1 of Merge"),
         (Merge("linear", (Prune(MATH, 0.1), CODE), (1, 2)), "it does not prune"),
-        (Merge("linear", (LINEAR, LAW), (1, 2)), "Merge as an input of a merge, not an expert"),
-        (Merge("linear", (Cast(MATH, "bfloat16"), LAW), (1, 2)), "Cast as an input of a merge"),
-        (Cast(Cast(LINEAR, "bfloat16"), "float32"), "Cast inside Cast"),
+        (Merge("linear", (LINEAR, LAW), (1, 2)), "Merge by linear of math, code as an input of a merge, not an expert"),
+        (Merge("linear", (Cast(MATH, "bfloat16"), LAW), (1, 2)), "Cast to bfloat16 of math as an input of a merge"),
+        (Cast(Cast(LINEAR, "bfloat16"), "float32"), "Cast to bfloat16 of Merge inside Cast"),
         (Merge("zero_aware", (MATH, CODE), (1, 2)), "no merge method 'zero_aware'"),
         (Merge("rankmean", (MATH, CODE), (1, 2)), "no merge method 'rankmean'"),
         (Merge("split_slerp", (MATH, CODE), (1, 2)), "no merge method 'split_slerp'"),

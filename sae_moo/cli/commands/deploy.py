@@ -44,8 +44,9 @@ class FormatName(StrEnum):
 
     hf = "hf"
     packed = "packed"
-    recipe = "recipe"
     delta = "delta"
+    recipe = "recipe"
+    mergekit = "mergekit"
     structured = "structured"
 
 
@@ -68,7 +69,8 @@ def export(
         typer.Option(
             "--format",
             help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
-            "the base's; recipe: no weights; structured: a folder without neurons and heads that are zero as a whole.",
+            "the base's; recipe: no weights; mergekit: a YAML file, where mergekit can say the recipe; structured: a "
+            "folder without neurons and heads that are zero as a whole.",
         ),
     ] = FormatName.hf,
     tokenizer_from: Annotated[
