@@ -35,7 +35,23 @@ from sae_moo.run import Run
 from sae_moo.storage import TrialRecord
 
 MERGEKIT_FILE = f"mergekit{MERGEKIT[0]}"
+LONGEST_PROMPT = 100  # characters
 Scored = dict[Split, dict[str, Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of an export.
+
+    Args:
+        scores: split -> task -> score, as found by verifying; empty without.
+        prompt: what one may ask the model to see that it works: a short prompt of the search split, if there is one.
+        base: where the base was taken from.
+    """
+
+    scores: Scored
+    prompt: str
+    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +118,7 @@ def export(
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda note: None,
-) -> Scored:
+) -> Exported:
     """Write a trial, in the memory of a few tensors.
 
     Args:
@@ -121,7 +137,7 @@ def export(
         tell: is told what the user should know, a sentence each.
 
     Returns:
-        Scores per split, as found by verifying; empty without.
+        Scores, and a prompt to try.
 
     Raises:
         InputError: if the output is taken, the experts are not those of the study, or mergekit cannot say the recipe.
@@ -138,9 +154,10 @@ def export(
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
-    card = _card(run, record, why, output.name, bench, tokenizer_from)
+    prompt = _prompt(bench, tokenizer)
+    card = _card(run, record, why, output.name, bench, tokenizer_from, None if form == "recipe" else prompt)
     order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
-    return _WRITERS[form](order, output)
+    return Exported(_WRITERS[form](order, output), prompt, bench.pool.checkpoints[BASE].origin)
 
 
 def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
@@ -325,7 +342,19 @@ def _check_sparsity(stream: Stream, record: TrialRecord) -> None:
         )
 
 
-def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str) -> Card:
+def _prompt(bench: Bench, tokenizer: Any) -> str:
+    """Return the first prompt of the search split that is short and stands on one line, else a beginning."""
+    for task in bench.tasks:
+        for request in task.requests("search"):
+            text = str(tokenizer.decode(request.context, skip_special_tokens=True))
+            if 0 < len(text) <= LONGEST_PROMPT and text.isprintable():
+                return text
+    return "Once upon a time"
+
+
+def _card(
+    run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str, prompt: str | None
+) -> Card:
     """Return the card of a trial, with the scores of the search split."""
     evaluation = record.evaluation
     assert evaluation is not None
@@ -342,4 +371,4 @@ def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tok
     known = {
         task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
     }
-    return Card(title, why, facts, {"search": known})
+    return Card(title, why, facts, {"search": known}, prompt=prompt)

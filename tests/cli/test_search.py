@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -368,3 +370,33 @@ def test_operators_are_turned_off_by_name(here):
     assert {record.operator for record in children} == {"crossover"}
     assert all(isinstance(record.asked.input, Merge) and record.asked.input.method == "linear" for record in children)
     assert [record.operator for record in records].count("pruned average") == 1
+
+
+def suggested(stdout: str) -> list[list[str]]:
+    """The commands that a command ends with."""
+    return [shlex.split(line, comments=True) for line in stdout.partition("\nnext:\n")[2].splitlines()]
+
+
+def test_what_each_command_suggests_leads_from_a_search_to_a_model_that_answers(here):
+    pick = suggested(call("search", "c.yaml").stdout)[0]
+    assert pick[:2] == ["sae-moo", "pick"]
+    (export,) = suggested(call(*pick[1:]).stdout)
+    assert (export[:2], export[-1]) == (["sae-moo", "export"], "--verify")
+    (load,) = suggested(call(*export[1:]).stdout)
+    assert load[:2] == ["python", "-c"]
+    answered = subprocess.run([sys.executable, *load[1:]], check=True, capture_output=True, text=True).stdout
+    assert re.match(r"fact \d+ is.", answered)
+    used = (here / export[-2] / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    output = subprocess.run([sys.executable, "-c", used], check=True, capture_output=True, text=True, cwd=export[-2])
+    assert "fact" in output.stdout
+
+
+@pytest.mark.parametrize("form", ["packed", "delta", "recipe", "mergekit"])
+def test_what_is_no_folder_yet_says_how_to_make_one(here, form):
+    call("search", "c.yaml", "--evaluations", "6")
+    average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average").number
+    written = call("export", "tiny", "--trial", str(average), "--format", form, "-o", "it.yaml").stdout
+    *_, command = suggested(written)
+    call(*command[1:])
+    assert (here / "it-model/model.safetensors").is_file()
+    assert ("## To use it" in (here / "it-model/README.md").read_text()) == (form in ("packed", "delta"))

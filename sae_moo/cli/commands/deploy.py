@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,10 +32,12 @@ from sae_moo.cli.frame import (
     print_json,
     quiet,
     reported,
+    suggest,
 )
 from sae_moo.errors import InputError
 
 if TYPE_CHECKING:
+    from sae_moo.exporting import Exported
     from sae_moo.run import Run
     from sae_moo.storage import TrialRecord
 
@@ -117,7 +120,8 @@ def export(
 
     notes: list[str] = []
     size = shard_bytes(max_shard_size)
-    scores = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
+    done = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
+    scores = done.scores
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
         print_json(
@@ -139,6 +143,29 @@ def export(
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     deciding.show_export(console, scores)
+    suggest(console, _next(format_, output, done))
+
+
+def _next(form: FormatName, output: Path, done: Exported) -> dict[str, str]:
+    """Return what to type once a model is written."""
+    name, beside = shlex.quote(str(output)), shlex.quote(f"{output.with_suffix('')}-model")
+    match form:
+        case FormatName.hf | FormatName.structured:
+            ask = f'from transformers import pipeline; m = pipeline("text-generation", {json.dumps(str(output))}); '
+            ask += f'print(m({json.dumps(done.prompt)}, max_new_tokens=20)[0]["generated_text"])'
+            return {f"python -c {shlex.quote(ask)}": "loaded as any model is, and asked"}
+        case FormatName.packed:
+            return {f"sae-moo unpack {name} --output {beside}": "the folder, bit for bit"}
+        case FormatName.delta:
+            unpack = f"sae-moo unpack {name} --base {shlex.quote(done.base)} --output {beside}"
+            return {unpack: "the folder, bit for bit"}
+        case FormatName.recipe:
+            return {f"sae-moo merge {name}/recipe.json --output {beside}": "the folder, from the experts"}
+        case FormatName.mergekit:
+            return {
+                f"mergekit-yaml {name} {beside}": "merged by mergekit",
+                f"sae-moo merge {name} --output {beside}": "or here",
+            }
 
 
 def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
