@@ -295,7 +295,7 @@ def _structured(order: _Order, output: Path) -> Scored:
     said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / dense:.3f} of {in_bytes(dense)}"
     note = (
         f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
-        "of smaller sums. Whatever loads this folder is faster by it; only transformers was tried."
+        "of smaller sums. Whatever loads this folder is faster by it."
     )
     order = replace(order, card=replace(order.card, notes=(*order.card.notes, note)))
     order.tell(f"{output}: {said}")
