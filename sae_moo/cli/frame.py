@@ -115,9 +115,11 @@ def print_json(document: Any) -> None:
 
 
 def suggest(console: Console, commands: Mapping[str, str]) -> None:
-    """Print what to type next: command -> what it does. Everything of a line can be pasted into a shell."""
+    """Print what to type next: command -> what it does, where it fits. A line can be pasted into a shell as it is."""
     width = min(max(map(len, commands)), 90)
-    lines = (f"  {command:{width}}  # {what}" for command, what in commands.items())
+    lines = [f"  {command:{width}}  # {what}" for command, what in commands.items()]
+    if max(map(len, lines)) > console.width:
+        lines = [f"  {command}" for command in commands]
     console.print("\n".join(("next:", *lines)), highlight=False, soft_wrap=True, markup=False)
 
 

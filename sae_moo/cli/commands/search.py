@@ -64,8 +64,8 @@ def search(
         suggest(
             console,
             {
-                f"sae-moo pick {name}": "one trade-off, why, and what its neighbours would cost",
-                export: "that one as a Hugging Face folder, loaded and scored again",
+                f"sae-moo pick {name}": "a trade-off, why, and what others would cost",
+                export: "it as a Hugging Face folder, scored again",
                 f"sae-moo report {name} --output report.html": "one page to read and to pass on",
                 f"sae-moo dashboard {name}": "every trial in optuna-dashboard",
             },
