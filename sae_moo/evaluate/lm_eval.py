@@ -142,7 +142,8 @@ def reason(error: BaseException) -> str:
 def _naming(name: str, place: Path) -> list[Path]:
     """Return the YAMLs under a folder that name a task or group so; the harness would take one of them."""
     line = re.compile(rf"^(task|group):\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
-    return [each for each in sorted(place.rglob("*.yaml")) if line.search(each.read_text("utf-8", errors="replace"))]
+    files = [each for each in sorted(place.rglob("*.yaml")) if each.is_file()]
+    return [each for each in files if line.search(each.read_text("utf-8", errors="replace"))]
 
 
 def _unreadable(include: Path | None) -> Iterator[str]:

@@ -437,6 +437,13 @@ def test_a_metric_that_the_right_answer_takes_out_of_range_is_refused(folder, tm
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
+def test_a_folder_that_is_called_like_a_yaml_is_passed_over(folder, tmp_path, pool, tokenizer):
+    (tmp_path / "deep.yaml").mkdir()
+    shutil.copy(folder / "choices.yaml", tmp_path / "deep.yaml" / "one.yaml")
+    settings = Settings("a", "our_choices", tmp_path, None, False, None, False, None, None, {}, None, 5, 5)
+    assert HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder).instances("search") == 5
+
+
 def test_two_yamls_of_one_name_are_refused(folder, tmp_path, pool, tokenizer):
     for name in ("one.yaml", "deep/two.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
