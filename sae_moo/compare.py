@@ -26,7 +26,8 @@ from sae_moo.build import Bench, versions
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
-from sae_moo.explore.figures import Curve, draw_progress
+from sae_moo.explore.figures import draw_progress
+from sae_moo.explore.pictures import Curve
 from sae_moo.files import whole
 from sae_moo.judging import JUDGED, judge
 from sae_moo.run import POINTER, RUNS, Run

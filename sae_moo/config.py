@@ -74,7 +74,7 @@ class Config(Section):
         path = Path(path)
         raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
         for change in overrides:
-            faults += marked_yaml.override(raw, lines, change)
+            faults += marked_yaml.override_(raw, lines, change)
         return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
 
     @classmethod
@@ -116,7 +116,7 @@ class Config(Section):
         Its study is called ``NAME-smoke``.
         """
         raw = self.model_dump(mode="json", exclude_unset=True)
-        small = {"population": len(self.models.experts) + 3}
+        small = {"population": max(len(self.models.experts) + 3, 2 * len(self.models.experts) + 1)}  # as all need
         raw["study"] = {**raw.get("study", {}), "name": f"{self.study.name}-smoke"[-100:].lstrip("-._")}
         raw["search"] = {**raw.get("search", {}), **small, "evaluations": small["population"] + 3}
         for task in raw["tasks"]:

@@ -1,4 +1,4 @@
-"""Handing a trial on: as a folder of dense weights, a packed file, a delta over the base, or its recipe alone."""
+"""Handing a trial on: as a folder of weights, dense or without what is zero as a whole, or as something smaller."""
 
 from __future__ import annotations
 
@@ -137,27 +137,27 @@ def export(
         tell: is told what the user should know, a sentence each.
 
     Returns:
-        Scores, and a prompt to try.
+        Scores, a prompt to try, and where the base was taken from.
 
     Raises:
         InputError: if the output is taken, the experts are not those of the study, or mergekit cannot say the recipe.
         RunError: if verifying finds any difference; nothing is left behind then.
     """
-    if form not in _WRITERS:
-        raise InputError(f"format: expected {', '.join(_WRITERS)}, got {form!r}{nearest(form, _WRITERS)}")
-    output = Path(output)
-    if form == "mergekit" and output.suffix not in MERGEKIT:
-        raise InputError(f"{output}: expected a name that ends in {' or '.join(MERGEKIT)} for format mergekit")
-    if form in ("recipe", "mergekit") and tokenizer_from != BASE:
+    if form not in FORMATS:
+        raise InputError(f"format: expected {', '.join(FORMATS)}, got {form!r}{nearest(form, FORMATS)}")
+    output, wanted = Path(output), FORMATS[form]
+    if wanted.endings and output.suffix not in wanted.endings:
+        raise InputError(f"{output}: expected a name that ends in {' or '.join(wanted.endings)} for format {form}")
+    if not wanted.loads and tokenizer_from != BASE:
         raise InputError(f"tokenizer: format {form} holds none; expected {BASE}, got {tokenizer_from!r}")
-    check_free(output, folder=form not in ("packed", "delta", "mergekit"))
+    check_free(output, folder=wanted.folder)
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
-    prompt = _prompt(bench, tokenizer)
-    card = _card(run, record, why, output.name, bench, tokenizer_from, None if form == "recipe" else prompt)
+    card = _card(run, record, why, output.name, bench, tokenizer_from, wanted.loads)
     order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
-    return Exported(_WRITERS[form](order, output), prompt, bench.pool.checkpoints[BASE].origin)
+    scores = wanted.write(order, output)
+    return Exported(scores, _prompt(bench, tokenizer), bench.pool.checkpoints[BASE].origin)
 
 
 def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
@@ -254,17 +254,13 @@ def _mergekit(order: _Order, output: Path) -> Scored:
             with _scratch(output) as folder:
                 shutil.copyfile(partial, folder / MERGEKIT_FILE)
                 merge(folder / MERGEKIT_FILE, folder / "merged")
-                digests, same = _against_trial(order, folder / "merged")
-                scores = order.verified(folder / "merged", digests, exact=same)
+                digests = _against_trial(order, folder / "merged")
+                scores = order.verified(folder / "merged", digests, exact=digests == order.stream.digests)
     return scores
 
 
-def _against_trial(order: _Order, folder: Path) -> tuple[dict[str, str], bool]:
-    """Tell how the tensors of a folder differ from the trial's.
-
-    Returns:
-        Name -> SHA-256 of the folder's tensors, and whether all are the trial's, bit for bit.
-    """
+def _against_trial(order: _Order, folder: Path) -> dict[str, str]:
+    """Tell how the tensors of a folder differ from the trial's, and return their names and SHA-256 digests."""
     stream, written = order.stream, Checkpoint(str(folder))
     digests: dict[str, str] = {}
     worst, where, count = 0.0, "", 0
@@ -282,7 +278,7 @@ def _against_trial(order: _Order, folder: Path) -> tuple[dict[str, str], bool]:
     same = "all" if not count else f"{len(digests) - count} of"
     said = f"read and merged by sae-moo, {same} {len(digests)} tensors are bit for bit the trial's"
     order.tell(said + (f"; the largest difference is {worst:.3g}, in {where}" if count else ""))
-    return digests, not count
+    return digests
 
 
 def _structured(order: _Order, output: Path) -> Scored:
@@ -311,13 +307,30 @@ def _structured(order: _Order, output: Path) -> Scored:
     return scores
 
 
-_WRITERS: dict[str, Callable[[_Order, Path], Scored]] = {
-    "hf": _folder,
-    "packed": _packed,
-    "delta": _delta,
-    "recipe": _recipe,
-    "mergekit": _mergekit,
-    "structured": _structured,
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A format that a trial is written in.
+
+    Args:
+        write: writes it, and returns the scores found by verifying.
+        folder: whether it is a folder; else one file.
+        loads: whether it holds, or is unpacked to, a model with its tokenizer.
+        endings: what the file's name may end in; anything if empty.
+    """
+
+    write: Callable[[_Order, Path], Scored]
+    folder: bool = True
+    loads: bool = True
+    endings: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "hf": _Format(_folder),
+    "packed": _Format(_packed, folder=False),
+    "delta": _Format(_delta, folder=False),
+    "recipe": _Format(_recipe, loads=False),
+    "mergekit": _Format(_mergekit, folder=False, loads=False, endings=MERGEKIT),
+    "structured": _Format(_structured),
 }
 
 
@@ -352,9 +365,7 @@ def _prompt(bench: Bench, tokenizer: Any) -> str:
     return "Once upon a time"
 
 
-def _card(
-    run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str, prompt: str | None
-) -> Card:
+def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str, loads: bool) -> Card:
     """Return the card of a trial, with the scores of the search split."""
     evaluation = record.evaluation
     assert evaluation is not None
@@ -371,4 +382,4 @@ def _card(
     known = {
         task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
     }
-    return Card(title, why, facts, {"search": known}, prompt=prompt)
+    return Card(title, why, facts, {"search": known}, loads=loads)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from sae_moo.errors import nearest
 from sae_moo.marked_yaml import Key, dotted, place
+
+UNIONS = ("objectives",), ("compare", "methods")
+"""Lists whose entries are names or sections."""
 
 
 def faults_of(model: type[BaseModel], error: ValidationError, lines: Mapping[Key, str], source: str) -> Iterator[str]:
@@ -23,20 +26,35 @@ def faults_of(model: type[BaseModel], error: ValidationError, lines: Mapping[Key
     """
     for fault in error.errors():
         if not _of_another_branch(fault):
-            key = _own_key(fault["loc"])
+            key = _own_key(fault)
             yield f"{place(key, lines, source)}: {dotted(key)}: {_explained(model, key, fault)}"
+
+
+def _branch_at(location: tuple[str | int, ...]) -> int | None:
+    """Return the position in a location at which pydantic tells the branch of a union, ``str`` or a model's name."""
+    for union in UNIONS:
+        if location[: len(union)] == union and len(location) > len(union) + 1:
+            return len(union) + 1
+    return None
 
 
 def _of_another_branch(fault: Any) -> bool:
     """Say whether a fault is only that the value is not of the other type of a union."""
+    at = _branch_at(fault["loc"])
+    if at is None:
+        return False
     if isinstance(fault["input"], dict):
-        return "str" in fault["loc"]
-    return bool({"MeanSection", "MethodSection"} & {*fault["loc"]}) and fault["type"] == "model_type"
+        return bool(fault["loc"][at] == "str")
+    return bool(fault["loc"][at] != "str" and fault["type"] == "model_type")
 
 
-def _own_key(location: Sequence[str | int]) -> Key:
-    """Drop what pydantic adds to a location: the branch of a union it was in."""
-    return tuple(part for part in location if part not in ("str", "MeanSection", "MethodSection", "[key]"))
+def _own_key(fault: Any) -> Key:
+    """Return a fault's location without what pydantic adds: the branch of a union, a mark that a key is at fault."""
+    location = tuple(fault["loc"])
+    if location[-1] == "[key]" and location[-2] == fault["input"]:
+        location = location[:-1]
+    at = _branch_at(location)
+    return location if at is None else (*location[:at], *location[at + 1 :])
 
 
 def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:

@@ -81,6 +81,8 @@ def _new(output: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def check_free(output: Path, folder: bool = True) -> None:
     """Raise InputError if there is a file of that name, or a folder; an empty one may become one that is written."""
+    if not output.name:
+        raise InputError(f"{output}: expected the name of a new {'folder' if folder else 'file'}")
     if folder and output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():

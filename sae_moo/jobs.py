@@ -48,7 +48,7 @@ def search(
 
     Args:
         config: the configuration.
-        listener: told of every finished trial.
+        listener: told of every event: what was there already, trials that begin and end, nothing left to try.
         root: folder of run folders; the run lies in ``root/NAME``.
         fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
         searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot

@@ -64,8 +64,8 @@ def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], 
     return raw, {key: f"{source}:{line}" for key, line in _lines(root)}, list(_duplicates(root, source))
 
 
-def override(raw: dict[str, Any], lines: dict[Key, str], change: str) -> list[str]:
-    """Change `raw` by one ``key.path=value``; `lines` then says that the value came from the command line."""
+def override_(raw: dict[str, Any], lines: dict[Key, str], change: str) -> list[str]:
+    """Change `raw`, and `lines` by where that came from, in place by one ``key.path=value``; return what is wrong."""
     path, equals, text = change.partition("=")
     source = f"--set {change}"
     if not equals or not path:

@@ -16,7 +16,7 @@ from sae_moo.explore.neighbours import Neighbour, neighbours
 from sae_moo.explore.view import View, finished
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.pareto import hypervolume, non_dominated
-from sae_moo.recipe import BASE, Cast, Expert, Recipe
+from sae_moo.recipe import Recipe
 from sae_moo.storage import JOURNAL, OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
 
 RUNS = Path("runs")
@@ -173,11 +173,8 @@ class Run:
             order=order,
             tolerance=tolerance,
         )
-        records = self.trials()
-        base = next(
-            (record for record in records if record.recipe == Cast(Expert(BASE), self.config.models.dtype)), None
-        )
-        return picking.pick(front_of(records, self.objectives), self.objectives, known, conditions, rule, base)
+        view = self.view()
+        return picking.pick(view.front, self.objectives, known, conditions, rule, view.base)
 
     def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:
         """Return the trials of the front that have the next larger and the next smaller value of each objective."""

@@ -95,10 +95,22 @@ class FileLock:
         self._threads = threading.Lock()  # flock is between processes only
 
     def acquire(self) -> bool:
-        """Wait for the lock and take it."""
+        """Wait for the lock and take it.
+
+        Raises:
+            OSError: if its file cannot be opened or locked; the lock is free then.
+        """
         self._threads.acquire()
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        handle = None
+        try:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except BaseException:
+            if handle is not None:
+                os.close(handle)
+            self._threads.release()
+            raise
+        self._handle = handle
         return True
 
     def release(self) -> None:
@@ -343,6 +355,15 @@ def readable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return shown
 
 
+def _sqlite_file(where: str) -> Path | None:
+    """Return the file of an SQLite URL; None for what lies in no plain file."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(where)
+    plain = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith(("file:", ":memory:"))
+    return Path(str(url.database)) if plain else None
+
+
 def open_storage(where: str | Path, write: bool) -> BaseStorage:
     """Open a journal file or an Optuna URL.
 
@@ -352,16 +373,16 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         InputError: if it is missing (for reading), not a study, or cannot be written.
     """
     if isinstance(where, str) and "://" in where:
-        file = where.removeprefix("sqlite:///")
-        if not write and file != where and not Path(file).is_file():
-            raise InputError(f"no study at {file}")  # Optuna would make an empty one
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            return RDBStorage(where)
+            file = _sqlite_file(where)
+            if write or file is None or file.is_file():  # Optuna would make an empty one
+                return RDBStorage(where)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
             raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+        raise InputError(f"no study at {file}")
     path = Path(where)
     try:
         if write:

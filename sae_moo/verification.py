@@ -44,7 +44,7 @@ def verify(
         run: the run.
         trial: number of the trial it should be.
         folder: the written folder.
-        digests: tensor name -> SHA-256 of the bytes that were to be written.
+        digests: tensor name -> SHA-256 of the bytes it should hold.
         exact: see `export.verified`.
         tell: is told how many instances score otherwise, if any do.
 

@@ -54,14 +54,14 @@ def show_pick(
 ) -> None:
     """Print a pick, why, what its neighbours would cost or gain and, if it was tested, both splits."""
     console.print(front_table([record], run.objectives, run.tasks))
-    console.print(f"{why}\n", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{why}\n", soft_wrap=True)
     if beside:
         console.print(neighbour_table(beside, run.objectives, record.number))
-        console.print(f"{HOW_TESTED}\n", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{HOW_TESTED}\n", soft_wrap=True)
     if tested is not None:
         for table in tested_tables(tested, run.objectives):
             console.print(table)
-        console.print(f"{OPTIMISTIC}\n", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{OPTIMISTIC}\n", soft_wrap=True)
 
 
 def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]]) -> None:
@@ -69,7 +69,7 @@ def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]]) -
     search = "search split, every instance compared with the trial"
     if "test" in scores:
         console.print(split_table(scores, f"{search}; test split, never seen by the search"))
-        console.print(OPTIMISTIC, highlight=False, soft_wrap=True, markup=False)
+        console.print(OPTIMISTIC, soft_wrap=True)
     elif scores:
         console.print(score_table(scores["search"], search))
 

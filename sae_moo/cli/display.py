@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +32,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
     for name, summaries in found.methods.items():
         own = [cell for cell in found.cells if cell.method == name]
         spent = [f"{sum(getattr(cell, key) for cell in own) / len(own):.0f}" for key in ("evaluations", "seconds")]
-        table.add_row(escape(name), str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
+        table.add_row(name, str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
     differences = bare_table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
     told = [name for name in shown if name != "sparsity"]
     for name in ("method", *told):
@@ -42,7 +41,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
         )
     for name, summaries in found.methods.items():
         if name != found.reference:
-            differences.add_row(escape(name), *(difference_text(summaries[quantity]) for quantity in told))
+            differences.add_row(name, *(difference_text(summaries[quantity]) for quantity in told))
     return [table, differences]
 
 

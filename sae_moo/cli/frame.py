@@ -89,17 +89,26 @@ def open_run(run: str) -> Run:
     return Run.open(run)
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console that does not fold tables in a pipe, nor mind a reader that leaves."""
+def make_console(stderr: bool = False, goes_on: bool = False) -> Console:
+    """A console that does not fold tables in a pipe, nor mind a reader that leaves; nothing it shows is markup.
+
+    Args:
+        stderr: whether it is on stderr.
+        goes_on: whether the command goes on when its reader has left (a search), or ends (a listing).
+    """
     from rich.console import Console
 
     class Piped(Console):
         def on_broken_pipe(self) -> None:
             let_go_of_stdout()
-            raise typer.Exit(0)
+            if not goes_on:
+                raise typer.Exit(0)
 
-    console = Piped(stderr=stderr)
-    if not console.is_terminal:
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()  # whatever FORCE_COLOR and the like say of colours
+    console = Piped(
+        stderr=stderr, markup=False, emoji=False, highlight=False, force_interactive=False if piped else None
+    )
+    if piped:
         console.width = max(console.width, 400)  # a pipe has no width to fit; a folded table is hard to read
     return console
 
@@ -120,7 +129,7 @@ def suggest(console: Console, commands: Mapping[str, str]) -> None:
     lines = [f"  {command:{width}}  # {what}" for command, what in commands.items()]
     if max(map(len, lines)) > console.width:
         lines = [f"  {command}" for command in commands]
-    console.print("\n".join(("next:", *lines)), highlight=False, soft_wrap=True, markup=False)
+    console.print("\n".join(("next:", *lines)), soft_wrap=True)
 
 
 def quiet() -> None:

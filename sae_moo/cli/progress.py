@@ -290,7 +290,7 @@ class SearchView:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def _plain_line(self) -> None:
         now = self._clock()
@@ -370,9 +370,11 @@ class SearchView:
         if not generation:
             return "0, the first population"
         if not isinstance(self._schedule, Schedule):
-            drawn = self._ratios
-            spread = f": the last {len(drawn)} from {min(drawn):.2f} to {max(drawn):.2f}, median {median(drawn):.2f}"
-            return f"{generation}, pruning ratio learned" + (spread if drawn else "")
+            if not self._ratios:
+                return f"{generation}, pruning ratio learned"
+            drawn = tuple(self._ratios)
+            spread = f"the last {len(drawn)} from {min(drawn):.2f} to {max(drawn):.2f}, median {median(drawn):.2f}"
+            return f"{generation}, pruning ratio learned: {spread}"
         ratio = f"{generation}, pruning ratio {self._schedule(generation - 1):.2f}"
         if self._schedule.shape == "constant":
             return f"{ratio}, constant"
@@ -447,7 +449,7 @@ class CompareView:
             self._print(self._ended[-1])
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def picture(self, width: int, height: int) -> list[RenderableType]:
         """Return the comparison as it is now; see `SearchView.picture`."""

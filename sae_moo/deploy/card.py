@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # where this file is
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-asked = tokenizer({prompt!r}, return_tensors="pt")
+asked = tokenizer("Your prompt", return_tensors="pt")
 print(tokenizer.decode(model.generate(**asked, max_new_tokens=20)[0]))"""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,7 +57,7 @@ class Card:
         notes: paragraphs on the format and the zeros, Markdown.
         warnings: what a reader must know, a sentence each; those about licences are added by `text`.
         again: the command that makes the model again.
-        prompt: an example of what the model is asked; None: how it is used goes without saying.
+        loads: whether what it lies in can be loaded, so that how to use it is told.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Card:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     again: str = "sae-moo merge recipe.json --output DIR"
-    prompt: str | None = None
+    loads: bool = True
 
     def scored(self, scores: Mapping[Split, Mapping[str, Score]]) -> Card:
         """Return the card with other scores."""
@@ -110,8 +110,8 @@ class Card:
             lines += [f"Optimism of the search (search minus test): {told}.", ""]
         if self.notes:
             lines += ["## Zeros and speed", "", *(line for note in self.notes for line in (note, ""))]
-        if self.prompt is not None:
-            lines += ["## To use it", "", "```python", _USE.format(prompt=self.prompt), "```", ""]
+        if self.loads:
+            lines += ["## To use it", "", "```python", _USE, "```", ""]
         lines += ["## To make it again", "", "```sh", self.again, "```", ""]
         return "\n".join(lines)
 

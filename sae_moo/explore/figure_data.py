@@ -173,8 +173,13 @@ class Ancestry:
     @property
     def caption(self) -> str:
         """What the lines and colours are, and how many ancestors are left out."""
-        left = f" {count(self.hidden, 'older ancestor')} not shown." if self.hidden else ""
+        left = f" {self.unseen}." if self.unseen else ""
         return f"Where it comes from: lines lead from parents to children, the colour is sparsity.{left}"
+
+    @property
+    def unseen(self) -> str:
+        """How many ancestors are left out, a clause; nothing if none are."""
+        return f"{count(self.hidden, 'older ancestor')} not shown" if self.hidden else ""
 
 
 def ancestry_of(view: View, record: TrialRecord) -> Ancestry | None:

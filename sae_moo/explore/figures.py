@@ -7,22 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sae_moo.errors import InputError
 from sae_moo.explore import pictures
 from sae_moo.explore.figure_data import agreement_of, ancestry_of, blocks_of
 from sae_moo.explore.front_picture import front_picture
 from sae_moo.explore.history import generations
-from sae_moo.explore.pictures import styled_
 from sae_moo.explore.view import View
-from sae_moo.files import whole_folder
+from sae_moo.files import whole, whole_folder
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.storage import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from sae_moo.explore.pictures import Curve
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 150  # of PNGs
@@ -32,7 +30,7 @@ def draw_front(path: Path, view: View) -> None:
     """Write a picture of the front; see `front_picture.front_picture`.
 
     Args:
-        path: the file to write; its ending says how.
+        path: the file to write, whole; its ending says how. One that is there is replaced.
         view: the study.
 
     Raises:
@@ -42,7 +40,7 @@ def draw_front(path: Path, view: View) -> None:
         raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
     if not view.front:
         raise InputError(f"{path}: the front is empty, there is nothing to draw")
-    front_picture(view).savefig(path, dpi=DPI)
+    _save(front_picture(view), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,12 @@ def write_figures(
     elif against is not None:
         raise InputError(f"trials {number} and {against} were asked no instances in common")
     else:
-        without["agreement"] = "there is neither average nor base to hold it against; name a trial"
+        why = (
+            f"trial {other.number} was asked other instances"
+            if other is not None
+            else "neither the average nor the base was evaluated, to hold it against"
+        )
+        without["agreement"] = f"{why}; name a trial"
     with whole_folder(output) as folder:
         for name, make in draw.values():
             make().savefig(folder / f"{name}{ending}", dpi=DPI)
@@ -118,49 +121,16 @@ def _with_names(view: View, record: TrialRecord) -> str:
     return f"trial {record.number}" + (f" ({'; '.join(names)})" if names else "")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Curve:
-    """One method's searches, for `draw_progress`.
-
-    Args:
-        name: the method's name.
-        rows: one array a seed, shape (evaluations, 2): hypervolume and best accuracy after each evaluation.
-    """
-
-    name: str
-    rows: Sequence[NDArray[np.float64]]
-
-
 def draw_progress(path: Path, curves: Sequence[Curve]) -> None:
-    """Write a picture of hypervolume and best accuracy against evaluations: the median over seeds and the quartiles.
-
-    A search that ended early stays at its last value.
+    """Write a picture of how searches went; see `pictures.progress_picture`.
 
     Args:
-        path: the file to write; its ending says how.
+        path: the file to write, whole; its ending says how. One that is there is replaced.
         curves: the methods, at least one.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
+    _save(pictures.progress_picture(curves), path)
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    colors = colormaps["tab20" if len(curves) > 10 else "tab10"].colors  # type: ignore[attr-defined]
-    longest = max(len(row) for curve in curves for row in curve.rows)
-    for i, curve in enumerate(curves):
-        rows = np.stack([np.concatenate([row, np.repeat(row[-1:], longest - len(row), axis=0)]) for row in curve.rows])
-        low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
-        own = max(len(row) for row in curve.rows)
-        for j, axes in enumerate(panels):
-            color = colors[i % len(colors)]
-            steps = np.arange(1, longest + 1)
-            axes.plot(steps[:own], middle[:own, j], color=color, linewidth=1.4, label=curve.name if j == 0 else None)
-            axes.plot(steps[own - 1 :], middle[own - 1 :, j], color=color, linewidth=0.8, linestyle=":")
-            axes.fill_between(steps[:own], low[:own, j], high[:own, j], color=color, alpha=0.18, linewidth=0)
-    for axes, name in zip(panels, ("hypervolume of the front", "best accuracy"), strict=True):
-        axes.set(xlabel="evaluations", ylabel=f"{name} (search split)")
-        styled_(axes)
-    widest = max(len(curve.name) for curve in curves)
-    columns = max(1, min(5, len(curves), 110 // (widest + 8)))  # some 110 letters fit across
-    figure.legend(frameon=False, loc="outside upper center", ncols=columns)
-    figure.savefig(path, dpi=DPI)
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=DPI, format=path.suffix[1:])

@@ -84,8 +84,8 @@ def beside(
     begins = np.where(left, places[:, 0] - AWAY - widths, places[:, 0] + AWAY)
     heights = places[:, 1] + np.array([label.lift for label in labels])
     for group in _touching(begins, begins + widths):
-        heights[group] = spread(heights[group], 1.3 * size)
-    heights += max(0.0, box[1] + size / 2 - heights.min()) - max(0.0, heights.max() - box[2])
+        own = spread(heights[group], 1.3 * size)
+        heights[group] = own + max(0.0, box[1] + size / 2 - own.min()) - max(0.0, own.max() - box[2])
     return heights, left
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,6 @@ from sae_moo.explore.history import Array, Generations
 from sae_moo.explore.labels import Label, write_beside_
 from sae_moo.explore.palette import BLACK, BLUE, GREEN, GREY, GRID, ORANGE, PALE, SCALE, SIGNED, SKY, VERMILLION
 from sae_moo.explore.view import sparsity
-from sae_moo.explore.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,8 +143,7 @@ def lineage_picture(found: Ancestry, title: str) -> Figure:
     axes.set_xlim(-0.6, last + 0.9)
     numbers = [str(record.number) for record in found.trials]
     axes.set_xticks(range(last + 1), numbers, fontsize=8, rotation=90 if last > 15 else 0)
-    hidden = f"; {count(found.hidden, 'older ancestor')} not shown" if found.hidden else ""
-    axes.set_xlabel(f"trial number, oldest first{hidden}")
+    axes.set_xlabel("; ".join(filter(None, ("trial number, oldest first", found.unseen))))
     axes.set_ylabel(plain(f"{found.axis.title},\nsearch split"))
     axes.set_title(plain(title), loc="left", fontsize="medium")
     styled_(axes)
@@ -195,6 +195,55 @@ def agreement_picture(found: Agreement, title: str) -> Figure:
         ncols=4,
         fontsize="small",
     )
+    return figure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """One method's searches, for `progress_picture`.
+
+    Args:
+        name: the method's name.
+        rows: one array a seed, shape (evaluations, 2): hypervolume and best accuracy after each evaluation.
+    """
+
+    name: str
+    rows: Sequence[Array]
+
+
+def progress_picture(curves: Sequence[Curve]) -> Figure:
+    """Return hypervolume and best accuracy against evaluations: the median over seeds and the quartiles.
+
+    A search that ended early stays at its last value.
+
+    Args:
+        curves: the methods, at least one.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    colors = colormaps["tab20" if len(curves) > 10 else "tab10"].colors  # type: ignore[attr-defined]
+    longest = max(len(row) for curve in curves for row in curve.rows)
+    lines = []
+    for i, curve in enumerate(curves):
+        rows = np.stack([np.concatenate([row, np.repeat(row[-1:], longest - len(row), axis=0)]) for row in curve.rows])
+        low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
+        own = max(len(row) for row in curve.rows)
+        for j, axes in enumerate(panels):
+            color = colors[i % len(colors)]
+            steps = np.arange(1, longest + 1)
+            lines += axes.plot(steps[:own], middle[:own, j], color=color, linewidth=1.4)
+            axes.plot(steps[own - 1 :], middle[own - 1 :, j], color=color, linewidth=0.8, linestyle=":")
+            axes.fill_between(steps[:own], low[:own, j], high[:own, j], color=color, alpha=0.18, linewidth=0)
+    for axes, name in zip(panels, ("hypervolume of the front", "best accuracy"), strict=True):
+        axes.set(xlabel="evaluations", ylabel=f"{name} (search split)")
+        styled_(axes)
+    widest = max(len(curve.name) for curve in curves)
+    columns = max(1, min(5, len(curves), 110 // (widest + 8)))  # some 110 letters fit across
+    names = [plain(f" {c.name}" if c.name.startswith("_") else c.name) for c in curves]  # _ would hide it
+    figure.legend(lines[:: len(panels)], names, frameon=False, loc="outside upper center", ncols=columns)
     return figure
 
 

@@ -176,9 +176,9 @@ class View:
         return names[0] if names else f"trial {record.number}"
 
     def held_against(self, record: TrialRecord) -> TrialRecord | None:
-        """Return what a trial's answers are held against: the average, else the base; None if it is that itself."""
-        other = self.average if self.average is not None else self.base
-        return None if other is None or other.number == record.number else other
+        """Return what a trial's answers are held against: the average, else the base, unless it is that itself."""
+        others = (other for other in (self.average, self.base) if other is not None)
+        return next((other for other in others if other.number != record.number), None)
 
     def accuracy(self, record: TrialRecord) -> float:
         """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; 0.0 if there are none."""

@@ -195,9 +195,11 @@ def _sure(view: View) -> str:
     grown = view.hypervolumes
     last = len(grown) - max(1, len(grown) // 4)
     if len(grown) >= 8 and grown[-1] > 0:
-        gain = 1 - grown[last] / grown[-1]
+        before = grown[last - 1]
+        gain = grown[-1] / before - 1 if before > 0 else math.inf
         more = "it was still growing" if gain > 0.01 else "more evaluations may add little"
-        parts.append(f"In the last quarter of the evaluations the hypervolume grew by {gain:.1%}: {more}.")
+        by = f"grew by {gain:.1%}" if before > 0 else "grew from nothing"
+        parts.append(f"In the last quarter of the evaluations the hypervolume {by}: {more}.")
     return " ".join(parts)
 
 

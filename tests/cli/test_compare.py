@@ -286,7 +286,7 @@ def test_the_studies_run(study, tmp_path, monkeypatch):
 
 def test_smoke_is_small(config):
     small = Config.load(config, ["compare.methods.1.search.population=50"]).smoke()
-    assert (small.study.name, small.search.population, small.search.evaluations) == ("tiny-smoke", 6, 9)
+    assert (small.study.name, small.search.population, small.search.evaluations) == ("tiny-smoke", 7, 10)
     assert [(task.search, task.test) for task in small.tasks] == [(8, 8), (6, 4)]
     assert small.compare.seeds == 1
-    assert small.cell(small.compare.named[1], 0).search.population == 6
+    assert small.cell(small.compare.named[1], 0).search.population == 7

@@ -12,7 +12,7 @@ from sae_moo.cli.frame import suggest
 @pytest.mark.parametrize("width", [40, 200])
 def test_what_to_type_next_fits_the_terminal_and_can_be_pasted(width):
     commands = {"sae-moo pick r": "why, and what others would cost", "sae-moo export r --output 'a b'": "[bold]"}
-    console = Console(width=width, file=io.StringIO())
+    console = Console(width=width, file=io.StringIO(), markup=False)
     suggest(console, commands)
     first, *lines = console.file.getvalue().splitlines()
     assert first == "next:"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -45,6 +43,7 @@ def config(**changes) -> Config:
 
 def terminal(width: int = 100, height: int = 30, **more) -> Console:
     settings = {"force_terminal": True, "color_system": None, "_environ": {"TERM": "xterm"}} | more
+    settings |= {"markup": False, "emoji": False, "highlight": False}  # as `frame.make_console` has it
     return Console(file=io.StringIO(), width=width, height=height, **settings)
 
 
@@ -202,6 +201,12 @@ def test_the_phase_of_annealing(annealing, expected):
     assert "generation  0, the first population" in shown(search(clock, 2, annealing=annealing))
 
 
+def test_before_the_first_child_no_ratio_has_been_drawn():
+    view = search(Clock(), 4, annealing={"schedule": "adaptive", "high": 0.6})
+    view(begun(4, generation=1))
+    assert "generation  1, pruning ratio learned" in shown(view)
+
+
 def test_what_does_not_anneal_has_a_generation_only():
     over = {"search": {"algorithm": "pso", "population": 4, "evaluations": 100}, "space": {"kind": "coefficients"}}
     assert "generation  4" in shown(search(Clock(), **over))
@@ -220,24 +225,13 @@ def test_failures_are_told_by_reason():
 
 
 def test_the_terminal_is_given_back_and_what_was_said_comes_after():
-    console, before, kept = terminal(80, 20), sys.stderr, io.StringIO()
-    root = logging.getLogger()
-    sys.stderr = kept
-    handler = logging.StreamHandler(kept)
-    root.addHandler(handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), SearchView(config(), console) as view:  # noqa: PT012
-            view(begun(0))
-            view(ended(0))
-            view(failed(1, "no"))
-            logging.getLogger("x").warning("careful")
-            sys.stderr.write("stray\n")
-            view(Exhausted(2, 100))
-            assert kept.getvalue() == ""
-            raise KeyboardInterrupt
-    finally:
-        sys.stderr = before
-        root.removeHandler(handler)
+    console = terminal(80, 20)
+    with pytest.raises(KeyboardInterrupt), SearchView(config(), console) as view:  # noqa: PT012
+        view(begun(0))
+        view(ended(0))
+        view(failed(1, "no"))
+        view(Exhausted(2, 100))
+        raise KeyboardInterrupt
     drawn, after = console.file.getvalue().split("\x1b[?1049l")
     assert drawn.startswith("\x1b[?1049h")
     assert "\x1b[?25h" in drawn[-20:] + after[:20], "the cursor"
@@ -247,7 +241,6 @@ def test_the_terminal_is_given_back_and_what_was_said_comes_after():
         "  trial 1: no",
     ]
     assert after.splitlines()[3].startswith("2/100 evaluations  ")
-    assert kept.getvalue() == "careful\nstray\n"
 
 
 @pytest.mark.parametrize("settings", [{"force_terminal": False}, {"_environ": {"TERM": "dumb"}}])

@@ -388,7 +388,7 @@ def test_what_each_command_suggests_leads_from_a_search_to_a_model_that_answers(
     assert re.match(r"fact \d+ is.", answered)
     used = (here / export[-2] / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     output = subprocess.run([sys.executable, "-c", used], check=True, capture_output=True, text=True, cwd=export[-2])
-    assert "fact" in output.stdout
+    assert output.stdout.startswith("Your prompt")
 
 
 @pytest.mark.parametrize("form", ["packed", "delta", "recipe", "mergekit"])
@@ -399,4 +399,4 @@ def test_what_is_no_folder_yet_says_how_to_make_one(here, form):
     *_, command = suggested(written)
     call(*command[1:])
     assert (here / "it-model/model.safetensors").is_file()
-    assert ("## To use it" in (here / "it-model/README.md").read_text()) == (form in ("packed", "delta"))
+    assert "## To use it" in (here / "it-model/README.md").read_text()

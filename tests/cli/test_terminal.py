@@ -12,6 +12,8 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PROGRAM = """
 import time
@@ -21,14 +23,41 @@ from sae_moo.cli.terminal import Canvas
 with Canvas(Console(), lambda width, height: [Text(f"at work on {width} x {height}")]):
     time.sleep(60)
 """
+TALKATIVE = """
+import logging, signal, subprocess, sys, time
+from rich.console import Console
+from rich.text import Text
+from sae_moo.cli.terminal import Canvas
+logging.basicConfig()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+try:
+    with Canvas(Console(), lambda width, height: [Text("at work")]):
+        sys.stderr.write("written\\n")
+        logging.getLogger("x").warning("logged")
+        subprocess.run(["sh", "-c", "echo said by a child >&2"])
+        time.sleep(60)
+finally:
+    print("cleaned up")
+"""
+BROKEN = """
+import sys
+from rich.console import Console
+from sae_moo.cli.terminal import Canvas
+try:
+    Canvas(Console(), lambda width, height: 1 / 0).__enter__()
+except ZeroDivisionError:
+    sys.stderr.write("stderr is there\\n")
+"""
 TAKEN, GIVEN_BACK, CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
 
 
-def test_a_stopped_or_ended_process_gives_the_terminal_back():
+@contextmanager
+def running(program: str) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A program in a terminal of 80 x 24, and the terminal's other end."""
     main, end = pty.openpty()
     resize(end, 80, 24)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         stdout=end,
         stderr=end,
         stdin=end,
@@ -37,6 +66,15 @@ def test_a_stopped_or_ended_process_gives_the_terminal_back():
     )
     os.close(end)
     try:
+        yield process, main
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+
+
+def test_a_stopped_or_ended_process_gives_the_terminal_back():
+    with running(PROGRAM) as (process, main):
         said = read(main, b"at work on 80 x 24")
         assert TAKEN in said
         resize(main, 30, 8)
@@ -51,10 +89,29 @@ def test_a_stopped_or_ended_process_gives_the_terminal_back():
         process.send_signal(signal.SIGTERM)
         read(main, GIVEN_BACK)
         assert process.wait(30) == -signal.SIGTERM
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main)
+
+
+def test_what_is_written_to_stderr_comes_after_and_an_ending_process_cleans_up():
+    with running(TALKATIVE) as (process, main):
+        read(main, b"at work")
+        read(main, b"at work")
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        before = read(main, GIVEN_BACK)
+        after = before.partition(GIVEN_BACK)[2] + read(main, b"cleaned up")
+        assert process.wait(30) == 143
+    told = [b"written", b"WARNING:x:logged", b"said by a child", b"cleaned up"]
+    places = [after.find(each) for each in told]
+    assert places == sorted(places)
+    assert places[0] >= 0
+    assert not any(each in before.partition(GIVEN_BACK)[0] for each in told)
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_terminal_as_it_was():
+    with running(BROKEN) as (process, main):
+        said = read(main, b"stderr is there")
+        assert process.wait(30) == 0
+    assert said.count(TAKEN) == said.count(GIVEN_BACK)
 
 
 def resize(handle: int, columns: int, rows: int) -> None:

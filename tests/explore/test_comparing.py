@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sae_moo.explore.comparing import Cell, Point, compare, threshold_name
-from sae_moo.explore.figures import Curve, draw_progress
+from sae_moo.explore.figures import draw_progress
+from sae_moo.explore.pictures import Curve
 from sae_moo.objectives import Objective
 
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))

@@ -34,7 +34,7 @@ def test_what_a_young_run_cannot_show_is_told(tmp_path, count):
     assert list(written.files) == ["front", "hypervolume", "blocks"]
     assert written.without["lineage"].endswith("has no parents")
     assert written.without["generations"] == "all trials are of one generation"
-    assert "neither average nor base" in written.without["agreement"]
+    assert "neither the average nor the base" in written.without["agreement"]
 
 
 def test_the_trials_may_be_chosen(tmp_path):

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import view
+from synthetic import run_folder, view
 
 from sae_moo.explore.pick import pick
 from sae_moo.explore.view import by_trial, sparsity
 from sae_moo.recipe import Cast, Expert, Merge, Prune
+from sae_moo.run import Run
 
 
 def test_the_base_the_experts_and_their_average_are_found():
@@ -63,3 +64,15 @@ def test_models_are_known_by_what_they_are_made_of_not_by_how():
     pruned = {number: Cast(Prune(recipe.input, 0.5), "float32") for number, recipe in made.items()}
     less = replace(study, records=tuple(replace(r, recipe=pruned.get(r.number, r.recipe)) for r in study.records))
     assert [each.name for each in less.references] == ["code", "law"]
+
+
+def test_a_run_picks_the_knee_that_pages_show_however_its_base_is_made(tmp_path, monkeypatch):
+    run = Run.open(run_folder(tmp_path / "s", 200))
+    experts = tuple(map(Expert, run.view().experts))
+    recipe = Cast(Merge("task_arithmetic", experts, (1.0, 0.0, 0.0, 0.0)), "float32")  # as coefficients say the base
+    able = {"a": 0.6, "b": 0.6, "sparsity": 0.0}
+    changed = [replace(r, recipe=recipe, values=able) if r.number == 3 else r for r in run.trials()]
+    monkeypatch.setattr(run, "trials", lambda: changed)
+    knee, why = run.pick()
+    assert "at least as accurate as the base" in why
+    assert (knee.number, why) == (run.view().picks[0].record.number, run.view().picks[0].why)

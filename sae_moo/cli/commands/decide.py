@@ -131,4 +131,4 @@ def diff(
     console = make_console()
     for table in deciding.diff_tables(found):
         console.print(table)
-    console.print(HOW_TESTED, highlight=False, soft_wrap=True, markup=False)
+    console.print(HOW_TESTED, soft_wrap=True)

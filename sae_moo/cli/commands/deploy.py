@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,6 +97,15 @@ def export(
     """
     if (output is None) != estimate:
         raise InputError("expected either --output DIR or --estimate")
+    idle = {
+        "--verify": verify,
+        "--format": format_ != FormatName.hf,
+        "--tokenizer-from": tokenizer_from != "base",
+        "--max-shard-size": max_shard_size != "5GB",
+    }
+    if estimate and any(idle.values()):
+        given = ", ".join(flag for flag, said in idle.items() if said)
+        raise InputError(f"--estimate tells of every format and writes nothing; leave out {given}")
     opened = open_run(run)
     if trial is not None and (knee or weights or pseudo or wish or order or tolerance is not None or where):
         raise InputError(
@@ -137,11 +145,9 @@ def export(
         )
         return
     console = make_console()
-    console.print(
-        f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", highlight=False, soft_wrap=True
-    )
+    console.print(f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", soft_wrap=True)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     deciding.show_export(console, scores)
     suggest(console, _next(format_, output, done))
 
@@ -151,8 +157,8 @@ def _next(form: FormatName, output: Path, done: Exported) -> dict[str, str]:
     name, beside = shlex.quote(str(output)), shlex.quote(f"{output.with_suffix('')}-model")
     match form:
         case FormatName.hf | FormatName.structured:
-            ask = f'from transformers import pipeline; m = pipeline("text-generation", {json.dumps(str(output))}); '
-            ask += f'print(m({json.dumps(done.prompt)}, max_new_tokens=20)[0]["generated_text"])'
+            ask = f'from transformers import pipeline; m = pipeline("text-generation", {_python(str(output))}); '
+            ask += f'print(m({_python(done.prompt)}, max_new_tokens=20)[0]["generated_text"])'
             return {f"python -c {shlex.quote(ask)}": "loaded as any model is, and asked"}
         case FormatName.packed:
             return {f"sae-moo unpack {name} --output {beside}": "the folder, bit for bit"}
@@ -168,6 +174,11 @@ def _next(form: FormatName, output: Path, done: Exported) -> dict[str, str]:
             }
 
 
+def _python(text: str) -> str:
+    """Return a Python literal of a text in double quotes, which a shell's single ones leave alone."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
     """Show what a trial would take in every format."""
     from sae_moo import jobs
@@ -177,7 +188,8 @@ def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
     if as_json:
         print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
         return
-    title = f"trial {record.number}, sparsity {record.values.get('sparsity', record.evaluation.sparsity):.4f}"  # type: ignore[union-attr]
+    assert record.evaluation is not None
+    title = f"trial {record.number}, sparsity {record.evaluation.sparsity:.4f}"
     make_console().print(estimate_table(found, title))
 
 
@@ -201,7 +213,7 @@ def unpack(
     if as_json:
         print_json({"output": str(output), "tensors": tensors})
         return
-    make_console().print(f"{output}: {tensors} tensors, each with the digest it had", highlight=False, soft_wrap=True)
+    make_console().print(f"{output}: {tensors} tensors, each with the digest it had", soft_wrap=True)
 
 
 @reported
@@ -222,15 +234,10 @@ def evaluate(
     Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
     """
     quiet()
-    if samples is not None:
-        from sae_moo.errors import InputError
+    from sae_moo.files import check_new
 
-        if not samples.parent.is_dir():
-            raise InputError(f"--samples {samples}: there is no folder {samples.parent}")
-        if samples.exists() or samples.is_symlink():
-            raise InputError(f"--samples {samples}: exists already")
-        if not os.access(samples.parent, os.W_OK):
-            raise InputError(f"--samples {samples}: the folder {samples.parent} cannot be written to")
+    if samples is not None:
+        check_new(samples)
     from sae_moo.config import Config
 
     parsed = Config.load(config, set_)
@@ -251,8 +258,8 @@ def evaluate(
     for name, metrics in found.metrics.items():
         for key, each in metrics.items():
             error = "" if each.stderr is None else f" ± {each.stderr:.4f}"
-            console.print(f"{name}: {key} {each.value:.4f}{error}", highlight=False)
-    console.print(f"sparsity {found.sparsity:.4f}", highlight=False)
+            console.print(f"{name}: {key} {each.value:.4f}{error}")
+    console.print(f"sparsity {found.sparsity:.4f}")
     _write_samples(samples, found.samples)
 
 
@@ -260,11 +267,10 @@ def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> N
     """Write a line for each instance, if a file was asked for; whole or not at all."""
     if file is None:
         return
-    try:
-        file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples), "utf-8")
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
+    from sae_moo.files import whole
+
+    with whole(file) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+        lines.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in samples)  # \\ud800 is JSON as well
 
 
 @reported
@@ -317,4 +323,4 @@ def merge(
         return
     for note in notes:
         print(f"sae-moo: {note}", file=sys.stderr)
-    make_console().print(done, highlight=False, soft_wrap=True)
+    make_console().print(done, soft_wrap=True)

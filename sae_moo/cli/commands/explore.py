@@ -23,6 +23,10 @@ def front(
 
     Example: sae-moo front quickstart --figure front.png
     """
+    from sae_moo.files import check_new
+
+    if figure is not None:
+        check_new(figure)
     opened = open_run(run)
     from sae_moo.cli.display import front_table, trials_json
 
@@ -122,9 +126,7 @@ def report(
         return
     make_console().print(
         f"{output}: {len(view.records)} trials, {size / 1e6:.1f} MB, {seconds:.1f} s; open it in a browser",
-        highlight=False,
         soft_wrap=True,
-        markup=False,
     )
 
 

@@ -34,7 +34,7 @@ def search(
     from sae_moo.cli.display import front_table, trial_json
     from sae_moo.cli.progress import SearchView
 
-    console = make_console(as_json)
+    console = make_console(as_json, goes_on=True)
     with SearchView(parsed, console, show=not as_json) as view:
         run = jobs.search(parsed, view, fresh=fresh)
         seconds = view.seconds
@@ -56,7 +56,6 @@ def search(
     console.print(
         f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {run.hypervolume():.4f}\n"
         f"the study lies in {run.folder}\n",
-        highlight=False,
     )
     if front:
         name, (record, _) = shlex.quote(str(run.folder)), run.pick()
@@ -97,7 +96,7 @@ def compare(
     from sae_moo.cli.progress import CompareView
     from sae_moo.errors import RunError
 
-    console = make_console(as_json)
+    console = make_console(as_json, goes_on=True)
     with CompareView(parsed, console, show=not as_json) as view:
         found = comparing.run(parsed, view, workers=workers)
     if as_json:
@@ -105,7 +104,7 @@ def compare(
     else:
         for table in comparison_tables(found):
             console.print(table)
-        console.print("written: " + ", ".join(map(str, found.files)), highlight=False, soft_wrap=True)
+        console.print("written: " + ", ".join(map(str, found.files)), soft_wrap=True)
     if found.failed:
         raise RunError("; ".join(f"{job}: {why}" for job, why in found.failed.items()))
 
