@@ -28,7 +28,7 @@ from sae_moo.merging import merge, read_recipe, to_mergekit
 from sae_moo.recipe import BASE
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
-from sae_moo.storage import JOURNAL, TrialStorage, create_or_load, open_storage
+from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
 from sae_moo.study import Listener, Study
 
 __all__ = ["Evaluated", "check_resumable", "estimate", "evaluate", "export", "merge", "search", "to_mergekit"]
@@ -64,7 +64,7 @@ def search(
     """
     bench = Bench.open(config) if bench is None else bench
     folder = Path(root) / config.study.name
-    place = _absolute(config.study.storage, config.directory)
+    place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
         raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
     with _locked(folder, fresh) as folder:
@@ -105,14 +105,6 @@ def search(
             bench.rivals(),
         ).run()
     return Run.open(folder)
-
-
-def _absolute(storage: str | None, directory: Path) -> str | None:
-    """Return a storage URL whose SQLite file, like every path, starts from the configuration's folder."""
-    file = (storage or "").removeprefix("sqlite:///")
-    if storage is None or file == storage or Path(file).is_absolute():
-        return storage
-    return f"sqlite:///{directory / file}"
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:

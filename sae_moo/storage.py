@@ -364,6 +364,20 @@ def _sqlite_file(where: str) -> Path | None:
     return Path(str(url.database)) if plain else None
 
 
+def absolute(where: str, directory: Path) -> str:
+    """Return an Optuna URL whose SQLite file, like every path, starts from the configuration's folder."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        file = _sqlite_file(where)
+    except ArgumentError:
+        return where  # opening it says what is wrong
+    if file is None or file.is_absolute():
+        return where
+    return make_url(where).set(database=str(directory / file)).render_as_string(hide_password=False)
+
+
 def open_storage(where: str | Path, write: bool) -> BaseStorage:
     """Open a journal file or an Optuna URL.
 

@@ -336,3 +336,17 @@ def test_optunas_cma_es_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr("sae_moo.consistency.find_spec", lambda name: None)
     (fault,) = faults(tmp_path, GOOD, "search.algorithm=optuna:CmaEsSampler")
     assert fault.endswith("Optuna's CMA-ES needs a package that is not installed: pip install cmaes")
+
+
+def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
+    text = GOOD.replace("{math: zoo:math}", '{str: {a: 1}, "[key]": 3, MeanSection: zoo:math}')
+    text = text.replace("mine: {min: 0.2}", "str: {min: 2.0}, MethodSection: {low: 1}")
+    found = faults(tmp_path, text)
+    assert [line for line in found if "a task, an objective" not in line] == [
+        "c.yaml:4: models.experts.str: expected string, got dict",
+        "c.yaml:4: models.experts[key]: expected string, got 3",
+        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
+        "c.yaml:9: constraints.MethodSection.low: no such key; expected one of min, max",
+    ]
+    (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
+    assert found == "c.yaml:4: models.experts[1]: expected string, got 1"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import optuna
 import pytest
@@ -20,7 +21,7 @@ from sae_moo.searchers.sae import Archive, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
-from sae_moo.storage import TrialStorage, create_or_load, open_storage
+from sae_moo.storage import FileLock, TrialStorage, absolute, create_or_load, open_storage
 from sae_moo.study import Begun, Exhausted, Finished, Resumed, Study
 
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
@@ -404,3 +405,40 @@ def test_ending_a_trial_reaches_the_disk_and_its_attributes_do_not_wait_for_it_o
     assert len(waited) == 2, "the constraint and the end"
     assert waited[-1] == setup.path.read_bytes(), "whole when the disk was last waited for"
     assert b"a score" in waited[-1]
+
+
+def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db?timeout=20"
+    with pytest.raises(InputError, match=r"no study at .*s\.db$"):
+        open_storage(url, write=False)
+    Setup(None, where=url).run(evaluations=6)
+    assert (tmp_path / "s.db").is_file()
+    assert (
+        len(TrialStorage(open_storage(url, write=False), "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records())
+        == 6
+    )
+
+
+def test_a_lock_that_could_not_be_taken_is_free_afterwards(tmp_path):
+    lock = FileLock(tmp_path / "j")
+    (tmp_path / "j.lock").mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            lock.acquire()
+    (tmp_path / "j.lock").rmdir()
+    assert lock.acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("sqlite:///s.db", "sqlite:////c/s.db"),
+        ("sqlite+pysqlite:///d/s.db?timeout=20", "sqlite+pysqlite:////c/d/s.db?timeout=20"),
+        ("sqlite:////d/s.db", "sqlite:////d/s.db"),
+        ("postgresql://me:secret@h/d", "postgresql://me:secret@h/d"),
+        ("no url://", "no url://"),
+    ],
+)
+def test_databases_start_from_the_configurations_folder(url, found):
+    assert absolute(url, Path("/c")) == found

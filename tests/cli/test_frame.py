@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import shlex
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from sae_moo.cli.frame import suggest
+from sae_moo.cli.frame import make_console, suggest
 
 
 @pytest.mark.parametrize("width", [40, 200])
@@ -19,3 +21,36 @@ def test_what_to_type_next_fits_the_terminal_and_can_be_pasted(width):
     assert [shlex.split(line, comments=True) for line in lines] == [shlex.split(command) for command in commands]
     assert all(len(line) <= width for line in lines)
     assert (commands["sae-moo pick r"] in lines[0]) == ("[bold]" in lines[1]) == (width == 200)
+
+
+@pytest.mark.parametrize("colours", ["", "1"])
+def test_a_pipe_is_no_terminal_whatever_is_said_of_colours(monkeypatch, capsys, colours):
+    monkeypatch.setenv("FORCE_COLOR", colours)
+    console = make_console()
+    assert not console.is_interactive
+    assert console.width == 400
+    console.print("[bold]x[/y] :smile: 12")
+    assert capsys.readouterr().out == "[bold]x[/y] :smile: 12\n"
+
+
+LEAVING = """
+import sys
+from sae_moo.cli.frame import make_console
+console = make_console(goes_on=sys.argv[1] == "on")
+for i in range(100_000):
+    console.print("a line")
+print("went on", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("what", ["on", "ends"])
+def test_a_reader_that_leaves_ends_a_listing_and_no_search(what):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEAVING, what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert ("went on" in said) == (what == "on")
+    process.stderr.close()
+    process.wait(30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import torch
 from commands import BUDGET, call, config_for, refused, written
 
+from sae_moo.cli.commands.deploy import _python, _write_samples
 from sae_moo.mergekit.writer import write
 from sae_moo.recipe import Cast, Merge
 from sae_moo.run import Run
@@ -392,3 +394,50 @@ def test_help_has_an_example(command):
 )
 def test_wrong_usage_exits_2(here, arguments):
     call(*arguments, code=2)
+
+
+def test_samples_that_no_file_can_hold_as_they_are(tmp_path):
+    _write_samples(tmp_path / "s.jsonl", [{"asked": "\ud800 é"}, {"asked": "b"}])
+    lines = (tmp_path / "s.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["asked"] for line in lines] == ["\ud800 é", "b"]
+    with pytest.raises(TypeError):
+        _write_samples(tmp_path / "t.jsonl", [{"asked": "a"}, {"asked": object()}])
+    assert [path.name for path in tmp_path.iterdir()] == ["s.jsonl"]
+
+
+@pytest.mark.parametrize("text", ['say "hi" 😀', "it's \\ a\nline"])
+def test_texts_as_python_writes_them(text):
+    assert ast.literal_eval(_python(text)) == text
+    assert _python(text).isascii() == text.isascii()
+
+
+def test_what_no_estimate_reads_is_refused(there):
+    message = refused("export", "tiny", "--estimate", "--verify", "--format", "packed", "--max-shard-size", "1MB")
+    assert message.endswith("writes nothing; leave out --verify, --format, --max-shard-size\n")
+
+
+def test_pictures_do_not_replace_what_is_there(there, tmp_path):
+    (tmp_path / "f.png").write_bytes(b"mine")
+    assert "f.png: exists already" in refused("front", "tiny", "--figure", f"{tmp_path}/f.png")
+    assert "there is no folder" in refused("front", "tiny", "--figure", f"{tmp_path}/gone/f.png")
+    assert (tmp_path / "f.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("command", [("figures", "tiny"), ("export", "tiny", "--knee")])
+def test_the_current_folder_is_no_new_one(there, tmp_path, monkeypatch, command):
+    shutil.copytree(there / "runs", tmp_path / "a/runs")
+    shutil.copy(there / "facts.jsonl", tmp_path / "a")
+    (tmp_path / "a/empty").mkdir()
+    monkeypatch.chdir(tmp_path / "a/empty")
+    assert "expected the name of a new folder" in refused(command[0], "../runs/tiny", *command[2:], "--output", ".")
+
+
+def test_names_are_shown_as_they_are(here, tiny_folders):
+    (here / "n.yaml").write_text(
+        written(config_for(tiny_folders, objectives=["qa [/en]", "sparsity"], tasks=[
+            {"name": "qa [/en]", "data": "facts.jsonl", "kind": "likelihood", "search": 12, "test": 8}
+        ]))
+    )  # fmt: skip
+    assert "qa [/en]" in call("search", "n.yaml", "--evaluations", "7").stdout
+    assert "qa [/en]" in call("front", "tiny").stdout
+    assert "lies in out[v2];" in call("export", "tiny", "--trial", "0", "--output", "out[v2]").stdout

@@ -7,7 +7,7 @@ import pytest
 
 from sae_moo.explore.comparing import Cell, Point, compare, threshold_name
 from sae_moo.explore.figures import draw_progress
-from sae_moo.explore.pictures import Curve
+from sae_moo.explore.pictures import Curve, progress_picture
 from sae_moo.objectives import Objective
 
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
@@ -140,5 +140,8 @@ def test_what_cannot_be_compared():
 @pytest.mark.parametrize("count", [1, 11])
 def test_progress_is_drawn(tmp_path, count):
     rows = [np.cumsum(np.full((n, 2), 0.01), axis=0) for n in (5, 9)]
-    draw_progress(tmp_path / "p.png", [Curve(f"method {i}", rows) for i in range(count)])
+    curves = [Curve(name, rows) for name in ("$\\foo$", "_hidden", *(f"method {i}" for i in range(count)))]
+    (legend,) = progress_picture(curves).legends
+    assert [text.get_text().strip() for text in legend.get_texts()][:3] == ["\\$\\foo\\$", "_hidden", "method 0"]
+    draw_progress(tmp_path / "p.png", curves)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -124,3 +124,31 @@ def test_a_front_that_cannot_be_drawn(tmp_path, name, count, message):
     with pytest.raises(InputError, match=message):
         draw_front(tmp_path / name, view(count))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_average_is_held_against_the_base(tmp_path):
+    study = view(60)
+    written = write_figures(study, tmp_path / "f", trial=study.average.number)
+    assert f"agreement-{study.average.number}-{study.base.number}" in written.files["agreement"]
+
+
+def test_other_instances_are_told(tmp_path):
+    study = view(60)
+    knee, average = study.picks[0].record, study.average
+    fewer = replace(average.evaluation, scores={task: row[:-1] for task, row in average.evaluation.scores.items()})
+    records = tuple(replace(r, evaluation=fewer) if r is average else r for r in study.records)
+    written = write_figures(replace(study, records=records), tmp_path / "f", trial=knee.number)
+    assert written.without["agreement"] == f"trial {average.number} was asked other instances; name a trial"
+
+
+def test_a_picture_is_written_whole(tmp_path, monkeypatch):
+    (tmp_path / "f.png").write_bytes(b"before")
+
+    def full(self, path, **settings):
+        path.write_bytes(b"half")
+        raise OSError(28, "full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="full"):
+        draw_front(tmp_path / "f.png", view(20))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

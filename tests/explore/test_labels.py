@@ -51,3 +51,12 @@ def test_what_lies_far_apart_stays_where_it_is():
     assert (a, b) == (pytest.approx(0), pytest.approx(-c))
     assert b < 0 < c
     assert [text.arrow_patch is not None for text in axes.texts] == [False, True, True]
+
+
+def test_a_name_at_the_rim_moves_no_other():
+    axes = Figure().subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    write_beside_(axes, [Label("low", (0.1, 0.5)), Label("high", (0.5, 1.0), lift=20)])
+    low, high = (text.get_position()[1] for text in axes.texts)
+    assert low == pytest.approx(0)
+    assert high < 20

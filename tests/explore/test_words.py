@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from stand_ins import record
 from synthetic import view
@@ -170,3 +171,20 @@ def test_mixes_begin_with_what_there_is_most_of():
     study = view(10)
     assert mix_words(Merge("linear", (MATH, CODE), (1, 3)), study) == "0.75 code and 0.25 math"
     assert mix_words(record(0, 0.1, 0.1).recipe, replace(study, experts=("base", "a"))) == "1.00 a"
+
+
+@pytest.mark.parametrize(
+    ("volumes", "told"),
+    [
+        ([0.1] * 6 + [0.2, 0.2], "grew by 100.0%: it was still growing"),
+        ([0.1] * 7 + [0.15], "grew by 50.0%: it was still growing"),
+        ([0.1] * 8, "grew by 0.0%: more evaluations may add little"),
+        ([0.0] * 7 + [0.1], "grew from nothing: it was still growing"),
+    ],
+)
+def test_how_much_the_hypervolume_grew_at_the_end(volumes, told):
+    study = view(8)
+    study.__dict__["hypervolumes"] = np.array(volumes)
+    assert f"In the last quarter of the evaluations the hypervolume {told}." in " ".join(
+        section.text for section in summary(study)
+    )
