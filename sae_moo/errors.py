@@ -31,7 +31,7 @@ class WeightsError(RunError):
 
 
 class Interrupted(SaeMooError):
-    """The user pressed Ctrl-C; every finished evaluation is in the study."""
+    """The user pressed Ctrl-C; every finished evaluation is in the study, and no half of a file is left."""
 
     exit_code = 130
 

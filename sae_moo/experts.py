@@ -22,6 +22,8 @@ from sae_moo.recipe import BASE
 from sae_moo.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 
 # Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
+SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
+"""Settings of ``config.json`` that say in a line why the tensors of two models differ."""
 BEHAVIOUR = (
     "num_attention_heads",
     "num_key_value_heads",
@@ -274,28 +276,39 @@ def _incompatible(checkpoints: Mapping[str, Weights]) -> list[str]:
         faults += [f"{name}: {n} tensors of dtype {dtype}; expected {', '.join(DTYPES)}" for dtype, n in odd.items()]
         if name == BASE:
             continue
-        facts = [
-            ("architecture", base.config.get("model_type"), expert.config.get("model_type")),
-            ("head", *("tied to the embeddings" if each.tied else "of its own" for each in (base, expert))),
-        ]
+        kind, own = base.config.get("model_type"), expert.config.get("model_type")
+        if own != kind:
+            faults.append(f"{name}: architecture is {own}, the base's is {kind}")
+            continue
+        facts = [("head", *("tied to the embeddings" if each.tied else "of its own" for each in (base, expert)))]
         facts += [(f"{key} in config.json", ours, theirs) for key, ours, theirs in _behaviour(base, expert)]
         faults += [
             f"{name}: {what} is {theirs}, the base's is {ours}" for what, ours, theirs in facts if ours != theirs
         ]
-        missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
-        extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
-        faults += _at_most([f"{name}: tensor {tensor} is missing" for tensor in missing])
-        faults += _at_most([f"{name}: tensor {tensor} is not in the base" for tensor in extra])
-        shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
-        shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
-        faults += _at_most(
+        tensors = _other_tensors(name, base, expert)
+        sizes = [(key, base.config.get(key), expert.config.get(key)) for key in SIZES]
+        sizes = [(key, ours, theirs) for key, ours, theirs in sizes if ours != theirs and ours and theirs]
+        told = [f"{name}: {key} in config.json is {theirs}, the base's is {ours}" for key, ours, theirs in sizes]
+        faults += told if tensors and told else tensors
+    return faults
+
+
+def _other_tensors(name: str, base: Weights, expert: Weights) -> list[str]:
+    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
+    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
+    shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
+    shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
+    return [
+        *_at_most([f"{name}: tensor {tensor} is missing" for tensor in missing]),
+        *_at_most([f"{name}: tensor {tensor} is not in the base" for tensor in extra]),
+        *_at_most(
             [
                 f"{name}: {tensor} has shape {theirs}, expected {ours}"
                 for tensor, ours, theirs in shapes
                 if ours != theirs and not (has_a_row_per_token(tensor) and _other_rows(base, expert, ours, theirs))
             ]
-        )
-    return faults
+        ),
+    ]
 
 
 def _other_rows(base: Weights, expert: Weights, ours: Sequence[int], theirs: Sequence[int]) -> bool:

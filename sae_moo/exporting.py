@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,9 +21,9 @@ from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.packing import Packer, unpack
 from sae_moo.deploy.shrink import Shrunk, speed_up
 from sae_moo.deploy.streaming import Stream
-from sae_moo.deploy.tensor_files import SHARD_BYTES, in_bytes, raw, write_shards
-from sae_moo.errors import InputError, RunError, nearest
-from sae_moo.evaluate.summary import Score
+from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, in_bytes, raw, write_shards
+from sae_moo.errors import InputError, Interrupted, RunError, nearest
+from sae_moo.evaluate.summary import Score, objective_scores
 from sae_moo.evaluate.task import Split
 from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
 from sae_moo.files import check_free, whole_file, whole_folder
@@ -68,6 +68,7 @@ class _Order:
         shard_bytes: size that the tensors of one file may have together.
         verify: whether to verify.
         tell: is told what the user should know.
+        stage: is told what is being done.
     """
 
     run: Run
@@ -79,6 +80,23 @@ class _Order:
     shard_bytes: int
     verify: bool
     tell: Callable[[str], None]
+    stage: Callable[[str], None]
+
+    def passing(self, entries: Sequence[Entry]) -> Iterator[Entry]:
+        """Yield entries, and say which one's turn it is."""
+        for i, entry in enumerate(entries):
+            self.stage(f"tensor {i + 1} of {len(entries)}")
+            yield entry
+
+    def content(self, weights: Stream | Shrunk) -> Callable[[Entry], Iterator[memoryview]]:
+        """Return what gives the bytes of an entry, and says which one's turn it is."""
+        turns = self.passing(weights.entries)
+
+        def content(entry: Entry) -> Iterator[memoryview]:
+            next(turns)
+            return weights.content(entry)
+
+        return content
 
     def surround(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
         """Write what lies beside the weights, once these have passed; the sparsity must be the trial's.
@@ -100,12 +118,14 @@ class _Order:
             digests: of what was to be written; None: of the trial's own tensors.
             exact: see `export.verified`.
         """
+        self.stage("loaded and scored again in a fresh process")
         written = self.stream.digests if digests is None else digests
         return verification.verify(self.run, self.record.number, folder, written, exact, self.tell)
 
     def scored_card(self, scores: Scored) -> str:
         """Return the card with the scores found by verifying."""
-        return self.card.of(self.stream).scored(scores).text(self.stream.pool)
+        told = {split: objective_scores(tasks, self.run.objectives) | tasks for split, tasks in scores.items()}
+        return self.card.of(self.stream).scored(told).text(self.stream.pool)
 
 
 def export(
@@ -118,6 +138,7 @@ def export(
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda note: None,
+    stage: Callable[[str], None] = lambda what: None,
 ) -> Exported:
     """Write a trial, in the memory of a few tensors.
 
@@ -135,6 +156,7 @@ def export(
         tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
         shard_bytes: size that the tensors of one file may have together.
         tell: is told what the user should know, a sentence each.
+        stage: is told what is being done, a few words each.
 
     Returns:
         Scores, a prompt to try, and where the base was taken from.
@@ -142,6 +164,7 @@ def export(
     Raises:
         InputError: if the output is taken, the experts are not those of the study, or mergekit cannot say the recipe.
         RunError: if verifying finds any difference; nothing is left behind then.
+        Interrupted: on Ctrl-C; nothing is left behind either.
     """
     if form not in FORMATS:
         raise InputError(f"format: expected {', '.join(FORMATS)}, got {form!r}{nearest(form, FORMATS)}")
@@ -154,10 +177,14 @@ def export(
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
-    card = _card(run, record, why, output.name, bench, tokenizer_from, wanted.loads)
-    order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell)
-    scores = wanted.write(order, output)
-    return Exported(scores, _prompt(bench, tokenizer), bench.pool.checkpoints[BASE].origin)
+    title = output.name if wanted.folder else output.stem
+    card = _card(run, record, why, title, bench, tokenizer_from, wanted.loads)
+    order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell, stage)
+    try:
+        scores = wanted.write(order, output)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: nothing was left at {output}, the same command begins anew") from None
+    return Exported(scores, _prompt(bench, tokenizer, record), bench.pool.checkpoints[BASE].origin)
 
 
 def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
@@ -180,7 +207,7 @@ def _stream(run: Run, record: TrialRecord, bench: Bench) -> Stream:
 def _folder(order: _Order, output: Path) -> Scored:
     scores: Scored = {}
     with whole_folder(output) as partial:
-        write_shards(partial, order.stream.entries, order.stream.content, order.shard_bytes)
+        write_shards(partial, order.stream.entries, order.content(order.stream), order.shard_bytes)
         order.surround(partial)
         if order.verify:
             scores = order.verified(partial)
@@ -201,7 +228,7 @@ def _pack(order: _Order, output: Path, delta: bool) -> Scored:
     stream, base = order.stream, order.stream.pool.checkpoints[BASE]
     named = {"source": base.origin, "fingerprint": stream.pool.fingerprints[BASE]} if delta else None
     with whole_file(output) as partial, Packer(partial, order.shard_bytes, named) as packer:
-        for entry in stream.entries:
+        for entry in order.passing(stream.entries):
             tensor = stream.tensor(entry.name)
             stream.hashed(tensor, entry.name)
             reference = base.load(entry.name).to(entry.dtype) if delta else None
@@ -224,7 +251,7 @@ def _recipe(order: _Order, output: Path) -> Scored:
     scores: Scored = {}
     stream = order.stream
     with whole_folder(output) as partial:
-        for entry in stream.entries:
+        for entry in order.passing(stream.entries):
             stream.hashed(stream.tensor(entry.name), entry.name)
         _check_sparsity(stream, order.record)
         write_origin(partial, stream, order.card)
@@ -234,7 +261,7 @@ def _recipe(order: _Order, output: Path) -> Scored:
                 scores = order.verified(folder / "merged")
             (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
         size = (partial / RECIPE_FILE).stat().st_size
-    order.tell(f"{output}: {in_bytes(size)}; whoever has the experts makes the model by: sae-moo merge {RECIPE_FILE}")
+    order.tell(f"{output}: {in_bytes(size)}; whoever has the experts makes the model of it by sae-moo merge")
     return scores
 
 
@@ -264,7 +291,7 @@ def _against_trial(order: _Order, folder: Path) -> dict[str, str]:
     stream, written = order.stream, Checkpoint(str(folder))
     digests: dict[str, str] = {}
     worst, where, count = 0.0, "", 0
-    for entry in stream.entries:
+    for entry in order.passing(stream.entries):
         ours, theirs = stream.tensor(entry.name), written.load(entry.name).contiguous()
         stream.hashed(ours, entry.name)
         digests[entry.name] = sha256(raw(theirs)).hexdigest()
@@ -284,6 +311,8 @@ def _against_trial(order: _Order, folder: Path) -> dict[str, str]:
 def _structured(order: _Order, output: Path) -> Scored:
     scores: Scored = {}
     stream = order.stream
+    assert order.record.evaluation is not None
+    order.stage("what is zero as a whole is looked for")
     small = Shrunk(stream)
     gone = " and ".join(f"{count} of {units} {what}" for what, (count, units) in small.removed.items())
     gone = gone.replace("heads", "key/value groups of heads")
@@ -293,15 +322,26 @@ def _structured(order: _Order, output: Path) -> Scored:
         f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
         "of smaller sums. Whatever loads this folder is faster by it."
     )
-    order = replace(order, card=replace(order.card, notes=(*order.card.notes, note)))
+    facts = {
+        "sparsity": f"{order.record.evaluation.sparsity:.4f} of the 2-D weights in blocks were exact zeros before "
+        f"{gone} of every block were dropped"
+    }
+    card = replace(
+        order.card,
+        facts={**order.card.facts, **facts},
+        notes=(*order.card.notes, note),
+        again=f"{order.card.again}  # whole, with zeros in place of what was dropped",
+    )
+    order = replace(order, card=card)
     order.tell(f"{output}: {said}")
     with whole_folder(output) as partial:
-        write_shards(partial, small.entries, small.content, order.shard_bytes)
+        write_shards(partial, small.entries, order.content(small), order.shard_bytes)
         order.surround(partial, small.config)
         if order.verify:
             scores = order.verified(partial, small.digests, exact=False)
             (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
             dtype, device = stream.entries[0].dtype, resolve_device(order.run.config.models.device)
+            order.stage("timed beside the dense model")
             faster = speed_up(partial, stream.pool.checkpoints[BASE].folder, dtype, device)
             order.tell(f"a forward pass over 4 x 64 tokens on {device} is {faster:.2f} times as fast as dense")
     return scores
@@ -355,14 +395,21 @@ def _check_sparsity(stream: Stream, record: TrialRecord) -> None:
         )
 
 
-def _prompt(bench: Bench, tokenizer: Any) -> str:
-    """Return the first prompt of the search split that is short and stands on one line, else a beginning."""
+def _prompt(bench: Bench, tokenizer: Any, record: TrialRecord) -> str:
+    """Return a short prompt of the search split on one line, one that the trial answers rightly if it does any."""
+    assert record.evaluation is not None
+    found = "Once upon a time", -1.0
     for task in bench.tasks:
-        for request in task.requests("search"):
+        row = record.evaluation.scores[task.name]
+        for request, owner in zip(task.requests("search"), task.owners("search"), strict=True):
+            if row[owner] <= found[1]:
+                continue
             text = str(tokenizer.decode(request.context, skip_special_tokens=True))
             if 0 < len(text) <= LONGEST_PROMPT and text.isprintable():
-                return text
-    return "Once upon a time"
+                found = text, row[owner]
+                if row[owner] >= 1:
+                    return text
+    return found[0]
 
 
 def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tokenizer_from: str, loads: bool) -> Card:
@@ -377,9 +424,9 @@ def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tok
         "digest of the recipe": f"`{record.digest}`",
         "tokenizer, chat template, settings of generation": tokenizer_from,
         "made with": versions(),
-        **{f"items of {task.name}": task.source("search") + " for the search" for task in bench.tasks},
+        **{f"searched on {task.name}": task.source("search") for task in bench.tasks},
     }
     known = {
         task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
     }
-    return Card(title, why, facts, {"search": known}, loads=loads)
+    return Card(title, why, facts, {"search": objective_scores(known, run.objectives) | known}, loads=loads)

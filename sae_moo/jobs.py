@@ -16,7 +16,7 @@ from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, Interrupted
 from sae_moo.evaluate.summary import Score, summary
 from sae_moo.evaluate.task import SPLITS, Metric, Split
 from sae_moo.execute.local import LocalExecutor
@@ -29,7 +29,7 @@ from sae_moo.recipe import BASE
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
-from sae_moo.study import Listener, Study
+from sae_moo.study import Listener, PutAside, Study
 
 __all__ = ["Evaluated", "check_resumable", "estimate", "evaluate", "export", "merge", "search", "to_mergekit"]
 
@@ -67,7 +67,7 @@ def search(
     place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
         raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
-    with _locked(folder, fresh) as folder:
+    with _locked(folder, fresh, listener) as folder, _going_on(fresh):
         storage = open_storage(place or folder / JOURNAL, write=True)
         study = create_or_load(storage, config.study.name, config.objective_list())
         stored = study.user_attrs.get("identity")
@@ -181,8 +181,17 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
 
 
 @contextmanager
-def _locked(folder: Path, fresh: bool) -> Iterator[Path]:
-    """Hold a run folder for one writer.
+def _going_on(fresh: bool) -> Iterator[None]:
+    """Say how a search that is stopped goes on."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None
+
+
+@contextmanager
+def _locked(folder: Path, fresh: bool, listener: Listener) -> Iterator[Path]:
+    """Hold a run folder for one writer; an earlier run is put aside if it is to be a fresh one, and that is told.
 
     Raises:
         InputError: if it cannot be written, or another process is searching there.
@@ -198,8 +207,8 @@ def _locked(folder: Path, fresh: bool) -> Iterator[Path]:
             number = 1
             while folder.with_name(f"{folder.name}.{number}").exists():
                 number += 1
-            folder.rename(folder.with_name(f"{folder.name}.{number}"))
-            with _locked(folder, fresh=False) as anew:
+            listener(PutAside(folder.rename(folder.with_name(f"{folder.name}.{number}"))))
+            with _locked(folder, fresh=False, listener=listener) as anew:
                 yield anew
             return
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sae_moo.config import Config
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, nearest
 from sae_moo.explore import pick as picking
 from sae_moo.explore.neighbours import Neighbour, neighbours
 from sae_moo.explore.view import View, finished
@@ -65,8 +65,11 @@ class Run:
         folder = Path(run) if Path(run).is_dir() else root / run
         if not folder.is_dir():
             known = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
-            there = f"; under {root}/ there are {', '.join(known)}" if known else ""
-            raise InputError(f"no run {str(run)!r}: neither a folder nor a name under {root}/{there}")
+            there = f"; there are {', '.join(known)}" if known else ""
+            place = root.resolve()
+            raise InputError(
+                f"no run {str(run)!r}{nearest(str(run), known)}: neither a folder nor a name in {place}{there}"
+            )
         try:
             pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
             where, name = pointer["storage"] or folder / JOURNAL, pointer["study"]
@@ -174,6 +177,8 @@ class Run:
             tolerance=tolerance,
         )
         view = self.view()
+        if not view.front:
+            raise InputError(view.nothing)
         return picking.pick(view.front, self.objectives, known, conditions, rule, view.base)
 
     def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,17 @@ from sae_moo.storage import TrialRecord, TrialStorage
 
 # A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
 BLOCK_RANGES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PutAside:
+    """An earlier run of the same name was put aside, to start anew.
+
+    Args:
+        folder: where it lies now.
+    """
+
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ class Exhausted:
     budget: int
 
 
-Event = Resumed | Begun | Finished | Exhausted
+Event = PutAside | Resumed | Begun | Finished | Exhausted
 Listener = Callable[[Event], None]
 
 
@@ -142,7 +154,7 @@ class Study:
                 self._finish(number, evaluation)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped after {self._told} evaluations; all are saved, the same command goes on"
+                f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
             ) from None
 
     def _submit(self) -> None:

@@ -46,7 +46,7 @@ def verify(
         folder: the written folder.
         digests: tensor name -> SHA-256 of the bytes it should hold.
         exact: see `export.verified`.
-        tell: is told how many instances score otherwise, if any do.
+        tell: is told how many tensors and instances are as they should be.
 
     Returns:
         Scores of the loaded model per split; the test split only where every task has test instances.
@@ -70,6 +70,7 @@ def verify(
             [sys.executable, "-m", "sae_moo.verification", str(asked), str(told)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdout=subprocess.DEVNULL,
+            process_group=0,  # a Ctrl-C is for this process alone, which then ends the other
             check=False,
         )
         if not told.is_file():
@@ -77,11 +78,16 @@ def verify(
         result = json.loads(told.read_text(encoding="utf-8"))
     if "error" in result:
         raise RunError(result["error"])
-    if result["different"]:
-        tell(
-            f"{result['different']} instances of the search split score otherwise than in the trial; no task's mean "
-            "does by more than its standard error"
+    instances, different = result["instances"], result["different"]
+    tell(
+        f"verified in a fresh process: {len(digests)} tensors read back as computed; "
+        + (
+            f"{instances - different} of {instances} instances of the search split score as in the trial, and no "
+            "task's mean differs by more than its standard error"
+            if different
+            else f"all {instances} instances of the search split score as in the trial"
         )
+    )
     return {
         split: {task: Score(*numbers) for task, numbers in tasks.items()} for split, tasks in result["scores"].items()
     }
@@ -116,6 +122,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
             split: {task: [s.score, s.stderr, s.instances] for task, s in tasks.items()}
             for split, tasks in scores.items()
         },
+        "instances": sum(len(row) for row in record.evaluation.scores.values()),
         "different": different,
     }
 

@@ -112,14 +112,13 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
 
     rewrite(folder, change)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "model_type": "mistral"}))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     with pytest.raises(InputError) as caught:
         ExpertPool.open(str(tiny_folders["base"]), {"math": str(tiny_folders["math"]), "bad": str(folder)})
     vocabulary = load_file(tiny_folders["base"] / "model.safetensors")["model.embed_tokens.weight"].shape[0]
     assert str(caught.value).splitlines() == [
         "the experts do not fit the base:",
         "  - bad: 1 tensors of dtype I8; expected F32, BF16, F16",
-        "  - bad: architecture is mistral, the base's is llama",
         "  - bad: head is of its own, the base's is tied to the embeddings",
         "  - bad: tensor model.layers.0.input_layernorm.weight is missing",
         "  - bad: tensor lm_head.weight is not in the base",
@@ -128,6 +127,29 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
         f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection or base "
         "(ExpertPool.open(..., vocabulary=...)) matches rows by token",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "mistral", "num_attention_heads": 8}, ["architecture is mistral, the base's is llama"]),
+        (
+            {"hidden_size": 32, "num_hidden_layers": 6},
+            [
+                "hidden_size in config.json is 32, the base's is 16",
+                "num_hidden_layers in config.json is 6, the base's is 2",
+            ],
+        ),
+    ],
+)
+def test_what_explains_other_tensors_is_told_instead_of_them(copy, tiny_folders, changes, told):
+    folder = copy()
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.5.extra.weight": torch.zeros(2)}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError) as caught:
+        ExpertPool.open(str(tiny_folders["base"]), {"bad": str(folder)})
+    assert str(caught.value).splitlines()[1:] == [f"  - bad: {line}" for line in told]
 
 
 def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sae_moo.cli.display import bare_table, finite, front_table, score_table, scores_json, with_error
+from sae_moo.cli.display import bare_table, finite, front_table, say, score_table, scores_json, with_error
 from sae_moo.diff import Diff
-from sae_moo.evaluate.summary import Optimism, Score, mean_score, optimism, summary
+from sae_moo.evaluate.summary import Optimism, Score, mean_score, objective_scores, optimism, summary
 from sae_moo.evaluate.task import Split
 from sae_moo.explore.neighbours import Neighbour
 from sae_moo.explore.significance import HOW_TESTED, Paired, paired
@@ -54,24 +54,24 @@ def show_pick(
 ) -> None:
     """Print a pick, why, what its neighbours would cost or gain and, if it was tested, both splits."""
     console.print(front_table([record], run.objectives, run.tasks))
-    console.print(f"{why}\n", soft_wrap=True)
+    say(console, f"{why}\n")
     if beside:
         console.print(neighbour_table(beside, run.objectives, record.number))
-        console.print(f"{HOW_TESTED}\n", soft_wrap=True)
+        say(console, f"{HOW_TESTED}\n")
     if tested is not None:
         for table in tested_tables(tested, run.objectives):
             console.print(table)
-        console.print(f"{OPTIMISTIC}\n", soft_wrap=True)
+        say(console, f"{OPTIMISTIC}\n")
 
 
-def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]]) -> None:
+def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]], objectives: Sequence[Objective]) -> None:
     """Print the scores that an export was verified by."""
-    search = "search split, every instance compared with the trial"
+    told = {split: {**objective_scores(tasks, objectives), **tasks} for split, tasks in scores.items()}
     if "test" in scores:
-        console.print(split_table(scores, f"{search}; test split, never seen by the search"))
-        console.print(OPTIMISTIC, soft_wrap=True)
+        console.print(split_table(told, "both splits, the test split never seen by the search"))
+        say(console, f"{OPTIMISTIC}\n")
     elif scores:
-        console.print(score_table(scores["search"], search))
+        console.print(score_table(told["search"], "search split"))
 
 
 def neighbour_table(found: Sequence[Neighbour], objectives: Sequence[Objective], number: int) -> Table:
@@ -127,8 +127,8 @@ def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> l
 def split_table(scores: Mapping[Split, Mapping[str, Score]], title: str) -> Table:
     """Return a table of a model's tasks on both splits, with the optimism of the search."""
     table = bare_table(title)
-    for name in ("task", "search", "instances", "test", "instances", "optimism"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    for name in ("", "search", "instances", "test", "instances", "optimism"):
+        table.add_column(name, justify="right" if name else "left")
     for task, search in scores["search"].items():
         test = scores["test"][task]
         cells = [cell for each in (search, test) for cell in (with_error(each.score, each.stderr), str(each.instances))]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -83,7 +84,7 @@ def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective])
 def score_table(scores: Mapping[str, Score], title: str) -> Table:
     """Return a table of a model's scores."""
     table = bare_table(title)
-    table.add_column("task")
+    table.add_column("")
     table.add_column("score", justify="right")
     table.add_column("instances", justify="right")
     for task, score in scores.items():
@@ -154,6 +155,11 @@ def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
 def finite(number: float) -> float | None:
     """Return the number, or None for what JSON cannot say."""
     return number if math.isfinite(number) else None
+
+
+def say(console: Console, text: str) -> None:
+    """Print prose: folded between words in a terminal, a line as it is in a pipe."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def bare_table(title: str) -> Table:

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -113,6 +114,17 @@ def make_console(stderr: bool = False, goes_on: bool = False) -> Console:
     return console
 
 
+@contextmanager
+def staged() -> Iterator[Callable[[str], None]]:
+    """Give what shows on a terminal's last line what is being done, for as long as it is."""
+    console = make_console(stderr=True)
+    if not console.is_interactive:
+        yield lambda what: None
+        return
+    with console.status("begins") as status:
+        yield status.update
+
+
 def let_go_of_stdout() -> None:
     """Forget a reader that has what it wanted (e.g. head): the interpreter flushes stdout once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,3 +150,5 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="sae-moo: %(message)s", stream=sys.stderr)
+    for name in ("huggingface_hub", "datasets", "httpx", "urllib3"):  # each retry without a network; the error says it
+        logging.getLogger(name).setLevel(logging.ERROR)

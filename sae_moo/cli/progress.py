@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sae_moo.algorithms import ALGORITHMS
 from sae_moo.build import schedule_of
-from sae_moo.cli.display import front_table
+from sae_moo.cli.display import front_table, say
 from sae_moo.cli.terminal import Canvas
 from sae_moo.compare import Made, Step, jobs_of
 from sae_moo.config import Config
@@ -25,7 +25,7 @@ from sae_moo.explore.words import SPACES, count
 from sae_moo.schedule import Schedule
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.storage import TrialRecord
-from sae_moo.study import Begun, Event, Exhausted, Finished, Resumed
+from sae_moo.study import Begun, Event, Exhausted, Finished, PutAside, Resumed
 
 WINDOW = 50  # evaluations that the rate is taken over
 SHORT = 1.0  # s that say nothing of the rate yet: the experts' own scores are often known
@@ -233,7 +233,9 @@ class SearchView:
                     self._take(record)
                 self._replayed = self._ended
                 self._looked = self._generation > 0
-                self._say(f"resumed: {self._replayed} evaluations replayed in {event.seconds:.2f} s")
+                self._say(f"resumed: {count(self._replayed, 'evaluation')} replayed in {event.seconds:.2f} s")
+            case PutAside():
+                self._say(f"the earlier run was put aside: {event.folder}")
             case Begun():
                 self._pace.begin()
                 self._now = event.number, self._clock()
@@ -290,7 +292,7 @@ class SearchView:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        say(self._console, text)
 
     def _plain_line(self) -> None:
         now = self._clock()
@@ -449,7 +451,7 @@ class CompareView:
             self._print(self._ended[-1])
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        say(self._console, text)
 
     def picture(self, width: int, height: int) -> list[RenderableType]:
         """Return the comparison as it is now; see `SearchView.picture`."""

@@ -100,7 +100,7 @@ class Card:
         for split, tasks in self.scores.items():
             note = "the search chose by these" if split == "search" else "never seen by the search"
             lines += [f"{split.capitalize()} split ({note}), mean with standard error:", ""]
-            lines += ["| task | score | instances |", "|---|---|---|"]
+            lines += ["| | score | instances |", "|---|---|---|"]
             lines += [_row(task, f"{s.score:.4f} ± {s.stderr:.4f}", str(s.instances)) for task, s in tasks.items()]
             lines += [""]
         if {"search", "test"} <= set(self.scores):

@@ -44,8 +44,10 @@ def estimates(stream: Stream) -> list[Estimate]:
         delta += sum(len(frame) for chunk in encoded(tensor, reference) for frame in chunk)
     dense = sum(entry.nbytes for entry in stream.entries)
     fits, matrices = sum(stream.two_four.values()), len(stream.two_four)
-    speed = "none: no runtime is faster for scattered zeros"
-    if fits:
+    speed = "none: the zeros stay where they are, and no runtime is faster for scattered ones"
+    if not stream.sparsity():
+        speed = "none: there are no zeros"
+    elif fits:
         speed = (
             f"{fits} of {matrices} prunable matrices are 2:4: faster on NVIDIA GPUs from Ampere on once converted by "
             "torch.sparse.to_sparse_semi_structured; all else: none"

@@ -158,7 +158,7 @@ def unpack(file: Path, output: Path, base: str | None = None) -> int:
     try:
         opened = file.open("rb")
     except OSError as error:
-        raise InputError(f"{file}: expected a packed model: {error.strerror}") from error
+        raise InputError(f"{file}: expected the file of a packed model: {error.strerror}") from error
     with opened as handle:
         index = _index(file, handle)
         try:

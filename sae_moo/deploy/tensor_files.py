@@ -61,7 +61,7 @@ def shard_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
     if size < 1:
-        raise InputError(f"expected a size such as 5GB or 800MiB, got {text!r}")
+        raise InputError(f"size of a shard: expected one such as 5GB or 800MiB, got {text!r}")
     return size
 
 

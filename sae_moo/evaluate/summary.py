@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.objectives import Objective
+
 Scores = Mapping[str, NDArray[np.float64]]
 
 
@@ -36,6 +38,11 @@ def mean_score(scores: Mapping[str, Score], tasks: Sequence[str]) -> Score:
     own = [scores[task] for task in tasks]
     stderr = math.sqrt(sum(each.stderr**2 for each in own)) / len(own)
     return Score(sum(each.score for each in own) / len(own), stderr, sum(each.instances for each in own))
+
+
+def objective_scores(scores: Mapping[str, Score], objectives: Sequence[Objective]) -> dict[str, Score]:
+    """Return the scores of those objectives that are means of several tasks, by name."""
+    return {each.name: mean_score(scores, each.tasks) for each in objectives if each.tasks and each.name not in scores}
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,8 @@ def read_items(path: Path, kind: Kind) -> list[Item]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also cuts at U+2028, which JSON allows
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read items: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot read items: {why}") from error
     items: list[Item] = []
     faults = []
     for number, line in enumerate(lines, start=1):
@@ -226,7 +227,12 @@ def _item(entry: Any, kind: Kind) -> Item:
     needed = ("prompt", "choices", "label") if kind == "multiple_choice" else ("prompt", "answer")
     missing = [key for key in needed if key not in entry]
     if missing:
-        raise ValueError(f"expected {', '.join(needed)}; missing {', '.join(missing)}")
+        near = nearest(missing[0], entry)
+        if {"prompt", "choices", "label"} <= set(entry):
+            near = "; it looks like an item of kind: multiple_choice"
+        elif {"prompt", "answer"} <= set(entry):
+            near = "; it looks like an item of kind: exact_match or likelihood"
+        raise ValueError(f"expected {', '.join(needed)}; missing {', '.join(missing)}{near}")
     json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text: UnicodeEncodeError
     if not isinstance(entry["prompt"], str):
         raise ValueError(f"prompt: expected text, got {entry['prompt']!r}")

@@ -39,7 +39,7 @@ def draw_front(path: Path, view: View) -> None:
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
     if not view.front:
-        raise InputError(f"{path}: the front is empty, there is nothing to draw")
+        raise InputError(f"{path}: {view.nothing}")
     _save(front_picture(view), path)
 
 
@@ -75,7 +75,7 @@ def write_figures(
             no instances in common, or the folder cannot be made.
     """
     if not view.front:
-        raise InputError(f"the front of {view.name} is empty: no evaluation so far is feasible")
+        raise InputError(view.nothing)
     record = view.picks[0].record if trial is None else view.trial(trial)
     if against == record.number:
         raise InputError(f"trial {against} cannot be held against itself")

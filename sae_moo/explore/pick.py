@@ -16,6 +16,7 @@ from sae_moo.explore.scalarizing import achievement, pseudo_weights, scale
 from sae_moo.objectives import Objective
 from sae_moo.storage import TrialRecord
 
+SAME = 9  # digits that sums of scaled objectives must agree to, to be equal
 _CONDITION = re.compile(r"^\s*(?P<name>.+?)\s*(?P<sign>>=|<=)\s*(?P<limit>[-+.\deE]+)\s*$")
 
 
@@ -226,7 +227,8 @@ def pick(
         conditions: what the pick must keep.
         rule: which of the trials that keep them.
         base: the trial of the unmerged base, if there is one. Any model can be pruned to death, which stretches the
-            front down to scores that nobody wants; the knee is sought among trials at least as accurate as the base.
+            front down to scores that nobody wants; the knee is sought among trials that are at least as accurate as
+            the base less one standard error of its accuracy, if there are any.
 
     Raises:
         InputError: if the front is empty or no trial keeps the conditions, saying which comes nearest and which
@@ -237,22 +239,29 @@ def pick(
     kept = [record for record in front if all(c.holds(_value(record, known[c.name])) for c in conditions)]
     if not kept:
         raise InputError(_unreachable(front, conditions, known))
-    beyond = ""
+    beyond = below = ""
     if isinstance(rule, Knee) and base is not None and base.values:
-        able = [record for record in kept if _accuracy(record, objectives) >= _accuracy(base, objectives)]
+        least = _accuracy(base, objectives) - _accuracy_error(base, objectives)
+        able = [record for record in kept if _accuracy(record, objectives) >= least]
         if able:
-            kept, beyond = able, " at least as accurate as the base"
-            front = [record for record in front if _accuracy(record, objectives) >= _accuracy(base, objectives)]
+            kept, beyond = able, " at least as accurate as the base less its standard error"
+            front = [record for record in front if _accuracy(record, objectives) >= least]
+        else:
+            below = f"; none of them is as accurate as the base ({_accuracy(base, objectives):.3f})"
     number = f"the {len(kept)} trials" if len(kept) > 1 else "the one trial"
     among = f"of {number} on the front{beyond}" + "".join(f" with {c}" for c in conditions[:1])
     among += "".join(f" and {c}" for c in conditions[1:])
     match rule:
         case Knee():
-            best = kept[int(np.argmax(_unit(kept, front, objectives).sum(axis=1)))]
+            sums = _unit(kept, front, objectives).sum(axis=1).round(SAME)
+            best = kept[int(np.argmax(sums))]
+            if beyond and len(kept) == 2 and sums[0] == sums[1]:
+                best = max(kept, key=_zeros)
+                return best, f"the knee {among}: the sparser of both, there are none between them{below}"
             meaning = ": largest sum of the objectives, each scaled to the front's range" if len(kept) > 1 else ""
             if meaning and len(objectives) == 2:
                 meaning += " (farthest above the line through the front's ends)"
-            return best, f"the knee {among}{meaning}"
+            return best, f"the knee {among}{meaning}{below}"
         case WeightedSum():
             share = np.array(list(rule.weights.values()))
             best = kept[int(np.argmax(_unit(kept, front, [known[name] for name in rule.weights]) @ share))]
@@ -394,6 +403,16 @@ def _values(records: Sequence[TrialRecord], quantities: Sequence[Objective]) -> 
 
 def _accuracy(record: TrialRecord, objectives: Sequence[Objective]) -> float:
     return float(np.mean([record.values[objective.name] for objective in objectives if objective.tasks] or [0.0]))
+
+
+def _accuracy_error(record: TrialRecord, objectives: Sequence[Objective]) -> float:
+    """Return the standard error of `_accuracy`, objectives taken as independent; 0.0 where it is unknown."""
+    errors = [record.stderr.get(objective.name, 0.0) for objective in objectives if objective.tasks]
+    return float(np.nan_to_num(np.linalg.norm(errors) / max(1, len(errors))))
+
+
+def _zeros(record: TrialRecord) -> float:
+    return record.evaluation.sparsity if record.evaluation is not None else 0.0
 
 
 def _value(record: TrialRecord, quantity: Objective) -> float:

@@ -109,6 +109,19 @@ class View:
         """Hypervolume of the front after each evaluation; see `history.hypervolumes`."""
         return hypervolumes(self.records, self.objectives)
 
+    @property
+    def nothing(self) -> str:
+        """Why the front is empty, where it is."""
+        ended = sum(record.evaluation is not None for record in self.records)
+        why = "no evaluation so far keeps the limits" if self.done else "every evaluation so far failed or was stopped"
+        return f"the front of {self.name} is empty: " + (why if ended else "no evaluation has ended yet")
+
+    @property
+    def unfinished(self) -> str:
+        """How far the search is, a clause, while its budget is not used up; else nothing."""
+        ended = sum(record.evaluation is not None for record in self.records)
+        return f"after {ended:,} of {self.budget:,} evaluations" if ended < self.budget else ""
+
     @cached_property
     def base(self) -> TrialRecord | None:
         """The trial of the unmerged base, if it was evaluated."""

@@ -12,7 +12,7 @@ import numpy as np
 from sae_moo.explore.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.mixing import mixing_weights
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.storage import TrialRecord
 
@@ -33,6 +33,12 @@ def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
     """Return names as a list in words, the last ones only counted beyond `most`."""
     shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else "nothing"
+
+
+def limit_words(constraints: Sequence[Constraint]) -> list[str]:
+    """Return each limit, a clause."""
+    limits = [f"{c.objective.name} at least {c.low:g}" for c in constraints if c.low is not None]
+    return limits + [f"{c.objective.name} at most {c.high:g}" for c in constraints if c.high is not None]
 
 
 def objective_words(objective: Objective) -> str:
@@ -157,8 +163,7 @@ def summary(view: View) -> list[Section]:
 def _searched(view: View) -> str:
     experts = [name for name in view.experts if name != BASE]
     wanted = listed([objective_words(objective) for objective in view.objectives], 8)
-    limits = [f"{c.objective.name} at least {c.low:g}" for c in view.constraints if c.low is not None]
-    limits += [f"{c.objective.name} at most {c.high:g}" for c in view.constraints if c.high is not None]
+    limits = limit_words(view.constraints)
     return (
         f"Merges of {count(len(experts), 'expert')} ({listed(experts, 10)}) of one base, for {wanted}; more is better "
         f"in each. Tasks: {listed(view.tasks, 10)}. Limits: {listed(limits, 8) if limits else 'none'}. "
@@ -190,7 +195,8 @@ def _sure(view: View) -> str:
     parts = [f"Scores are means over {count(asked, 'instance')} of {tasks}, the search split.{spread}"]
     parts.append(
         f"The front was chosen from {count(len(view.done), 'trial')} by these same instances, so its scores are "
-        "somewhat too good; a model's score on the test split, which the search never sees, is told by export --verify."
+        "somewhat too good; a model's score on the test split, which the search never sees, is told by pick --test and "
+        "by export --verify."
     )
     grown = view.hypervolumes
     last = len(grown) - max(1, len(grown) // 4)

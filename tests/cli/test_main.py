@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -148,7 +149,7 @@ def test_export_in_shards_with_an_experts_tokenizer(there, tmp_path, tiny_folder
     assert all(torch.equal(other[name], weight) for name, weight in one.items())
     for flags, message in (
         (("--tokenizer-from", "cod"), "expected one of base, math, code, law, got 'cod' (did you mean 'code'?)"),
-        (("--max-shard-size", "9 parsecs"), "expected a size such as 5GB or 800MiB, got '9 parsecs'"),
+        (("--max-shard-size", "9 parsecs"), "size of a shard: expected one such as 5GB or 800MiB, got '9 parsecs'"),
     ):
         assert message in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/n", *flags)
 
@@ -159,7 +160,10 @@ def test_packed_files_deltas_and_recipes_give_the_exported_folder(there, tmp_pat
     weights = (tmp_path / "dense/model.safetensors").read_bytes()
     packed = json.loads(call(*pick, f"{tmp_path}/m.saepack", "--format", "packed", "--verify", "--json").stdout)
     assert packed["scores"]["search"]["facts"]["score"] == packed["trial"]["tasks"]["facts"]
-    assert "of the dense weights" in packed["notes"][0]
+    verified, size = packed["notes"]
+    assert re.fullmatch(r"verified in a fresh process: 20 tensors read back as computed; all 18 instances .*", verified)
+    assert "of the dense weights" in size
+    assert set(packed["objectives"]) == set(packed["scores"]) == {"search", "test"}
     assert "in" in call(*pick, f"{tmp_path}/d.saepack", "--format", "delta").stdout
     call(*pick, f"{tmp_path}/r", "--format", "recipe")
     assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.json", "README.md"}
@@ -364,7 +368,8 @@ def test_a_run_folder_that_cannot_be_written(here):
 def test_runs_that_do_not_exist(here):
     assert "no run 'tiny'" in refused("front", "tiny")
     (here / "runs/other").mkdir(parents=True)
-    assert "under runs/ there are other" in refused("pick", "tiny")
+    assert f"neither a folder nor a name in {here}/runs; there are other" in refused("pick", "tiny")
+    assert "no run 'othre' (did you mean 'other'?)" in refused("pick", "othre")
     assert "no study at" in refused("trials", "other")
 
 

@@ -48,7 +48,7 @@ def test_dominated_candidates_are_stopped_told_of_and_left_out_of_the_front(race
     assert f"trial {number} has no result, it is stopped: stopped after" in refused(
         "export", "tiny", "--trial", number, "-o", "m"
     )
-    assert "search split, every instance" in call("export", "tiny", "--knee", "-o", "m", "--verify").stdout
+    assert "verified in a fresh process" in call("export", "tiny", "--knee", "-o", "m", "--verify").stdout
 
 
 def test_anchors_stand_for_all_and_experts_are_asked_once(raced, tmp_path, monkeypatch):

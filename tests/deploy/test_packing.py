@@ -142,7 +142,7 @@ def test_a_file_that_would_lie_elsewhere_is_refused(tmp_path, name):
 
 
 def test_what_is_no_packed_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"none: expected a packed model: No such file"):
+    with pytest.raises(InputError, match=r"none: expected the file of a packed model: No such file"):
         unpack(tmp_path / "none", tmp_path / "out")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(InputError, match="expected a packed model, which begins with SAEPACK1"):

@@ -72,5 +72,5 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "0.1"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(InputError, match="expected a size such as 5GB"):
+    with pytest.raises(InputError, match="expected one such as 5GB"):
         shard_bytes(text)

@@ -118,7 +118,10 @@ def test_one_objective_is_drawn_over_the_trials(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "count", "message"),
-    [("f.jpg", 5, "expected a name ending in .png, .svg, .pdf"), ("f.png", 0, "the front is empty")],
+    [
+        ("f.jpg", 5, "expected a name ending in .png, .svg, .pdf"),
+        ("f.png", 0, "the front of s is empty: no evaluation has ended yet"),
+    ],
 )
 def test_a_front_that_cannot_be_drawn(tmp_path, name, count, message):
     with pytest.raises(InputError, match=message):

@@ -52,7 +52,7 @@ def pick(
     opened = open_run(run)
     record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
     from sae_moo.cli import deciding
-    from sae_moo.cli.display import trial_json
+    from sae_moo.cli.display import say, trial_json
 
     beside = opened.neighbours(record)
     tested = None
@@ -72,6 +72,8 @@ def pick(
         return
     console = make_console()
     deciding.show_pick(console, opened, record, why, beside, tested)
+    if unfinished := opened.view().unfinished:
+        say(console, f"The search is not finished: this is {unfinished}.\n")
     number = record.number
     export = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
     suggest(console, {export: "a Hugging Face folder, loaded and scored again"})
@@ -123,6 +125,7 @@ def diff(
 
         found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
     from sae_moo.cli import deciding
+    from sae_moo.cli.display import say
     from sae_moo.explore.significance import HOW_TESTED
 
     if as_json:
@@ -131,4 +134,4 @@ def diff(
     console = make_console()
     for table in deciding.diff_tables(found):
         console.print(table)
-    console.print(HOW_TESTED, soft_wrap=True)
+    say(console, HOW_TESTED)

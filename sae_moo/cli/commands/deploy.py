@@ -31,6 +31,7 @@ from sae_moo.cli.frame import (
     print_json,
     quiet,
     reported,
+    staged,
     suggest,
 )
 from sae_moo.errors import InputError
@@ -119,8 +120,9 @@ def export(
         why = why[0].upper() + why[1:]
     from sae_moo import jobs
     from sae_moo.cli import deciding
-    from sae_moo.cli.display import scores_json, trial_json
+    from sae_moo.cli.display import say, scores_json, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
+    from sae_moo.evaluate.summary import objective_scores
 
     if output is None:
         _estimate(opened, record, as_json)
@@ -128,7 +130,10 @@ def export(
 
     notes: list[str] = []
     size = shard_bytes(max_shard_size)
-    done = jobs.export(opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append)
+    with staged() as stage:
+        done = jobs.export(
+            opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append, stage
+        )
     scores = done.scores
     if as_json:
         found = {split: scores_json(tasks) for split, tasks in scores.items()}
@@ -139,26 +144,30 @@ def export(
                 "output": str(output),
                 "verified": verify,
                 "scores": found,
+                "objectives": {
+                    split: scores_json(objective_scores(tasks, opened.objectives)) for split, tasks in scores.items()
+                },
                 "optimism": deciding.optimism_json(scores),
             }
             | {"format": format_.value, "notes": notes}
         )
         return
     console = make_console()
-    console.print(f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}", soft_wrap=True)
+    say(console, f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}")
     for note in notes:
-        console.print(note, soft_wrap=True)
-    deciding.show_export(console, scores)
+        say(console, note)
+    deciding.show_export(console, scores, opened.objectives)
     suggest(console, _next(format_, output, done))
 
 
 def _next(form: FormatName, output: Path, done: Exported) -> dict[str, str]:
     """Return what to type once a model is written."""
-    name, beside = shlex.quote(str(output)), shlex.quote(f"{output.with_suffix('')}-model")
+    made = "unpacked" if form in (FormatName.packed, FormatName.delta) else "merged"
+    name, beside = shlex.quote(str(output)), shlex.quote(f"{output.with_suffix('')}-{made}")
     match form:
         case FormatName.hf | FormatName.structured:
             ask = f'from transformers import pipeline; m = pipeline("text-generation", {_python(str(output))}); '
-            ask += f'print(m({_python(done.prompt)}, max_new_tokens=20)[0]["generated_text"])'
+            ask += f'print(m({_python(done.prompt)}, max_new_tokens=20, do_sample=False)[0]["generated_text"])'
             return {f"python -c {shlex.quote(ask)}": "loaded as any model is, and asked"}
         case FormatName.packed:
             return {f"sae-moo unpack {name} --output {beside}": "the folder, bit for bit"}
@@ -243,18 +252,20 @@ def evaluate(
     parsed = Config.load(config, set_)
     from sae_moo import jobs
     from sae_moo.cli.display import metrics_json, score_table, scores_json
+    from sae_moo.evaluate.summary import objective_scores
 
     found = jobs.evaluate(model, parsed, split.value)
+    means = objective_scores(found.scores, parsed.objective_list())
     if as_json:
         tasks = scores_json(found.scores)
         for name, metrics in found.metrics.items():
             if metrics:
                 tasks[name] = {**tasks[name], "metrics": metrics_json(metrics)}
-        print_json({"split": split.value, "tasks": tasks, "sparsity": found.sparsity})
+        print_json({"split": split.value, "tasks": tasks, "objectives": scores_json(means), "sparsity": found.sparsity})
         _write_samples(samples, found.samples)
         return
     console = make_console()
-    console.print(score_table(found.scores, f"{model} on the {split.value} split (mean ± standard error)"))
+    console.print(score_table({**means, **found.scores}, f"{model} on the {split.value} split (mean ± standard error)"))
     for name, metrics in found.metrics.items():
         for key, each in metrics.items():
             error = "" if each.stderr is None else f" ± {each.stderr:.4f}"

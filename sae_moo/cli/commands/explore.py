@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sae_moo.cli.frame import AsJson, Output, RunName, make_console, open_run, print_json, reported
+from sae_moo.errors import InputError
 
 
 @reported
@@ -39,10 +41,13 @@ def front(
     if as_json:
         print_json(trials_json(opened.name, records, opened.objectives))
     elif not records:
-        print("the front is empty: no evaluation so far is feasible", file=sys.stderr)
+        print(view.nothing, file=sys.stderr)
     else:
-        title = f"front of {opened.name} (search split, mean ± standard error)"
+        told = "; ".join(filter(None, ("search split, mean ± standard error", view.unfinished)))
+        title = f"front of {opened.name} ({told})"
         make_console().print(front_table(records, opened.objectives, opened.tasks, title))
+    if figure is not None and not as_json:
+        print(f"written: {figure}", file=sys.stderr)
 
 
 @reported
@@ -114,6 +119,8 @@ def report(
     """
     from sae_moo.files import check_new
 
+    if output.suffix not in (".html", ".htm"):
+        raise InputError(f"{output}: expected a name that ends in .html")
     check_new(output)
     start = time.perf_counter()
     view = open_run(run).view()
@@ -143,4 +150,5 @@ def dashboard(
 
     noted = with_notes(opened.storage, opened.name, lambda: shown_of(opened.view(), run))
     page = f"studies/{opened.storage.get_study_id_from_name(opened.name)}"
-    serve(noted, port, lambda address: print(f"{address}/{page}  (Ctrl-C ends it)", file=sys.stderr))
+    with suppress(KeyboardInterrupt):
+        serve(noted, port, lambda address: print(f"{address}/{page}  (Ctrl-C ends it)", file=sys.stderr))

@@ -139,8 +139,15 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
     if as_json:
         print_json(facts)
         return
+    from sae_moo.explore.words import SPACES, limit_words, objective_words
+
     print(f"{config}: fine")
-    print(f"  experts     {', '.join(facts['experts'])} on {bench.device}")
+    search, space = parsed.search, SPACES[parsed.space_kind]
+    print(f"  search      {parsed.study.name}: {search.evaluations} evaluations by {search.algorithm}{space}")
+    print(f"  objectives  {'; '.join(map(objective_words, parsed.objective_list()))}")
+    for limit in limit_words(parsed.constraint_list()):
+        print(f"  limit       {limit}")
+    print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
     if bench.calibration is not None:
