@@ -123,9 +123,10 @@ def block_figure(blocks: Blocks) -> Figure:
             1,
             column,
         )
-    styled_(figure, height=130 + min(640, 24 * len(names)), legend=False)
+    styled_(figure, height=160 + min(640, 24 * len(names)), legend=False)
+    figure.update_layout(margin_t=64)  # of which the buttons take the upper half
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    figure.update_yaxes(title_text="parameter group" if len(names) > 4 else "group", col=1)
+    figure.update_yaxes(title={"text": "parameter group" if len(names) > 4 else "group", "standoff": 12}, col=1)
     figure.update_xaxes(showgrid=False, type="category")
     return figure
 

@@ -116,8 +116,8 @@ def _body(view: View, run: str) -> Iterator[str]:
     if len(found.number) > 1:
         yield figures.place(
             plots.generation_figure(found),
-            "How sparse the candidates of each generation came out, and the ratio that the search pruned them at "
-            "beside what they inherited.",
+            "How sparse the candidates of each generation came out, and the annealed ratio: a child is pruned to less "
+            "than it, or to about as much as its parents.",
         )
     for record, names in marked:
         yield from _pick(view, run, record, names, figures)
@@ -196,7 +196,7 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
     yield figures.place(
         plots.block_figure(blocks_of(view, record)),
         "Left: how much of each expert is in each group of parameters, to first order. Right: the fraction of zeros in "
-        "it; groups without prunable weights have none.",
+        "it; embeddings, head and norms are not pruned.",
     )
     other = view.held_against(record)
     agreed = agreement_of(view, record, other) if other is not None else None

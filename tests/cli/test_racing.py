@@ -63,7 +63,7 @@ def test_anchors_stand_for_all_and_experts_are_asked_once(raced, tmp_path, monke
     with monkeypatch.context() as patch:  # chosen once and for all
         patch.setattr("sae_moo.build.Bench.anchors", None)
         call("search", "c.yaml", *anchored[:2], "--evaluations", "9", *anchored[4:])
-        assert "every instance" in call("export", "anchored", "--trial", "0", "-o", "e", "--verify").stdout
+        assert "verified in a fresh process" in call("export", "anchored", "--trial", "0", "-o", "e", "--verify").stdout
     assert len(Run.open("anchored").trials()) == 9
     assert "evaluation.anchors: the study has 0.5, now it is 0.4" in refused(
         "search", "c.yaml", "--set", "evaluation={anchors: 0.4}", *anchored[4:]

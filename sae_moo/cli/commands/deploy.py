@@ -153,7 +153,8 @@ def export(
         )
         return
     console = make_console()
-    say(console, f"trial {record.number} lies in {output}; {why[0].lower() + why[1:]}")
+    chosen = "chosen by number" if trial is not None else why[0].lower() + why[1:]
+    say(console, f"trial {record.number} lies in {output}; {chosen}")
     for note in notes:
         say(console, note)
     deciding.show_export(console, scores, opened.objectives)
