@@ -55,18 +55,19 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
         if task.get("data") is None and task.get("kind") is not None:
             yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
     valid = [*names, SPARSITY]
+    unnamed = not _as(list, raw.get("tasks"))  # what tasks are called is not known then
     called: list[str] = []
     for i, entry in enumerate(_as(list, raw.get("objectives"))):
         if isinstance(entry, str):
             called.append(entry)
-            if entry not in valid:
+            if entry not in valid and not unnamed:
                 yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
         elif isinstance(entry, dict):
             called += [entry["name"]] if isinstance(entry.get("name"), str) else []
             for j, task in enumerate(_as(list, entry.get("mean"))):
                 if isinstance(task, str) and entry["mean"].index(task) != j:
                     yield ("objectives", i, "mean", j), f"expected every task once, {task!r} came before"
-                if isinstance(task, str) and task not in names:
+                if isinstance(task, str) and task not in names and not unnamed:
                     yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, names)}"
             if isinstance(entry.get("name"), str) and entry["name"] in valid:
                 yield ("objectives", i, "name"), f"expected a name of its own, {entry['name']!r} is taken"
@@ -84,7 +85,7 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
     for name, limit in _as(dict, raw.get("constraints")).items():
         if not isinstance(name, str):
             continue
-        if name not in limited:
+        if name not in limited and not unnamed:
             yield (
                 ("constraints", name),
                 f"expected a task, an objective or {SPARSITY!r}, got {name!r}{nearest(name, limited)}",

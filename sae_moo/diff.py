@@ -68,13 +68,15 @@ class Diff:
         names: what they are called.
         split: which instances they were scored on.
         scores: task or objective -> scores; tasks first. An objective that is a single task is not told again.
-        groups: the whole model, then every group in model order.
+        groups: the whole model, then every group in model order; empty where tensors have other shapes.
+        unlike: which have, a sentence; empty where none have.
     """
 
     names: tuple[str, str]
     split: Split
     scores: Mapping[str, ScoreDifference]
     groups: tuple[GroupDifference, ...]
+    unlike: str = ""
 
 
 def of_trials(run: Run, first: int, second: int, split: Split = "search") -> Diff:
@@ -111,6 +113,9 @@ def of_trials(run: Run, first: int, second: int, split: Split = "search") -> Dif
 def of_models(first: str, second: str, config: Config, split: Split = "test") -> Diff:
     """Hold two models against each other, each scored with the configured tasks.
 
+    Models of one architecture may be of other sizes, as one from which neurons were dropped is: their scores are
+    compared, not their weights.
+
     Args:
         first: a model folder, a hub id, ``zoo:NAME``, or a recipe (``.json``) over the configured experts.
         second: another.
@@ -118,24 +123,28 @@ def of_models(first: str, second: str, config: Config, split: Split = "test") ->
         split: which items to score on.
 
     Raises:
-        InputError: if one cannot be used, or their tensors are not alike.
+        InputError: if one cannot be used, or they are of different architectures.
         TaskError: if a model's answers are not finite.
     """
     targets = (first, second)
     bench = Bench.open(config) if any(target.endswith(".json") for target in targets) else None
     opened = [_opened(target, config, bench) for target in targets]
     shapes = [{info.name: info.shape for info in pool.tensors} for pool, _ in opened]
-    other = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
-    if other:
-        told = ", ".join(f"{name} has shape {shapes[0].get(name)} and {shapes[1].get(name)}" for name in other[:3])
-        more = f", and {len(other) - 3} more" if len(other) > 3 else ""
-        raise InputError(f"{first} and {second} are not of one architecture: {told}{more}")
+    alone = sorted(shapes[0].keys() ^ shapes[1].keys())
+    if alone:
+        more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+        raise InputError(f"{first} and {second} are not of one architecture: only one has {', '.join(alone[:3])}{more}")
+    other = [name for name in shapes[0] if shapes[0][name] != shapes[1][name]]
+    unlike = other and (
+        f"{len(other)} tensors have other shapes ({other[0]}: {shapes[0][other[0]]} and {shapes[1][other[0]]}), so the "
+        "weights are not compared."
+    )
     rows = []
     for target in targets:
         found = jobs.evaluate(target, config, split)
         rows.append({task: np.array([s["score"] for s in found.samples if s["name"] == task]) for task in found.scores})
-    groups = _groups(opened[0][0], opened[0][1], opened[1][1])
-    return Diff(targets, split, _scores(rows, config.objective_list()), groups)
+    groups = () if unlike else _groups(opened[0][0], opened[0][1], opened[1][1])
+    return Diff(targets, split, _scores(rows, config.objective_list()), groups, unlike or "")
 
 
 Weights = Callable[[TensorInfo], Tensor]

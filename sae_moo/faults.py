@@ -24,10 +24,16 @@ def faults_of(model: type[BaseModel], error: ValidationError, lines: Mapping[Key
         lines: the place of each key, as `marked_yaml.read` gives it.
         source: where it is from, for keys that stand nowhere.
     """
-    for fault in error.errors():
-        if not _of_another_branch(fault):
-            key = _own_key(fault)
+    faults = [(_own_key(fault), fault) for fault in error.errors() if not _of_another_branch(fault)]
+    unknown = [key for key, fault in faults if fault["type"] == "extra_forbidden"]
+    for key, fault in faults:
+        if not (fault["type"] == "missing" and any(_meant(each, key) for each in unknown)):
             yield f"{place(key, lines, source)}: {dotted(key)}: {_explained(model, key, fault)}"
+
+
+def _meant(unknown: Key, missing: Key) -> bool:
+    """Say whether an unknown key is the missing one beside it, misspelt: one mistake, told once."""
+    return unknown[:-1] == missing[:-1] and bool(nearest(str(unknown[-1]), [str(missing[-1])]))
 
 
 def _branch_at(location: tuple[str | int, ...]) -> int | None:

@@ -74,7 +74,6 @@ serch: 3
         "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
         "zoo_lingua, zoo_logic",
         "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match or likelihood beside data",
-        "c.yaml:9: objectives[0].name: expected this key, it is missing",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
         "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
@@ -350,3 +349,20 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
     ]
     (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
     assert found == "c.yaml:4: models.experts[1]: expected string, got 1"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fault"),
+    [
+        ("tasks:", "task:", "task: no such key (did you mean 'tasks'?)"),
+        ("  base:", "  bse:", "models.bse: no such key (did you mean 'base'?)"),
+        ("name: mine,", "nam: mine,", "tasks[1].nam: no such key (did you mean 'name'?)"),
+    ],
+)
+def test_a_misspelt_key_is_told_once(tmp_path, right, wrong, fault):
+    text = GOOD.replace(right, wrong, 1)
+    if "nam:" in wrong:
+        text = text.replace("objectives: [{mean: [zoo_math, mine], name: accuracy}", "objectives: [zoo_math")
+        text = text.replace("mine: {min: 0.2}", "zoo_math: {min: 0.2}")
+    (found,) = faults(tmp_path, text)
+    assert fault in found

@@ -170,6 +170,8 @@ def diff_tables(found: Diff) -> list[Table]:
     for name, each in found.scores.items():
         means = [with_error(score.score, score.stderr) for score in (each.first, each.second)]
         scores.add_row(name, *means, paired_text(each.change), str(each.change.won), str(each.change.lost))
+    if not found.groups:
+        return [scores]
     weights = bare_table("weights by group: relative L2 distance, sparsity")
     for name in ("group", "distance", first, second):
         weights.add_column(name, justify="left" if name == "group" else "right")
@@ -181,13 +183,13 @@ def diff_tables(found: Diff) -> list[Table]:
 
 def diff_json(found: Diff) -> dict[str, Any]:
     """Return the JSON shape of what two models differ in; differences are the second's minus the first's."""
-    whole, *groups = (
-        {
+    told = {
+        group.name: {
             "distance": finite(group.distance),
             "sparsity": None if group.sparsity is None else list(group.sparsity),
         }
         for group in found.groups
-    )
+    }
     return {
         "models": list(found.names),
         "split": found.split,
@@ -199,8 +201,8 @@ def diff_json(found: Diff) -> dict[str, Any]:
             }
             for name, each in found.scores.items()
         },
-        "weights": whole,
-        "groups": {group.name: told for group, told in zip(found.groups[1:], groups, strict=True)},
+        "weights": told.pop(found.groups[0].name) if found.groups else None,
+        "groups": told,
     }
 
 

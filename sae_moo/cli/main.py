@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from sae_moo import __version__
 from sae_moo.cli.commands.decide import diff, pick
 from sae_moo.cli.commands.deploy import evaluate, export, merge, unpack
 from sae_moo.cli.commands.explore import dashboard, figures, front, report, trials
@@ -39,6 +41,21 @@ for command in (
     dashboard,
 ):
     app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sae-moo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # its callback does it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

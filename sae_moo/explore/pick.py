@@ -389,7 +389,7 @@ def _lexicographic(
             assert best.evaluation is not None
             allowed = known[name].stderr(best.evaluation)
             allowed = 0.0 if math.isnan(allowed) else allowed  # a single instance has none
-        means = "" if rule.tolerance is not None else ", one standard error of it"
+        means = "" if rule.tolerance is not None else ", one standard error of it; --tolerance sets another"
         steps.append(f"within {allowed:.4g} of the best {name} ({top:.4g}{means})")
         left = [record for record in left if _value(record, known[name]) >= top - allowed - 1e-12]
     chosen = max(left, key=lambda record: [_value(record, known[name]) for name in (last, *earlier)])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import BUDGET, call, config_for, refused, written
 
+import sae_moo
 from sae_moo.cli.commands.deploy import _python, _write_samples
 from sae_moo.mergekit.writer import write
 from sae_moo.recipe import Cast, Merge
@@ -446,3 +447,36 @@ def test_names_are_shown_as_they_are(here, tiny_folders):
     assert "qa [/en]" in call("search", "n.yaml", "--evaluations", "7").stdout
     assert "qa [/en]" in call("front", "tiny").stdout
     assert "lies in out[v2];" in call("export", "tiny", "--trial", "0", "--output", "out[v2]").stdout
+
+
+def test_the_version():
+    assert call("--version").stdout == f"sae-moo {sae_moo.__version__}\n"
+
+
+def test_an_empty_front_says_why(here, monkeypatch):
+    def unready(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sae_moo.evaluate.evaluator.Evaluator.evaluate", unready)
+        call("search", "c.yaml", code=130)
+    assert "front of tiny is empty: no evaluation has ended yet" in call("front", "tiny").stderr
+    assert "front of tiny is empty: no evaluation has ended yet" in refused("pick", "tiny")
+    call("search", "c.yaml", "--fresh", "--evaluations", "7", "--set", "constraints={facts: {min: 1.0}}")
+    assert "front of tiny is empty: no evaluation so far keeps the limits" in refused("figures", "tiny", "-o", "f")
+
+
+def test_an_unfinished_search_says_so(here):
+    call("search", "c.yaml", "--evaluations", "8")
+    assert "evaluations" not in call("front", "tiny").stdout
+    call("search", "c.yaml", "--fresh", "--evaluations", "7")
+    run = Run.open("tiny")
+    storage = {**run.config.model_dump(mode="json"), "search": {"population": 6, "evaluations": 12}}
+    study = run.storage
+    study.set_study_user_attr(study.get_study_id_from_name("tiny"), "config", storage)
+    assert "after 7 of 12 evaluations)" in call("front", "tiny").stdout
+    assert "not finished: this is after 7 of 12 evaluations" in call("pick", "tiny").stdout
+
+
+def test_the_page_is_a_page(there):
+    assert "expected a name that ends in .html" in refused("report", "tiny", "-o", "r.pdf")

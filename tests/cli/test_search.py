@@ -153,6 +153,10 @@ def test_what_was_pruned_by_neurons_is_dropped(here):
     score = document["scores"]["search"]["facts"]["score"]
     assert score == pytest.approx(document["trial"]["tasks"]["facts"], abs=1e-5)
     call("merge", "out/recipe.json", "-o", "whole")
+    found = json.loads(call("diff", "whole", "out", "--config", "c.yaml", "--json").stdout)
+    assert (found["weights"], found["groups"]) == (None, {})
+    assert found["scores"]["facts"]["difference"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert "tensors have other shapes (" in " ".join(call("diff", "whole", "out", "--config", "c.yaml").stdout.split())
     assert AutoModelForCausalLM.from_pretrained(here / "whole").config.intermediate_size == 24
     formats = json.loads(call(*pick, "--estimate", "--json").stdout)["formats"]
     assert formats[-1]["nbytes"] == sum(p.numel() * 4 for p in model.parameters())

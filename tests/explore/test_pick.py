@@ -131,7 +131,7 @@ def test_about_as_good_is_one_standard_error_unless_told():
     front = [trial(0, 80, 0.1), trial(1, 78, 0.2), trial(2, 77, 0.3)]
     found, why = chosen(order="accuracy,sparsity", front=front)
     assert found == 1
-    assert f"within {error:.4g} of the best accuracy (0.8, one standard error of it)" in why
+    assert f"within {error:.4g} of the best accuracy (0.8, one standard error of it; --tolerance sets another)" in why
 
 
 @pytest.mark.parametrize(

@@ -134,4 +134,4 @@ def diff(
     console = make_console()
     for table in deciding.diff_tables(found):
         console.print(table)
-    say(console, HOW_TESTED)
+    say(console, " ".join(filter(None, (HOW_TESTED + ".", found.unlike))))
