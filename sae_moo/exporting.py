@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +24,7 @@ from sae_moo.errors import InputError, Interrupted, RunError, nearest
 from sae_moo.evaluate.summary import Score, objective_scores
 from sae_moo.evaluate.task import Split
 from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
-from sae_moo.files import check_free, whole_file, whole_folder
+from sae_moo.files import check_free, scratch_folder, whole_file, whole_folder
 from sae_moo.judging import bench_of
 from sae_moo.mergekit import writer as mergekit_writer
 from sae_moo.merging import MERGEKIT, merge
@@ -233,12 +231,12 @@ def _pack(order: _Order, output: Path, delta: bool) -> Scored:
             stream.hashed(tensor, entry.name)
             reference = base.load(entry.name).to(entry.dtype) if delta else None
             packer.add(entry, tensor, stream.digests[entry.name], reference)
-        with _scratch(output) as folder:
+        with scratch_folder(output) as folder:
             order.surround(folder)
             files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         packer.seal(files)
         if order.verify:
-            with _scratch(output) as folder:
+            with scratch_folder(output) as folder:
                 unpack(partial, folder / "unpacked", base.origin if delta else None)
                 scores = order.verified(folder / "unpacked")
             packer.seal(files | {CARD_FILE: order.scored_card(scores).encode()})
@@ -256,7 +254,7 @@ def _recipe(order: _Order, output: Path) -> Scored:
         _check_sparsity(stream, order.record)
         write_origin(partial, stream, order.card)
         if order.verify:
-            with _scratch(output) as folder:
+            with scratch_folder(output) as folder:
                 merge(partial / RECIPE_FILE, folder / "merged")
                 scores = order.verified(folder / "merged")
             (partial / CARD_FILE).write_text(order.scored_card(scores), encoding="utf-8")
@@ -278,7 +276,7 @@ def _mergekit(order: _Order, output: Path) -> Scored:
     with whole_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
         if order.verify:
-            with _scratch(output) as folder:
+            with scratch_folder(output) as folder:
                 shutil.copyfile(partial, folder / MERGEKIT_FILE)
                 merge(folder / MERGEKIT_FILE, folder / "merged")
                 digests = _against_trial(order, folder / "merged")
@@ -372,17 +370,6 @@ FORMATS = {
     "mergekit": _Format(_mergekit, folder=False, loads=False, endings=MERGEKIT),
     "structured": _Format(_structured),
 }
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` that vanishes; if the process is killed, the next export there removes it."""
-    folder = output.parent / f".{output.name}.partial-scratch-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_sparsity(stream: Stream, record: TrialRecord) -> None:

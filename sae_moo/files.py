@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def whole(path: Path) -> Iterator[Path]:
     Args:
         path: of the file; one that is there is replaced.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{_mark()}{os.getpid()}")
     try:
         yield partial
         partial.replace(path)
@@ -97,12 +98,28 @@ def _beside(output: Path) -> Path:
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        for left in output.parent.glob(f".{glob.escape(output.name)}.{_mark()}*"):
             if not _alive(left.name.rpartition("-")[2]):
                 _remove(left)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    return output.parent / f".{output.name}.partial-{os.getpid()}"
+    return output.parent / f".{output.name}.{_mark()}{os.getpid()}"
+
+
+def _mark() -> str:
+    """Return what names of unfinished files and folders hold before a process id, which is of this machine alone."""
+    return f"partial-{platform.node()[:40]}-"
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` that vanishes; if the process is killed, the next that writes there removes it."""
+    folder = output.parent / f".{output.name}.{_mark()}scratch-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        _remove(folder)
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console, Group
 from stand_ins import record
 
-from sae_moo.cli.progress import CompareView, Failures, Pace, SearchView, rate_text, span_text
+from sae_moo.cli.pace import Pace, rate_text, span_text
+from sae_moo.cli.progress import CompareView, SearchView
+from sae_moo.cli.standing import Failures
 from sae_moo.compare import Made, Step, jobs_of
 from sae_moo.config import Config
 from sae_moo.objectives import Evaluation

@@ -1,0 +1,134 @@
+"""Where a search stands, as its trials tell one after another."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from statistics import median
+
+from sae_moo.algorithms import ALGORITHMS
+from sae_moo.build import schedule_of
+from sae_moo.config import Config
+from sae_moo.explore.history import Growing
+from sae_moo.schedule import Schedule
+from sae_moo.searchers.ratio import RATIO
+from sae_moo.storage import TrialRecord
+
+
+class Failures:
+    """What failed so far, by reason."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}  # reason -> what failed of it last; the newest reason is the last
+        self._count = Counter[str]()
+
+    def __len__(self) -> int:
+        return self._count.total()
+
+    def add(self, what: str, reason: str) -> bool:
+        """Take in a failure, and say whether its reason is a new one."""
+        reason = " ".join(reason.split())
+        self._last.pop(reason, None)
+        self._last[reason] = what
+        self._count[reason] += 1
+        return self._count[reason] == 1
+
+    def told(self, most: int) -> list[str]:
+        """Return the last reasons, the newest first, each with what failed of it last and how many did."""
+        newest = list(self._last.items())[::-1][:most]
+        return [
+            f"{what}: {reason}" + (f" (and {self._count[reason] - 1} more)" if self._count[reason] > 1 else "")
+            for reason, what in newest
+        ]
+
+
+class Standing:
+    """What has come of a search so far.
+
+    Its attributes are replaced as trials end, never changed in place but for `failures`, so that a thread that draws
+    them sees each whole.
+
+    Args:
+        config: the configuration.
+
+    Attributes:
+        tasks: names of the tasks.
+        objectives: what is maximized.
+        budget: evaluations asked for.
+        front: the front so far.
+        ended: evaluations that have ended, those of earlier sessions among them.
+        replayed: those of earlier sessions.
+        stopped: those that racing ended early.
+        generation: the newest generation.
+        grew: evaluations that had ended when the hypervolume last grew.
+        best: task -> best mean score.
+        failures: what failed.
+    """
+
+    def __init__(self, config: Config) -> None:
+        anneals = ALGORITHMS[config.search.algorithm].anneals and config.space_kind == "lineage"
+        self.tasks = tuple(task.name for task in config.tasks)
+        self.objectives = config.objective_list()
+        self.budget = config.search.evaluations
+        self.front = Growing(self.objectives)
+        self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
+        self.best: dict[str, float] = {}
+        self.failures = Failures()
+        self._schedule = schedule_of(config) if anneals else None
+        self._ratios: deque[float] = deque(maxlen=config.search.population)
+
+    @property
+    def left(self) -> int:
+        """Evaluations that are still to be made."""
+        return self.budget - self.ended
+
+    @property
+    def unsolved(self) -> tuple[str, ...]:
+        """Tasks on which every candidate so far scores 0."""
+        return tuple(task for task, best in self.best.items() if best == 0.0)
+
+    def replay(self, records: Sequence[TrialRecord]) -> None:
+        """Take in the trials of earlier sessions, in the order in which they ended."""
+        for record in sorted(records, key=lambda each: -1 if each.told is None else each.told):
+            self.take(record)
+        self.replayed = self.ended
+
+    def take(self, record: TrialRecord) -> bool:
+        """Take in a trial, and say whether it failed for a reason that is new."""
+        evaluation = record.evaluation
+        if evaluation is None:
+            return False
+        self.ended += 1
+        self.generation = max(self.generation, record.generation)
+        self.stopped += record.state == "stopped"
+        if RATIO in record.params:
+            self._ratios.append(record.params[RATIO])
+        if evaluation.ok:
+            means = {task: evaluation.mean(task) for task in self.tasks}
+            self.best = {task: max(value, self.best.get(task, 0.0)) for task, value in means.items()}
+        before = self.front.volume
+        self.front.add(record)
+        if self.front.volume > before:
+            self.grew = self.ended
+        return record.state == "failed" and self.failures.add(f"trial {record.number}", evaluation.reason or "")
+
+    def phase(self) -> str:
+        """Return the generation, and the pruning ratio if there is one."""
+        generation = self.generation
+        if self._schedule is None:
+            return str(generation)
+        if not generation:
+            return "0, the first population"
+        if not isinstance(self._schedule, Schedule):
+            drawn = tuple(self._ratios)
+            if not drawn:
+                return f"{generation}, pruning ratio learned"
+            spread = f"the last {len(drawn)} from {min(drawn):.2f} to {max(drawn):.2f}, median {median(drawn):.2f}"
+            return f"{generation}, pruning ratio learned: {spread}"
+        ratio = f"{generation}, pruning ratio {self._schedule(generation - 1):.2f}"
+        if self._schedule.shape == "constant":
+            return f"{ratio}, constant"
+        cycle, into, length = self._schedule.cycle(generation - 1)
+        return (
+            f"{ratio} (cycle {cycle + 1}, step {into + 1:.0f} of {length:.0f}, climbing to {self._schedule.high:.2f})"
+        )
