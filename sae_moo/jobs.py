@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,19 @@ from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
 from sae_moo.study import Listener, PutAside, Study
 
-__all__ = ["Evaluated", "check_resumable", "estimate", "evaluate", "export", "merge", "search", "to_mergekit"]
+__all__ = [
+    "Evaluated",
+    "check_resumable",
+    "estimate",
+    "evaluate",
+    "export",
+    "merge",
+    "search",
+    "tell_twins",
+    "to_mergekit",
+]
+
+log = logging.getLogger(__name__)
 
 LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 
@@ -63,6 +76,7 @@ def search(
         Interrupted: on Ctrl-C, after saving.
     """
     bench = Bench.open(config) if bench is None else bench
+    tell_twins(bench)
     folder = Path(root) / config.study.name
     place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
@@ -105,6 +119,15 @@ def search(
             bench.rivals(),
         ).run()
     return Run.open(folder)
+
+
+def tell_twins(bench: Bench) -> None:
+    """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
+    seen: dict[str, str] = {}
+    for name, fingerprint in bench.pool.fingerprints.items():
+        if fingerprint in seen:
+            log.warning("%s and %s are the same model", seen[fingerprint], name)
+        seen.setdefault(fingerprint, name)
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:

@@ -19,6 +19,7 @@ MOST_DOTS = 2000  # dominated trials drawn in a figure; browsers slow down beyon
 MOST_BARS = 200  # trials of the front that are drawn with error bars; more of them hide what they belong to
 MOST_NUMBERS = 40  # rows or columns of a heatmap whose cells have their numbers written in
 MOST_ANSWERS = 8_000_000  # of trials to choose from in a page: some 1.3 MB, a bit for each
+NARROW = 0.12  # an axis that shows less than this would make nothing look like something
 RIGHT = 0.5  # the least score of an instance that is got right
 
 
@@ -59,6 +60,14 @@ def axes_of(view: View) -> list[Axis]:
         )
         for objective in view.objectives
     ]
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis of values from 0 to 1, `NARROW` apart at least."""
+    if high - low >= NARROW:
+        return low, high
+    begin = max(-NARROW / 10, (low + high - NARROW) / 2)
+    return begin, begin + NARROW
 
 
 def planes(view: View) -> list[tuple[Axis, Axis]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words
+from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
 from sae_moo.explore.labels import Label, write_beside_
 from sae_moo.explore.palette import BLACK, BLUE, GREY, ORANGE, PURPLE, SCALE, SKY, VERMILLION
 from sae_moo.explore.pictures import plain, styled_
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MARKS = {"base": ("s", BLACK, 6), "uniform average": ("*", PURPLE, 12)}
 EXPERT = ("D", ORANGE, 6)
-NARROW = 0.12  # an axis that shows less than this would make nothing look like something
 
 
 def front_picture(view: View) -> Figure:
@@ -99,9 +98,8 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
             label=plain(f"{names_words(names)}: {record.number}"),
         )
     for axis, limits, change in ((x, panel.get_xlim(), panel.set_xlim), (y, panel.get_ylim(), panel.set_ylim)):
-        if axis.name != "trial" and limits[1] - limits[0] < NARROW:
-            low = max(-NARROW / 10, (sum(limits) - NARROW) / 2)
-            change(low, low + NARROW)
+        if axis.name != "trial":
+            change(*widened(*limits))
     panel.set_xlabel(plain(x.title))
     panel.set_ylabel(plain(f"{y.title}, search split".replace(" (", "\n(" if len(y.title) > 30 else " (")))
     styled_(panel)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words
+from sae_moo.explore.figure_data import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
 from sae_moo.explore.labels import Label, beside
 from sae_moo.explore.palette import BLACK, BLUE, GREY, GRID, ORANGE, PURPLE, SCALE, SKY, VERMILLION
 from sae_moo.explore.plots import Figure, figure_of, hover_text, styled_, wrapped
@@ -70,6 +70,12 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
         where = {"col": column} if len(pairs) > 1 else {}
         figure.update_xaxes(title_text=wrapped(x.title, 44 if len(pairs) > 1 else 90), **where)
         figure.update_yaxes(title_text=wrapped(y.title, 44), **where)
+        shown = [*others, *view.front, *(each.record for each in view.references)]
+        for axis, change in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
+            values = axis.values(shown).tolist() or [0.0, 1.0]
+            ends = min(values), max(values)
+            if axis.name != "trial" and widened(*ends) != ends:
+                change(range=widened(*ends), **where)
     return styled_(figure, height=520)
 
 

@@ -411,3 +411,13 @@ def test_what_is_no_folder_yet_says_how_to_make_one(here, form):
     made = here / ("it-unpacked" if form in ("packed", "delta") else "it-merged")
     assert (made / "model.safetensors").is_file()
     assert "## To use it" in (made / "README.md").read_text()
+
+
+def test_experts_that_are_one_model_are_told(here, tiny_folders, caplog):
+    twins = {"base": tiny_folders["base"], "math": tiny_folders["math"], "same": tiny_folders["math"]}
+    (here / "t.yaml").write_text(written(config_for(twins | {"plain": tiny_folders["base"]})))
+    call("validate", "t.yaml")
+    assert caplog.messages == ["math and same are the same model", "base and plain are the same model"]
+    caplog.clear()
+    call("search", "t.yaml", "--evaluations", "2")
+    assert "math and same are the same model" in caplog.messages

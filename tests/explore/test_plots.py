@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import view
 
-from sae_moo.explore.figure_data import Blocks, agreement_of, ancestry_of
+from sae_moo.explore.figure_data import Blocks, agreement_of, ancestry_of, widened
 from sae_moo.explore.front_plots import front_figures
 from sae_moo.explore.history import Generations
 from sae_moo.explore.plots import agreement_figure, block_figure, generation_figure, hypervolume_figure, lineage_figure
@@ -92,3 +92,12 @@ def test_a_score_of_a_half_is_right():
 def test_trials_without_common_tasks_have_no_agreement():
     one, other = view(3, ("a",)), view(3, ("b",))
     assert agreement_of(one, one.records[0], other.records[1]) is None
+
+
+def test_small_differences_do_not_fill_an_axis():
+    study = view(5, ("a",))  # the experts and the base: all dense
+    (figure,) = front_figures(study)
+    assert figure.layout.xaxis.range == pytest.approx((-0.012, 0.108))
+    assert figure.layout.yaxis.range is None, "wide enough as it is"
+    assert widened(0.5, 0.5) == pytest.approx((0.44, 0.56))
+    assert widened(0.1, 0.3) == (0.1, 0.3)

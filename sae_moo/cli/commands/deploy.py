@@ -199,7 +199,7 @@ def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
         print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
         return
     assert record.evaluation is not None
-    title = f"trial {record.number}, sparsity {record.evaluation.sparsity:.4f}"
+    title = f"trial {record.number}, sparsity {record.evaluation.sparsity:.4f}; sizes are of the weights alone"
     make_console().print(estimate_table(found, title))
 
 

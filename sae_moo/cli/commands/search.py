@@ -120,11 +120,12 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
 
     parsed = Config.load(config, set_)
     from sae_moo.build import Bench
-    from sae_moo.jobs import check_resumable
+    from sae_moo.jobs import check_resumable, tell_twins
 
     bench = Bench.open(parsed)
     bench.live_model()
     check_resumable(parsed, bench)
+    tell_twins(bench)
     facts: dict[str, Any] = {
         "study": parsed.study.name,
         "device": bench.device,
