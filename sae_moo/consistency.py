@@ -55,7 +55,7 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
         if task.get("data") is None and task.get("kind") is not None:
             yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
     valid = [*names, SPARSITY]
-    unnamed = not _as(list, raw.get("tasks"))  # what tasks are called is not known then
+    unnamed = not names or len(names) < len(_as(list, raw.get("tasks")))  # what tasks are called is not known then
     called: list[str] = []
     for i, entry in enumerate(_as(list, raw.get("objectives"))):
         if isinstance(entry, str):

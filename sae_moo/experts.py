@@ -21,9 +21,9 @@ from sae_moo.ops.operands import Remembered
 from sae_moo.recipe import BASE
 from sae_moo.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 
-# Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
 """Settings of ``config.json`` that say in a line why the tensors of two models differ."""
+# Settings that change what a model computes from the same weights: experts that differ there cannot be mixed.
 BEHAVIOUR = (
     "num_attention_heads",
     "num_key_value_heads",

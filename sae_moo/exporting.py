@@ -178,11 +178,12 @@ def export(
     title = output.name if wanted.folder else output.stem
     card = _card(run, record, why, title, bench, tokenizer_from, wanted.loads)
     order = _Order(run, record, stream, card, tokenizer, tokenizer_from, shard_bytes, verify, tell, stage)
+    prompt = _prompt(bench, tokenizer, record)
     try:
         scores = wanted.write(order, output)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted: nothing was left at {output}, the same command begins anew") from None
-    return Exported(scores, _prompt(bench, tokenizer, record), bench.pool.checkpoints[BASE].origin)
+    return Exported(scores, prompt, bench.pool.checkpoints[BASE].origin)
 
 
 def estimate(run: Run, record: TrialRecord) -> list[Estimate]:

@@ -57,7 +57,7 @@ def _of_another_branch(fault: Any) -> bool:
 def _own_key(fault: Any) -> Key:
     """Return a fault's location without what pydantic adds: the branch of a union, a mark that a key is at fault."""
     location = tuple(fault["loc"])
-    if location[-1] == "[key]" and location[-2] == fault["input"]:
+    if location[-1:] == ("[key]",) and str(location[-2]) == str(fault["input"]):
         location = location[:-1]
     at = _branch_at(location)
     return location if at is None else (*location[:at], *location[at + 1 :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import platform
 import shutil
@@ -108,7 +109,7 @@ def _beside(output: Path) -> Path:
 
 def _mark() -> str:
     """Return what names of unfinished files and folders hold before a process id, which is of this machine alone."""
-    return f"partial-{platform.node()[:40]}-"
+    return f"partial-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 
 @contextmanager

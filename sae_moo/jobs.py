@@ -30,7 +30,7 @@ from sae_moo.recipe import BASE
 from sae_moo.run import POINTER, RUNS, Run
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
-from sae_moo.study import Listener, PutAside, Study
+from sae_moo.study import Event, Exhausted, Listener, PutAside, Study
 
 __all__ = [
     "Evaluated",
@@ -75,8 +75,9 @@ def search(
         InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
         Interrupted: on Ctrl-C, after saving.
     """
-    bench = Bench.open(config) if bench is None else bench
-    tell_twins(bench)
+    if bench is None:
+        bench = Bench.open(config)
+        tell_twins(bench)
     folder = Path(root) / config.study.name
     place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
@@ -105,6 +106,12 @@ def search(
                 study.set_user_attr(key, value)
         (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
         evaluator = bench.evaluator()
+
+        def heard(event: Event) -> None:
+            if isinstance(event, Exhausted):
+                study.set_user_attr("exhausted", event.evaluations)
+            listener(event)
+
         Study(
             TrialStorage(
                 storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
@@ -115,7 +122,7 @@ def search(
             bench.pool.groups,
             config.search.evaluations,
             versions(),
-            listener,
+            heard,
             bench.rivals(),
         ).run()
     return Run.open(folder)

@@ -37,6 +37,7 @@ class Run:
         fingerprints: expert name -> content fingerprint.
         groups: parameter group names, in the pool's order.
         identity: what the study is bound to; see `build.Bench.identity`.
+        exhausted: how many trials there were when the search had nothing left to try; None while it has.
         anchors: task name -> the instances of its search split that are asked, where not all are.
     """
 
@@ -53,6 +54,7 @@ class Run:
         self.groups: Sequence[str] = attrs.get("groups", ())
         self.identity: Mapping[str, Any] = attrs["identity"]
         self.anchors: Mapping[str, Sequence[int]] = attrs.get("anchors", {})
+        self.exhausted: int | None = attrs.get("exhausted")
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod
@@ -120,6 +122,7 @@ class Run:
             self.config.models.dtype,
             tuple(records),
             tuple(front_of(records, self.objectives)),
+            self.exhausted == len(records),
         )
 
     def hypervolume(self) -> float:

@@ -371,7 +371,7 @@ def absolute(where: str, directory: Path) -> str:
 
     try:
         file = _sqlite_file(where)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return where  # opening it says what is wrong
     if file is None or file.is_absolute():
         return where

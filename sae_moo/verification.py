@@ -29,6 +29,9 @@ from sae_moo.live import load_model
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
 
+# A Ctrl-C reaches both processes; this one then ends the other.
+_CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sae_moo.verification import main; main()"
+
 
 def verify(
     run: Run,
@@ -67,10 +70,10 @@ def verify(
         asked, told = Path(scratch) / "request.json", Path(scratch) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "sae_moo.verification", str(asked), str(told)],
+            [sys.executable, "-c", _CHILD, str(asked), str(told)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            process_group=0,  # a Ctrl-C is for this process alone, which then ends the other
             check=False,
         )
         if not told.is_file():

@@ -349,6 +349,8 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
     ]
     (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
     assert found == "c.yaml:4: models.experts[1]: expected string, got 1"
+    found = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{null: zoo:math, 1.5: zoo:math}"))
+    assert not any("[key]" in line for line in found)
 
 
 @pytest.mark.parametrize(
@@ -361,8 +363,5 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
 )
 def test_a_misspelt_key_is_told_once(tmp_path, right, wrong, fault):
     text = GOOD.replace(right, wrong, 1)
-    if "nam:" in wrong:
-        text = text.replace("objectives: [{mean: [zoo_math, mine], name: accuracy}", "objectives: [zoo_math")
-        text = text.replace("mine: {min: 0.2}", "zoo_math: {min: 0.2}")
     (found,) = faults(tmp_path, text)
     assert fault in found

@@ -438,6 +438,7 @@ def test_a_lock_that_could_not_be_taken_is_free_afterwards(tmp_path):
         ("sqlite:////d/s.db", "sqlite:////d/s.db"),
         ("postgresql://me:secret@h/d", "postgresql://me:secret@h/d"),
         ("no url://", "no url://"),
+        ("mysql://me:secret@h:33o6/d", "mysql://me:secret@h:33o6/d"),
     ],
 )
 def test_databases_start_from_the_configurations_folder(url, found):

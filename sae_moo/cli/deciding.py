@@ -201,6 +201,7 @@ def diff_json(found: Diff) -> dict[str, Any]:
             }
             for name, each in found.scores.items()
         },
+        "unlike": found.unlike or None,
         "weights": told.pop(found.groups[0].name) if found.groups else None,
         "groups": told,
     }

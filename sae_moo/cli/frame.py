@@ -105,7 +105,8 @@ def make_console(stderr: bool = False, goes_on: bool = False) -> Console:
             if not goes_on:
                 raise typer.Exit(0)
 
-    piped = not (sys.stderr if stderr else sys.stdout).isatty()  # whatever FORCE_COLOR and the like say of colours
+    stream = sys.stderr if stderr else sys.stdout  # None where it was closed
+    piped = stream is None or not stream.isatty()  # whatever FORCE_COLOR and the like say of colours
     console = Piped(
         stderr=stderr, markup=False, emoji=False, highlight=False, force_interactive=False if piped else None
     )
@@ -121,8 +122,15 @@ def staged() -> Iterator[Callable[[str], None]]:
     if not console.is_interactive:
         yield lambda what: None
         return
-    with console.status("begins") as status:
-        yield status.update
+
+    def show(what: str) -> None:
+        console.file.write(f"\r\x1b[2K{what[: console.width - 1]}")
+        console.file.flush()
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 def let_go_of_stdout() -> None:

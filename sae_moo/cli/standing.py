@@ -28,9 +28,8 @@ class Failures:
     def add(self, what: str, reason: str) -> bool:
         """Take in a failure, and say whether its reason is a new one."""
         reason = " ".join(reason.split())
-        self._last.pop(reason, None)
-        self._last[reason] = what
         self._count[reason] += 1
+        self._last = {**{known: last for known, last in self._last.items() if known != reason}, reason: what}
         return self._count[reason] == 1
 
     def told(self, most: int) -> list[str]:
@@ -45,8 +44,8 @@ class Failures:
 class Standing:
     """What has come of a search so far.
 
-    Its attributes are replaced as trials end, never changed in place but for `failures`, so that a thread that draws
-    them sees each whole.
+    What its attributes hold is replaced as trials end, never changed in place, so that a thread that draws them sees
+    each whole.
 
     Args:
         config: the configuration.

@@ -24,7 +24,7 @@ class Canvas:
 
     It is the terminal's second screen: a resize leaves nothing behind, and what was on the first one is there again
     afterwards. What this process, its libraries and its children write to stderr meanwhile is kept where that would
-    paint over the picture, and written once the terminal is given back.
+    paint over the picture, and written once the terminal is given back; a process that is killed loses it.
 
     Args:
         console: of a terminal that understands control codes.
@@ -41,7 +41,9 @@ class Canvas:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._kept: tuple[IO[bytes], int] | None = None  # what was written to stderr, and the stderr there was
+        self._stderr: int | None = None  # where it leads, while what is written to it is kept
+        self._kept: IO[bytes] | None = None
+        self._told = 0  # bytes of it that have been written since
         self._before: dict[int, Any] = {}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -63,8 +65,10 @@ class Canvas:
     def _take(self) -> None:
         if os.isatty(STDERR):
             sys.stderr.flush()
-            self._kept = tempfile.TemporaryFile(), os.dup(STDERR)  # noqa: SIM115  # closed when given back
-            os.dup2(self._kept[0].fileno(), STDERR)
+            if self._kept is None:  # one for good: children go on writing to it
+                self._kept = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+            self._stderr = os.dup(STDERR)
+            os.dup2(self._kept.fileno(), STDERR)
         try:
             self._live.start(refresh=True)
         except BaseException:
@@ -73,15 +77,16 @@ class Canvas:
 
     def _give_back(self) -> None:
         self._live.stop()
-        if self._kept is None:
+        if self._stderr is None or self._kept is None:
             return
-        (written, own), self._kept = self._kept, None
         sys.stderr.flush()
-        os.dup2(own, STDERR)
-        os.close(own)
-        with written, open(STDERR, "wb", closefd=False) as stderr:
-            written.seek(0)
-            shutil.copyfileobj(written, stderr)
+        os.dup2(self._stderr, STDERR)
+        os.close(self._stderr)
+        self._stderr = None
+        with open(STDERR, "wb", closefd=False) as stderr:
+            self._kept.seek(self._told)
+            shutil.copyfileobj(self._kept, stderr)
+            self._told = self._kept.tell()
 
     def _aside(self, number: int, frame: object) -> None:  # noqa: ARG002  # Python hands it in
         """Give the terminal back before a signal ends or stops this process; take it again if it goes on."""

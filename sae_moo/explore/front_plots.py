@@ -18,6 +18,7 @@ from sae_moo.explore.plots import Figure, figure_of, hover_text, styled_, wrappe
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.storage import TrialRecord
 
+MARGIN = 0.006  # beyond the outermost dots of an axis that is widened
 REFERENCE_SHAPES = {"base": ("square", BLACK), "uniform average": ("star", PURPLE)}
 
 
@@ -72,10 +73,12 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
         figure.update_yaxes(title_text=wrapped(y.title, 44), **where)
         shown = [*others, *view.front, *(each.record for each in view.references)]
         for axis, change in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
-            values = axis.values(shown).tolist() or [0.0, 1.0]
-            ends = min(values), max(values)
-            if axis.name != "trial" and widened(*ends) != ends:
-                change(range=widened(*ends), **where)
+            if axis.name != "trial" and shown:
+                values, errors = axis.values(shown), axis.errors(shown)
+                reach = 0.0 if errors is None or not barred(view) else errors
+                low, high = float((values - reach).min()), float((values + reach).max())
+                if widened(low, high) != (low, high):
+                    change(range=widened(low - MARGIN, high + MARGIN), **where)
     return styled_(figure, height=520)
 
 

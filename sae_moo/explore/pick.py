@@ -255,7 +255,7 @@ def pick(
         case Knee():
             sums = _unit(kept, front, objectives).sum(axis=1).round(SAME)
             best = kept[int(np.argmax(sums))]
-            if beyond and len(kept) == 2 and sums[0] == sums[1]:
+            if beyond and len(front) == len(kept) == 2 and sums[0] == sums[1]:
                 best = max(kept, key=_zeros)
                 return best, f"the knee {among}: the sparser of both, there are none between them{below}"
             meaning = ": largest sum of the objectives, each scaled to the front's range" if len(kept) > 1 else ""

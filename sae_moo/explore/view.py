@@ -55,6 +55,7 @@ class View:
         dtype: of the models.
         records: all trials, in order of their numbers.
         front: the non-dominated feasible ones, best in the first objective first.
+        exhausted: whether the search ended with nothing left to try.
     """
 
     name: str
@@ -70,6 +71,7 @@ class View:
     dtype: str
     records: tuple[TrialRecord, ...]
     front: tuple[TrialRecord, ...]
+    exhausted: bool = False
 
     @cached_property
     def done(self) -> tuple[TrialRecord, ...]:
@@ -118,9 +120,9 @@ class View:
 
     @property
     def unfinished(self) -> str:
-        """How far the search is, a clause, while its budget is not used up; else nothing."""
+        """How far the search is, a clause, while there is something left to try of its budget; else nothing."""
         ended = sum(record.evaluation is not None for record in self.records)
-        return f"after {ended:,} of {self.budget:,} evaluations" if ended < self.budget else ""
+        return f"after {ended:,} of {self.budget:,} evaluations" if ended < self.budget and not self.exhausted else ""
 
     @cached_property
     def base(self) -> TrialRecord | None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from sae_moo.cli.frame import make_console, suggest
+from sae_moo.cli.frame import make_console, staged, suggest
 
 
 @pytest.mark.parametrize("width", [40, 200])
@@ -54,3 +54,13 @@ def test_a_reader_that_leaves_ends_a_listing_and_no_search(what):
     assert ("went on" in said) == (what == "on")
     process.stderr.close()
     process.wait(30)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_terminal(monkeypatch, closed):
+    monkeypatch.setattr(sys, closed, None)
+    console = make_console(stderr=closed == "stderr")
+    console.print("to nobody")
+    assert not console.is_interactive
+    with staged() as stage:
+        stage("nothing")

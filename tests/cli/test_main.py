@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from commands import BUDGET, call, config_for, refused, written
 
 import sae_moo
 from sae_moo.cli.commands.deploy import _python, _write_samples
+from sae_moo.files import _mark
 from sae_moo.mergekit.writer import write
 from sae_moo.recipe import Cast, Merge
 from sae_moo.run import Run
@@ -340,7 +340,7 @@ def test_plain_ascii_terminals_closed_pipes_and_the_debris_of_killed_exports(the
     )
     assert (piped.returncode, piped.stderr) == (0, b"")
     elsewhere = ".m.partial-another.machine-999999999"
-    for debris in (f".m.partial-{platform.node()}-999999999", elsewhere):
+    for debris in (f".m.{_mark()}999999999", f".m.{_mark()}scratch-999999999", elsewhere):
         (tmp_path / debris).mkdir()
     call("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/m")
     assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere, "m"], "who writes there may be alive"

@@ -421,3 +421,10 @@ def test_experts_that_are_one_model_are_told(here, tiny_folders, caplog):
     caplog.clear()
     call("search", "t.yaml", "--evaluations", "2")
     assert "math and same are the same model" in caplog.messages
+
+
+def test_a_search_with_nothing_left_to_try_is_finished(here):
+    call("search", "c.yaml", "--set", "search={algorithm: weighted-average, evaluations: 40}")
+    assert len(Run.open("tiny").trials()) < 40
+    assert Run.open("tiny").view().unfinished == ""
+    assert "not finished" not in call("pick", "tiny").stdout

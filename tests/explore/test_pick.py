@@ -38,6 +38,11 @@ def test_the_knee_is_sought_where_models_are_worth_something():
         "the knee of the 2 trials on the front at least as accurate as the base less its standard error: "
         "the sparser of both, there are none between them",
     )
+    third = [
+        replace(r, evaluation=replace(r.evaluation, scores={"x": (s,), "y": (s,)}))
+        for r, s in ((dead[0], 0.6), (record(5, 0.58, 0.4), 0.1), (dead[1], 0.5))
+    ]
+    assert "none between" not in pick(third, OBJECTIVES, KNOWN, [parse_condition("x>=0.5", KNOWN)], base=base)[1]
     noisy = replace(base, stderr={"accuracy": 0.16, "sparsity": 0.0})
     assert "of the 3 trials" in pick(dead, OBJECTIVES, KNOWN, base=noisy)[1]
     unknown = replace(base, stderr={"accuracy": math.nan, "sparsity": 0.0})

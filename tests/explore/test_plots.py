@@ -99,5 +99,11 @@ def test_small_differences_do_not_fill_an_axis():
     (figure,) = front_figures(study)
     assert figure.layout.xaxis.range == pytest.approx((-0.012, 0.108))
     assert figure.layout.yaxis.range is None, "wide enough as it is"
+    close = replace(study, records=study.records[1:3], front=study.records[1:3])
+    narrow = [
+        replace(r, values=r.values | {"a": 0.5 + 0.05 * i}, stderr={"a": 0.01}) for i, r in enumerate(close.front)
+    ]
+    (figure,) = front_figures(replace(close, records=tuple(narrow), front=tuple(narrow)))
+    assert figure.layout.yaxis.range == pytest.approx((0.465, 0.585)), "room for the bars"
     assert widened(0.5, 0.5) == pytest.approx((0.44, 0.56))
     assert widened(0.1, 0.3) == (0.1, 0.3)

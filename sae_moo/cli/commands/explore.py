@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -150,5 +149,7 @@ def dashboard(
 
     noted = with_notes(opened.storage, opened.name, lambda: shown_of(opened.view(), run))
     page = f"studies/{opened.storage.get_study_id_from_name(opened.name)}"
-    with suppress(KeyboardInterrupt):
+    try:
         serve(noted, port, lambda address: print(f"{address}/{page}  (Ctrl-C ends it)", file=sys.stderr))
+    except KeyboardInterrupt:  # the usual end, nothing is cut short
+        raise typer.Exit(130) from None
