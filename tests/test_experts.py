@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_moo.checkpoint import Checkpoint
+from sae_moo.checkpoint import Checkpoint, digest_of
 from sae_moo.errors import InputError
 from sae_moo.experts import ExpertPool, group_name
 from sae_moo.materializer import materialize
@@ -283,3 +283,17 @@ def test_experts_stay_on_another_device_while_they_fit(tiny):
     assert pool.load_on("math", info.name, "meta") is kept
     assert pool.load_on("code", info.name, "meta") is pool.load_on("code", info.name, "meta")
     assert pool.load_on("law", info.name, "meta") is not pool.load_on("law", info.name, "meta"), "no room any more"
+
+
+@pytest.mark.parametrize("place", [0, 7, 9])
+def test_weights_are_looked_at_in_parts_and_all_of_them(monkeypatch, place):
+    monkeypatch.setattr("sae_moo.checkpoint.PART", 4)
+    looked = []
+    monkeypatch.setattr("torch.isfinite", lambda part, seen=torch.isfinite: looked.append(part.numel()) or seen(part))
+    weights = torch.zeros(10)
+    digest_of("m", [("w", weights), ("empty", torch.zeros(0, 3))])
+    assert max(looked) == 4
+    assert sum(looked) == 10
+    weights[place] = torch.nan
+    with pytest.raises(InputError, match="m: NaN or infinite weights in w"):
+        digest_of("m", [("w", weights)])
