@@ -105,7 +105,7 @@ class FileLock:
         try:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except BaseException:
+        except BaseException:  # goes on up; even after a Ctrl-C others can take the lock
             if handle is not None:
                 os.close(handle)
             self._threads.release()

@@ -156,3 +156,14 @@ def test_tokenizers_with_other_rows_are_refused(tmp_path, tiny_folders):
         tokenizer_of(pool, "math")
     with pytest.raises(InputError, match=r"'code' cannot be used, it has the token .* elsewhere"):
         tokenizer_of(pool, "code")
+
+
+def test_unfinished_files_of_machines_are_told_apart(monkeypatch):
+    from sae_moo.files import _mark
+
+    found = []
+    for name in ("gpu", "gpu-2", "a" * 60 + "1", "a" * 60 + "2"):
+        monkeypatch.setattr("platform.node", lambda name=name: name)
+        found.append(_mark())
+    assert len(set(found)) == 4
+    assert not any(a != b and b.startswith(a) for a in found for b in found)

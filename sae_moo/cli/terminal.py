@@ -71,7 +71,7 @@ class Canvas:
             os.dup2(self._kept.fileno(), STDERR)
         try:
             self._live.start(refresh=True)
-        except BaseException:
+        except BaseException:  # goes on up; even after a Ctrl-C stderr is what it was
             self._give_back()
             raise
 
