@@ -17,7 +17,7 @@ from sae_moo.adapters import Adapter
 from sae_moo.checkpoint import DTYPES, Checkpoint, Weights, has_a_row_per_token, is_adapter, locate
 from sae_moo.errors import InputError, nearest
 from sae_moo.live import load_model, parsed_config, places
-from sae_moo.ops.operands import Remembered
+from sae_moo.memory import Remembered
 from sae_moo.recipe import BASE
 from sae_moo.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 

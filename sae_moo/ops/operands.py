@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from torch import Tensor
 
-T = TypeVar("T")
+from sae_moo.memory import Remembered
+
 Scalar = float | int | bool | str
 Param = Scalar | tuple[float, ...]
 
@@ -21,23 +21,6 @@ DEVICE_CHUNK = 1 << 24
 def chunk_size(tensor: Tensor) -> int:
     """Return how many elements of a tensor to work on at once, on its device; it changes no bit of a result."""
     return CHUNK if tensor.is_cpu else DEVICE_CHUNK
-
-
-class Remembered:
-    """Numbers about the experts' own tensors, which no candidate changes: computed once, kept for all candidates."""
-
-    def __init__(self) -> None:
-        self._values: dict[Hashable, Any] = {}
-
-    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return what is kept under a key, computed now if it is the first time."""
-        if key not in self._values:
-            self._values[key] = compute()
-        value: T = self._values[key]
-        return value
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ import reference
 import torch
 
 from sae_moo.errors import InputError, WeightsError
+from sae_moo.memory import Remembered
 from sae_moo.ops import fused
 from sae_moo.ops.merge import METHODS
-from sae_moo.ops.operands import Operands, Place, Remembered
+from sae_moo.ops.operands import Operands, Place
 from sae_moo.ops.random import Stream, threshold
 from sae_moo.ops.steps import by_rank
 from sae_moo.ops.write import write
