@@ -1,0 +1,326 @@
+"""Fills the generated tables of README and docs from the code: ``python docs/tables.py`` (``--check`` only looks).
+
+A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `TABLES` says what each NAME is made of.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os.path
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from sae_moo.algorithms import ALGORITHMS
+from sae_moo.cli.main import app
+from sae_moo.config import Config
+from sae_moo.evaluate.tasks import KINDS
+from sae_moo.exporting import FORMATS
+from sae_moo.ops.merge import METHODS
+from sae_moo.ops.prune import CRITERIA
+from sae_moo.recipe import SCOPES
+from sae_moo.schedule import ADAPTIVE, SHAPES
+
+ROOT = Path(__file__).resolve().parents[1]
+REGION = re.compile(r"(<!-- generated: ([^\n]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+# What the catalogues do not say of their rows. A row without words, or words without a row, is an error.
+COMMANDS = {
+    "search": ("CONFIG", "searching.md"),
+    "validate": ("CONFIG", "searching.md#check-before-you-run"),
+    "front": ("RUN", "looking.md#the-front-as-a-table"),
+    "trials": ("RUN", "looking.md#every-trial"),
+    "pick": ("RUN", "deciding.md"),
+    "diff": ("RUN N M", "deciding.md#two-models-side-by-side"),
+    "export": ("RUN", "exporting.md"),
+    "unpack": ("FILE", "exporting.md#packed-and-delta"),
+    "evaluate": ("MODEL", "tasks.md#score-any-model"),
+    "merge": ("FILE", "mergekit.md"),
+    "compare": ("CONFIG", "comparing.md"),
+    "report": ("RUN", "looking.md#one-page-to-pass-on"),
+    "figures": ("RUN", "looking.md#pictures-for-a-paper"),
+    "dashboard": ("RUN", "looking.md#the-dashboard"),
+}
+ALGORITHM_WORDS = {
+    "nsga2": "our own search: NSGA-II over lineages of recipes",
+    "nsga3": "the same with NSGA-III, for three objectives or more",
+    "sae-global": "SAE (Zhang, Zhang et al. 2026): an archive, one child at a time, one mixing share per child",
+    "sae-local": "SAE with one mixing share per block",
+    "m2n2": "M2N2 (Abrantes et al. 2025): an archive without pruning, children by SLERP with a split point",
+    "pso": "a particle swarm: Model Swarms (Feng et al. 2024), or the plain form of PSO-Merging",
+    "cmaes": "CMA-ES (Hansen 2016) by the package `cma`",
+    "random": "independent draws like those of a first population: what a search must beat",
+    "optuna:TPESampler": "Optuna's tree-structured Parzen estimator",
+    "optuna:GPSampler": "Optuna's Gaussian process",
+    "optuna:NSGAIISampler": "Optuna's NSGA-II",
+    "optuna:NSGAIIISampler": "Optuna's NSGA-III",
+    "optuna:RandomSampler": "Optuna's random draws",
+    "optuna:QMCSampler": "Optuna's quasi-random draws",
+    "optuna:CmaEsSampler": "Optuna's CMA-ES (needs `pip install cmaes`)",
+    "weighted-average": "one-shot: weighted means of the experts",
+    "task-arithmetic": "one-shot: task vectors added at a tuned scale",
+    "rankmean": "one-shot: weights by the rank of each tensor's change",
+    "ties": "one-shot: TIES at a tuned scale and density",
+    "dare_ties": "one-shot: DARE-TIES at a tuned scale and density",
+    "slerp": "one-shot: SLERP of pairs of experts",
+    "single-experts": "one-shot: no merge at all, the experts themselves",
+}
+KIND_WORDS = {
+    "multiple_choice": ("`prompt`, `choices`, `label`", "1 if the right choice has the highest log-likelihood, else 0"),
+    "exact_match": (
+        "`prompt`, `answer`",
+        "1 if greedy decoding writes exactly the answer, then a new line or a special token, else 0",
+    ),
+    "likelihood": (
+        "`prompt`, `answer`",
+        "the geometric mean probability of the answer's tokens; it still tells models apart when accuracy is at chance",
+    ),
+}
+CRITERION_WORDS = {
+    "magnitude": "the weight's absolute value (Han et al. 2015)",
+    "wanda": "the absolute value times the norm of the weight's input over calibration texts "
+    "(Sun et al. 2023, [arXiv 2306.11695](https://arxiv.org/abs/2306.11695), whose scope is `row`)",
+}
+SCOPE_WORDS = {
+    "tensor": "all weights of one tensor",
+    "group": "all prunable weights of one block",
+    "global": "all prunable weights of the model",
+    "row": "the weights of one output; the same number goes from each",
+    "neurons": "whole neurons of an MLP, with their biases; as many in every block",
+    "heads": "whole key/value groups of attention heads, with their biases; as many in every block",
+}
+SCHEDULE_WORDS = {
+    "constant": "always `high`",
+    "sawtooth": "a straight line from `low` to `high` in every cycle",
+    "sine": "a quarter of a sine from `low` to `high`: fast first",
+    "cosine": "half a cosine from `low` to `high`: slow at both ends",
+    "sae-published": "the sine over the upper half of the range, as SAE's published code runs it",
+    "adaptive": "ratios drawn by what the children pruned at them gained; our own search over lineages and SAE only",
+}
+WEIGHT_WORDS = {
+    "any": "any",
+    "sum": "sum not 0",
+    "mixing": "none negative, sum above 0",
+    "unused": "none",
+}
+
+
+def commands(page: Path) -> str:
+    """Return the commands, each linked to its page, with the first sentence of its help."""
+    found = get_command(app).commands  # type: ignore[attr-defined]
+    rows = []
+    for name, (argument, target) in _worded(found, COMMANDS):
+        link = os.path.relpath(ROOT / "docs" / target, page.parent)
+        rows.append((f"[`{name} {argument}`]({link})", _first_sentence(found[name].help)))
+    return _table(("command", "what it does"), rows)
+
+
+def keys(page: Path, section: str) -> str:  # noqa: ARG001  # every table knows its page
+    """Return the keys of a section, ``search`` or ``search.operators``; type, default and meaning of each."""
+    schema = Config.model_json_schema()
+    properties = schema["properties"]
+    for part in section.split("."):
+        properties = schema["$defs"][_section_of(properties[part])]["properties"]
+    rows = [
+        (
+            f"`{key}`",
+            _values(value),
+            f"`{_yaml(value['default'])}`" if "default" in value else "required",
+            value["description"],
+        )
+        for key, value in properties.items()
+    ]
+    return _table(("key", "values", "default", "meaning"), rows)
+
+
+def algorithms(page: Path) -> str:  # noqa: ARG001
+    """Return the algorithms and what each does with a configuration."""
+    one_number = {False: "", True: "yes", None: "with `search.weights`"}
+    rows = []
+    for name, words in _worded(ALGORITHMS, ALGORITHM_WORDS):
+        row = ALGORITHMS[name]
+        reads = ", ".join(f"`{key}`" for key in row.reads)
+        rows.append(
+            (f"`{name}`", words, ", ".join(row.spaces), one_number[row.scalar], reads, "yes" if row.races else "")
+        )
+    return _table(("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race"), rows)
+
+
+def merge_methods(page: Path) -> str:  # noqa: ARG001
+    """Return the merge methods: the first sentence of each docstring, inputs, weights, settings."""
+    rows = []
+    shared = Counter(method.function for method in METHODS.values())
+    for name, method in METHODS.items():
+        words = _first_sentence(method.function.__doc__)
+        if "elect" in method.fixed and shared[method.function] > 1:
+            words = f"{words.rstrip('.')}; {'signs are elected' if method.fixed['elect'] else 'summed plainly'}."
+        low, high = method.inputs
+        inputs = str(low) if high == low else f"{low} or more" if high is None else f"{low} to {high}"
+        settings = []
+        for key, value in method.defaults.items():
+            choices = f" ({', '.join(method.choices[key])})" if key in method.choices else ""
+            settings.append(f"`{key}`: {_yaml(value)}{choices}")
+        rows.append((f"`{name}`", words, inputs, WEIGHT_WORDS[method.weights], "; ".join(settings)))
+    return _table(("method", "what it is", "inputs", "weights", "settings and defaults"), rows)
+
+
+def task_kinds(page: Path) -> str:  # noqa: ARG001
+    """Return the kinds of a user's own items."""
+    rows = [(f"`{name}`", *words) for name, words in _worded(KINDS, KIND_WORDS)]
+    return _table(("`kind`", "an item has", "score of an item, in [0, 1]"), rows)
+
+
+def criteria(page: Path) -> str:  # noqa: ARG001
+    """Return the pruning criteria."""
+    needs = {False: "nothing", True: "activations"}
+    rows = [
+        (f"`{name}`", words, needs[CRITERIA[name].activations]) for name, words in _worded(CRITERIA, CRITERION_WORDS)
+    ]
+    return _table(("`pruning.criterion`", "weights are ranked by", "needs"), rows)
+
+
+def scopes(page: Path) -> str:  # noqa: ARG001
+    """Return the pruning scopes."""
+    rows = [(f"`{name}`", words) for name, words in _worded(SCOPES, SCOPE_WORDS)]
+    rows.append(("`N:M`", "every M consecutive inputs of an output, of which at most N stay, such as `2:4`"))
+    return _table(("`pruning.scope`", "what competes for the zeros"), rows)
+
+
+def schedules(page: Path) -> str:  # noqa: ARG001
+    """Return the schedules of annealing."""
+    rows = [(f"`{name}`", words) for name, words in _worded((*SHAPES, ADAPTIVE), SCHEDULE_WORDS)]
+    return _table(("`annealing.schedule`", "course of the ratio"), rows)
+
+
+def formats(page: Path) -> str:  # noqa: ARG001
+    """Return the export formats; what each is, as the command's help says it."""
+    options = {option.name: option for option in get_command(app).commands["export"].params}  # type: ignore[attr-defined]
+    told = dict(part.split(": ", 1) for part in options["format_"].help.rstrip(".").split("; "))
+    rows = []
+    for name, words in _worded(FORMATS, told):
+        kind = FORMATS[name]
+        rows.append((f"`{name}`", words, "folder" if kind.folder else "file", "yes" if kind.loads else "no"))
+    return _table(("`--format`", "what is written", "as", "holds the model"), rows)
+
+
+TABLES: Mapping[str, Callable[..., str]] = {
+    "commands": commands,
+    "keys": keys,
+    "algorithms": algorithms,
+    "merge methods": merge_methods,
+    "task kinds": task_kinds,
+    "criteria": criteria,
+    "scopes": scopes,
+    "schedules": schedules,
+    "formats": formats,
+}
+"""What stands behind ``generated:``, and what makes the table; what follows a colon is an argument."""
+
+
+def pages() -> list[Path]:
+    """Return README and every page of the docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(page: Path) -> str:
+    """Return the text of a page with its tables made anew."""
+
+    def made(region: re.Match[str]) -> str:
+        name, _, argument = region[2].partition(": ")
+        if name not in TABLES:
+            raise SystemExit(f"{page}: no table {name!r}; there are {', '.join(TABLES)}")
+        return f"{region[1]}{TABLES[name](page, *filter(None, [argument]))}{region[4]}"
+
+    return REGION.sub(made, page.read_text(encoding="utf-8"))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the tables, or with ``--check`` name the pages whose tables are stale; the exit status."""
+    if any(argument != "--check" for argument in arguments):
+        print(__doc__, file=sys.stderr)
+        return 2
+    stale = [page for page in pages() if filled(page) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        if not arguments:
+            page.write_text(filled(page), encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {'stale; run python docs/tables.py' if arguments else 'written'}")
+    return 1 if stale and arguments else 0
+
+
+def _worded(rows: Iterable[str], words: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the words of each row, in the order of the words."""
+    missing = {*rows} ^ {*words}
+    if missing:
+        raise SystemExit(f"docs/tables.py: words and rows differ by {', '.join(sorted(missing))}")
+    return list(words.items())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def _first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring as Markdown; the points of "et al.", "sec." and "eq." end none."""
+    plain = " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split()).replace("``", "`")
+    end = re.search(r"(?<!\bal)(?<!\bsec)(?<!\beq)\.(?= |$)", plain)
+    return plain if end is None else plain[: end.end()]
+
+
+def _section_of(value: Mapping[str, Any]) -> str:
+    """Return the section that a key of the schema holds, alone, in a list, in a mapping, or beside names."""
+    found = re.findall(r"#/\$defs/(\w+)", str(value))
+    if not found:
+        raise SystemExit("docs/tables.py: that key is no section")
+    return found[-1]
+
+
+def _values(value: Mapping[str, Any]) -> str:
+    """Return what values a key of the schema takes."""
+    if "anyOf" in value:
+        return " or ".join(_values(each) for each in value["anyOf"] if each.get("type") != "null")
+    if "enum" in value or "const" in value:
+        return ", ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
+    match value.get("type"):
+        case "array":
+            return f"list of {_values(value['items'])}"
+        case "object":
+            inner = value.get("additionalProperties")
+            return f"mapping to {_values(inner)}" if isinstance(inner, dict) else "mapping"
+        case "integer" | "number" as kind:
+            return ("whole number" if kind == "integer" else "number") + _range(value)
+        case "string":
+            return "text"
+        case "boolean":
+            return "true, false"
+    return "section"
+
+
+def _range(value: Mapping[str, Any]) -> str:
+    """Return the range of a number; bounds so wide that nobody meets them are left out."""
+    low, high = value.get("minimum", value.get("exclusiveMinimum")), value.get("maximum", value.get("exclusiveMaximum"))
+    above = "above" if "exclusiveMinimum" in value else "from"
+    below = "below" if "exclusiveMaximum" in value else "to"
+    parts = [] if low is None else [f"{above} {low:g}"]
+    parts += [] if high is None or high > 1000 else [f"{below} {high:g}"]
+    return " " + " ".join(parts) if parts else ""
+
+
+def _yaml(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return "[" + ", ".join(_yaml(each) for each in value) + "]"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
