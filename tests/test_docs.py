@@ -155,6 +155,10 @@ def test_links_lead_somewhere(name):
     assert broken == []
 
 
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sm.__version__
+
+
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(f"docs/{page}" for page in listed) == sorted(name for name in PAGES if name.startswith("docs/"))
