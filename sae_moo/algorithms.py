@@ -37,6 +37,14 @@ class Algorithm:
     high: float = 0.6
     rescales: bool = False
 
+    def searched(self, kind: object = None) -> Literal["lineage", "coefficients"] | None:
+        """Return the space that is searched: the kind asked for if it searches that, else its first; None without."""
+        return next((space for space in self.spaces if space == kind), next(iter(self.spaces), None))
+
+    def annealed(self, kind: object = None) -> bool:
+        """Say whether it follows ``annealing`` in the space asked for: it is children of a lineage that are pruned."""
+        return self.anneals and self.searched(kind) == "lineage"
+
 
 _NSGA = Algorithm(
     ("lineage", "coefficients"),

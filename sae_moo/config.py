@@ -147,13 +147,13 @@ class Config(Section):
             search.pop("weights", None)
         space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
         space |= method.space
-        over = space.get("kind") or (*algorithm.spaces, None)[0]
-        if over != "lineage" and "operators" not in method.search:
+        kind = space.get("kind")
+        if algorithm.searched(kind) != "lineage" and "operators" not in method.search:
             search.pop("operators", None)
         raw |= {"search": search, "space": space}
         for section in ("pruning", "annealing"):
             raw[section] = {**raw.get(section, {}), **getattr(method, section)}
-        unread = raw["annealing"].get("schedule") == ADAPTIVE and (over != "lineage" or not algorithm.anneals)
+        unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(kind)
         if unread and method.annealing.get("schedule") != ADAPTIVE:
             del raw["annealing"]["schedule"]
         raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
@@ -162,7 +162,12 @@ class Config(Section):
     @property
     def space_kind(self) -> str | None:
         """The space that is searched, ``lineage`` or ``coefficients``; None for one-shot merges."""
-        return self.space.kind or (*ALGORITHMS[self.search.algorithm].spaces, None)[0]
+        return ALGORITHMS[self.search.algorithm].searched(self.space.kind)
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the pruning ratio of children follows the schedule."""
+        return ALGORITHMS[self.search.algorithm].annealed(self.space.kind)
 
     @property
     def pace(self) -> Literal["generational", "steady-state"]:

@@ -142,7 +142,7 @@ def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iter
     if kind in ("lineage", "coefficients") and kind not in algorithm.spaces:
         own = " or ".join(algorithm.spaces)
         yield ("space", "kind"), f"algorithm: {name} " + (f"searches {own}; leave it out" if own else "has no space")
-    over = kind if kind in algorithm.spaces else (*algorithm.spaces, None)[0]
+    over = algorithm.searched(kind)
     if search.get("operators") is not None and over != "lineage" and "operators" in algorithm.reads:
         yield ("search", "operators"), "is for space.kind: lineage"
     if space.get("sparsity") is not None and over != "coefficients":
@@ -166,7 +166,7 @@ def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iter
     if swarm and isinstance(population, int) and population < 2 * len(experts) + 1:
         need = f"expected at least {2 * len(experts) + 1}: base, experts and sparsified experts"
         yield ("search", "population"), f"{need}; got {population}"
-    if _as(dict, raw.get("annealing")).get("schedule") == ADAPTIVE and (not algorithm.anneals or over != "lineage"):
+    if _as(dict, raw.get("annealing")).get("schedule") == ADAPTIVE and not algorithm.annealed(kind):
         yield ("annealing", "schedule"), f"expected a fixed one; algorithm: {name} has no cycles that could adapt"
     if _as(dict, raw.get("evaluation")).get("racing") is not None and not algorithm.races:
         able = ", ".join(each for each, row in ALGORITHMS.items() if row.races)

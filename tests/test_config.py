@@ -365,3 +365,25 @@ def test_a_misspelt_key_is_told_once(tmp_path, right, wrong, fault):
     text = GOOD.replace(right, wrong, 1)
     (found,) = faults(tmp_path, text)
     assert fault in found
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "space", "anneals"),
+    [
+        ("nsga2", None, "lineage", True),
+        ("nsga2", "coefficients", "coefficients", False),
+        ("sae-local", None, "lineage", True),
+        ("m2n2", None, "lineage", False),
+        ("pso", None, "coefficients", False),
+        ("ties", None, None, False),
+    ],
+)
+def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, algorithm, kind, space, anneals):
+    changes = [] if kind is None else [f"space.kind={kind}"]
+    config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", *changes)
+    assert (config.space_kind, config.anneals) == (space, anneals)
+    changes += [f"search.algorithm={algorithm}", "annealing.schedule=adaptive"]
+    if anneals:
+        load(tmp_path, GOOD, *changes)
+    else:
+        assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]
