@@ -27,13 +27,16 @@ from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.harness import HarnessTask, Settings
-from sae_moo.evaluate.racing import Racing, Rivals
-from sae_moo.evaluate.task import SPLITS, Generation, Task
+from sae_moo.evaluate.racing import Racing
+from sae_moo.evaluate.task import Generation, Task
 from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmGenerations
 from sae_moo.experts import ExpertPool
+from sae_moo.front import Front
+from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, Cast, Expert
 from sae_moo.schedule import ADAPTIVE, Adaptive, Schedule
+from sae_moo.scores import SPLITS
 from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.operators import AttractionMating, LineageSampling, PruneMergeMutation, ZeroAwareCrossover
@@ -160,11 +163,11 @@ class Bench:
         section = self.config.evaluation.racing
         return None if section is None else Racing(section.blocks, section.confidence, section.margin)
 
-    def rivals(self) -> Rivals | None:
+    def rivals(self) -> Front[Evaluation] | None:
         """Return what candidates race for, with nobody in front yet; None if they do not race."""
         if self.config.evaluation.racing is None:
             return None
-        return Rivals(self.config.objective_list(), self.config.constraint_list())
+        return Front(self.config.objective_list(), self.config.constraint_list())
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""

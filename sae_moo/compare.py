@@ -27,11 +27,13 @@ from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
 from sae_moo.explore.comparing import Cell, Point, Summary, compare
 from sae_moo.explore.figures import draw_progress
+from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pictures import Curve
 from sae_moo.files import whole
+from sae_moo.front import Accuracy
 from sae_moo.judging import JUDGED, judge
+from sae_moo.records import evaluations, told
 from sae_moo.run import POINTER, RUNS, Run
-from sae_moo.searchers.ratio import Gains
 from sae_moo.sections import MethodSection
 from sae_moo.storage import unpacked
 from sae_moo.study import Event, Finished, Resumed
@@ -187,7 +189,7 @@ def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], 
     def heard(event: Event) -> None:
         match event:
             case Resumed():
-                counts["all"] = sum(record.told is not None for record in event.records)
+                counts["all"] = evaluations(event.records)
             case Finished():
                 counts.update(("all", "new"))
             case _:
@@ -196,7 +198,7 @@ def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], 
 
     cell = config.cell(job.method, job.seed)
     place = folder / cell.study.name
-    made, budget = _evaluations(Run.open(place)) if (place / POINTER).is_file() else 0, cell.search.evaluations
+    made, budget = evaluations(Run.open(place).trials()) if (place / POINTER).is_file() else 0, cell.search.evaluations
     if made > budget:  # looked at before the study is told of another budget
         raise InputError(f"{job}: {place} holds {made} evaluations, the budget is {budget}; use another study.name")
     bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
@@ -209,11 +211,6 @@ def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], 
             f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place}"
         ) from error
     judge(found, bench, {record.digest: record.recipe for record in found.front()})
-
-
-def _evaluations(found: Run) -> int:
-    """Return how many evaluations of a run have ended."""
-    return sum(record.told is not None for record in found.trials())
 
 
 @cache
@@ -229,7 +226,7 @@ def _finished(config: Config, job: Job, folder: Path) -> bool:
     if not (place / JUDGED).is_file():
         return False
     found = Run.open(place)
-    made, budget = _evaluations(found), cell.search.evaluations
+    made, budget = evaluations(found.trials()), cell.search.evaluations
     complete = made == budget or (made < budget and not ALGORITHMS[cell.search.algorithm].spaces)
     same = not differences(_settings(found.config), _settings(cell))
     judged = json.loads((place / JUDGED).read_text(encoding="utf-8"))
@@ -361,20 +358,15 @@ def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], f
 
 def _cell(job: Job, found: Run) -> Cell:
     judged = json.loads((found.folder / JUDGED).read_text(encoding="utf-8"))
-    scored = [objective for objective in found.objectives if objective.tasks]
-    records = sorted((r for r in found.trials() if r.told is not None), key=lambda r: r.told or 0)
-    gains = Gains(found.objectives, found.config.constraint_list())
-    volume = np.cumsum([gains.add(record.evaluation) for record in records if record.evaluation is not None])
-
-    def accuracy(values: Mapping[str, float]) -> float:
-        return float(np.mean([values[objective.name] for objective in scored])) if scored else 0.0
-
-    best = np.maximum.accumulate([accuracy(r.values) if r.feasible else 0.0 for r in records])
+    records = told(found.trials())
+    volume = hypervolumes(records, found.objectives)
+    accuracy = Accuracy(found.objectives)
+    best = np.maximum.accumulate([accuracy.value(r) if r.feasible else 0.0 for r in records])
     front = []
     for record in found.front():
         assert record.evaluation is not None
         scores = {task: np.array(unpacked(row)) for task, row in judged[record.digest].items()}
-        front.append(Point(record.number, accuracy(record.values), record.evaluation.sparsity, scores))
+        front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
     own = [r.evaluation for r in records if r.evaluation is not None and r.repeats is None]
     seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
     return Cell(job.method.name, job.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))

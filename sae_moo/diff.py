@@ -16,8 +16,6 @@ from sae_moo.build import Bench
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config
 from sae_moo.errors import InputError
-from sae_moo.evaluate.summary import Score, Scores, mean_score, summary
-from sae_moo.evaluate.task import Split
 from sae_moo.experts import ExpertPool, TensorInfo
 from sae_moo.explore.significance import Paired, paired
 from sae_moo.judging import bench_of, check_has_test, judge
@@ -27,6 +25,7 @@ from sae_moo.plan import Plan
 from sae_moo.recipe import BASE, Recipe
 from sae_moo.resolver import resolve
 from sae_moo.run import Run
+from sae_moo.scores import Score, Scores, Split, mean_score, summary
 
 WHOLE_MODEL = "all"
 

@@ -20,10 +20,9 @@ from sae_moo.deploy.card import Card
 from sae_moo.deploy.streaming import Stream
 from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.summary import Score, summary
-from sae_moo.evaluate.task import Split
 from sae_moo.experts import ExpertPool
 from sae_moo.recipe import BASE, Cast, Recipe, encode
+from sae_moo.scores import Score, Split, summary
 from sae_moo.vocabulary import load_tokenizer, token_list
 
 RECIPE_FILE = "recipe.json"

@@ -21,15 +21,15 @@ from sae_moo.deploy.shrink import Shrunk, speed_up
 from sae_moo.deploy.streaming import Stream
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, in_bytes, raw, write_shards
 from sae_moo.errors import InputError, Interrupted, RunError, nearest
-from sae_moo.evaluate.summary import Score, objective_scores
-from sae_moo.evaluate.task import Split
 from sae_moo.export import CARD_FILE, RECIPE_FILE, deployed_config, tokenizer_of, write_origin, write_surroundings
 from sae_moo.files import check_free, scratch_folder, whole_file, whole_folder
 from sae_moo.judging import bench_of
 from sae_moo.mergekit import writer as mergekit_writer
 from sae_moo.merging import MERGEKIT, merge
+from sae_moo.objectives import objective_scores
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
+from sae_moo.scores import Score, Split, summary
 from sae_moo.storage import TrialRecord
 
 MERGEKIT_FILE = f"mergekit{MERGEKIT[0]}"
@@ -414,7 +414,5 @@ def _card(run: Run, record: TrialRecord, why: str, title: str, bench: Bench, tok
         "made with": versions(),
         **{f"searched on {task.name}": task.source("search") for task in bench.tasks},
     }
-    known = {
-        task: Score(evaluation.mean(task), evaluation.stderr(task), len(row)) for task, row in evaluation.scores.items()
-    }
+    known = summary(evaluation.scores)
     return Card(title, why, facts, {"search": objective_scores(known, run.objectives) | known}, loads=loads)

@@ -18,8 +18,7 @@ from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError, Interrupted
-from sae_moo.evaluate.summary import Score, summary
-from sae_moo.evaluate.task import SPLITS, Metric, Split
+from sae_moo.evaluate.task import Metric
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
 from sae_moo.exporting import estimate, export
@@ -28,6 +27,7 @@ from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.merging import merge, read_recipe, to_mergekit
 from sae_moo.recipe import BASE
 from sae_moo.run import POINTER, RUNS, Run
+from sae_moo.scores import SPLITS, Score, Split, summary
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
 from sae_moo.study import Event, Exhausted, Listener, PutAside, Study

@@ -13,13 +13,13 @@ from sae_moo.build import Bench
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator
-from sae_moo.evaluate.summary import Scores
-from sae_moo.evaluate.task import Split
 from sae_moo.files import whole
+from sae_moo.front import Accuracy
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.recipe import BASE, Recipe
 from sae_moo.run import Run
+from sae_moo.scores import Scores, Split
 from sae_moo.searchers.space import AVERAGE
 from sae_moo.storage import TrialRecord, packed, unpacked
 
@@ -162,13 +162,9 @@ def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluatio
         return None, found if found.ok else None
 
     ground = bench.ground()
-    scored = [objective for objective in run.objectives if objective.tasks] or [Objective("all", run.tasks)]
+    accuracy = Accuracy(run.objectives) or Accuracy([Objective("all tasks", run.tasks)])
     experts = {name: evaluated(ground.expert(name)) for name in ground.experts}
-    values = {
-        name: sum(objective.value(evaluation) for objective in scored)
-        for name, (_, evaluation) in experts.items()
-        if evaluation is not None
-    }
+    values = {name: accuracy.value(evaluation) for name, (_, evaluation) in experts.items() if evaluation is not None}
     found = [("base", *evaluated(ground.expert(BASE)))]
     if values:
         best = max(values, key=lambda name: values[name])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.recipe import Recipe
+from sae_moo.scores import Score, mean, mean_score, mean_stderr, stderr
 
 SPARSITY = "sparsity"
 SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals the one the search saw
@@ -77,12 +78,11 @@ class Evaluation:
 
     def mean(self, task: str) -> float:
         """Return the mean score of a task, in [0, 1]."""
-        return float(np.mean(self.scores[task]))
+        return mean(self.scores[task])
 
     def stderr(self, task: str) -> float:
         """Return the standard error of a task's mean score; NaN with a single instance."""
-        row = np.asarray(self.scores[task])
-        return float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan
+        return stderr(self.scores[task])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,11 @@ class Objective:
         """Return the value in the user's direction (larger is better)."""
         if not self.tasks:
             return evaluation.sparsity
-        return float(np.mean([evaluation.mean(task) for task in self.tasks]))
+        return mean([evaluation.mean(task) for task in self.tasks])
 
     def stderr(self, evaluation: Evaluation) -> float:
         """Return the standard error of the value over instances; 0.0 for sparsity, which is counted, not sampled."""
-        return math.sqrt(sum(evaluation.stderr(task) ** 2 for task in self.tasks)) / max(1, len(self.tasks))
+        return mean_stderr([evaluation.stderr(task) for task in self.tasks]) if self.tasks else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,21 @@ FAILED_OBJECTIVE = 2.0
 FAILED_VIOLATION = 10.0
 
 
+def flipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is maximized as pymoo and Optuna see it: minimized."""
+    return -values
+
+
+def maximized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return the values of an evaluation that went well, larger is better; shape (objectives,)."""
+    return np.array([objective.value(evaluation) for objective in objectives])
+
+
 def minimized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
     """Return the objectives as the search sees them: minimized; shape (objectives,)."""
     if not evaluation.ok:
         return np.full(len(objectives), FAILED_OBJECTIVE)
-    return -np.array([objective.value(evaluation) for objective in objectives])
+    return flipped(maximized(objectives, evaluation))
 
 
 def violations(constraints: Sequence[Constraint], evaluation: Evaluation) -> NDArray[np.float64]:
@@ -154,6 +164,11 @@ def violations(constraints: Sequence[Constraint], evaluation: Evaluation) -> NDA
     if not evaluation.ok:
         return np.full(violation_count(constraints), FAILED_VIOLATION)
     return np.array([*(v for constraint in constraints for v in constraint.violations(evaluation)), 0.0])
+
+
+def feasible(constraints: Sequence[Constraint], evaluation: Evaluation) -> bool:
+    """Say whether an evaluation went well and keeps all limits."""
+    return evaluation.ok and not (violations(constraints, evaluation) > 0).any()
 
 
 def loss(
@@ -185,11 +200,6 @@ def loss(
     return -value / math.fsum(weights.values())
 
 
-def of_accuracy(objectives: Sequence[Objective]) -> dict[str, float]:
-    """Return the weights that make `loss` the mean of the objectives that are scored on tasks."""
-    return {objective.name: 1.0 for objective in objectives if objective.tasks}
-
-
 def violation_count(constraints: Sequence[Constraint]) -> int:
     """Return the length of `violations`."""
     return sum(len(constraint.labels) for constraint in constraints) + 1
@@ -199,3 +209,8 @@ def named_quantities(tasks: Sequence[str], objectives: Sequence[Objective]) -> d
     """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity."""
     single = {task: Objective(task, (task,)) for task in tasks}
     return single | {objective.name: objective for objective in objectives} | {SPARSITY: Objective(SPARSITY)}
+
+
+def objective_scores(scores: Mapping[str, Score], objectives: Sequence[Objective]) -> dict[str, Score]:
+    """Return the scores of those objectives that are means of several tasks, by name, from those of tasks."""
+    return {each.name: mean_score(scores, each.tasks) for each in objectives if each.tasks and each.name not in scores}

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sae_moo.config import Config
 from sae_moo.errors import InputError, nearest
 from sae_moo.explore import pick as picking
 from sae_moo.explore.neighbours import Neighbour, neighbours
 from sae_moo.explore.view import View, finished
+from sae_moo.front import front_of
 from sae_moo.objectives import Objective, named_quantities
-from sae_moo.pareto import hypervolume, non_dominated
 from sae_moo.recipe import Recipe
 from sae_moo.storage import JOURNAL, OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
 
@@ -103,7 +101,7 @@ class Run:
 
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
-        return front_of(self.trials(), self.objectives)
+        return list(front_of(self.trials(), self.objectives).ranked)
 
     def view(self) -> View:
         """Read all trials once, for what shows the study as a whole."""
@@ -121,13 +119,13 @@ class Run:
             tuple(self.groups),
             self.config.models.dtype,
             tuple(records),
-            tuple(front_of(records, self.objectives)),
+            front_of(records, self.objectives).ranked,
             self.exhausted == len(records),
         )
 
     def hypervolume(self) -> float:
         """Return the share of the unit cube of objectives that the front dominates (search split)."""
-        return hypervolume(points(self.front(), self.objectives))
+        return front_of(self.trials(), self.objectives).volume
 
     def recipe(self, number: int) -> Recipe:
         """Return the whole recipe of a trial."""
@@ -187,20 +185,3 @@ class Run:
     def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:
         """Return the trials of the front that have the next larger and the next smaller value of each objective."""
         return neighbours(record, self.front(), self.objectives)
-
-
-def front_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
-    candidates = [record for record in records if record.feasible and record.repeats is None]
-    if not candidates:
-        return []
-    mask = non_dominated(points(candidates, objectives))
-    first = objectives[0].name
-    kept = [record for record, best in zip(candidates, mask, strict=True) if best]
-    return sorted(kept, key=lambda record: (-record.values[first], record.number))
-
-
-def points(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> np.ndarray:
-    """Return values of shape (trials, objectives), larger is better."""
-    rows = [[record.values[objective.name] for objective in objectives] for record in records]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))

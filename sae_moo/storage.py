@@ -29,7 +29,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from sae_moo.errors import InputError
-from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, violations
+from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, feasible, violations
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 
 log = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ class TrialStorage:
                 evaluation=evaluation,
                 values=values,
                 stderr=stderr,
-                feasible=bool(values) and all(amount <= 0 for amount in trial.constraints.values()),
+                feasible=evaluation is not None and feasible(self.constraints, evaluation),
                 operator=attrs["operator"],
                 generation=attrs["generation"],
                 parents=tuple(attrs["parents"]),

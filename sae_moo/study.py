@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, Interrupted
-from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
+from sae_moo.front import Front
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Cast, Prune, Recipe, digest
+from sae_moo.records import told
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.storage import TrialRecord, TrialStorage
 
@@ -114,7 +115,7 @@ class Study:
         evaluations: int,
         versions: str,
         listener: Listener = lambda event: None,
-        rivals: Rivals | None = None,
+        rivals: Front[Evaluation] | None = None,
     ) -> None:
         self._storage = storage
         self._searcher = searcher
@@ -128,7 +129,7 @@ class Study:
         self._asked = 0
         self._told = 0
         # asked for, not yet told, with the front as it was when they were asked for
-        self._proposals: dict[int, tuple[Proposal, Rivals | None]] = {}
+        self._proposals: dict[int, tuple[Proposal, Front[Evaluation] | None]] = {}
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
@@ -208,9 +209,7 @@ class Study:
     def _replay(self) -> None:
         start = time.perf_counter()
         records = self._storage.records()
-        finished = sorted(
-            (r for r in records if r.told is not None), key=lambda r: r.told if r.told is not None else -1
-        )
+        finished = told(records)
         for record in records:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])

@@ -22,12 +22,11 @@ from sae_moo.checkpoint import Checkpoint
 from sae_moo.deploy.tensor_files import raw
 from sae_moo.errors import RunError, SaeMooError
 from sae_moo.evaluate.generation import decoding
-from sae_moo.evaluate.summary import Score
-from sae_moo.evaluate.task import Split
 from sae_moo.export import verified
 from sae_moo.live import load_model
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
+from sae_moo.scores import Score, Split
 
 # A Ctrl-C reaches both processes; this one then ends the other.
 _CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sae_moo.verification import main; main()"

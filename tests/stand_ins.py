@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sae_moo.evaluate.racing import Rivals
 from sae_moo.experts import ExpertPool
+from sae_moo.front import Front
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.recipe import Expert, Merge, Prune, Recipe, children, walk
@@ -47,7 +47,7 @@ class Landscape:
                     self._zeros[node] = inputs[0] if inputs else np.zeros(4)
         return self._zeros[recipe]
 
-    def __call__(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
+    def __call__(self, recipe: Recipe, rivals: Front[Evaluation] | None = None) -> Evaluation:
         self.evaluated.append(recipe)
         asked = self.zeros(recipe)
         rho = float(asked[1:3].mean())

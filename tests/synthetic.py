@@ -12,9 +12,10 @@ from stand_ins import NAMES
 
 from sae_moo.config import Config
 from sae_moo.explore.view import View
+from sae_moo.front import front_of
 from sae_moo.objectives import Evaluation, Objective, named_quantities
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
-from sae_moo.run import POINTER, front_of
+from sae_moo.run import POINTER
 from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
 
 GROUPS = ("embeddings", "block.0", "block.1", "block.2", "head")
@@ -95,7 +96,7 @@ def view(count: int, tasks: tuple[str, ...] = ("a", "b"), names: tuple[str, ...]
         records.append(TrialRecord(*facts, *more))
     return View(
         name, "nsga3", "lineage", count, objectives, (), named_quantities(tasks, objectives), tasks, names, GROUPS,
-        "float32", tuple(records), tuple(front_of(records, objectives)),
+        "float32", tuple(records), front_of(records, objectives).ranked,
     )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import pytest
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, Interrupted
-from sae_moo.evaluate.racing import Rivals
 from sae_moo.execute.local import LocalExecutor
+from sae_moo.front import Front
 from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
 from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.schedule import Adaptive
@@ -148,10 +148,10 @@ class Racing(Landscape):
 
     def __call__(self, recipe, rivals=None):
         evaluation = super().__call__(recipe)
-        if rivals is None or evaluation in rivals.after(evaluation).front:
+        if rivals is None or evaluation in rivals.after(evaluation).members:
             return evaluation
-        rival = digest(rivals.front[0].recipe, self.fingerprints)
-        stopped = Stopped(rival, {"a": len(rivals.front)}, {"accuracy": 0.1}, {"accuracy": 0.2})
+        rival = digest(rivals.members[0].recipe, self.fingerprints)
+        stopped = Stopped(rival, {"a": len(rivals.members)}, {"accuracy": 0.1}, {"accuracy": 0.2})
         rest = {"sparsity": evaluation.sparsity, "group_sparsity": evaluation.group_sparsity}
         return Evaluation(recipe, reason="stopped", stopped=stopped, **rest)
 
@@ -160,7 +160,7 @@ class Racing(Landscape):
 def test_a_race_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pace):
     def setup(name):
         made = Setup(tmp_path / name, pace)
-        made.landscape, made.rivals = Racing(), Rivals(OBJECTIVES, LIMITS)
+        made.landscape, made.rivals = Racing(), Front(OBJECTIVES, LIMITS)
         return made
 
     whole = setup("whole").run()

@@ -10,13 +10,12 @@ from rich.table import Table
 
 from sae_moo.cli.display import bare_table, finite, front_table, say, score_table, scores_json, with_error
 from sae_moo.diff import Diff
-from sae_moo.evaluate.summary import Optimism, Score, mean_score, objective_scores, optimism, summary
-from sae_moo.evaluate.task import Split
 from sae_moo.explore.neighbours import Neighbour
 from sae_moo.explore.significance import HOW_TESTED, Paired, paired
 from sae_moo.judging import Tested
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Objective, objective_scores
 from sae_moo.run import Run
+from sae_moo.scores import Optimism, Score, Split, mean_score, optimism, summary
 from sae_moo.storage import TrialRecord
 
 OPTIMISTIC = (

@@ -14,9 +14,9 @@ from rich.text import Text
 from sae_moo.compare import Comparison, difference_text, value_text
 from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
-from sae_moo.evaluate.summary import Score
 from sae_moo.evaluate.task import Metric
 from sae_moo.objectives import Objective
+from sae_moo.scores import Score
 from sae_moo.storage import TrialRecord
 
 

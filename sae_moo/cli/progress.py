@@ -149,8 +149,8 @@ class SearchView:
             f"{so_far.ended}/{so_far.budget} evaluations",
             *([rate_text(rate).replace(" evaluations", ""), f"left {left}"] if rate else []),
             "best: " + " ".join(f"{task} {value:.3f}" for task, value in so_far.best.items()),
-            f"front: {len(so_far.front.records)}",
-            f"hypervolume: {so_far.front.volume:.4f}",
+            f"front: {len(so_far.front.ranked)}",
+            f"hypervolume: {so_far.volume:.4f}",
             f"generation: {so_far.generation}",
         ]
         parts += [f"stopped early: {so_far.stopped}"] if so_far.stopped else []
@@ -167,8 +167,8 @@ class SearchView:
         rows = [Row(8, Text(self._title, "bold", no_wrap=True, overflow="ellipsis")), *self._rows()]
         shown = fitting(rows, height)
         room = height - len(shown) - 2  # a blank row and the table's head
-        if room >= min(2, len(self._standing.front.records)) > 0:
-            shown += [Text(), self._table(_spread(self._standing.front.records, room), width)]
+        if room >= min(2, len(self._standing.front.ranked)) > 0:
+            shown += [Text(), self._table(_spread(self._standing.front.ranked, room), width)]
         return shown
 
     def _rows(self) -> list[Row]:
@@ -184,8 +184,8 @@ class SearchView:
         if so_far.ended:
             ago = so_far.ended - so_far.grew
             grew = "grew just now" if not ago else f"grew {count(ago, 'evaluation')} ago"
-            size = f"{count(len(so_far.front.records), 'trial')} of {so_far.ended}"
-            volume = f"   hypervolume {so_far.front.volume:.4f}, {grew}" if so_far.front.volume else ""
+            size = f"{count(len(so_far.front.ranked), 'trial')} of {so_far.ended}"
+            volume = f"   hypervolume {so_far.volume:.4f}, {grew}" if so_far.volume else ""
             rows.append(Row(2, said("front", size + volume)))
             rows.append(Row(4, said("generation", so_far.phase())))
         if so_far.best:

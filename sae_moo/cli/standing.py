@@ -6,10 +6,10 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from statistics import median
 
-from sae_moo.algorithms import ALGORITHMS
 from sae_moo.build import schedule_of
 from sae_moo.config import Config
-from sae_moo.explore.history import Growing
+from sae_moo.front import Front
+from sae_moo.records import told
 from sae_moo.schedule import Schedule
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.storage import TrialRecord
@@ -55,6 +55,7 @@ class Standing:
         objectives: what is maximized.
         budget: evaluations asked for.
         front: the front so far.
+        volume: its hypervolume.
         ended: evaluations that have ended, those of earlier sessions among them.
         replayed: those of earlier sessions.
         stopped: those that racing ended early.
@@ -65,15 +66,15 @@ class Standing:
     """
 
     def __init__(self, config: Config) -> None:
-        anneals = ALGORITHMS[config.search.algorithm].anneals and config.space_kind == "lineage"
         self.tasks = tuple(task.name for task in config.tasks)
         self.objectives = config.objective_list()
         self.budget = config.search.evaluations
-        self.front = Growing(self.objectives)
+        self.front: Front[TrialRecord] = Front(self.objectives)
+        self.volume = 0.0
         self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
         self.best: dict[str, float] = {}
         self.failures = Failures()
-        self._schedule = schedule_of(config) if anneals else None
+        self._schedule = schedule_of(config) if config.anneals else None
         self._ratios: deque[float] = deque(maxlen=config.search.population)
 
     @property
@@ -88,7 +89,7 @@ class Standing:
 
     def replay(self, records: Sequence[TrialRecord]) -> None:
         """Take in the trials of earlier sessions, in the order in which they ended."""
-        for record in sorted(records, key=lambda each: -1 if each.told is None else each.told):
+        for record in told(records):
             self.take(record)
         self.replayed = self.ended
 
@@ -105,10 +106,10 @@ class Standing:
         if evaluation.ok:
             means = {task: evaluation.mean(task) for task in self.tasks}
             self.best = {task: max(value, self.best.get(task, 0.0)) for task, value in means.items()}
-        before = self.front.volume
-        self.front.add(record)
-        if self.front.volume > before:
+        volume = self.volume + self.front.gain(record)
+        if volume > self.volume:
             self.grew = self.ended
+        self.front, self.volume = self.front.after(record), volume
         return record.state == "failed" and self.failures.add(f"trial {record.number}", evaluation.reason or "")
 
     def phase(self) -> str:

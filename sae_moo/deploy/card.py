@@ -12,9 +12,8 @@ import yaml
 
 from sae_moo.checkpoint import ZOO, Weights
 from sae_moo.deploy.streaming import Stream
-from sae_moo.evaluate.summary import Score, optimism
-from sae_moo.evaluate.task import Split
 from sae_moo.experts import ExpertPool
+from sae_moo.scores import Score, Split, optimism
 
 _SCATTERED = (
     "Its zeros are stored as they are: no runtime is faster for them, and memory is that of the dense "

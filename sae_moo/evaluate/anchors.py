@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.evaluate.task import SPLITS, Answered, Asked, Metric, Split, Task
+from sae_moo.evaluate.task import Answered, Asked, Metric, Task
+from sae_moo.scores import SPLITS, Split
 
 Array = NDArray[np.float64]
 

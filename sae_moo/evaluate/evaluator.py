@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import Generations, Writer
-from sae_moo.evaluate.racing import Race, Racing, Rivals
+from sae_moo.evaluate.racing import Race, Racing
 from sae_moo.evaluate.scorer import Batches
-from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Split, Task
+from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Task
 from sae_moo.experts import ExpertPool
+from sae_moo.front import Front
 from sae_moo.materializer import l1_norms, materialize, sparseness
 from sae_moo.objectives import SCORE_DIGITS, Evaluation, Stopped
 from sae_moo.recipe import BASE, Recipe
+from sae_moo.scores import Split
 from sae_moo.weight_cache import WeightCache
 
 
@@ -229,7 +231,7 @@ class Evaluator:
         self.measure = measure
         self._base_norms = l1_norms(pool, BASE) if measure == "l1" else {}
 
-    def evaluate(self, recipe: Recipe, rivals: Rivals | None = None) -> Evaluation:
+    def evaluate(self, recipe: Recipe, rivals: Front[Evaluation] | None = None) -> Evaluation:
         """Materialize and score one recipe; a failure of the candidate is an evaluation too, with its reason.
 
         Args:
@@ -273,12 +275,14 @@ class Evaluator:
             self.known.keep(evaluation)
         return evaluation
 
-    def _scores(self, sparsity: float, rivals: Rivals | None) -> tuple[dict[str, NDArray[np.float64]], Stopped | None]:
+    def _scores(
+        self, sparsity: float, rivals: Front[Evaluation] | None
+    ) -> tuple[dict[str, NDArray[np.float64]], Stopped | None]:
         """Return the scores per instance of each task; none, and why, if the candidate was stopped."""
         dealt = self.scorer.order("search")
         order = {task.name: np.concatenate([part[task.name] for part in dealt]) for task in self.scorer.tasks}
         race = None
-        if self.racing is not None and rivals is not None and rivals.front:
+        if self.racing is not None and rivals is not None and rivals.members:
             looks = {name: np.cumsum([len(part[name]) for part in dealt]).tolist() for name in order}
             race = Race(self.racing, rivals, order, looks, sparsity)
         seen = {name: np.empty(0) for name in order}

@@ -9,7 +9,7 @@ are compared with the front. The idea of a race is Maron and Moore's (1994, Hoef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtrit
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, violations
-from sae_moo.pareto import non_dominated
+from sae_moo.front import Accuracy, Front
+from sae_moo.objectives import Evaluation
 
 Array = NDArray[np.float64]
 
@@ -57,30 +57,6 @@ class Racing:
             raise ValueError(f"expected blocks >= 2, confidence in [0.5, 1) and margin in [0, 1), got {self}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rivals:
-    """What a new candidate is compared with; a value.
-
-    Args:
-        objectives: what is maximized.
-        constraints: limits.
-        front: fully evaluated candidates that keep the limits and that none of them dominates, in the order told.
-    """
-
-    objectives: tuple[Objective, ...]
-    constraints: tuple[Constraint, ...] = ()
-    front: tuple[Evaluation, ...] = ()
-
-    def after(self, evaluation: Evaluation) -> Rivals:
-        """Return the rivals once one more evaluation is known."""
-        if not evaluation.ok or (violations(self.constraints, evaluation) > 0).any():
-            return self
-        everyone = (*self.front, evaluation)
-        kept = non_dominated(np.array([[each.value(one) for each in self.objectives] for one in everyone]))
-        front = tuple(one for one, best in zip(everyone, kept, strict=True) if best)
-        return replace(self, front=front)
-
-
 class Race:
     """One candidate against its rivals.
 
@@ -91,7 +67,7 @@ class Race:
 
     Args:
         racing: settings.
-        rivals: the front.
+        rivals: the front, of candidates that were asked everything.
         order: task name -> numbers of its instances in the order they are asked.
         looks: task name -> how many of them have been asked at each look, ascending, all of them at the last.
         sparsity: the candidate's.
@@ -103,30 +79,30 @@ class Race:
     def __init__(
         self,
         racing: Racing,
-        rivals: Rivals,
+        rivals: Front[Evaluation],
         order: Mapping[str, NDArray[np.int64]],
         looks: Mapping[str, Sequence[int]],
         sparsity: float,
     ) -> None:
-        if not rivals.front:
+        if not rivals.members:
             raise ValueError("rivals: expected at least one in front")
         self._racing = racing
         self._rivals = rivals
         self._sparsity = sparsity
-        accuracies = [objective for objective in rivals.objectives if objective.tasks]
-        if not accuracies:
+        accuracy = Accuracy(rivals.objectives)
+        if not accuracy:
             raise ValueError("rivals: expected an objective with tasks")
-        self._tasks = tuple(dict.fromkeys(task for objective in accuracies for task in objective.tasks))
+        self._tasks = tuple(accuracy.shares)
         self._known = {
-            task: np.array([np.array(rival.scores[task])[order[task]] for rival in rivals.front]).T
+            task: np.array([np.array(rival.scores[task])[order[task]] for rival in rivals.members]).T
             for task in self._tasks
         }
-        self._values = np.array([[each.value(rival) for each in rivals.objectives] for rival in rivals.front])
+        self._values = rivals.points
         counts = np.unique([looks[task] for task in self._tasks], axis=1)  # a part may be empty
         usable = (counts >= LEAST).all(axis=0) & (counts < counts[:, -1:]).any(axis=0)
         times = counts.sum(axis=0) / counts[:, -1].sum()
         self._looks = {tuple(counts[:, i]) for i in np.flatnonzero(usable)}
-        wrong = (1.0 - racing.confidence) / len(accuracies)
+        wrong = (1.0 - racing.confidence) / len(accuracy.objectives)
         self._level = level(tuple(times[usable].tolist()), wrong) if self._looks else 0.0
 
     def bounds(self, seen: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -177,7 +153,7 @@ class Race:
         best = int(np.argmax(np.where(beats, ahead.sum(axis=1), -np.inf)))
         names = [objective.name for objective in self._rivals.objectives]
         return (
-            self._rivals.front[best],
+            self._rivals.members[best],
             dict(zip(names, expected.tolist(), strict=True)),
             dict(zip(names, bound.tolist(), strict=True)),
         )

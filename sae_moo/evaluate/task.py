@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Split = Literal["search", "test"]
-SPLITS: tuple[Split, ...] = ("search", "test")
+from sae_moo.scores import Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sae_moo import zoo
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.splits import deal
-from sae_moo.evaluate.task import SPLITS, Answer, Answered, Metric, Request, Split
+from sae_moo.evaluate.task import Answer, Answered, Metric, Request
+from sae_moo.scores import SPLITS, Split
 
 Kind = Literal["multiple_choice", "exact_match", "likelihood"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

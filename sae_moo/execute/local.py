@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sae_moo.evaluate.racing import Rivals
+from sae_moo.front import Front
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Recipe
 
@@ -19,9 +19,9 @@ class LocalExecutor:
         evaluate: recipe, and the front it races against (None where it does not) -> evaluation.
     """
 
-    def __init__(self, evaluate: Callable[[Recipe, Rivals | None], Evaluation]) -> None:
+    def __init__(self, evaluate: Callable[[Recipe, Front[Evaluation] | None], Evaluation]) -> None:
         self._evaluate = evaluate
-        self._job: tuple[int, Recipe, Rivals | None] | None = None
+        self._job: tuple[int, Recipe, Front[Evaluation] | None] | None = None
 
     @property
     def free(self) -> bool:
@@ -33,7 +33,7 @@ class LocalExecutor:
         """Whether a job is out."""
         return self._job is not None
 
-    def submit(self, number: int, recipe: Recipe, rivals: Rivals | None = None) -> None:
+    def submit(self, number: int, recipe: Recipe, rivals: Front[Evaluation] | None = None) -> None:
         """Take a job.
 
         Args:

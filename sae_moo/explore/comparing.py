@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sae_moo.front import Accuracy
 from sae_moo.objectives import Objective
 from sae_moo.pareto import hypervolume
 
@@ -174,15 +175,14 @@ def _quantities(
     """Return quantity -> value under each column of instance weights, shape (columns,)."""
     tasks = {task: np.stack([p.scores[task] for p in cell.front]) @ w for task, w in weights.items() if cell.front}
     sparsity = np.array([point.sparsity for point in cell.front])
-    values = [  # (points, columns) per objective
-        np.mean([tasks[task] for task in objective.tasks], axis=0)
+    values = {  # of shape (points, columns)
+        objective.name: np.mean([tasks[task] for task in objective.tasks], axis=0)
         if objective.tasks
         else np.repeat(sparsity[:, None], columns, axis=1)
         for objective in objectives
         if cell.front
-    ]
-    scored = [value for value, objective in zip(values, objectives, strict=False) if objective.tasks]
-    accuracy = np.mean(scored, axis=0) if scored else np.zeros((len(cell.front), columns))
+    }
+    accuracy = Accuracy(objectives).of(values) if cell.front else np.zeros((0, columns))
     order = sorted(range(len(cell.front)), key=lambda i: (-cell.front[i].chosen_by, -cell.front[i].sparsity))
     nothing = np.zeros(columns)
     chosen = order[0] if order else None
@@ -196,7 +196,10 @@ def _quantities(
         able = [i for i in order if cell.front[i].sparsity >= threshold]
         result[threshold_name(threshold)] = accuracy[able[0]] if able else nothing
     result[HYPERVOLUME] = np.array(
-        [hypervolume(np.stack([value[:, b] for value in values], axis=1)) if values else 0.0 for b in range(columns)]
+        [
+            hypervolume(np.stack([value[:, b] for value in values.values()], axis=1)) if values else 0.0
+            for b in range(columns)
+        ]
     )
     return result
 

@@ -9,53 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.front import Front
 from sae_moo.objectives import Objective
-from sae_moo.pareto import hypervolume, non_dominated
+from sae_moo.records import told
 from sae_moo.storage import TrialRecord
 
 Array = NDArray[np.float64]
-
-
-class Growing:
-    """A front that takes in one trial after another.
-
-    A point's own share of the hypervolume is its box less what the front dominates of it, so that a trial costs a
-    hypervolume of the few points that matter inside that box.
-
-    Args:
-        objectives: what is maximized, in [0, 1].
-
-    Attributes:
-        records: the front, best in the first objective first; of equal points all are kept.
-        volume: its hypervolume above the origin.
-    """
-
-    def __init__(self, objectives: Sequence[Objective]) -> None:
-        self._names = tuple(objective.name for objective in objectives)
-        self._points = np.empty((0, len(self._names)))
-        self.records: tuple[TrialRecord, ...] = ()
-        self.volume = 0.0
-
-    def add(self, record: TrialRecord) -> bool:
-        """Take in a trial that ended, and say whether it is on the front now.
-
-        What is infeasible, failed or stopped, or repeats another trial, never is.
-        """
-        if not record.feasible or record.repeats is not None:
-            return False
-        point = np.array([record.values[name] for name in self._names])
-        equal = (self._points == point).all(axis=1)
-        if ((self._points >= point).all(axis=1) & ~equal).any():
-            return False
-        if not equal.any():
-            inside = np.minimum(self._points, point)
-            self.volume += float(point.prod()) - hypervolume(inside[non_dominated(inside)])
-        kept = ~(self._points <= point).all(axis=1) | equal
-        records = [each for each, keep in zip(self.records, kept, strict=True) if keep]
-        place = sum(each.values[self._names[0]] >= point[0] for each in records)
-        self.records = (*records[:place], record, *records[place:])
-        self._points = np.insert(self._points[kept], place, point, axis=0)
-        return True
 
 
 def hypervolumes(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Array:
@@ -65,12 +24,12 @@ def hypervolumes(records: Sequence[TrialRecord], objectives: Sequence[Objective]
         records: all trials.
         objectives: what is maximized, in [0, 1].
     """
-    front = Growing(objectives)
-    found = []
-    for record in sorted((r for r in records if r.told is not None), key=lambda r: r.told or 0):
-        front.add(record)
-        found.append(front.volume)
-    return np.array(found)
+    front: Front[TrialRecord] = Front(objectives)
+    gains = []
+    for record in told(records):
+        gains.append(front.gain(record))
+        front = front.after(record)
+    return np.cumsum(gains)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

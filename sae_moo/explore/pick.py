@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.explore.scalarizing import achievement, pseudo_weights, scale
+from sae_moo.front import Accuracy
 from sae_moo.objectives import Objective
 from sae_moo.storage import TrialRecord
 
@@ -241,13 +242,14 @@ def pick(
         raise InputError(_unreachable(front, conditions, known))
     beyond = below = ""
     if isinstance(rule, Knee) and base is not None and base.values:
-        least = _accuracy(base, objectives) - _accuracy_error(base, objectives)
-        able = [record for record in kept if _accuracy(record, objectives) >= least]
+        accuracy = Accuracy(objectives)
+        least = accuracy.value(base) - _allowance(accuracy.stderr(base))
+        able = [record for record in kept if accuracy.value(record) >= least]
         if able:
             kept, beyond = able, " at least as accurate as the base less its standard error"
-            front = [record for record in front if _accuracy(record, objectives) >= least]
+            front = [record for record in front if accuracy.value(record) >= least]
         else:
-            below = f"; none of them is as accurate as the base ({_accuracy(base, objectives):.3f})"
+            below = f"; none of them is as accurate as the base ({accuracy.value(base):.3f})"
     number = f"the {len(kept)} trials" if len(kept) > 1 else "the one trial"
     among = f"of {number} on the front{beyond}" + "".join(f" with {c}" for c in conditions[:1])
     among += "".join(f" and {c}" for c in conditions[1:])
@@ -387,8 +389,7 @@ def _lexicographic(
         top, allowed = _value(best, known[name]), rule.tolerance
         if allowed is None:
             assert best.evaluation is not None
-            allowed = known[name].stderr(best.evaluation)
-            allowed = 0.0 if math.isnan(allowed) else allowed  # a single instance has none
+            allowed = _allowance(known[name].stderr(best.evaluation))
         means = "" if rule.tolerance is not None else ", one standard error of it; --tolerance sets another"
         steps.append(f"within {allowed:.4g} of the best {name} ({top:.4g}{means})")
         left = [record for record in left if _value(record, known[name]) >= top - allowed - 1e-12]
@@ -401,14 +402,9 @@ def _values(records: Sequence[TrialRecord], quantities: Sequence[Objective]) -> 
     return np.array([[_value(record, each) for each in quantities] for record in records])
 
 
-def _accuracy(record: TrialRecord, objectives: Sequence[Objective]) -> float:
-    return float(np.mean([record.values[objective.name] for objective in objectives if objective.tasks] or [0.0]))
-
-
-def _accuracy_error(record: TrialRecord, objectives: Sequence[Objective]) -> float:
-    """Return the standard error of `_accuracy`, objectives taken as independent; 0.0 where it is unknown."""
-    errors = [record.stderr.get(objective.name, 0.0) for objective in objectives if objective.tasks]
-    return float(np.nan_to_num(np.linalg.norm(errors) / max(1, len(errors))))
+def _allowance(stderr: float) -> float:
+    """Return how much less counts as good, by the standard error; nothing where that is unknown (one instance)."""
+    return 0.0 if math.isnan(stderr) else stderr
 
 
 def _zeros(record: TrialRecord) -> float:

@@ -181,7 +181,7 @@ def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], fi
     yield f'<h2 id="trial-{record.number}">{escape(words.names_words(names))}: trial {record.number}</h2>'
     yield f"<p>Why: {escape('; '.join(each.why for each in names))}.</p>"
     yield f"<p>{escape(' '.join(words.trial_words(view, record)))}</p>"
-    if any(objective.tasks for objective in view.objectives):
+    if view.shares:
         compared = [words.difference_words(view, record, other) for other in view.references]
         yield "<h3>Accuracy against the base, the experts and their average</h3>" if compared else ""
         yield "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in compared) + "</ul>" if compared else ""

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.decomposition.aasf import AASF
 
+from sae_moo.objectives import flipped
+
 Array = NDArray[np.float64]
 AUGMENTATION = 1e-6
 """Share of the sum of all shortfalls: it only decides between points whose largest shortfall is the same."""
@@ -27,7 +29,7 @@ def achievement(values: Array, wish: Array) -> Array:
         Shape (points,); smaller is nearer, and below 0 is beyond the wish in every quantity.
     """
     function = AASF(rho=AUGMENTATION)
-    found: Array = function.do(-values, scale(values), _type="many_to_one", utopian_point=-wish)
+    found: Array = function.do(flipped(values), scale(values), _type="many_to_one", utopian_point=flipped(wish))
     return found
 
 
@@ -53,7 +55,8 @@ def pseudo_weights(values: Array) -> Array:
         shares = np.where(varying.any(), varying, True)
         return np.tile(shares / shares.sum(), (len(values), 1))
     found = np.zeros(values.shape)
-    _, found[:, varying] = PseudoWeights(np.zeros(varying.sum())).do(-values[:, varying], return_pseudo_weights=True)
+    weigh = PseudoWeights(np.zeros(varying.sum()))
+    _, found[:, varying] = weigh.do(flipped(values[:, varying]), return_pseudo_weights=True)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,11 @@ from numpy.typing import NDArray
 from sae_moo.errors import InputError
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pick import pick
+from sae_moo.front import Accuracy
 from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
+from sae_moo.records import evaluations
 from sae_moo.storage import TrialRecord
 
 DIGITS = 3
@@ -114,15 +115,16 @@ class View:
     @property
     def nothing(self) -> str:
         """Why the front is empty, where it is."""
-        ended = sum(record.evaluation is not None for record in self.records)
         why = "no evaluation so far keeps the limits" if self.done else "every evaluation so far failed or was stopped"
-        return f"the front of {self.name} is empty: " + (why if ended else "no evaluation has ended yet")
+        return f"the front of {self.name} is empty: " + (
+            why if evaluations(self.records) else "no evaluation has ended yet"
+        )
 
     @property
     def unfinished(self) -> str:
         """How far the search is, a clause, while there is something left to try of its budget; else nothing."""
-        ended = sum(record.evaluation is not None for record in self.records)
-        return f"after {ended:,} of {self.budget:,} evaluations" if ended < self.budget and not self.exhausted else ""
+        count = evaluations(self.records)
+        return f"after {count:,} of {self.budget:,} evaluations" if count < self.budget and not self.exhausted else ""
 
     @cached_property
     def base(self) -> TrialRecord | None:
@@ -158,7 +160,7 @@ class View:
             return ()
         knee, why = pick(self.front, self.objectives, self.quantities, base=self.base)
         found = [Marked("knee", knee, why)]
-        if any(objective.tasks for objective in self.objectives):
+        if self._accuracy:
             best = max(self.front, key=lambda r: (self.accuracy(r), sparsity(r), -r.number))
             found.append(Marked("most accurate", best, "the most accurate trial of the front"))
             for name, record in (("base", self.base), ("uniform average", self.average)):
@@ -172,14 +174,13 @@ class View:
         return tuple(found)
 
     @cached_property
-    def shares(self) -> dict[str, float]:
-        """What each task counts in `accuracy`, with the sum 1; those that count nothing are left out."""
-        scored = [objective for objective in self.objectives if objective.tasks]
-        found: dict[str, float] = {}
-        for objective in scored:
-            for task in objective.tasks:
-                found[task] = found.get(task, 0.0) + 1 / (len(objective.tasks) * len(scored))
-        return found
+    def _accuracy(self) -> Accuracy:
+        return Accuracy(self.objectives)
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """What each task counts in `accuracy`; see `front.Accuracy`."""
+        return self._accuracy.shares
 
     def trial(self, number: int) -> TrialRecord:
         """Return a trial with a result; see `finished`."""
@@ -196,12 +197,12 @@ class View:
         return next((other for other in others if other.number != record.number), None)
 
     def accuracy(self, record: TrialRecord) -> float:
-        """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; 0.0 if there are none."""
-        return float(np.mean([record.values[o.name] for o in self.objectives if o.tasks] or [0.0]))
+        """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; see `front.Accuracy`."""
+        return self._accuracy.value(record)
 
     def accuracy_error(self, record: TrialRecord) -> float:
-        """Return the standard error of `accuracy` over instances, tasks taken as independent; NaN if it is unknown."""
-        return math.sqrt(sum((w * record.stderr.get(task, math.nan)) ** 2 for task, w in self.shares.items()))
+        """Return the standard error of `accuracy` over instances; NaN if it is unknown."""
+        return self._accuracy.stderr(record)
 
     def _alone(self, expert: str) -> TrialRecord | None:
         return self.plain.get(tuple(float(name == expert) for name in self.experts))

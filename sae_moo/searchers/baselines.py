@@ -10,7 +10,8 @@ from itertools import combinations, product
 import numpy as np
 
 from sae_moo.algorithms import ALGORITHMS
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss, of_accuracy
+from sae_moo.front import Accuracy
+from sae_moo.objectives import Constraint, Evaluation, Objective, loss
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import Ground
@@ -67,7 +68,7 @@ class OneShotSearcher:
         self._ground = ground
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
-        self._weights = of_accuracy(objectives) if weights is None else dict(weights)
+        self._weights = Accuracy(objectives).weights if weights is None else dict(weights)
         self._settings = settings
         merges = variants(method, ground, self._settings, seed)
         if not merges:

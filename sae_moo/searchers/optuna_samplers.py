@@ -14,7 +14,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
 from sae_moo.algorithms import ALGORITHMS, OPTUNA
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, of_accuracy, violations
+from sae_moo.front import Accuracy
+from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, violations
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
@@ -66,7 +67,7 @@ class OptunaSearcher:
         self._constraints = tuple(constraints)
         self._name = sampler
         self._forgetful = sampler in FORGETFUL
-        single = of_accuracy(objectives) if ALGORITHMS[OPTUNA + sampler].scalar else None
+        single = Accuracy(objectives).weights if ALGORITHMS[OPTUNA + sampler].scalar else None
         self._weights = single if weights is None else dict(weights)
         self._seed = seed
         self._population = population

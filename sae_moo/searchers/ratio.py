@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, minimized, violations
-from sae_moo.pareto import hypervolume, non_dominated
+from sae_moo.front import Front
+from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.pareto import hypervolume
 from sae_moo.schedule import Adaptive, Bandit, Schedule
 from sae_moo.searchers.searcher import Proposal
 
@@ -28,7 +29,8 @@ class AnnealedRatio:
     ) -> None:
         self.schedule = schedule
         self.bandit = Bandit(schedule) if isinstance(schedule, Adaptive) else None
-        self._gains = Gains(objectives, constraints)
+        self._front: Front[Evaluation] = Front(objectives, constraints)
+        self._volume = 0.0
 
     def draw(self, step: int, rng: np.random.Generator) -> float:
         """Return the ratio for one child of a step (from 0); only the adaptive one draws."""
@@ -43,31 +45,20 @@ class AnnealedRatio:
         """Take in an evaluation."""
         if self.bandit is None:
             return
-        gain = self._gains.add(evaluation)
+        gain = self._gain(evaluation)
         if RATIO in proposal.numbers:
             self.bandit.credit(proposal.numbers[RATIO], gain)
 
+    def _gain(self, evaluation: Evaluation) -> float:
+        """Take in an evaluation and return the hypervolume that it adds, at least 0.
 
-class Gains:
-    """The front of all evaluations so far, and what one more adds to its hypervolume.
-
-    Args:
-        objectives: what is maximized.
-        constraints: limits; what breaks one adds nothing.
-    """
-
-    def __init__(self, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> None:
-        self._objectives = tuple(objectives)
-        self._constraints = tuple(constraints)
-        self._front = np.empty((0, len(objectives)))
-        self._volume = 0.0
-
-    def add(self, evaluation: Evaluation) -> float:
-        """Take in an evaluation and return the hypervolume above the origin that it adds, at least 0."""
-        if not evaluation.ok or (violations(self._constraints, evaluation) > 0).any():
+        A difference of volumes, each counted with the newest point: `Front.gain` rounds otherwise, and the searches
+        that are stored were credited by this one.
+        """
+        point = self._front.point(evaluation)
+        if point is None:
             return 0.0
-        front = np.vstack([self._front, -minimized(self._objectives, evaluation)])
-        volume = hypervolume(front)
+        volume = hypervolume(np.vstack([self._front.points, point]))
         gain = volume - self._volume
-        self._front, self._volume = front[non_dominated(front)], volume
+        self._front, self._volume = self._front.after(evaluation), volume
         return max(0.0, gain)

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss, of_accuracy
+from sae_moo.front import Accuracy
+from sae_moo.objectives import Constraint, Evaluation, Objective, loss
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 
@@ -65,7 +66,7 @@ class ScalarSearcher:
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
         every = {objective.name: 1.0 for objective in objectives}
-        self._weights = (of_accuracy(objectives) or every) if weights is None else dict(weights)
+        self._weights = (Accuracy(objectives).weights or every) if weights is None else dict(weights)
         self._name = name
         self._rng = np.random.default_rng(seed)
         self._optimizer = optimizer

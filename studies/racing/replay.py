@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sae_moo.evaluate.anchors import anchors
-from sae_moo.evaluate.racing import Race, Racing, Rivals
+from sae_moo.evaluate.racing import Race, Racing
+from sae_moo.front import Front
 from sae_moo.objectives import Evaluation
-from sae_moo.pareto import hypervolume
 from sae_moo.run import Run
 
 FIRST = 24  # candidates of the first generation, which do not race
@@ -27,7 +27,9 @@ BLOCKS = 10
 class Predicted(Race):
     """A race predicted by other candidates than the front."""
 
-    def __init__(self, others: Sequence[Evaluation], rule: Racing, rivals: Rivals, order, looks, sparsity) -> None:
+    def __init__(
+        self, others: Sequence[Evaluation], rule: Racing, rivals: Front[Evaluation], order, looks, sparsity
+    ) -> None:
         super().__init__(rule, rivals, order, looks, sparsity)
         if others:
             self._known = {t: np.array([np.array(each.scores[t])[order[t]] for each in others]).T for t in self._tasks}
@@ -44,7 +46,7 @@ def asked(run: Run, evaluations: Sequence[Evaluation], rule: Racing, by: str) ->
         rule: of the race.
         by: what predicts: nothing, front, or the front and a number of the candidates before.
     """
-    rivals = Rivals(run.objectives, run.config.constraint_list())
+    rivals = Front(run.objectives, run.config.constraint_list())
     counts = {task: len(row) for task, row in evaluations[0].scores.items()}
     rng = np.random.default_rng(0)
     order = {task: rng.permutation(n) for task, n in counts.items()}
@@ -53,8 +55,8 @@ def asked(run: Run, evaluations: Sequence[Evaluation], rule: Racing, by: str) ->
     for i, evaluation in enumerate(evaluations):
         stopped = None
         if i >= FIRST:
-            known = {"nothing": [], "front": rivals.front}.get(by)
-            others = [*rivals.front, *whole[-int(by) :]] if known is None else known
+            known = {"nothing": [], "front": rivals.members}.get(by)
+            others = [*rivals.members, *whole[-int(by) :]] if known is None else known
             race = Predicted(others, rule, rivals, order, looks, evaluation.sparsity)
             rows = {task: np.array(row)[order[task]] for task, row in evaluation.scores.items()}
             for block in range(rule.blocks - 1):
@@ -68,10 +70,9 @@ def asked(run: Run, evaluations: Sequence[Evaluation], rule: Racing, by: str) ->
             whole.append(evaluation)
             continue
         value = np.array([each.value(evaluation) for each in run.objectives])
-        ahead = np.array([[each.value(one) for each in run.objectives] for one in rivals.front]) + rule.margin - value
+        ahead = rivals.points + rule.margin - value
         wrong += not bool(((ahead >= 0).all(axis=1) & (ahead > 0).any(axis=1)).any())
-    front = np.array([[each.value(one) for each in run.objectives] for one in rivals.front])
-    return float(np.mean(used)), wrong, hypervolume(front)
+    return float(np.mean(used)), wrong, rivals.volume
 
 
 def spread(evaluations: Sequence[Evaluation], experts: int, count: int, random: bool) -> float:

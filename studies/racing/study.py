@@ -57,18 +57,19 @@ def searched(task_set: str, rule: str, seed: int, evaluations: int) -> dict:
     import torch
 
     import sae_moo as sm
+    from sae_moo.front import Front
     from sae_moo.pareto import hypervolume
-    from sae_moo.run import front_of, points
+    from sae_moo.records import told
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         raw = configured(task_set, rule, seed, evaluations, Path(root))
         config = sm.Config.from_dict(raw, root)
         run = sm.search(config, root=Path(root) / "runs")
-        records = sorted(run.trials(), key=lambda record: record.told)
+        records = told(run.trials())
         bench = sm.Bench.open(config).anchored(run.anchors)
         everything = sum(task.instances("search") for task in bench.tasks)
-        course, front, asked, wrong = [], [], 0, 0
+        course, front, asked, wrong = [], Front(run.objectives), 0, 0
         evaluator = bench.evaluator()
         margin = RULES[rule].get("racing", {}).get("margin", 0.0)
         for record in records:
@@ -76,15 +77,15 @@ def searched(task_set: str, rule: str, seed: int, evaluations: int) -> dict:
             if stopped is not None:
                 whole = evaluator.evaluate(record.asked)
                 value = np.array([each.value(whole) for each in run.objectives])
-                ahead = points(front, run.objectives) + margin - value
+                ahead = front.points + margin - value
                 wrong += not bool(((ahead >= 0).all(axis=1) & (ahead > 0).any(axis=1)).any())
             if record.repeats is None:
                 asked += everything if stopped is None else sum(stopped.instances.values())
-            front = front_of([*front, record], run.objectives)
-            course.append([asked, hypervolume(points(front, run.objectives))])
+            front = front.after(record)
+            course.append([asked, front.volume])
         model, scorer = bench.live_model(), bench.scorer()
         judged = []
-        for record in front:
+        for record in front.ranked:
             report = sm.materialize(record.recipe, bench.pool, model)
             scores = {task: tuple(row.tolist()) for task, row in scorer.score(model, "test").items()}
             evaluation = sm.Evaluation(record.recipe, scores, report.sparsity)

@@ -20,12 +20,13 @@ from sae_moo.cli import deciding
 from sae_moo.config import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.summary import summary
 from sae_moo.explore.significance import Paired
+from sae_moo.front import Front
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Objective
 from sae_moo.recipe import Expert
 from sae_moo.run import Run
+from sae_moo.scores import summary
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def two(run: Run) -> list:
 
 def test_picks_tell_their_neighbours(there, monkeypatch):
     pair = two(Run.open("tiny"))
-    monkeypatch.setattr("sae_moo.run.front_of", lambda records, objectives: pair)
+    monkeypatch.setattr("sae_moo.run.front_of", lambda records, objectives: Front(objectives, members=pair))
     front = json.loads(call("front", "tiny", "--json").stdout)["trials"]
     found = json.loads(call("pick", "tiny", "--wish", "facts=1", "--json").stdout)
     assert found["trial"] == front[0]

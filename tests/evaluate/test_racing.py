@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sae_moo.evaluate.evaluator import Evaluator, Scorer, dealt_parts
-from sae_moo.evaluate.racing import Race, Racing, Rivals, level, ridge
+from sae_moo.evaluate.racing import Race, Racing, level, ridge
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
+from sae_moo.front import Front
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Cast, Expert, digest
 
@@ -29,12 +30,12 @@ def looks(blocks: int, counts=N) -> dict[str, list[int]]:
     return {task: [round(n * (i + 1) / blocks) for i in range(blocks)] for task, n in counts.items()}
 
 
-def race(rivals: Rivals, sparsity=0.0, racing=USUAL, counts=N) -> Race:
+def race(rivals: Front, sparsity=0.0, racing=USUAL, counts=N) -> Race:
     order = {task: np.arange(n) for task, n in counts.items()}
     return Race(racing, rivals, order, looks(racing.blocks, counts), sparsity)
 
 
-def run(rivals: Rivals, scores, sparsity=0.0, racing=USUAL):
+def run(rivals: Front, scores, sparsity=0.0, racing=USUAL):
     """The block a candidate is stopped at and by whom, or None."""
     counts = {task: len(row) for task, row in scores.items()}
     one = race(rivals, sparsity, racing, counts)
@@ -105,7 +106,7 @@ def test_residuals_are_those_of_fits_without_the_instance():
 def test_bounds_close_in_on_the_value():
     rng = np.random.default_rng(2)
     scores = {task: (rng.random(n) < 0.6).astype(float) for task, n in N.items()}
-    rivals = Rivals(BOTH, front=(evaluation(flat(0.5)), evaluation(flat(0.4), 0.3)))
+    rivals = Front(BOTH, members=(evaluation(flat(0.5)), evaluation(flat(0.4), 0.3)))
     one = race(rivals, sparsity=0.2)
     truth = (scores["a"].mean() + scores["b"].mean()) / 2
     widths = []
@@ -125,12 +126,12 @@ def test_what_a_rival_answers_alike_is_told_from_it():
     rival = {task: (rng.random(n) < 0.5).astype(float) for task, n in N.items()}
     alike = {task: np.where(rng.random(n) < 0.05, 1 - rival[task], rival[task]) for task, n in N.items()}
     seen = {task: row[: looks(10)[task][2]] for task, row in alike.items()}
-    told, untold = (race(Rivals(BOTH, front=(evaluation(known),))).bounds(seen) for known in (rival, flat(0.5)))
+    told, untold = (race(Front(BOTH, members=(evaluation(known),))).bounds(seen) for known in (rival, flat(0.5)))
     assert told[1][0] - told[0][0] < 0.6 * (untold[1][0] - untold[0][0])
 
 
 def test_instances_that_all_come_out_alike_leave_some_doubt():
-    rivals = Rivals(BOTH, front=(evaluation(flat(1.0)),))
+    rivals = Front(BOTH, members=(evaluation(flat(1.0)),))
     for i in (0, 4, 8):
         seen = {task: np.zeros(looks(10)[task][i]) for task in N}
         expected, bound = race(rivals).bounds(seen)
@@ -143,7 +144,7 @@ def test_two_objectives_share_the_doubt_of_one():
     twice = (Objective("a", ("a",)), Objective("once more", ("a",)))
     widths = []
     for objectives in (twice[:1], twice):
-        rivals = Rivals(objectives, front=(evaluation(flat(0.7, {"a": 200})),))
+        rivals = Front(objectives, members=(evaluation(flat(0.7, {"a": 200})),))
         expected, bound = race(rivals, counts={"a": 200}).bounds({"a": np.array(scores["a"][:40])})
         widths.append(bound[0] - expected[0])
     assert widths[1] > 1.05 * widths[0]
@@ -154,7 +155,7 @@ def test_two_objectives_share_the_doubt_of_one():
 
 def test_a_far_worse_candidate_is_stopped_at_the_first_look_by_the_one_farthest_ahead():
     better, best, sparser = evaluation(flat(0.7), 0.5), evaluation(flat(0.9), 0.4), evaluation(flat(0.8), 0.45)
-    block, rival, expected, bound = run(Rivals(BOTH, front=(better, best, sparser)), flat(0.1), sparsity=0.3)
+    block, rival, expected, bound = run(Front(BOTH, members=(better, best, sparser)), flat(0.1), sparsity=0.3)
     assert (block, rival) == (0, best)
     assert expected["accuracy"] == pytest.approx(0.1, abs=0.05)
     assert expected["accuracy"] < bound["accuracy"] < 0.7
@@ -163,18 +164,18 @@ def test_a_far_worse_candidate_is_stopped_at_the_first_look_by_the_one_farthest_
 
 @pytest.mark.parametrize("racing", [USUAL, Racing(10, 0.8, 0.0)])
 def test_what_is_sparser_than_all_or_as_good_as_any_goes_on(racing):
-    rivals = Rivals(BOTH, front=(evaluation(flat(0.9), 0.4),))
+    rivals = Front(BOTH, members=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.0), sparsity=0.41, racing=racing) is None
     assert run(rivals, flat(0.9), sparsity=0.4, racing=racing) is None, "an equal is not dominated"
 
 
 def test_there_is_no_race_without_rivals():
     with pytest.raises(ValueError, match="rivals: expected at least one in front"):
-        race(Rivals(BOTH))
+        race(Front(BOTH))
 
 
 def test_a_margin_stops_what_is_hardly_beyond_the_front():
-    rivals = Rivals(BOTH, front=(evaluation(flat(0.9), 0.4),))
+    rivals = Front(BOTH, members=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.5), sparsity=0.42) is None
     assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(10, 0.95, 0.01)) is None
     assert run(rivals, flat(0.5), sparsity=0.42, racing=Racing(10, 0.95, 0.03)) is not None
@@ -182,7 +183,7 @@ def test_a_margin_stops_what_is_hardly_beyond_the_front():
 
 def test_every_objective_counts():
     apart = (Objective("a", ("a",)), Objective("b", ("b",)))
-    rivals = Rivals(apart, front=(evaluation({"a": flat(0.9)["a"], "b": flat(0.5)["b"]}),))
+    rivals = Front(apart, members=(evaluation({"a": flat(0.9)["a"], "b": flat(0.5)["b"]}),))
     worse_in_both = {"a": flat(0.2)["a"], "b": flat(0.1)["b"]}
     better_in_one = {"a": flat(0.2)["a"], "b": flat(0.8)["b"]}
     assert run(rivals, worse_in_both) is not None
@@ -191,7 +192,7 @@ def test_every_objective_counts():
 
 def test_tasks_too_small_for_a_look_are_waited_for():
     counts = {"a": 200, "b": 5}  # ten blocks: b has its second instance in the fourth
-    rivals = Rivals(BOTH, front=(evaluation(flat(1.0, counts), 0.5),))
+    rivals = Front(BOTH, members=(evaluation(flat(1.0, counts), 0.5),))
     block, *_ = run(rivals, flat(0.0, counts))
     assert looks(10, counts)["b"][block] >= 2
     assert looks(10, counts)["b"][block - 1] < 2
@@ -214,7 +215,7 @@ def test_scores_that_hardly_spread_are_predicted_as_well(scale):
 @pytest.mark.parametrize("count", [5, 6, 8, 12])
 def test_instances_that_do_not_fill_the_blocks_race_all_the_same(count):
     counts = {"a": count}
-    rivals = Rivals((Objective("a", ("a",)), SPARSITY), front=(evaluation({"a": [1.0] * count}, 0.5),))
+    rivals = Front((Objective("a", ("a",)), SPARSITY), members=(evaluation({"a": [1.0] * count}, 0.5),))
     stopped = run(rivals, {"a": [0.0] * count})
     assert stopped is not None
     assert 2 <= looks(10, counts)["a"][stopped[0]] < count
@@ -222,7 +223,7 @@ def test_instances_that_do_not_fill_the_blocks_race_all_the_same(count):
 
 def test_nobody_races_for_sparsity_alone():
     with pytest.raises(ValueError, match="expected an objective with tasks"):
-        race(Rivals((SPARSITY,), front=(evaluation(flat(0.5), 0.5),)))
+        race(Front((SPARSITY,), members=(evaluation(flat(0.5), 0.5),)))
 
 
 @pytest.mark.parametrize("values", [(1, 0.9, 0.0), (10, 0.4, 0.0), (10, 1.0, 0.0), (10, 0.9, -0.1), (10, 0.9, 1.0)])
@@ -233,7 +234,7 @@ def test_rules_out_of_range_are_refused(values):
 
 def test_a_task_of_one_instance_is_never_looked_at_early():
     counts = {"a": 200, "b": 1}
-    assert run(Rivals(BOTH, front=(evaluation(flat(1.0, counts), 0.5),)), flat(0.0, counts)) is None
+    assert run(Front(BOTH, members=(evaluation(flat(1.0, counts), 0.5),)), flat(0.0, counts)) is None
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -250,8 +251,8 @@ def test_hardly_more_are_wrongly_stopped_than_stated(confidence):
 
     wrong = tried = 0
     while tried < 400:
-        rivals = Rivals(BOTH, front=tuple(evaluation(answers(skill), 0.3) for skill in ability))
-        best = max(ACCURACY.value(each) for each in rivals.front)
+        rivals = Front(BOTH, members=tuple(evaluation(answers(skill), 0.3) for skill in ability))
+        best = max(ACCURACY.value(each) for each in rivals.members)
         scores = answers(ability.max())
         if not 0 <= ACCURACY.value(evaluation(scores)) - best < 0.02:
             continue
@@ -265,13 +266,13 @@ def test_hardly_more_are_wrongly_stopped_than_stated(confidence):
 
 def test_rivals_are_the_front_of_what_is_feasible_and_whole():
     limits = (Constraint(SPARSITY, high=0.6),)
-    rivals = Rivals(BOTH, limits)
+    rivals = Front(BOTH, limits)
     first, better, sparser = evaluation(flat(0.5), 0.1), evaluation(flat(0.6), 0.1), evaluation(flat(0.4), 0.5)
     for each in (first, better, sparser):
         rivals = rivals.after(each)
-    assert rivals.front == (better, sparser)
+    assert rivals.members == (better, sparser)
     for out in (evaluation(flat(0.1), 0.2), evaluation(flat(0.9), 0.7), Evaluation(Expert("x"), reason="broken")):
-        assert rivals.after(out).front == (better, sparser)
+        assert rivals.after(out).members == (better, sparser)
 
 
 # Parts, and a model behind them
@@ -324,7 +325,7 @@ def test_a_candidate_is_stopped_and_says_why(tiny, tiny_model, monkeypatch):
         )[1],
     )
     rival = Evaluation(Cast(Expert("code"), "float32"), {"a": (1.0,) * 40}, 0.9)
-    rivals = Rivals((Objective("a", ("a",)), SPARSITY), front=(rival,))
+    rivals = Front((Objective("a", ("a",)), SPARSITY), members=(rival,))
     recipe = Cast(Expert("math"), "float32")
     bench = Evaluator(tiny, tiny_model, scorer, racing=Racing(10, 0.9, 0.01))
     stopped = bench.evaluate(recipe, rivals)
@@ -336,5 +337,5 @@ def test_a_candidate_is_stopped_and_says_why(tiny, tiny_model, monkeypatch):
     assert stopped.stopped.expected["a"] < stopped.stopped.bound["a"] < 1
     told = f"stopped after 4 of 40 instances: {stopped.stopped.rival[:8]} dominates it"
     assert stopped.reason == f"{told}, given the margin of 0.01"
-    assert bench.evaluate(recipe, Rivals(rivals.objectives)).ok, "with nobody in front it is asked everything"
+    assert bench.evaluate(recipe, Front(rivals.objectives)).ok, "with nobody in front it is asked everything"
     assert Evaluator(tiny, tiny_model, scorer).evaluate(recipe, rivals).ok, "without racing too"

@@ -7,11 +7,11 @@ import pytest
 from stand_ins import OBJECTIVES, record
 from synthetic import view
 
-from sae_moo.explore.history import Growing, generations, hypervolumes, lineage
+from sae_moo.explore.history import generations, hypervolumes, lineage
+from sae_moo.front import Front, front_of
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.pareto import hypervolume
 from sae_moo.recipe import Expert
-from sae_moo.run import front_of, points
 
 
 @pytest.mark.parametrize("tasks", [("a",), ("a", "b"), ("a", "b", "c", "d")])
@@ -26,14 +26,15 @@ def test_the_curve_is_the_hypervolume_of_every_prefix(tasks):
 def test_a_growing_front_is_that_of_every_prefix(tasks):
     study = view(80, tasks)
     records = [*study.records, replace(study.front[0], number=80), replace(study.front[-1], number=81, repeats=3)]
-    front = Growing(study.objectives)
+    front, volume = Front(study.objectives), 0.0
     for i, each in enumerate(records):
-        grew = front.add(each)
+        volume += front.gain(each)
+        before, front = front, front.after(each)
         expected = front_of(records[: i + 1], study.objectives)
-        assert list(front.records) == expected
-        assert grew == (each in expected)
-    assert 80 in [each.number for each in front.records], "of equal points all are kept"
-    assert front.volume == pytest.approx(hypervolume(points(expected, study.objectives)), abs=1e-12)
+        assert front.ranked == expected.ranked
+        assert (front is not before) == (each in expected.members)
+        assert volume == pytest.approx(expected.volume, abs=1e-12)
+    assert 80 in [each.number for each in front.members], "of equal points all are kept"
 
 
 def test_only_what_is_told_feasible_and_new_adds_anything():

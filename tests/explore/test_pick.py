@@ -43,9 +43,9 @@ def test_the_knee_is_sought_where_models_are_worth_something():
         for r, s in ((dead[0], 0.6), (record(5, 0.58, 0.4), 0.1), (dead[1], 0.5))
     ]
     assert "none between" not in pick(third, OBJECTIVES, KNOWN, [parse_condition("x>=0.5", KNOWN)], base=base)[1]
-    noisy = replace(base, stderr={"accuracy": 0.16, "sparsity": 0.0})
+    noisy = replace(base, stderr={"x": 0.22, "y": 0.22})
     assert "of the 3 trials" in pick(dead, OBJECTIVES, KNOWN, base=noisy)[1]
-    unknown = replace(base, stderr={"accuracy": math.nan, "sparsity": 0.0})
+    unknown = replace(base, stderr={"x": math.nan, "y": 0.22})
     assert "of the 2 trials" in pick(dead, OBJECTIVES, KNOWN, base=unknown)[1]
     best, why = pick(dead[1:], OBJECTIVES, KNOWN, [parse_condition("sparsity>=0.7", KNOWN)], base=base)
     assert best.number == 2

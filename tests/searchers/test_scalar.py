@@ -6,7 +6,8 @@ import numpy as np
 import optuna
 import pytest
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss, of_accuracy
+from sae_moo.front import Accuracy
+from sae_moo.objectives import Constraint, Evaluation, Objective, loss
 from sae_moo.recipe import Cast, Expert, Prune
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm
@@ -125,7 +126,7 @@ def test_a_loss_orders_what_keeps_limits_before_what_breaks_them_and_that_before
     assert losses == sorted(losses)
     assert losses[0] == pytest.approx(-0.7)
     assert losses[1] < 0 < losses[2]
-    assert loss(OBJECTIVES, of_accuracy(OBJECTIVES), (), best) == pytest.approx(-0.9)
+    assert loss(OBJECTIVES, Accuracy(OBJECTIVES).weights, (), best) == pytest.approx(-0.9)
 
 
 def test_a_forgetful_sampler_recalls_without_thinking(landscape, monkeypatch):

@@ -122,7 +122,7 @@ def export(
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say, scores_json, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
-    from sae_moo.evaluate.summary import objective_scores
+    from sae_moo.objectives import objective_scores
 
     if output is None:
         _estimate(opened, record, as_json)
@@ -253,7 +253,7 @@ def evaluate(
     parsed = Config.load(config, set_)
     from sae_moo import jobs
     from sae_moo.cli.display import metrics_json, score_table, scores_json
-    from sae_moo.evaluate.summary import objective_scores
+    from sae_moo.objectives import objective_scores
 
     found = jobs.evaluate(model, parsed, split.value)
     means = objective_scores(found.scores, parsed.objective_list())

@@ -1,0 +1,73 @@
+"""Scores of a model's answers: which instances were asked, and means with their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["search", "test"]
+SPLITS: tuple[Split, ...] = ("search", "test")
+Scores: TypeAlias = Mapping[str, NDArray[np.float64]]
+"""Task name -> score per instance."""
+
+
+def mean(row: NDArray[np.float64] | Sequence[float]) -> float:
+    """Return the mean of scores, one per instance."""
+    return float(np.mean(row))
+
+
+def stderr(row: NDArray[np.float64] | Sequence[float]) -> float:
+    """Return the standard error of the mean of scores, one per instance; NaN for a single one."""
+    scores = np.asarray(row, dtype=np.float64)
+    return float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A task's mean score with its standard error (NaN for one instance) over a number of instances."""
+
+    score: float
+    stderr: float
+    instances: int
+
+
+def summary(scores: Mapping[str, NDArray[np.float64] | Sequence[float]]) -> dict[str, Score]:
+    """Return the mean, standard error and number of instances of every task, from its score per instance."""
+    return {task: Score(mean(row), stderr(row), len(row)) for task, row in scores.items()}
+
+
+def mean_score(scores: Mapping[str, Score], tasks: Sequence[str]) -> Score:
+    """Return the mean score of several tasks, which weigh the same, with its standard error over instances."""
+    several = [scores[task] for task in tasks]
+    return Score(
+        mean([each.score for each in several]),
+        mean_stderr([each.stderr for each in several]),
+        sum(each.instances for each in several),
+    )
+
+
+def mean_stderr(errors: Sequence[float]) -> float:
+    """Return the standard error of a mean of independent quantities from theirs."""
+    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimism:
+    """The score on the search split minus that on the test split, with its standard error (NaN as in `Score`).
+
+    What a search chose by its scores tends to score lower anew: its luck in the search split was part of the choice.
+    The splits share no instance, so that the variances add; the difference also holds how much harder one split is.
+    """
+
+    mean: float
+    stderr: float
+
+
+def optimism(search: Score, test: Score) -> Optimism:
+    """Return by how much the search split flatters a model."""
+    return Optimism(search.score - test.score, math.hypot(search.stderr, test.stderr))
