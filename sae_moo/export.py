@@ -22,7 +22,7 @@ from sae_moo.errors import InputError, RunError, nearest
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.experts import ExpertPool
 from sae_moo.recipe import BASE, Cast, Recipe, encode
-from sae_moo.scores import Score, Split, summary
+from sae_moo.scores import Score, Split, stderr, summary
 from sae_moo.vocabulary import load_tokenizer, token_list
 
 RECIPE_FILE = "recipe.json"
@@ -136,7 +136,7 @@ def verified(
     for task, row in expected.items():
         wrong = int(np.sum(np.abs(again[task] - np.array(row)) > SAME))
         moved = abs(float(again[task].mean()) - float(np.mean(row)))
-        allowed = float(np.std(row, ddof=1)) / len(row) ** 0.5 if len(row) > 1 and not exact else 0.0
+        allowed = 0.0 if exact or len(row) == 1 else stderr(row)
         if wrong and (exact or moved > allowed):
             raise RunError(
                 f"the written model is not the evaluated one: {wrong} of {len(row)} instances of {task} score "
