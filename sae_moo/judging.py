@@ -148,14 +148,13 @@ def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = 
 
 def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluation | None]]:
     """Return base, best expert and uniform average with their evaluations, those of the study where it has them."""
-    known = {record.digest: record for record in run.trials() if record.state == "complete"}
+    view = run.view()
     evaluator: Evaluator | None = None
 
-    def evaluated(recipe: Recipe) -> tuple[int | None, Evaluation | None]:
+    def evaluated(record: TrialRecord | None, recipe: Recipe) -> tuple[int | None, Evaluation | None]:
         nonlocal evaluator
-        digest = recipe.digest(bench.pool)
-        if digest in known:
-            return known[digest].number, known[digest].evaluation
+        if record is not None:
+            return record.number, record.evaluation
         if evaluator is None:
             evaluator = Evaluator(bench.pool, bench.live_model(), bench.scorer())
         found = evaluator.evaluate(recipe)
@@ -163,10 +162,10 @@ def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluatio
 
     ground = bench.ground()
     accuracy = Accuracy(run.objectives) or Accuracy([Objective("all tasks", run.tasks)])
-    experts = {name: evaluated(ground.expert(name)) for name in ground.experts}
+    experts = {name: evaluated(view.unmerged(name), ground.expert(name)) for name in ground.experts}
     values = {name: accuracy.value(evaluation) for name, (_, evaluation) in experts.items() if evaluation is not None}
-    found = [("base", *evaluated(ground.expert(BASE)))]
+    found = [("base", *evaluated(view.base, ground.expert(BASE)))]
     if values:
         best = max(values, key=lambda name: values[name])
         found.append((f"best expert ({best})", *experts[best]))
-    return [*found, ("uniform average", *evaluated(dict(ground.anchors())[AVERAGE]))]
+    return [*found, ("uniform average", *evaluated(view.average, dict(ground.anchors())[AVERAGE]))]

@@ -129,7 +129,7 @@ class View:
     @cached_property
     def base(self) -> TrialRecord | None:
         """The trial of the unmerged base, if it was evaluated."""
-        return self._alone(BASE)
+        return self.unmerged(BASE)
 
     @cached_property
     def average(self) -> TrialRecord | None:
@@ -142,7 +142,7 @@ class View:
         """The base, the experts and their uniform average, as far as they were evaluated."""
         found = [Marked(BASE, self.base, "the base model")] if self.base is not None else []
         for name in self.experts:
-            record = None if name == BASE else self._alone(name)
+            record = None if name == BASE else self.unmerged(name)
             if record is not None:
                 found.append(Marked(name, record, "an expert"))
         if self.average is not None:
@@ -204,7 +204,8 @@ class View:
         """Return the standard error of `accuracy` over instances; NaN if it is unknown."""
         return self._accuracy.stderr(record)
 
-    def _alone(self, expert: str) -> TrialRecord | None:
+    def unmerged(self, expert: str) -> TrialRecord | None:
+        """Return the trial of an expert, or of the base, as it stands, if it was evaluated; however it was made."""
         return self.plain.get(tuple(float(name == expert) for name in self.experts))
 
 

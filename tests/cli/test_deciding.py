@@ -24,7 +24,7 @@ from sae_moo.explore.significance import Paired
 from sae_moo.front import Front
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Objective
-from sae_moo.recipe import Expert
+from sae_moo.recipe import Expert, Merge
 from sae_moo.run import Run
 from sae_moo.scores import summary
 
@@ -115,7 +115,8 @@ def test_a_tested_pick(mine, monkeypatch):
 def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_study_did_not(mine):
     run = Run.open("tiny")
     known, record = run.trials(), run.front()[0]
-    run.trials = lambda: [replace(each, state="failed", evaluation=None) for each in known]
+    failed = {"state": "failed", "evaluation": None, "values": {}, "feasible": False}
+    run.trials = lambda: [replace(each, **failed) for each in known]
     _, base, best, average = judging.on_both_splits(run, [record])
     assert [each.trial for each in (base, best, average)] == [None] * 3
     names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
@@ -123,6 +124,21 @@ def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_stud
     assert best.name == f"best expert ({max(scores, key=scores.get)})"
     assert best.scores["search"]["facts"].mean() == pytest.approx(max(scores.values()), abs=1e-6)
     assert base.scores["search"]["facts"].mean() == pytest.approx(names["base"].values["facts"], abs=1e-6)
+
+
+def test_base_experts_and_average_are_the_trials_that_pages_name_in_a_search_over_coefficients_too(here):
+    """Such a search makes the average by task arithmetic, and the base and the experts as well."""
+    call("search", "c.yaml", "--evaluations", "6", "--set", "space.kind=coefficients", "--set", "space.sparsity=0")
+    run = Run.open("tiny")
+    view = run.view()
+    named = {each.name: each.record.number for each in view.references}
+    assert set(named) == {"base", "math", "code", "law", "uniform average"}
+    assert {type(record.recipe.input) for record in view.done} == {Merge}
+    _, base, best, average = judging.on_both_splits(run, [run.front()[0]])
+    told = {"base": base.trial, "uniform average": average.trial}
+    told |= {best.name.removeprefix("best expert (").removesuffix(")"): best.trial}
+    assert told == {name: named[name] for name in told}
+    assert average.scores["search"]["facts"].tolist() == list(view.average.evaluation.scores["facts"])
 
 
 def test_tasks_need_test_instances(here):
