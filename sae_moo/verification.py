@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from sae_moo.build import Bench
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.deploy.tensor_files import raw
 from sae_moo.errors import RunError, SaeMooError
 from sae_moo.evaluate.generation import decoding
 from sae_moo.export import verified
+from sae_moo.judging import bench_of
 from sae_moo.live import load_model
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
@@ -54,7 +54,7 @@ def verify(
         Scores of the loaded model per split; the test split only where every task has test instances.
 
     Raises:
-        RunError: if anything differs, or the process could not tell.
+        RunError: if anything differs, experts and items from those of the study too, or the process could not tell.
     """
     request = {
         "run": str(run.folder.resolve()),
@@ -112,7 +112,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     check_tensors(folder, request["digests"])
     run = Run.open(request["run"])
     record = run.trial(request["trial"])
-    bench = Bench.open(run.config).anchored(run.anchors)
+    bench = bench_of(run)
     model = load_model(folder, getattr(torch, run.config.models.dtype), bench.device)
     base = bench.pool.checkpoints[BASE].folder
     if decoding(folder) != decoding(base):

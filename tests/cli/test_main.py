@@ -18,6 +18,8 @@ from commands import BUDGET, call, config_for, refused, written
 
 import sae_moo
 from sae_moo.cli.commands.deploy import _python, _write_samples
+from sae_moo.errors import RunError
+from sae_moo.exporting import export
 from sae_moo.files import _mark
 from sae_moo.mergekit.writer import write
 from sae_moo.recipe import Cast, Merge
@@ -259,6 +261,20 @@ def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_fo
     assert "no quantity 'fact'" in refused("export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m")
     assert "cannot be written" in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/taken/file/m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_what_verifies_knows_when_the_tasks_are_not_the_studys_any_more(here):
+    call("search", "c.yaml", "--evaluations", "7")
+    run = Run.open("tiny")
+    facts = Path("facts.jsonl").read_text()
+
+    def edited(what: str) -> None:
+        if what.startswith("loaded"):  # the export itself has read them before
+            Path("facts.jsonl").write_text(facts.replace("fact 3 is", "fact 3 was"))
+
+    with pytest.raises(RunError, match=r"this is not what the study was made with:\n  - items of facts: the study has"):
+        export(run, run.front()[0], "", "out", verify=True, stage=edited)
+    assert not Path("out").exists()
 
 
 def test_evaluate_scores_the_test_split_by_default(there):
