@@ -244,20 +244,23 @@ class Evaluator:
         found = None if self.known is None else self.known.find(recipe)
         if found is not None:
             return found
-        merged = recipe
+        merged, reason = recipe, None
+        merging: float | None = None
         start = time.perf_counter()
         try:
             report = materialize(recipe, self.pool, self.model, self.cache)
-            merged = report.recipe
-            start_score = time.perf_counter()
+            merged, merging, start = report.recipe, report.seconds, time.perf_counter()
             scores, stopped = self._scores(report.sparsity, rivals)
         except (TaskError, WeightsError) as error:
-            return Evaluation(merged, reason=str(error), seconds_score=time.perf_counter() - start)
+            reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
-            return Evaluation(merged, reason=reason, seconds_score=time.perf_counter() - start)
+        seconds = time.perf_counter() - start  # of scoring; of merging where that failed
+        if reason is not None:
+            merging, scoring = (seconds, 0.0) if merging is None else (merging, seconds)
+            return Evaluation(merged, reason=reason, seconds_merge=merging, seconds_score=scoring)
         evaluation = Evaluation(
             merged,
             {task: tuple(row.tolist()) for task, row in scores.items()},
@@ -266,7 +269,7 @@ class Evaluator:
             None if stopped is None else self._reason(stopped),
             stopped,
             seconds_merge=report.seconds,
-            seconds_score=time.perf_counter() - start_score,
+            seconds_score=seconds,
             sparseness=()
             if self.measure is None
             else sparseness(self.pool, self.model, self.measure, self._base_norms),

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from sae_moo import zoo
 from sae_moo.checkpoint import Checkpoint
-from sae_moo.errors import TaskError
+from sae_moo.errors import TaskError, WeightsError
+from sae_moo.evaluate import evaluator as evaluating
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Request
@@ -247,6 +251,32 @@ def test_a_cpu_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monke
 
     monkeypatch.setattr(bench.scorer, "score_parts", full)
     assert bench.evaluate(Cast(Expert("math"), "float32")).reason.startswith("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("broken", "merging", "scoring"), [("merging", 12.0, 0.0), ("scoring", 10.0, 3.0), ("memory", 10.0, 3.0)]
+)
+def test_the_time_of_a_failure_is_booked_where_it_was_spent(tiny, tiny_model, monkeypatch, broken, merging, scoring):
+    bench, now = evaluator(tiny, tiny_model), [0.0]
+
+    def merge(*given):
+        report = materialize(*given)
+        if broken == "merging":
+            now[0] += 12.0
+            raise WeightsError("not finite")
+        now[0] += 10.0
+        return replace(report, seconds=10.0)
+
+    def score(model, split):
+        now[0] += 3.0
+        raise MemoryError if broken == "memory" else TaskError("not finite")
+
+    monkeypatch.setattr(evaluating, "materialize", merge)
+    monkeypatch.setattr(evaluating, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(bench.scorer, "score_parts", score)
+    failed = bench.evaluate(Cast(Expert("math"), "float32"))
+    assert not failed.ok
+    assert (failed.seconds_merge, failed.seconds_score) == (merging, scoring)
 
 
 def test_an_error_of_our_own_is_no_failure_of_the_candidate(tiny, tiny_model, monkeypatch):
