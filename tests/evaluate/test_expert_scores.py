@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+import sae_moo
 from sae_moo import user_cache
+from sae_moo.evaluate import expert_scores
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
@@ -77,6 +83,61 @@ def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monke
     else:
         monkeypatch.setattr("sae_moo.evaluate.expert_scores._code", lambda: "changed")
     assert ExpertScores(pool, [one], "cpu", blocks).find(recipe) is None
+
+
+def test_a_byte_of_the_code_that_composes_adapters_makes_another_key(tiny, tiny_model, empty, tmp_path, monkeypatch):
+    one, recipe = task(tiny), MATH
+    evaluator(tiny, tiny_model, one).evaluate(recipe)
+    copies = []
+    for i, file in enumerate(expert_scores.sources()):
+        copies.append(tmp_path / f"{i}-{file.name}")
+        shutil.copyfile(file, copies[-1])
+    monkeypatch.setattr(expert_scores, "sources", lambda: copies)
+    monkeypatch.setattr(expert_scores, "_code", expert_scores._code.__wrapped__)  # which remembers
+    assert ExpertScores(tiny, [one], "cpu", 1).find(recipe) is not None
+    (adapters,) = (copy for copy in copies if copy.name.endswith("-adapters.py"))
+    adapters.write_bytes(adapters.read_bytes().replace(b"lora_alpha", b"lora_alphb", 1))
+    assert ExpertScores(tiny, [one], "cpu", 1).find(recipe) is None
+
+
+def test_all_code_that_composes_asks_and_judges_is_in_the_key(tiny_folders, tmp_path, empty):
+    """All that runs while an expert that is an adapter is opened and scored, but for what only names, checks, keeps."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(1, 16), f"{module}.lora_B.weight": torch.ones(16, 1)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    ran: set[str] = set()
+
+    def heard(frame, event, argument) -> None:
+        ran.add(frame.f_code.co_filename)
+
+    sys.setprofile(heard)
+    try:
+        pool = ExpertPool.open(str(tiny_folders["base"]), {"math": str(folder)}, vocabulary="base")
+        assert evaluator(pool, pool.live_model(), task(pool)).evaluate(MATH).ok
+    finally:
+        sys.setprofile(None)
+    package = Path(sae_moo.__file__).parent
+    own = {Path(file) for file in ran if Path(file).is_relative_to(package)}
+    apart = {"errors", "recipe", "objectives", "files", "user_cache", "weight_cache", "zoo"}
+    known = set(expert_scores.sources())
+    unknown = {str(file.relative_to(package)) for file in own - known}
+    assert {name for name in unknown if Path(name).with_suffix("").parts[0] not in apart} == set()
+    assert {"adapters.py", "checkpoint.py"} <= {file.name for file in own & known}
+
+
+def test_what_lies_deeper_in_a_package_is_among_its_sources(tmp_path, monkeypatch):
+    (tmp_path / "guest" / "deeper").mkdir(parents=True)
+    for name in ("guest/__init__.py", "guest/deeper/__init__.py", "guest/deeper/a.py", "alone.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [str(file.relative_to(tmp_path)) for file in expert_scores.sources(["guest", "alone"])]
+    assert found == ["alone.py", "guest/__init__.py", "guest/deeper/__init__.py", "guest/deeper/a.py"]
+    with pytest.raises(ModuleNotFoundError):
+        expert_scores.sources(["guest.moved"])
 
 
 def test_only_whole_evaluations_of_experts_as_they_stand_are_kept(tiny, tiny_model, empty):
