@@ -30,15 +30,13 @@ from sae_moo.explore.figures import draw_progress
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.pictures import Curve
 from sae_moo.files import whole
+from sae_moo.folder import RUNS, ComparisonFolder, RunFolder
 from sae_moo.front import Accuracy
-from sae_moo.judging import JUDGED, judge
+from sae_moo.judging import judge
 from sae_moo.records import evaluations, told
-from sae_moo.run import POINTER, RUNS, Run
+from sae_moo.run import Run
 from sae_moo.sections import MethodSection
-from sae_moo.storage import unpacked
 from sae_moo.study import Event, Finished, Resumed
-
-RESULTS = "compare"  # in the comparison's folder: results, by ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def run(
     """
     if config.compare is None:
         raise InputError("the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}")
-    folder = Path(root) / config.study.name
+    folder = ComparisonFolder(Path(root) / config.study.name)
     plan = jobs_of(config)
     failed: dict[str, str] = {}
     done = 0
@@ -182,7 +180,9 @@ def jobs_of(config: Config) -> list[Job]:
     ]
 
 
-def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], None] = lambda made: None) -> None:
+def run_cell(
+    config: Config, job: Job, folder: ComparisonFolder, listener: Callable[[Made], None] = lambda made: None
+) -> None:
     """Run or resume one search and judge its front on the test split; see `run`."""
     counts = Counter[str]()
 
@@ -197,18 +197,20 @@ def run_cell(config: Config, job: Job, folder: Path, listener: Callable[[Made], 
         listener(Made(job, counts["all"], counts["new"], cell.search.evaluations))
 
     cell = config.cell(job.method, job.seed)
-    place = folder / cell.study.name
-    made, budget = evaluations(Run.open(place).trials()) if (place / POINTER).is_file() else 0, cell.search.evaluations
+    place = folder.search(cell.study.name)
+    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, cell.search.evaluations
     if made > budget:  # looked at before the study is told of another budget
-        raise InputError(f"{job}: {place} holds {made} evaluations, the budget is {budget}; use another study.name")
+        raise InputError(
+            f"{job}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
+        )
     bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
     bench = bench.configured(cell)
     try:
-        found = jobs.search(cell, heard, root=folder, bench=bench)
+        found = jobs.search(cell, heard, root=folder.path, bench=bench)
     except InputError as error:
         text = str(error).replace("use another study.name, or --fresh to put the old run aside", "")
         raise InputError(
-            f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place}"
+            f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place.path}"
         ) from error
     judge(found, bench, {record.digest: record.recipe for record in found.front()})
 
@@ -219,18 +221,19 @@ def _bench(document: str, directory: str) -> Bench:
     return Bench.open(Config.from_dict(json.loads(document), directory))
 
 
-def _finished(config: Config, job: Job, folder: Path) -> bool:
+def _finished(config: Config, job: Job, folder: ComparisonFolder) -> bool:
     """Say whether a search used its budget up, or had nothing left to try, and its front is judged."""
     cell = config.cell(job.method, job.seed)
-    place = folder / cell.study.name
-    if not (place / JUDGED).is_file():
+    place = folder.search(cell.study.name)
+    if not place.begun:
         return False
-    found = Run.open(place)
+    found = Run.open(place.path)
     made, budget = evaluations(found.trials()), cell.search.evaluations
     complete = made == budget or (made < budget and not ALGORITHMS[cell.search.algorithm].spaces)
-    same = not differences(_settings(found.config), _settings(cell))
-    judged = json.loads((place / JUDGED).read_text(encoding="utf-8"))
-    return complete and same and all(record.digest in judged for record in found.front())
+    if not complete or differences(_settings(found.config), _settings(cell)):
+        return False
+    judged = place.judged(found.tasks)
+    return judged is not None and all(record.digest in judged for record in found.front())
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -251,7 +254,7 @@ def _failure(work: Callable[[], None]) -> str | None:
 def _run_apart(
     config: Config,
     waiting: Sequence[Job],
-    folder: Path,
+    folder: ComparisonFolder,
     workers: int,
     begins: Callable[[Job], None],
     ended: Callable[[Job, str | None], None],
@@ -270,7 +273,7 @@ def _run_apart(
                 receiver, sender = context.Pipe(duplex=False)
                 place = next(i for i, each in enumerate(jobs_of(config)) if str(each) == str(job))
                 process = context.Process(
-                    target=_work, args=(document, directory, place, str(folder), threads, sender), daemon=True
+                    target=_work, args=(document, directory, place, folder, threads, sender), daemon=True
                 )
                 begins(job)
                 process.start()
@@ -311,14 +314,16 @@ def _heard(receiver: Connection, made: Callable[[Made], None]) -> tuple[str, str
     return "", ""
 
 
-def _work(document: dict[str, Any], directory: str, place: int, folder: str, threads: int, answer: Connection) -> None:
+def _work(
+    document: dict[str, Any], directory: str, place: int, folder: ComparisonFolder, threads: int, answer: Connection
+) -> None:
     """Run one search in this process and say how it went."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         config = Config.from_dict(document, directory)
         job = jobs_of(config)[place]
-        failure = _failure(lambda: run_cell(config, job, Path(folder), lambda made: answer.send(("made", made))))
+        failure = _failure(lambda: run_cell(config, job, folder, lambda made: answer.send(("made", made))))
         answer.send(("done", "") if failure is None else ("failed", failure))
     except SaeMooError as error:
         answer.send(("input", str(error)))
@@ -334,19 +339,28 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], folder: Path) -> Comparison:
+def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], folder: ComparisonFolder) -> Comparison:
     assert config.compare is not None
     section = config.compare
     reference = section.reference or section.named[0].name
-    cells = tuple(_cell(job, Run.open(folder / config.cell(job.method, job.seed).study.name)) for job in plan)
+    cells = tuple(
+        _cell(job, Run.open(folder.search(config.cell(job.method, job.seed).study.name).path)) for job in plan
+    )
     if reference not in {cell.method for cell in cells}:
         raise RunError(f"every search of the reference {reference} failed: {'; '.join(dict.fromkeys(failed.values()))}")
     objectives = config.objective_list()
     once = [m.name for m in section.named if not ALGORITHMS[config.cell(m, 0).search.algorithm].seeded]
     methods = compare(cells, objectives, reference, section.thresholds, section.resamples, unseeded=once)
-    files = tuple(folder / f"{RESULTS}.{ending}" for ending in ("json", "csv", "md", "png"))
+    files = tuple(folder.results(ending) for ending in ("json", "csv", "md", "png"))
     found = Comparison(
-        config.study.name, folder, reference, methods, cells, dict(failed), tuple(o.name for o in objectives), files
+        config.study.name,
+        folder.path,
+        reference,
+        methods,
+        cells,
+        dict(failed),
+        tuple(o.name for o in objectives),
+        files,
     )
     _write(files[0], json.dumps(document_of(found), indent=1, allow_nan=False))
     _write(files[1], _csv(found))
@@ -357,7 +371,7 @@ def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], f
 
 
 def _cell(job: Job, found: Run) -> Cell:
-    judged = json.loads((found.folder / JUDGED).read_text(encoding="utf-8"))
+    judged = RunFolder(found.folder).judged(found.tasks) or {}
     records = told(found.trials())
     volume = hypervolumes(records, found.objectives)
     accuracy = Accuracy(found.objectives)
@@ -365,7 +379,7 @@ def _cell(job: Job, found: Run) -> Cell:
     front = []
     for record in found.front():
         assert record.evaluation is not None
-        scores = {task: np.array(unpacked(row)) for task, row in judged[record.digest].items()}
+        scores = judged[record.digest]
         front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
     own = [r.evaluation for r in records if r.evaluation is not None and r.repeats is None]
     seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)

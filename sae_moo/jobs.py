@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.build import scorer as scorer_of
@@ -22,14 +18,15 @@ from sae_moo.evaluate.task import Metric
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
 from sae_moo.exporting import estimate, export
+from sae_moo.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.judging import check_has_test
 from sae_moo.materializer import materialize, measured_sparsity
 from sae_moo.merging import merge, read_recipe, to_mergekit
 from sae_moo.recipe import BASE
-from sae_moo.run import POINTER, RUNS, Run
+from sae_moo.run import Run
 from sae_moo.scores import SPLITS, Score, Split, summary
 from sae_moo.searchers.searcher import Searcher
-from sae_moo.storage import JOURNAL, TrialStorage, absolute, create_or_load, open_storage
+from sae_moo.storage import TrialStorage, absolute, create_or_load, describe, open_storage
 from sae_moo.study import Event, Exhausted, Listener, PutAside, Study
 
 __all__ = [
@@ -45,8 +42,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-LOCK = "search.lock"  # in a run folder: held by the one process that searches there
 
 
 def search(
@@ -78,38 +73,38 @@ def search(
     if bench is None:
         bench = Bench.open(config)
         tell_twins(bench)
-    folder = Path(root) / config.study.name
+    folder = RunFolder(Path(root) / config.study.name)
     place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
         raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
-    with _locked(folder, fresh, listener) as folder, _going_on(fresh):
-        storage = open_storage(place or folder / JOURNAL, write=True)
+    aside = (lambda path: listener(PutAside(path))) if fresh else None
+    with folder.held(aside), _going_on(fresh):
+        storage = open_storage(place or folder.journal, write=True)
         study = create_or_load(storage, config.study.name, config.objective_list())
-        stored = study.user_attrs.get("identity")
-        chosen = bench.anchors() if stored is None else study.user_attrs.get("anchors", {})
-        bench = bench.anchored(chosen)
-        if stored is None:
-            if study.get_trials(deepcopy=False):
-                raise InputError(
-                    f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
-                )
-            study.set_user_attr("fingerprints", bench.pool.fingerprints)
-            study.set_user_attr("groups", list(bench.pool.groups))
-            study.set_user_attr("anchors", chosen)
-            study.set_user_attr("identity", bench.identity())
-        else:
-            _check_same(folder, stored, bench, place)
-        sources = {task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks}
-        places = {"config": config.model_dump(mode="json"), "directory": str(config.directory), "items": sources}
-        for key, value in places.items():  # models may have moved since, their contents are checked
-            if study.user_attrs.get(key) != value:
-                study.set_user_attr(key, value)
-        (folder / POINTER).write_text(json.dumps({"study": config.study.name, "storage": place}) + "\n")
+        stored = StudyHeader.read(study.user_attrs)
+        if stored is None and study.get_trials(deepcopy=False):
+            raise InputError(f"study {config.study.name!r} holds trials that sae-moo did not make; use another name")
+        anchors = bench.anchors() if stored is None else stored.anchors
+        bench = bench.anchored(anchors)
+        if stored is not None:
+            _check_same(folder, stored.identity, bench, place)
+        header = StudyHeader(  # models may have moved since, their contents are checked
+            config=config.model_dump(mode="json"),
+            directory=str(config.directory),
+            fingerprints=bench.pool.fingerprints,
+            groups=bench.pool.groups,
+            identity=bench.identity() if stored is None else stored.identity,
+            anchors=anchors,
+            items={task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks},
+            exhausted=None if stored is None else stored.exhausted,
+        )
+        describe(study, header.attributes())
+        folder.point(config.study.name, place)
         evaluator = bench.evaluator()
 
         def heard(event: Event) -> None:
             if isinstance(event, Exhausted):
-                study.set_user_attr("exhausted", event.evaluations)
+                describe(study, replace(header, exhausted=event.evaluations).attributes())
             listener(event)
 
         Study(
@@ -125,7 +120,7 @@ def search(
             heard,
             bench.rivals(),
         ).run()
-    return Run.open(folder)
+    return Run.open(folder.path)
 
 
 def tell_twins(bench: Bench) -> None:
@@ -139,17 +134,17 @@ def tell_twins(bench: Bench) -> None:
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
     """Raise InputError if a run of that name exists under other settings; writes nothing."""
-    folder = Path(root) / config.study.name
-    if (folder / POINTER).is_file():
-        run = Run.open(folder)
+    folder = RunFolder(Path(root) / config.study.name)
+    if folder.begun:
+        run = Run.open(folder.path)
         _check_same(folder, run.identity, bench.anchored(run.anchors), config.study.storage)
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
+def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
     found = differences(stored, bench.identity())
     if found:
         raise InputError(
-            f"{folder}: the study was made under other settings and is not resumed:\n"
+            f"{folder.path}: the study was made under other settings and is not resumed:\n"
             + "\n".join(f"  - {difference}" for difference in found)
             + "\n  use another study.name"
             + (", or --fresh to put the old run aside" if place is None else "")
@@ -217,50 +212,3 @@ def _going_on(fresh: bool) -> Iterator[None]:
         yield
     except Interrupted as error:
         raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None
-
-
-@contextmanager
-def _locked(folder: Path, fresh: bool, listener: Listener) -> Iterator[Path]:
-    """Hold a run folder for one writer; an earlier run is put aside if it is to be a fresh one, and that is told.
-
-    Raises:
-        InputError: if it cannot be written, or another process is searching there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise InputError(f"{folder}: the run folder cannot be written: {error.strerror}") from error
-    with handle:
-        _lock(handle, folder)
-        if fresh and not _only_lock(folder):
-            number = 1
-            while folder.with_name(f"{folder.name}.{number}").exists():
-                number += 1
-            listener(PutAside(folder.rename(folder.with_name(f"{folder.name}.{number}"))))
-            with _locked(folder, fresh=False, listener=listener) as anew:
-                yield anew
-            return
-        try:
-            yield folder
-        finally:
-            if _only_lock(folder):  # refused before anything was stored
-                shutil.rmtree(folder)
-
-
-def _only_lock(folder: Path) -> bool:
-    return all(path.name == LOCK for path in folder.iterdir())
-
-
-def _lock(handle: TextIO, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        owner = handle.read().strip()
-        raise InputError(
-            f"{folder}: another search is running there" + (f" (process {owner})" if owner else "")
-        ) from None
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()

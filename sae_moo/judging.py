@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +11,7 @@ from sae_moo.build import Bench
 from sae_moo.config import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Evaluator
-from sae_moo.files import whole
+from sae_moo.folder import RunFolder
 from sae_moo.front import Accuracy
 from sae_moo.materializer import materialize
 from sae_moo.objectives import Evaluation, Objective
@@ -21,9 +19,7 @@ from sae_moo.recipe import BASE, Recipe
 from sae_moo.run import Run
 from sae_moo.scores import Scores, Split
 from sae_moo.searchers.space import AVERAGE
-from sae_moo.storage import TrialRecord, packed, unpacked
-
-JUDGED = "test.json"  # in a run folder: scores on the test split, by digest
+from sae_moo.storage import TrialRecord
 
 
 def bench_of(run: Run, any_device: bool = False) -> Bench:
@@ -66,27 +62,18 @@ def judge(run: Run, bench: Bench, recipes: Mapping[str, Recipe]) -> dict[str, Sc
     Raises:
         InputError: if what was kept cannot be read.
     """
-    path = run.folder / JUDGED
-    try:
-        judged = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        found: dict[str, Scores] = {
-            digest: {task.name: np.array(unpacked(judged[digest][task.name])) for task in bench.tasks}
-            for digest in recipes
-            if digest in judged
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected scores on the test split: {error!r}; remove the file") from error
-    missing = [digest for digest in recipes if digest not in found]
+    folder = RunFolder(run.folder)
+    kept = folder.judged([task.name for task in bench.tasks])
+    judged = dict(kept or {})
+    missing = [digest for digest in recipes if digest not in judged]
     if missing:
         model, scorer = bench.live_model(), bench.scorer()
         for digest in missing:
             materialize(recipes[digest], bench.pool, model)
-            found[digest] = scorer.score(model, "test")
-            judged[digest] = {task: packed(row.tolist()) for task, row in found[digest].items()}
-    if (missing or not path.exists()) and os.access(run.folder, os.W_OK):
-        with whole(path) as partial:
-            partial.write_text(json.dumps(judged), encoding="utf-8")
-    return found
+            judged[digest] = scorer.score(model, "test")
+    if missing or kept is None:
+        folder.keep_judged(judged)
+    return {digest: judged[digest] for digest in recipes}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_moo.config import Config
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError
 from sae_moo.explore import pick as picking
 from sae_moo.explore.neighbours import Neighbour, neighbours
 from sae_moo.explore.view import View, finished
+from sae_moo.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.front import front_of
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.recipe import Recipe
-from sae_moo.storage import JOURNAL, OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
-
-RUNS = Path("runs")
-POINTER = "run.json"  # in a run folder: where its study is
+from sae_moo.storage import OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
 
 
 class Run:
@@ -43,16 +40,16 @@ class Run:
         self.storage = storage
         self.name = name
         self.folder = folder
-        attrs: Mapping[str, Any] = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
-        if not {"config", "directory", "fingerprints", "identity"} <= set(attrs):
+        header = StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
+        if header is None:
             raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
-        self.config = Config.from_dict(attrs["config"], attrs["directory"])
+        self.config = Config.from_dict(header.config, header.directory)
         self.objectives = self.config.objective_list()
-        self.fingerprints: Mapping[str, str] = attrs["fingerprints"]
-        self.groups: Sequence[str] = attrs.get("groups", ())
-        self.identity: Mapping[str, Any] = attrs["identity"]
-        self.anchors: Mapping[str, Sequence[int]] = attrs.get("anchors", {})
-        self.exhausted: int | None = attrs.get("exhausted")
+        self.fingerprints = header.fingerprints
+        self.groups = header.groups
+        self.identity: Mapping[str, Any] = header.identity
+        self.anchors = header.anchors
+        self.exhausted = header.exhausted
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod
@@ -62,26 +59,11 @@ class Run:
         Raises:
             InputError: if there is no such run, or its study cannot be read.
         """
-        folder = Path(run) if Path(run).is_dir() else root / run
-        if not folder.is_dir():
-            known = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
-            there = f"; there are {', '.join(known)}" if known else ""
-            place = root.resolve()
-            raise InputError(
-                f"no run {str(run)!r}{nearest(str(run), known)}: neither a folder nor a name in {place}{there}"
-            )
-        try:
-            pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
-            where, name = pointer["storage"] or folder / JOURNAL, pointer["study"]
-            if not isinstance(where, (str, Path)) or not isinstance(name, str):
-                raise TypeError("storage and study are text")
-        except FileNotFoundError:
-            where, name = folder / JOURNAL, None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / POINTER}: expected the place of a study: {error!r}") from error
+        folder = RunFolder.find(run, root)
+        where, name = folder.study()
         storage = open_storage(where, write=False)
         try:
-            return cls(storage, name or only_study(storage), folder)
+            return cls(storage, name or only_study(storage), folder.path)
         except KeyError:
             raise InputError(f"{where}: holds no study {name!r}") from None
 

@@ -35,7 +35,6 @@ from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 log = logging.getLogger(__name__)
 
 OptunaStorage: TypeAlias = BaseStorage
-JOURNAL = "study.journal"
 STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.PRUNED: "stopped"}
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
 PARAM_RANGE = (-10.0, 10.0)
@@ -436,6 +435,14 @@ def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objecti
     elif study.metric_names != names:
         raise InputError(f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}")
     return study
+
+
+def describe(study: optuna.Study, attributes: Mapping[str, Any]) -> None:
+    """Give a study user attributes, in their order, those that it does not have so already."""
+    stored = study.user_attrs
+    for key, value in attributes.items():
+        if key not in stored or stored[key] != value:
+            study.set_user_attr(key, value)
 
 
 def only_study(storage: BaseStorage) -> str:

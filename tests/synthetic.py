@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from stand_ins import NAMES
 
 from sae_moo.config import Config
 from sae_moo.explore.view import View
+from sae_moo.folder import RunFolder, StudyHeader
 from sae_moo.front import front_of
 from sae_moo.objectives import Evaluation, Objective, named_quantities
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
-from sae_moo.run import POINTER
-from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
+from sae_moo.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
 
 GROUPS = ("embeddings", "block.0", "block.1", "block.2", "head")
 INSTANCES = 40
@@ -111,14 +110,15 @@ def run_folder(folder: Path, count: int, tasks: tuple[str, ...] = ("a", "b")) ->
         },
         str(folder),
     )
-    storage = open_storage(folder / JOURNAL, write=True)
+    place = RunFolder(folder)
+    storage = open_storage(place.journal, write=True)
     study = create_or_load(storage, folder.name, config.objective_list())
     prints = dict.fromkeys(NAMES, "f" * 64)
-    attrs = {"fingerprints": prints, "groups": list(GROUPS), "anchors": {}, "identity": {}}
-    attrs |= {"config": config.model_dump(mode="json"), "directory": str(folder), "items": {}}
-    for key, value in attrs.items():
-        study.set_user_attr(key, value)
-    (folder / POINTER).write_text(json.dumps({"study": folder.name, "storage": None}))
+    header = StudyHeader(
+        config=config.model_dump(mode="json"), directory=str(folder), fingerprints=prints, groups=GROUPS, identity={}
+    )
+    describe(study, header.attributes())
+    place.point(folder.name, None)
     trials = TrialStorage(storage, folder.name, config.objective_list(), (), prints)
     for i, each in enumerate(made(count, tasks)):
         number = trials.begin(each.recipe, each.params, each.parents, each.operator, each.generation, i, "v")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from commands import call, config_for, refused, written
 
+from sae_moo.folder import RunFolder
 from sae_moo.recipe import Merge
 from sae_moo.run import Run
 
@@ -101,9 +102,7 @@ def test_ctrl_c_saves_and_exits_130(here, monkeypatch):
 
 
 def test_two_searches_of_one_run_do_not_meet(here):
-    from sae_moo.jobs import _locked
-
-    with _locked(Path("runs/tiny"), False, print):
+    with RunFolder(Path("runs/tiny")).held():
         assert f"another search is running there (process {os.getpid()})" in refused("search", "c.yaml")
     assert not (here / "runs/tiny").exists(), "a lock alone leaves no run behind"
 

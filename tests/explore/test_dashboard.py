@@ -19,9 +19,10 @@ from sae_moo.errors import InputError
 from sae_moo.explore import dashboard
 from sae_moo.explore.dashboard import HOST, Shown, attributes_of, serve, shown_of, with_notes
 from sae_moo.explore.notes import MOST_NOTES, Notes, notes_of, plain
+from sae_moo.folder import JOURNAL
 from sae_moo.objectives import Evaluation
 from sae_moo.run import Run
-from sae_moo.storage import JOURNAL, open_storage, readable
+from sae_moo.storage import open_storage, readable
 
 
 def asked(address: str, **body) -> dict:
