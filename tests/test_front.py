@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,17 @@ from synthetic import GROUPS, view
 from sae_moo.compare import Job, _cell
 from sae_moo.config import Config
 from sae_moo.explore.pick import pick
+from sae_moo.folder import RunFolder, StudyHeader
 from sae_moo.front import Accuracy, Front, front_of
-from sae_moo.judging import JUDGED
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, named_quantities, violations
 from sae_moo.pareto import hypervolume, non_dominated
 from sae_moo.recipe import Cast, Expert, Prune
-from sae_moo.run import POINTER, Run
+from sae_moo.run import Run
 from sae_moo.schedule import Adaptive
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.sections import MethodSection
-from sae_moo.storage import JOURNAL, TrialRecord, TrialStorage, create_or_load, open_storage
+from sae_moo.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
 
 SPARSITY = Objective("sparsity")
 OVERLAP = (Objective("first", ("a", "b")), Objective("second", ("b", "c")), SPARSITY)
@@ -235,21 +234,24 @@ def studied(folder: Path, candidates: list[Evaluation]) -> Run:
         },
         folder,
     )
-    storage = open_storage(folder / JOURNAL, write=True)
+    place = RunFolder(folder)
+    storage = open_storage(place.journal, write=True)
     study, prints = create_or_load(storage, "s", config.objective_list()), dict.fromkeys(NAMES, "f" * 64)
-    attrs = {"config": config.model_dump(mode="json"), "directory": str(folder), "fingerprints": prints}
-    for key, value in (attrs | {"groups": list(GROUPS), "identity": {}}).items():
-        study.set_user_attr(key, value)
-    (folder / POINTER).write_text(json.dumps({"study": "s", "storage": None}))
+    header = StudyHeader(
+        config=config.model_dump(mode="json"), directory=str(folder), fingerprints=prints, groups=GROUPS, identity={}
+    )
+    describe(study, header.attributes())
+    place.point("s", None)
     trials = TrialStorage(storage, "s", config.objective_list(), config.constraint_list(), prints)
     first: dict[int, int] = {}
-    judged = {}
+    judged: dict[str, dict[str, np.ndarray]] = {}
     for told, evaluation in enumerate(candidates):
         number = trials.begin(evaluation.recipe, {}, (), "", 0, told, "v")
         record = trials.finish(number, evaluation, told, first.get(id(evaluation)))
         first.setdefault(id(evaluation), number)
-        judged[record.digest] = {}
-    (folder / JUDGED).write_text(json.dumps(judged))
+        if evaluation.ok:
+            judged[record.digest] = {task: np.array(row) for task, row in evaluation.scores.items()}
+    place.keep_judged(judged)
     return Run.open(folder)
 
 
