@@ -1,4 +1,4 @@
-"""From a recipe to a Hugging Face folder that any loader of the base accepts, and its verification.
+"""From a recipe to a Hugging Face folder that any loader of the base accepts: what lies beside the weights.
 
 Tensors have the names that the base's file gives them, ``config.json`` is the base's with another dtype, so that what
 loads the base (transformers, vLLM, llama.cpp's converter) loads the result.
@@ -12,23 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sae_moo.calibration import save_calibration
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.streaming import Stream
-from sae_moo.errors import InputError, RunError, nearest
-from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.errors import InputError, nearest
 from sae_moo.experts import ExpertPool
 from sae_moo.recipe import BASE, Cast, Recipe, encode
-from sae_moo.scores import Score, Split, stderr, summary
 from sae_moo.vocabulary import load_tokenizer, token_list
 
 RECIPE_FILE = "recipe.json"
 CARD_FILE = "README.md"
-SAME = 1e-4
-"""How far likelihoods of an instance may differ: batches of another size, after memory ran out, round otherwise."""
 
 
 def recipe_document(recipe: Recipe, pool: ExpertPool, tensors: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -110,40 +105,3 @@ def write_origin(folder: Path, stream: Stream, card: Card) -> None:
     (folder / RECIPE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     save_calibration(stream.recipe, stream.pool, folder)
     (folder / CARD_FILE).write_text(card.of(stream).text(stream.pool), encoding="utf-8")
-
-
-def verified(
-    model: Any, scorer: Scorer, expected: Mapping[str, tuple[float, ...]], exact: bool = True
-) -> tuple[dict[Split, dict[str, Score]], int]:
-    """Score a model that was loaded as a user would, and compare every instance with the trial.
-
-    Args:
-        model: the loaded model.
-        scorer: the study's tasks.
-        expected: the trial's scores per instance of the search split.
-        exact: whether the arithmetic is the same; if not (smaller matrices add up in another order), instances may
-            differ, and no task's mean may by more than its standard error.
-
-    Returns:
-        Scores of the loaded model per split, the test split only where every task has test instances; and how many
-        instances of the search split score otherwise than in the trial, 0 if `exact`.
-
-    Raises:
-        RunError: if any instance scores differently, by more than batches of another size may round.
-    """
-    again = scorer.score(model, "search")
-    different = 0
-    for task, row in expected.items():
-        wrong = int(np.sum(np.abs(again[task] - np.array(row)) > SAME))
-        moved = abs(float(again[task].mean()) - float(np.mean(row)))
-        allowed = 0.0 if exact or len(row) == 1 else stderr(row)
-        if wrong and (exact or moved > allowed):
-            raise RunError(
-                f"the written model is not the evaluated one: {wrong} of {len(row)} instances of {task} score "
-                f"differently (mean {again[task].mean():.6f} instead of {np.mean(row):.6f}); nothing was exported"
-            )
-        different += wrong
-    result: dict[Split, dict[str, Score]] = {"search": summary(again)}
-    if all(task.instances("test") for task in scorer.tasks):
-        result["test"] = summary(scorer.score(model, "test"))
-    return result, different

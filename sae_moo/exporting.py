@@ -114,7 +114,7 @@ class _Order:
         Args:
             folder: with the weights.
             digests: of what was to be written; None: of the trial's own tensors.
-            exact: see `export.verified`.
+            exact: see `verification.same_scores`.
         """
         self.stage("loaded and scored again in a fresh process")
         written = self.stream.digests if digests is None else digests

@@ -15,18 +15,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.deploy.tensor_files import raw
 from sae_moo.errors import RunError, SaeMooError
+from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.generation import decoding
-from sae_moo.export import verified
 from sae_moo.judging import bench_of
 from sae_moo.live import load_model
 from sae_moo.recipe import BASE
 from sae_moo.run import Run
-from sae_moo.scores import Score, Split
+from sae_moo.scores import Score, Split, stderr, summary
+
+SAME = 1e-4
+"""How far likelihoods of an instance may differ: batches of another size, after memory ran out, round otherwise."""
 
 # A Ctrl-C reaches both processes; this one then ends the other.
 _CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sae_moo.verification import main; main()"
@@ -47,7 +51,7 @@ def verify(
         trial: number of the trial it should be.
         folder: the written folder.
         digests: tensor name -> SHA-256 of the bytes it should hold.
-        exact: see `export.verified`.
+        exact: see `same_scores`.
         tell: is told how many tensors and instances are as they should be.
 
     Returns:
@@ -118,7 +122,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if decoding(folder) != decoding(base):
         model.generation_config = generation_settings(base)  # as the trial was decoded
     assert record.evaluation is not None
-    scores, different = verified(model, bench.scorer(), record.evaluation.scores, request["exact"])
+    scores, different = same_scores(model, bench.scorer(), record.evaluation.scores, request["exact"])
     return {
         "scores": {
             split: {task: [s.score, s.stderr, s.instances] for task, s in tasks.items()}
@@ -150,3 +154,40 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def same_scores(
+    model: Any, scorer: Scorer, expected: Mapping[str, tuple[float, ...]], exact: bool = True
+) -> tuple[dict[Split, dict[str, Score]], int]:
+    """Score a model that was loaded as a user would, and compare every instance with the trial.
+
+    Args:
+        model: the loaded model.
+        scorer: the study's tasks.
+        expected: the trial's scores per instance of the search split.
+        exact: whether the arithmetic is the same; if not (smaller matrices add up in another order), instances may
+            differ, and no task's mean may by more than its standard error.
+
+    Returns:
+        Scores of the loaded model per split, the test split only where every task has test instances; and how many
+        instances of the search split score otherwise than in the trial, 0 if `exact`.
+
+    Raises:
+        RunError: if any instance scores differently, by more than batches of another size may round.
+    """
+    again = scorer.score(model, "search")
+    different = 0
+    for task, row in expected.items():
+        wrong = int(np.sum(np.abs(again[task] - np.array(row)) > SAME))
+        moved = abs(float(again[task].mean()) - float(np.mean(row)))
+        allowed = 0.0 if exact or len(row) == 1 else stderr(row)
+        if wrong and (exact or moved > allowed):
+            raise RunError(
+                f"the written model is not the evaluated one: {wrong} of {len(row)} instances of {task} score "
+                f"differently (mean {again[task].mean():.6f} instead of {np.mean(row):.6f}); nothing was exported"
+            )
+        different += wrong
+    result: dict[Split, dict[str, Score]] = {"search": summary(again)}
+    if all(task.instances("test") for task in scorer.tasks):
+        result["test"] = summary(scorer.score(model, "test"))
+    return result, different
