@@ -39,17 +39,29 @@ from sae_moo.sections import MethodSection
 from sae_moo.study import Event, Finished, Resumed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One search to make.
+    """One search to make; itself only, however alike another may be.
 
     Args:
         method: its method.
         seed: its seed.
+        config: its configuration, see `Config.cell`.
     """
 
     method: MethodSection
     seed: int
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, method: MethodSection, seed: int) -> Job:
+        """Return a search of the comparison that a configuration describes."""
+        return cls(method, seed, config.cell(method, seed))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its seed changes anything."""
+        return ALGORITHMS[self.config.search.algorithm].seeded
 
     def __str__(self) -> str:
         return f"{self.method.name}, seed {self.seed}"
@@ -140,20 +152,21 @@ def run(
         raise InputError("the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}")
     folder = ComparisonFolder(Path(root) / config.study.name)
     plan = jobs_of(config)
-    failed: dict[str, str] = {}
+    failed: dict[Job, str] = {}
     done = 0
 
     def ended(job: Job, why: str | None) -> None:
         nonlocal done
         done += 1
         if why is not None:
-            failed[str(job)] = why
+            failed[job] = why
         listener(Step(job, done, len(plan), "done" if why is None else why))
 
     def begins(job: Job) -> None:
         listener(Step(job, done, len(plan), "begins"))
 
-    waiting = [job for job in plan if not _finished(config, job, folder)]
+    bench = cache(lambda: Bench.open(config))  # once, and only if there is anything to do
+    waiting = [job for job in plan if not _finished(job, folder)]
     done = len(plan) - len(waiting)
     try:
         if workers > 1:
@@ -161,29 +174,36 @@ def run(
         else:
             for job in waiting:
                 begins(job)
-                ended(job, _failure(lambda job=job: run_cell(config, job, folder, listener)))  # type: ignore[misc]
+                ended(job, _failure(lambda job=job: run_cell(job, bench, folder, listener)))  # type: ignore[misc]
     except KeyboardInterrupt:
         kept = f"{done} finished searches and every evaluation are kept"
         raise Interrupted(f"stopped; {kept}, the same command goes on") from None
-    return _concluded(config, [job for job in plan if str(job) not in failed], failed, folder)
+    return _concluded(config, plan, failed, folder)
 
 
 def jobs_of(config: Config) -> list[Job]:
     """Return the searches of a comparison, those of a seed together."""
     assert config.compare is not None
     methods = config.compare.named
-    return [
-        Job(method, config.study.seed + i)
-        for i in range(config.compare.seeds)
-        for method in methods
-        if i == 0 or ALGORITHMS[config.cell(method, 0).search.algorithm].seeded
-    ]
+    seeds = [config.study.seed + i for i in range(config.compare.seeds)]
+    possible = [Job.of(config, method, seed) for seed in seeds for method in methods]
+    return [job for job in possible if job.seeded or job.seed == config.study.seed]
 
 
 def run_cell(
-    config: Config, job: Job, folder: ComparisonFolder, listener: Callable[[Made], None] = lambda made: None
+    job: Job,
+    bench: Callable[[], Bench],
+    folder: ComparisonFolder,
+    listener: Callable[[Made], None] = lambda made: None,
 ) -> None:
-    """Run or resume one search and judge its front on the test split; see `run`."""
+    """Run or resume one search and judge its front on the test split; see `run`.
+
+    Args:
+        job: the search.
+        bench: opens experts and tasks of the comparison, if that has not been done yet.
+        folder: of the comparison.
+        listener: told of every evaluation.
+    """
     counts = Counter[str]()
 
     def heard(event: Event) -> None:
@@ -196,34 +216,27 @@ def run_cell(
                 return
         listener(Made(job, counts["all"], counts["new"], cell.search.evaluations))
 
-    cell = config.cell(job.method, job.seed)
+    cell = job.config
     place = folder.search(cell.study.name)
     made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, cell.search.evaluations
     if made > budget:  # looked at before the study is told of another budget
         raise InputError(
             f"{job}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
         )
-    bench = _bench(json.dumps(config.model_dump(mode="json", exclude={"compare"})), str(config.directory))
-    bench = bench.configured(cell)
+    configured = bench().configured(cell)
     try:
-        found = jobs.search(cell, heard, root=folder.path, bench=bench)
+        found = jobs.search(cell, heard, root=folder.path, bench=configured)
     except InputError as error:
         text = str(error).replace("use another study.name, or --fresh to put the old run aside", "")
         raise InputError(
             f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place.path}"
         ) from error
-    judge(found, bench, {record.digest: record.recipe for record in found.front()})
+    judge(found, configured, {record.digest: record.recipe for record in found.front()})
 
 
-@cache
-def _bench(document: str, directory: str) -> Bench:
-    """Open experts and tasks once a process."""
-    return Bench.open(Config.from_dict(json.loads(document), directory))
-
-
-def _finished(config: Config, job: Job, folder: ComparisonFolder) -> bool:
+def _finished(job: Job, folder: ComparisonFolder) -> bool:
     """Say whether a search used its budget up, or had nothing left to try, and its front is judged."""
-    cell = config.cell(job.method, job.seed)
+    cell = job.config
     place = folder.search(cell.study.name)
     if not place.begun:
         return False
@@ -265,15 +278,13 @@ def _run_apart(
     threads = max(1, (os.cpu_count() or 1) // workers)
     queue = list(waiting)
     out: dict[Any, tuple[Any, Job, Connection]] = {}  # by what tells that a process has ended
-    document, directory = config.model_dump(mode="json", exclude_unset=True), str(config.directory)
     try:
         while queue or out:
             while queue and len(out) < workers:
                 job = queue.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                place = next(i for i, each in enumerate(jobs_of(config)) if str(each) == str(job))
                 process = context.Process(
-                    target=_work, args=(document, directory, place, folder, threads, sender), daemon=True
+                    target=_work, args=(config, job.method, job.seed, folder, threads, sender), daemon=True
                 )
                 begins(job)
                 process.start()
@@ -281,13 +292,13 @@ def _run_apart(
                 out[process.sentinel] = (process, job, receiver)
             ready = wait([*out, *(receiver for _, _, receiver in out.values())])
             for sentinel, (process, job, receiver) in list(out.items()):
-                kind, text = _heard(receiver, made)
+                kind, text = _heard(receiver, job, made)
                 if sentinel not in ready and not kind:
                     continue
                 process.join()
                 del out[sentinel]
                 if not kind:  # what it said last may have come after the first look
-                    kind, text = _heard(receiver, made)
+                    kind, text = _heard(receiver, job, made)
                 if not kind:
                     kind, text = "failed", f"its process died (exit code {process.exitcode})"
                 if kind == "input":
@@ -301,29 +312,32 @@ def _run_apart(
             process.join()
 
 
-def _heard(receiver: Connection, made: Callable[[Made], None]) -> tuple[str, str]:
+def _heard(receiver: Connection, job: Job, made: Callable[[Made], None]) -> tuple[str, str]:
     """Take in what a search has said since, and return how it ended; two empty texts if it has not said that."""
     try:
         while receiver.poll():
             kind, said = receiver.recv()
             if kind != "made":
                 return kind, said
-            made(said)
+            made(Made(job, *said))
     except (EOFError, OSError):  # it is gone, perhaps within a message
         pass
     return "", ""
 
 
 def _work(
-    document: dict[str, Any], directory: str, place: int, folder: ComparisonFolder, threads: int, answer: Connection
+    config: Config, method: MethodSection, seed: int, folder: ComparisonFolder, threads: int, answer: Connection
 ) -> None:
     """Run one search in this process and say how it went."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        config = Config.from_dict(document, directory)
-        job = jobs_of(config)[place]
-        failure = _failure(lambda: run_cell(config, job, folder, lambda made: answer.send(("made", made))))
+        job = Job.of(config, method, seed)
+
+        def heard(made: Made) -> None:
+            answer.send(("made", (made.evaluations, made.new, made.budget)))
+
+        failure = _failure(lambda: run_cell(job, lambda: Bench.open(config), folder, heard))
         answer.send(("done", "") if failure is None else ("failed", failure))
     except SaeMooError as error:
         answer.send(("input", str(error)))
@@ -339,17 +353,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], folder: ComparisonFolder) -> Comparison:
+def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[Job, str], folder: ComparisonFolder) -> Comparison:
     assert config.compare is not None
     section = config.compare
     reference = section.reference or section.named[0].name
-    cells = tuple(
-        _cell(job, Run.open(folder.search(config.cell(job.method, job.seed).study.name).path)) for job in plan
-    )
+    searched = [job for job in plan if job not in failed]
+    cells = tuple(_cell(job, Run.open(folder.search(job.config.study.name).path)) for job in searched)
     if reference not in {cell.method for cell in cells}:
         raise RunError(f"every search of the reference {reference} failed: {'; '.join(dict.fromkeys(failed.values()))}")
     objectives = config.objective_list()
-    once = [m.name for m in section.named if not ALGORITHMS[config.cell(m, 0).search.algorithm].seeded]
+    once = [job.method.name for job in plan if not job.seeded]
     methods = compare(cells, objectives, reference, section.thresholds, section.resamples, unseeded=once)
     files = tuple(folder.results(ending) for ending in ("json", "csv", "md", "png"))
     found = Comparison(
@@ -358,7 +371,7 @@ def _concluded(config: Config, plan: Sequence[Job], failed: Mapping[str, str], f
         reference,
         methods,
         cells,
-        dict(failed),
+        {str(job): why for job, why in failed.items()},
         tuple(o.name for o in objectives),
         files,
     )

@@ -140,7 +140,7 @@ def of_models(first: str, second: str, config: Config, split: Split = "test") ->
     )
     rows = []
     for target in targets:
-        found = jobs.evaluate(target, config, split)
+        found = jobs.evaluate(target, config, split, bench)
         rows.append({task: np.array([s["score"] for s in found.samples if s["name"] == task]) for task in found.scores})
     groups = () if unlike else _groups(opened[0][0], opened[0][1], opened[1][1])
     return Diff(targets, split, _scores(rows, config.objective_list()), groups, unlike or "")

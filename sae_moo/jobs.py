@@ -169,13 +169,14 @@ class Evaluated:
     samples: tuple[Mapping[str, Any], ...]
 
 
-def evaluate(target: str, config: Config, split: Split) -> Evaluated:
+def evaluate(target: str, config: Config, split: Split, bench: Bench | None = None) -> Evaluated:
     """Score a model folder, a hub id, ``zoo:NAME`` or a recipe with the configured tasks.
 
     Args:
         target: what to score; a path ending in ``.json`` is a recipe over the configured experts.
         config: the configuration.
         split: which items to score on.
+        bench: the configuration's, if it is open already; recipes are made with it.
 
     Raises:
         InputError: if the target or the configuration cannot be used.
@@ -185,7 +186,7 @@ def evaluate(target: str, config: Config, split: Split) -> Evaluated:
         check_has_test(config)
     device = resolve_device(config.models.device)
     if target.endswith(".json"):
-        bench = Bench.open(config)
+        bench = Bench.open(config) if bench is None else bench
         recipe = read_recipe(Path(target), bench.pool)
         pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
         materialize(recipe, pool, model)

@@ -15,7 +15,7 @@ from sae_moo.cli.pace import Clock, Pace, rate_text, span_text
 from sae_moo.cli.rows import Row, bar, fitting, said
 from sae_moo.cli.standing import Failures, Standing
 from sae_moo.cli.terminal import Canvas
-from sae_moo.compare import Made, Step, jobs_of
+from sae_moo.compare import Made, Step
 from sae_moo.config import Config
 from sae_moo.explore.words import SPACES, count
 from sae_moo.storage import TrialRecord
@@ -224,7 +224,7 @@ class CompareView:
 
     def __init__(self, config: Config, console: Console, show: bool = True, clock: Clock = time.monotonic) -> None:
         self._title = config.study.name
-        self._total = len(jobs_of(config)) if config.compare is not None else 0
+        self._total: int | None = None  # until the first search begins
         self._console = console
         self._show = show
         self._clock = clock
@@ -256,7 +256,7 @@ class CompareView:
             self._gained += (event.new - (before.new if before is not None else 0)) / max(event.budget, 1)
             self._running[name] = since, event
             return
-        self._done = event.done
+        self._done, self._total = event.done, event.total
         if event.what == "begins":
             self._running[name] = self._clock(), None
             return
@@ -277,9 +277,12 @@ class CompareView:
         running = dict(self._running)
         far = self._done + sum(made.evaluations / max(made.budget, 1) for _, made in running.values() if made)
         seconds = now - self._start
-        left = (self._total - far) * seconds / self._gained if self._gained else None
+        left = (self._total - far) * seconds / self._gained if self._gained and self._total is not None else None
         rows = [Row(8, Text(f"comparison {self._title}", "bold", no_wrap=True, overflow="ellipsis"))]
-        rows.append(Row(0, bar(far, self._total, f"{self._done}/{self._total} searches")))
+        if self._total is None:
+            rows.append(Row(0, bar(0, 1, "what is finished already is looked up")))
+        else:
+            rows.append(Row(0, bar(far, self._total, f"{self._done}/{self._total} searches")))
         rows.append(Row(1, said("time", f"about {span_text(left)} left   {span_text(seconds)} so far")))
         if self._failures:
             first, *others = self._failures.told(MOST_REASONS)

@@ -15,6 +15,7 @@ import pytest
 from commands import call, config_for, refused, written
 
 from sae_moo import compare, jobs
+from sae_moo.build import Bench
 from sae_moo.config import Config
 from sae_moo.errors import InputError, RunError
 from sae_moo.run import Run
@@ -91,13 +92,28 @@ def test_the_numbers_are_those_of_evaluate_on_the_test_split(config, here):
 def test_what_is_done_is_not_done_again_and_more_seeds_are_added(config, here, monkeypatch):
     assert call("compare", "compare.yaml").exit_code == 0
     asked = []
-    monkeypatch.setattr(compare, "run_cell", lambda config, job, *more: asked.append(str(job)))
+    monkeypatch.setattr(compare, "run_cell", lambda job, *more: asked.append(str(job)))
     again = call("compare", "compare.yaml")
     assert (again.exit_code, asked) == (0, [])
     assert "minus nsga2" in again.stdout
     with pytest.raises(InputError, match=r"no run .*nsga2-2"):
         compare.run(Config.load("compare.yaml", ["compare.seeds=3"]))
     assert asked == ["nsga2, seed 2", "swarm, dense, seed 2"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_search_is_worked_out_once_and_experts_are_opened_once(config, here, monkeypatch, workers):
+    worked_out, opened = [], []
+    cell, open_bench = Config.cell, Bench.open
+    monkeypatch.setattr(Config, "cell", lambda *given: worked_out.append(given) or cell(*given))
+    monkeypatch.setattr(compare.Bench, "open", lambda config: opened.append(config) or open_bench(config))
+    parsed = Config.load(config, ["search.evaluations=6"])
+    del worked_out[:]  # every method is checked once when it is read
+    compare.run(parsed, workers=workers)
+    assert len(worked_out) == 3 * 2
+    assert opened == ([parsed] if workers == 1 else []), "worker processes open their own"
+    compare.run(parsed, workers=workers)
+    assert (len(worked_out), len(opened)) == (2 * 3 * 2, workers == 1), "nothing to do, nothing to open"
 
 
 def test_an_unfinished_search_is_resumed(config, here):
@@ -199,10 +215,10 @@ def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
 def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
     real = compare.run_cell
 
-    def failing(config, job, *more):
+    def failing(job, *more):
         if job.method.name == "swarm, dense":
             raise RunError("all 6 first candidates failed: not finite")
-        real(config, job, *more)
+        real(job, *more)
 
     monkeypatch.setattr(compare, "run_cell", failing)
     result = call("compare", "compare.yaml", code=1)

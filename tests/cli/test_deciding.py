@@ -211,6 +211,18 @@ def test_two_models(there, tmp_path):
     assert json.loads(call(*command).stdout)["split"] == "test"
 
 
+def test_two_recipes_are_held_against_each_other_with_one_bench(there, tmp_path, monkeypatch):
+    opened, open_bench = [], diff.Bench.open
+    monkeypatch.setattr(diff.Bench, "open", lambda config: opened.append(config) or open_bench(config))
+    for name in ("math", "code"):
+        (tmp_path / f"{name}.json").write_text(Expert(name).to_json())
+    found = diff.of_models(f"{tmp_path}/math.json", f"{tmp_path}/code.json", Config.load("c.yaml"), "search")
+    assert len(opened) == 1
+    experts = {record.recipe.input.name: record for record in Run.open("tiny").trials()[:3]}
+    scores = [experts[name].values["facts"] for name in ("math", "code")]
+    assert [found.scores["facts"].first.score, found.scores["facts"].second.score] == pytest.approx(scores, abs=1e-6)
+
+
 def test_what_cannot_be_held_against_each_other(there):
     assert "expected RUN and two numbers of trials, or two models" in refused("diff", "tiny", "1")
     assert "two models and --config CONFIG; got tiny 1 2 --config c.yaml" in refused(

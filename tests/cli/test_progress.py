@@ -300,6 +300,7 @@ def comparison(clock: Clock, console: Console) -> tuple[CompareView, list]:
 def test_a_comparison_shows_what_runs_and_how_far_it_is():
     clock = Clock()
     view, (one, two, three, _) = comparison(clock, terminal())
+    assert shown(view)[1].endswith("what is finished already is looked up")
     view(Step(one, 0, 4, "begins"))
     assert "models and tasks are opened" in shown(view)[3]
     view(Step(two, 0, 4, "begins"))
