@@ -227,9 +227,8 @@ def run_cell(
     try:
         found = jobs.search(cell, heard, root=folder.path, bench=configured)
     except InputError as error:
-        text = str(error).replace("use another study.name, or --fresh to put the old run aside", "")
         raise InputError(
-            f"{job}: {text.rstrip()}\n  give the comparison another study.name, or remove {place.path}"
+            f"{job}: {error.message}\n  give the comparison another study.name, or remove {place.path}"
         ) from error
     judge(found, configured, {record.digest: record.recipe for record in found.front()})
 
@@ -258,7 +257,7 @@ def _failure(work: Callable[[], None]) -> str | None:
     try:
         work()
     except RunError as error:
-        return str(error)
+        return error.message  # searches of a comparison are not put aside one by one
     except Interrupted:
         raise KeyboardInterrupt from None
     return None

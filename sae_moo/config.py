@@ -13,7 +13,6 @@ from pydantic import Field, PrivateAttr, ValidationError
 from sae_moo import marked_yaml
 from sae_moo.algorithms import ALGORITHMS, SETTINGS
 from sae_moo.consistency import cross_faults, slug
-from sae_moo.errors import InputError
 from sae_moo.faults import faults_of
 from sae_moo.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
@@ -86,29 +85,29 @@ class Config(Section):
     def _checked(
         cls, raw: dict[str, Any], lines: Mapping[Key, str], source: str, faults: list[str], directory: Path
     ) -> Config:
+        config, found = cls._read(raw, directory)
+        faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in found]
+        if config is None or faults:
+            raise refusal("configuration", faults)
+        return config
+
+    @classmethod
+    def _read(cls, raw: dict[str, Any], directory: Path) -> tuple[Config | None, list[tuple[Key, str]]]:
+        """Return a configuration, None if it is not even typed as one, and its faults, each with its key."""
         config = None
+        faults: list[tuple[Key, str]] = []
         raw = {key: value for key, value in raw.items() if value is not None}  # an empty section means its defaults
         try:
             config = cls.model_validate(raw)
-        except ValidationError as error:
-            faults += faults_of(cls, error, lines, source)
-        faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in cross_faults(raw, HARNESS)]
-        if config is not None and config.compare is not None and not faults:
             config._directory = directory
+        except ValidationError as error:
+            faults += faults_of(cls, error)
+        faults += cross_faults(raw, HARNESS)
+        if config is not None and config.compare is not None and not faults:
             for i, method in enumerate(config.compare.named):
-                try:
-                    config.cell(method, config.study.seed)
-                except InputError as error:
-                    where = ("compare", "methods", i)
-                    told = [line.strip().removeprefix("configuration: ") for line in str(error).splitlines()[1:]]
-                    faults += [
-                        f"{place(where, lines, source)}: {dotted(where)}: {method.name}: {line}" for line in told
-                    ]
-        if faults:
-            raise refusal("configuration", faults)
-        assert config is not None
-        config._directory = directory
-        return config
+                _, wrong = cls._read(config._cell(method, config.study.seed), directory)
+                faults += [(("compare", "methods", i), f"{method.name}: {dotted(key)}: {text}") for key, text in wrong]
+        return config, faults
 
     def smoke(self) -> Config:
         """Return the smallest comparison that still runs everything once: one seed, a few evaluations and instances.
@@ -136,6 +135,9 @@ class Config(Section):
         Raises:
             InputError: listing what is wrong with the method.
         """
+        return Config.from_dict(self._cell(method, seed), self.directory)
+
+    def _cell(self, method: MethodSection, seed: int) -> dict[str, Any]:
         raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
         search = _deeper(raw.get("search", {}), method.search)
         named = search.get("algorithm", "nsga2")
@@ -157,7 +159,8 @@ class Config(Section):
         if unread and method.annealing.get("schedule") != ADAPTIVE:
             del raw["annealing"]["schedule"]
         raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
-        return Config.from_dict(raw, self.directory)
+        document: dict[str, Any] = json.loads(json.dumps(raw))
+        return document
 
     @property
     def space_kind(self) -> str | None:

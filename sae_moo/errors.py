@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import Enum
+
+
+class Hint(Enum):
+    """What may be done about an error, as arguments of this library say it; `cli` has its own words for each."""
+
+    RENAME = "use another study.name"
+    FRESH = "use another study.name, or fresh=True to put the old run aside"
+    ANEW = "start anew with fresh=True, or under another study.name"
 
 
 class SaeMooError(Exception):
-    """Base of every error this library raises on purpose; the command line shows its text without a traceback."""
+    """Base of every error this library raises on purpose; the command line shows its text without a traceback.
+
+    Args:
+        message: what was expected, what came and where.
+        hint: what may be done about it; None: the message says all.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", hint: Hint | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else self.advising(self.hint.value)
+
+    def advising(self, advice: str) -> str:
+        """Return the message with words of one's own for the hint."""
+        return self.message + ("\n  " if "\n" in self.message else "; ") + advice
 
 
 class InputError(SaeMooError, ValueError):

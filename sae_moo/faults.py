@@ -1,34 +1,32 @@
-"""What is wrong with a configuration, told with its place, what was expected, and the nearest valid name."""
+"""What is wrong with a configuration, told with its key, what was expected, and the nearest valid name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from sae_moo.errors import nearest
-from sae_moo.marked_yaml import Key, dotted, place
+from sae_moo.marked_yaml import Key
 
 UNIONS = ("objectives",), ("compare", "methods")
 """Lists whose entries are names or sections."""
 
 
-def faults_of(model: type[BaseModel], error: ValidationError, lines: Mapping[Key, str], source: str) -> Iterator[str]:
-    """Yield a line for each fault.
+def faults_of(model: type[BaseModel], error: ValidationError) -> Iterator[tuple[Key, str]]:
+    """Yield each fault with its key.
 
     Args:
         model: what was to be read.
         error: what pydantic raised.
-        lines: the place of each key, as `marked_yaml.read` gives it.
-        source: where it is from, for keys that stand nowhere.
     """
     faults = [(_own_key(fault), fault) for fault in error.errors() if not _of_another_branch(fault)]
     unknown = [key for key, fault in faults if fault["type"] == "extra_forbidden"]
     for key, fault in faults:
         if not (fault["type"] == "missing" and any(_meant(each, key) for each in unknown)):
-            yield f"{place(key, lines, source)}: {dotted(key)}: {_explained(model, key, fault)}"
+            yield key, _explained(model, key, fault)
 
 
 def _meant(unknown: Key, missing: Key) -> bool:

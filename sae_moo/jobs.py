@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sae_moo.build import Bench, open_tasks, resolve_device, versions
 from sae_moo.build import scorer as scorer_of
 from sae_moo.checkpoint import Checkpoint
 from sae_moo.config import Config, differences
-from sae_moo.errors import InputError, Interrupted
+from sae_moo.errors import Hint, InputError
 from sae_moo.evaluate.task import Metric
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.experts import ExpertPool
@@ -76,9 +75,9 @@ def search(
     folder = RunFolder(Path(root) / config.study.name)
     place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and place is not None:
-        raise InputError("--fresh puts a journal file aside; with study.storage, give the study a new name instead")
+        raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")
     aside = (lambda path: listener(PutAside(path))) if fresh else None
-    with folder.held(aside), _going_on(fresh):
+    with folder.held(aside):
         storage = open_storage(place or folder.journal, write=True)
         study = create_or_load(storage, config.study.name, config.objective_list())
         stored = StudyHeader.read(study.user_attrs)
@@ -145,9 +144,8 @@ def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, plac
     if found:
         raise InputError(
             f"{folder.path}: the study was made under other settings and is not resumed:\n"
-            + "\n".join(f"  - {difference}" for difference in found)
-            + "\n  use another study.name"
-            + (", or --fresh to put the old run aside" if place is None else "")
+            + "\n".join(f"  - {difference}" for difference in found),
+            Hint.FRESH if place is None else Hint.RENAME,
         )
 
 
@@ -204,12 +202,3 @@ def evaluate(target: str, config: Config, split: Split, bench: Bench | None = No
         for i, sample in enumerate(task.samples(split, answers[task.name]))
     )
     return Evaluated(summary(scores), measured_sparsity(pool, model), metrics, samples)
-
-
-@contextmanager
-def _going_on(fresh: bool) -> Iterator[None]:
-    """Say how a search that is stopped goes on."""
-    try:
-        yield
-    except Interrupted as error:
-        raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None

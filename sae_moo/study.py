@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.errors import InputError, Interrupted
+from sae_moo.errors import Hint, InputError, Interrupted
 from sae_moo.execute.local import LocalExecutor
 from sae_moo.front import Front
 from sae_moo.mixing import mixing_weights
@@ -220,8 +220,8 @@ class Study:
             if not proposals or proposals[0].recipe != record.asked:
                 raise InputError(
                     f"trial {record.number} of the study is not what this search would have asked for: the study was "
-                    "made by another version, or on a machine with other arithmetic; start anew with --fresh, or "
-                    "under another name"
+                    "made by another version, or on a machine with other arithmetic",
+                    Hint.ANEW,
                 )
             self._out(record.number, proposals[0])
         while self._told < len(finished):

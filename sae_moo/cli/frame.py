@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sae_moo.errors import SaeMooError
+from sae_moo.errors import Hint, SaeMooError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 # Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
 
 P = ParamSpec("P")
+
+ADVICE = {
+    Hint.RENAME: "use another study.name",
+    Hint.FRESH: "use another study.name, or --fresh to put the old run aside",
+    Hint.ANEW: "start anew with --fresh, or under another study.name",
+}
+"""What may be done about an error, in the words of the command line."""
 
 
 class SplitName(StrEnum):
@@ -65,7 +72,8 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except SaeMooError as error:
-            print(f"sae-moo: {error}", file=sys.stderr)
+            text = str(error) if error.hint is None else error.advising(ADVICE[error.hint])
+            print(f"sae-moo: {text}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except BrokenPipeError:
             let_go_of_stdout()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from sae_moo.errors import RunError
+from sae_moo.errors import Hint, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Recipe
 
@@ -65,6 +65,5 @@ def check_first(evaluations: Sequence[Evaluation]) -> None:
     if not any(evaluation.ok for evaluation in evaluations):
         reasons = sorted({str(evaluation.reason) for evaluation in evaluations})
         raise RunError(
-            f"all {len(evaluations)} first candidates failed: {'; '.join(reasons[:3])}; "
-            "mend the cause, then start anew (--fresh, or another study.name)"
+            f"all {len(evaluations)} first candidates failed: {'; '.join(reasons[:3])}; mend the cause", Hint.ANEW
         )

@@ -17,7 +17,7 @@ from commands import call, config_for, refused, written
 from sae_moo import compare, jobs
 from sae_moo.build import Bench
 from sae_moo.config import Config
-from sae_moo.errors import InputError, RunError
+from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.run import Run
 from sae_moo.sections import MethodSection, OperatorsSection
 
@@ -217,7 +217,7 @@ def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, m
 
     def failing(job, *more):
         if job.method.name == "swarm, dense":
-            raise RunError("all 6 first candidates failed: not finite")
+            raise RunError("all 6 first candidates failed: not finite", Hint.ANEW)
         real(job, *more)
 
     monkeypatch.setattr(compare, "run_cell", failing)

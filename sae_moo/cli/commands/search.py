@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_moo.cli.frame import AsJson, ConfigFile, Settings, make_console, print_json, quiet, reported, suggest
+from sae_moo.errors import Interrupted, RunError
 
 
 @reported
@@ -36,7 +37,10 @@ def search(
 
     console = make_console(as_json, goes_on=True)
     with SearchView(parsed, console, show=not as_json) as view:
-        run = jobs.search(parsed, view, fresh=fresh)
+        try:
+            run = jobs.search(parsed, view, fresh=fresh)
+        except Interrupted as error:
+            raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None
         seconds = view.seconds
     front = run.front()
     if as_json:
@@ -94,7 +98,6 @@ def compare(
     from sae_moo import compare as comparing
     from sae_moo.cli.display import comparison_tables
     from sae_moo.cli.progress import CompareView
-    from sae_moo.errors import RunError
 
     console = make_console(as_json, goes_on=True)
     with CompareView(parsed, console, show=not as_json) as view:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+import sae_moo
+from sae_moo.cli.frame import ADVICE
+from sae_moo.errors import Hint, InputError, RunError
+
+
+def test_a_hint_is_told_behind_the_message_and_can_be_told_in_other_words():
+    error = InputError("a: wrong", Hint.RENAME)
+    assert str(error) == "a: wrong; use another study.name"
+    assert error.advising("use --name") == "a: wrong; use --name"
+    assert str(InputError("wrong:\n  - a", Hint.RENAME)) == "wrong:\n  - a\n  use another study.name"
+    assert (str(RunError("a")), RunError("a").hint) == ("a", None)
+
+
+def test_errors_with_a_hint_travel_between_processes_with_their_message():
+    error = pickle.loads(pickle.dumps(InputError("a", Hint.ANEW)))
+    assert (type(error), error.message, error.hint) == (InputError, "a", Hint.ANEW)
+
+
+@pytest.mark.parametrize("hint", Hint)
+def test_the_library_speaks_of_arguments_and_the_command_line_of_flags(hint):
+    assert "--" not in hint.value
+    assert ("fresh=True" in hint.value) == ("--fresh" in ADVICE[hint])
+
+
+def test_below_the_command_line_nobody_names_its_flag():
+    package = Path(sae_moo.__file__).parent
+    naming = {str(file.relative_to(package)) for file in package.rglob("*.py") if "--fresh" in file.read_text()}
+    assert {name.split("/")[0] for name in naming} == {"cli"}
