@@ -265,7 +265,7 @@ def test_run_page_and_comparison_have_one_hypervolume(tmp_path):
     best = max((each for each in candidates if each.sparsity <= 0.8), key=Accuracy(OVERLAP).value)
     run = studied(tmp_path, [*candidates[:40], broken, best, *candidates[40:], best])
     assert any(each.sparsity > 0.8 and each.mean("a") > 0.5 for each in candidates)
-    study, cell = run.view(), _cell(Job(MethodSection(name="m"), 0), run)
+    study, cell = run.view(), _cell(Job(MethodSection(name="m"), 0, run.config), run)
     front = front_of(candidates, OVERLAP, run.config.constraint_list())
     assert run.front() == list(study.front)
     assert [record.evaluation for record in run.front()] == list(front.ranked)
