@@ -16,15 +16,15 @@ from typing import Any
 
 from typer.main import get_command
 
-from sae_moo.algorithms import ALGORITHMS
 from sae_moo.cli.main import app
-from sae_moo.config import Config
+from sae_moo.config.document import Config
 from sae_moo.evaluate.tasks import KINDS
-from sae_moo.exporting import FORMATS
-from sae_moo.ops.merge import METHODS
-from sae_moo.ops.prune import CRITERIA
+from sae_moo.jobs.export import FORMATS
+from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.materialization.ops.prune import CRITERIA
 from sae_moo.recipe import SCOPES
-from sae_moo.schedule import ADAPTIVE, SHAPES
+from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.searchers.schedule import ADAPTIVE, SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"(<!-- generated: ([^\n]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sae_moo.build import Bench
-    from sae_moo.calibration import calibrate, load_calibration
-    from sae_moo.config import Config
+    from sae_moo.config.document import Config
     from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
-    from sae_moo.experts import ExpertPool
-    from sae_moo.jobs import search
-    from sae_moo.materializer import materialize
+    from sae_moo.experts.pool import ExpertPool
+    from sae_moo.explore.run import Run
+    from sae_moo.jobs.bench import Bench
+    from sae_moo.jobs.search import search
+    from sae_moo.materialization.calibration import calibrate, load_calibration
+    from sae_moo.materialization.into_model import materialize
+    from sae_moo.materialization.parents import WeightCache
     from sae_moo.objectives import Constraint, Evaluation, Objective
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
-    from sae_moo.run import Run
-    from sae_moo.schedule import Schedule
     from sae_moo.searchers.annealing import CyclicAnnealing
     from sae_moo.searchers.nsga import NsgaSearcher
     from sae_moo.searchers.operators import (
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
         ZeroAwareCrossover,
     )
     from sae_moo.searchers.problem import MergeProblem
+    from sae_moo.searchers.schedule import Schedule
     from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
-    from sae_moo.weight_cache import WeightCache
 
 _HOMES = {
-    "build": ("Bench",),
-    "calibration": ("calibrate", "load_calibration"),
-    "config": ("Config",),
+    "jobs.bench": ("Bench",),
+    "materialization.calibration": ("calibrate", "load_calibration"),
+    "config.document": ("Config",),
     "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
-    "experts": ("ExpertPool",),
-    "jobs": ("search",),
-    "materializer": ("materialize",),
-    "weight_cache": ("WeightCache",),
+    "experts.pool": ("ExpertPool",),
+    "jobs.search": ("search",),
+    "materialization.into_model": ("materialize",),
+    "materialization.parents": ("WeightCache",),
     "objectives": ("Constraint", "Evaluation", "Objective"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
-    "run": ("Run",),
-    "schedule": ("Schedule",),
+    "explore.run": ("Run",),
+    "searchers.schedule": ("Schedule",),
     "searchers.annealing": ("CyclicAnnealing",),
     "searchers.nsga": ("NsgaSearcher",),
     "searchers.operators": (

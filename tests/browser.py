@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sae_moo.explore.dashboard import serve
+from sae_moo.explore.pages.dashboard import serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (

@@ -8,7 +8,7 @@ import torch
 from stand_ins import NAMES, Landscape
 
 from sae_moo import zoo
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.pool import ExpertPool
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

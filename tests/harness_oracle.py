@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from sae_moo import zoo
-from sae_moo.checkpoint import Checkpoint
 from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.harness import HarnessTask, Settings
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.pool import ExpertPool
 
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 LINKS = {"it": ("perché", "quindi"), "id": ("karena", "jadi"), "sw": ("kwa sababu", "kwa hiyo"), "zh": ("因为", "所以")}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sae_moo.experts import ExpertPool
-from sae_moo.front import Front
-from sae_moo.mixing import mixing_weights
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives.front import Front
 from sae_moo.recipe import Expert, Merge, Prune, Recipe, children, walk
-from sae_moo.storage import TrialRecord
+from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.study.storage import TrialRecord
 
 NAMES = ("base", "math", "code", "law")
 

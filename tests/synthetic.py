@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from stand_ins import NAMES
 
-from sae_moo.config import Config
+from sae_moo.config.document import Config
 from sae_moo.explore.view import View
-from sae_moo.folder import RunFolder, StudyHeader
-from sae_moo.front import front_of
 from sae_moo.objectives import Evaluation, Objective, named_quantities
+from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
-from sae_moo.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
+from sae_moo.study.folder import RunFolder, StudyHeader
+from sae_moo.study.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
 
 GROUPS = ("embeddings", "block.0", "block.1", "block.2", "head")
 INSTANCES = 40

@@ -6,8 +6,8 @@ import cases
 import pytest
 import record
 
-from sae_moo.algorithms import ALGORITHMS
-from sae_moo.ops.merge import METHODS
+from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.searchers.algorithms import ALGORITHMS
 
 FIXTURE = record.recorded()
 HERE = record.made_on()

@@ -1,1 +1,1 @@
-"""The command line: parse, build, make one call, show the result. The only part that prints."""
+"""The screen: commands parse, make one call and show what came of it."""

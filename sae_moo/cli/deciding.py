@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_moo.cli.display import bare_table, finite, front_table, say, score_table, scores_json, with_error
-from sae_moo.diff import Diff
-from sae_moo.explore.neighbours import Neighbour
-from sae_moo.explore.significance import HOW_TESTED, Paired, paired
-from sae_moo.judging import Tested
+from sae_moo.explore.decide.neighbours import Neighbour
+from sae_moo.explore.decide.significance import HOW_TESTED, Paired, paired
+from sae_moo.explore.run import Run
+from sae_moo.jobs.diff import Diff
+from sae_moo.jobs.judge import Tested
 from sae_moo.objectives import Objective, objective_scores
-from sae_moo.run import Run
-from sae_moo.scores import Optimism, Score, Split, mean_score, optimism, summary
-from sae_moo.storage import TrialRecord
+from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, summary
+from sae_moo.study.storage import TrialRecord
 
 OPTIMISTIC = (
     "optimism is search minus test. The search chose by the search split, so luck there was part of the choice: "

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_moo.compare import Comparison, difference_text, value_text
 from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
+from sae_moo.jobs.compare.comparison import Comparison, difference_text, value_text
 from sae_moo.objectives import Objective
-from sae_moo.scores import Score
-from sae_moo.storage import TrialRecord
+from sae_moo.objectives.scores import Score
+from sae_moo.study.storage import TrialRecord
 
 
 def comparison_tables(found: Comparison) -> list[Table]:

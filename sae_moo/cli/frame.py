@@ -21,7 +21,7 @@ from sae_moo.errors import Hint, SaeMooError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sae_moo.run import Run
+    from sae_moo.explore.run import Run
 
 # Everything heavy is imported inside the commands: `sae-moo --help` must answer at once.
 
@@ -93,7 +93,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 def open_run(run: str) -> Run:
     """The run of that folder or name."""
     quiet()
-    from sae_moo.run import Run
+    from sae_moo.explore.run import Run
 
     return Run.open(run)
 

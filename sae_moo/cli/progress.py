@@ -15,11 +15,11 @@ from sae_moo.cli.pace import Clock, Pace, rate_text, span_text
 from sae_moo.cli.rows import Row, bar, fitting, said
 from sae_moo.cli.standing import Failures, Standing
 from sae_moo.cli.terminal import Canvas
-from sae_moo.compare import Made, Step
-from sae_moo.config import Config
+from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, count
-from sae_moo.storage import TrialRecord
-from sae_moo.study import Begun, Event, Exhausted, Finished, PutAside, Resumed
+from sae_moo.jobs.compare.comparison import Made, Step
+from sae_moo.study.loop import Begun, Event, Exhausted, Finished, PutAside, Resumed
+from sae_moo.study.storage import TrialRecord
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts
 PLAIN_SECONDS = (5.0, 60.0)  # between plain lines: at least, at most; a twentieth of the time so far in between

@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from statistics import median
 
-from sae_moo.build import schedule_of
-from sae_moo.config import Config
-from sae_moo.front import Front
-from sae_moo.records import told
-from sae_moo.schedule import Schedule
+from sae_moo.config.document import Config
+from sae_moo.jobs.bench import schedule_of
+from sae_moo.objectives.front import Front
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.storage import TrialRecord
+from sae_moo.searchers.schedule import Schedule
+from sae_moo.study.records import told
+from sae_moo.study.storage import TrialRecord
 
 
 class Failures:

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from sae_moo.checkpoint import ZOO, Weights
-from sae_moo.deploy.streaming import Stream
-from sae_moo.experts import ExpertPool
-from sae_moo.scores import Score, Split, optimism
+from sae_moo.deploy.stream import Stream
+from sae_moo.experts.checkpoint import ZOO, Weights
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.objectives.scores import Score, Split, optimism
 
 _SCATTERED = (
     "Its zeros are stored as they are: no runtime is faster for them, and memory is that of the dense "

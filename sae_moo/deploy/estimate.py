@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sae_moo.deploy.mergekit.writer import write
 from sae_moo.deploy.packing import encoded
 from sae_moo.deploy.shrink import Shrunk
-from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError
-from sae_moo.mergekit.writer import write
 from sae_moo.recipe import BASE, dumps, encode
 
 

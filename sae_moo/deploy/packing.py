@@ -37,10 +37,10 @@ import zstandard
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_moo.checkpoint import DTYPES, Checkpoint
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, write_shards
 from sae_moo.errors import InputError
-from sae_moo.files import check_free, whole_folder
+from sae_moo.experts.checkpoint import DTYPES, Checkpoint
+from sae_moo.files.whole import check_free, whole_folder
 
 MAGIC = b"SAEPACK1"
 CHUNK = 1 << 20

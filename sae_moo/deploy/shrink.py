@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_moo.anatomy import Anatomy, Part, anatomy
-from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.tensor_files import Entry, raw
 from sae_moo.errors import InputError
-from sae_moo.live import load_model
+from sae_moo.experts.anatomy import Anatomy, Part, anatomy
+from sae_moo.experts.live import load_model
 from sae_moo.recipe import BASE, STRUCTURED
 
 NAMES_HEAD_SIZE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_moo.checkpoint import DTYPES
 from sae_moo.errors import InputError
+from sae_moo.experts.checkpoint import DTYPES
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

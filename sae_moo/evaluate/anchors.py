@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.evaluate.task import Answered, Asked, Metric, Task
-from sae_moo.scores import SPLITS, Split
+from sae_moo.objectives.scores import SPLITS, Split
 
 Array = NDArray[np.float64]
 

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
+from sae_moo.evaluate.batches import Batches
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import Generations, Writer
 from sae_moo.evaluate.racing import Race, Racing
-from sae_moo.evaluate.scorer import Batches
 from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Task
-from sae_moo.experts import ExpertPool
-from sae_moo.front import Front
-from sae_moo.materializer import l1_norms, materialize, sparseness
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.into_model import l1_norms, materialize, sparseness
+from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import SCORE_DIGITS, Evaluation, Stopped
+from sae_moo.objectives.front import Front
+from sae_moo.objectives.scores import Split
 from sae_moo.recipe import BASE, Recipe
-from sae_moo.scores import Split
-from sae_moo.weight_cache import WeightCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Evaluator:
         cache: weights of candidates seen before, or None.
         racing: how candidates race against the front they are given, or None if they are always asked everything.
         known: what is known of unmerged experts, or None.
-        measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`materializer.sparseness`); None:
+        measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`into_model.sparseness`); None:
             nothing.
     """
 

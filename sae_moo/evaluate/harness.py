@@ -24,7 +24,7 @@ from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.lm_eval import Documents
 from sae_moo.evaluate.splits import deal
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request
-from sae_moo.scores import SPLITS, Split
+from sae_moo.objectives.scores import SPLITS, Split
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtrit
 
-from sae_moo.front import Accuracy, Front
 from sae_moo.objectives import Evaluation
+from sae_moo.objectives.front import Accuracy, Front
 
 Array = NDArray[np.float64]
 

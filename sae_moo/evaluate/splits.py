@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from sae_moo.errors import InputError
-from sae_moo.scores import Split
+from sae_moo.objectives.scores import Split
 
 
 def deal(

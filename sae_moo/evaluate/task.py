@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.scores import Split
+from sae_moo.objectives.scores import Split
 
 
 @dataclass(frozen=True, slots=True)

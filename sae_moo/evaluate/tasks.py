@@ -17,7 +17,7 @@ from sae_moo import zoo
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.splits import deal
 from sae_moo.evaluate.task import Answer, Answered, Metric, Request
-from sae_moo.scores import SPLITS, Split
+from sae_moo.objectives.scores import SPLITS, Split
 
 Kind = Literal["multiple_choice", "exact_match", "likelihood"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

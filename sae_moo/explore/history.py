@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.front import Front
 from sae_moo.objectives import Objective
-from sae_moo.records import told
-from sae_moo.storage import TrialRecord
+from sae_moo.objectives.front import Front
+from sae_moo.study.records import told
+from sae_moo.study.storage import TrialRecord
 
 Array = NDArray[np.float64]
 

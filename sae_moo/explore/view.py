@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError
+from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.history import hypervolumes
-from sae_moo.explore.pick import pick
-from sae_moo.front import Accuracy
-from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Constraint, Objective
+from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
-from sae_moo.records import evaluations
-from sae_moo.storage import TrialRecord
+from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.study.records import evaluations
+from sae_moo.study.storage import TrialRecord
 
 DIGITS = 3
 """Mixing weights that agree to so many are the same: coefficients are rounded to four."""

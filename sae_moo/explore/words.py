@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_moo.explore.significance import Paired, paired
+from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
-from sae_moo.storage import TrialRecord
+from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.study.storage import TrialRecord
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
 MOST_NAMES = 4

@@ -1,1 +1,1 @@
-"""Search algorithms: they receive evaluations and return recipes. No models here: every one is tested without."""
+"""Search algorithms: recipes from evaluations, without a model."""

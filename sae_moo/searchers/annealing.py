@@ -16,7 +16,7 @@ class CyclicAnnealing(Callback):  # type: ignore[misc]  # pymoo carries no types
     Works inside a `CallbackCollection` too.
 
     Args:
-        schedule: step -> ratio in [0, 1), e.g. `sae_moo.schedule.Schedule`.
+        schedule: step -> ratio in [0, 1), e.g. `sae_moo.searchers.schedule.Schedule`.
         per: pymoo iterations that make one step: 1 for generations, the population size when one child is told at a
             time.
     """

@@ -9,10 +9,10 @@ from itertools import combinations, product
 
 import numpy as np
 
-from sae_moo.algorithms import ALGORITHMS
-from sae_moo.front import Accuracy
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
+from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
+from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import Ground
 

@@ -17,7 +17,6 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.util.ref_dirs import get_reference_directions
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.operators import (
     ORIGIN,
@@ -32,6 +31,7 @@ from sae_moo.searchers.operators import (
 )
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
 from sae_moo.searchers.ratio import AnnealedRatio
+from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
 

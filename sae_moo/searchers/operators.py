@@ -21,9 +21,9 @@ from pymoo.core.population import Population
 from pymoo.core.sampling import Sampling
 from pymoo.core.selection import Selection
 
-from sae_moo.mixing import mixing_weights
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
+from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers import fitness
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ratio import RATIO

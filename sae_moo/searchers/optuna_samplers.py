@@ -13,9 +13,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
-from sae_moo.algorithms import ALGORITHMS, OPTUNA
-from sae_moo.front import Accuracy
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, violations
+from sae_moo.objectives.front import Accuracy
+from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace

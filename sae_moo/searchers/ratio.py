@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_moo.front import Front
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.pareto import hypervolume
-from sae_moo.schedule import Adaptive, Bandit, Schedule
+from sae_moo.objectives.front import Front
+from sae_moo.objectives.pareto import hypervolume
+from sae_moo.searchers.schedule import Adaptive, Bandit, Schedule
 from sae_moo.searchers.searcher import Proposal
 
 RATIO = "annealed ratio"  # the number of a proposal that says what it was pruned at

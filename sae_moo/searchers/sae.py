@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, violations
 from sae_moo.recipe import Merge, Recipe
-from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers import fitness
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
+from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import DIGITS, Ground
 
@@ -39,7 +39,7 @@ class Archive:
         alpha: strength of the competition for instances; 0 is none.
         tau: temperature of the sparsity score, above 0.
         measure: what counts as sparse: ``zeros`` (their share; the paper's best), ``l1`` or ``hoyer`` (see
-            `materializer.sparseness`).
+            `into_model.sparseness`).
         matchmaker: draw the second parent by attraction; else by score, as the first.
         local: one share per group, from the group's sparsity; else one for the whole child.
         crossover: ``zero-aware``: parents pruned at the annealed ratio, then merged where one is zero as the other;

@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.front import Accuracy
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
+from sae_moo.objectives.front import Accuracy
 from sae_moo.searchers.searcher import Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 

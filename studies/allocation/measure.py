@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from sae_moo import Expert, ExpertPool, Prune, Recipe, materialize
-from sae_moo.build import Bench
-from sae_moo.checkpoint import Checkpoint
-from sae_moo.config import Config
+from sae_moo.config.document import Config
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.jobs.bench import Bench
 
 CONFIG = Path(__file__).parent.parent / "table1" / "config.yaml"
 MODULES = ("decimal", "random", "argparse", "pickle", "fractions", "statistics", "datetime", "heapq", "typing")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from sae_moo.schedule import SHAPES, Adaptive, Bandit, Schedule
+from sae_moo.searchers.schedule import SHAPES, Adaptive, Bandit, Schedule
 
 STEPS = 8 * (1 + 2 + 4)
 

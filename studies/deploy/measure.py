@@ -30,7 +30,7 @@ def checkpoints(folder: Path, size: str) -> None:
 
     from sae_moo import zoo
     from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, raw, write_shards
-    from sae_moo.vocabulary import load_tokenizer
+    from sae_moo.experts.vocabulary import load_tokenizer
 
     vocabulary, width, wide, layers, heads = SIZES[size]
     config = {
@@ -100,11 +100,11 @@ def step(folder: Path, name: str) -> None:
     """Do one thing in this process and print what it took as JSON."""
     import torch
 
-    from sae_moo import jobs
     from sae_moo.deploy.packing import Packer, unpack
-    from sae_moo.deploy.streaming import Stream
-    from sae_moo.experts import ExpertPool
-    from sae_moo.export import recipe_document
+    from sae_moo.deploy.stream import Stream
+    from sae_moo.deploy.surroundings import recipe_document
+    from sae_moo.experts.pool import ExpertPool
+    from sae_moo.jobs import search as jobs
     from sae_moo.recipe import Cast, Expert, Merge, Prune
 
     out = folder / f"out-{name}"

@@ -89,7 +89,7 @@ def likelihood(model: Path, rounds: int, shared: bool, count: int) -> None:
     """Print the time of log-likelihoods with or without a prompt in common."""
     import torch
 
-    from sae_moo.evaluate.scorer import Batches
+    from sae_moo.evaluate.batches import Batches
     from sae_moo.evaluate.task import Request
 
     live, _, harness = opened(model)
@@ -319,7 +319,7 @@ def memory(count: int) -> None:
     """Print the resident memory over many candidates and its slope."""
     import numpy as np
 
-    from sae_moo.weight_cache import WeightCache
+    from sae_moo.materialization.parents import WeightCache
 
     evaluator, recipe = zoo()
     evaluator.cache = WeightCache(64 << 20)  # soon full, so that only what should not grow is seen to

@@ -106,8 +106,8 @@ def searched(architecture: str, seed: int, folder: Path, size: Size) -> dict:
     import torch
 
     import sae_moo as sm
-    from sae_moo import jobs
-    from sae_moo.pareto import hypervolume
+    from sae_moo.jobs import search as jobs
+    from sae_moo.objectives.pareto import hypervolume
 
     torch.set_num_threads(1)
     config = configured(architecture, seed, folder, size)

@@ -123,7 +123,7 @@ def speed(folder: Path, size: str, rounds: int, only: str | None = None, rounds_
     import torch
 
     import sae_moo as sm
-    from sae_moo.ops import fused
+    from sae_moo.materialization.ops import fused
 
     pool = opened(folder, size, 3)
     model = pool.live_model(torch.bfloat16)
@@ -226,7 +226,7 @@ def peer(folder: Path, size: str, rounds: int) -> None:
     import torch
 
     import sae_moo as sm
-    from sae_moo.experts import load_model
+    from sae_moo.experts.pool import load_model
 
     pool = opened(folder, size, 3)
     base, *paths = (str(path.resolve()) for path in checkpoints(folder, size, 3))

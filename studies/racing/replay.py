@@ -16,9 +16,9 @@ import numpy as np
 
 from sae_moo.evaluate.anchors import anchors
 from sae_moo.evaluate.racing import Race, Racing
-from sae_moo.front import Front
+from sae_moo.explore.run import Run
 from sae_moo.objectives import Evaluation
-from sae_moo.run import Run
+from sae_moo.objectives.front import Front
 
 FIRST = 24  # candidates of the first generation, which do not race
 BLOCKS = 10

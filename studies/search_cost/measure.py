@@ -25,7 +25,7 @@ DEPTHS = (1, 4, 16)
 
 def quickstart() -> None:
     """Run the quickstart and print where its wall time went."""
-    from sae_moo.run import Run
+    from sae_moo.explore.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -60,7 +60,7 @@ def start() -> None:
 
 def algorithms() -> None:
     """Print what a trial costs beside merging and forward passes, and how long 2,000 trials take to replay."""
-    from sae_moo.algorithms import ALGORITHMS
+    from sae_moo.searchers.algorithms import ALGORITHMS
 
     seconds = _candidate()
     print(f"a candidate of the zoo, {SIZE} instances a task: {seconds * 1e3:.0f} ms of merging and forward passes")
@@ -103,10 +103,10 @@ def _cost(name: str) -> tuple[float, float]:
     import numpy as np
 
     import sae_moo as sm
-    from sae_moo.execute.local import LocalExecutor
     from sae_moo.objectives import Evaluation
-    from sae_moo.storage import TrialStorage, create_or_load, open_storage
-    from sae_moo.study import Resumed, Study
+    from sae_moo.study.local import LocalExecutor
+    from sae_moo.study.loop import Resumed, Study
+    from sae_moo.study.storage import TrialStorage, create_or_load, open_storage
 
     raw = sm.Config.load(ROOT / "configs/quickstart.yaml").model_dump(mode="json", exclude_unset=True)
     raw["search"] = {"algorithm": name, "population": 100}

@@ -32,7 +32,7 @@ def searched(seed: int, evaluations: int) -> dict:
 
     import sae_moo as sm
     from sae_moo.evaluate.evaluator import Scorer
-    from sae_moo.pareto import hypervolume
+    from sae_moo.objectives.pareto import hypervolume
 
     torch.set_num_threads(1)
     raw = sm.Config.load(CONFIG).model_dump(mode="json")

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from commands import call, config_for, refused, written
 
-from sae_moo import compare, jobs
-from sae_moo.build import Bench
-from sae_moo.config import Config
+from sae_moo.config.document import Config
+from sae_moo.config.sections import MethodSection, OperatorsSection
 from sae_moo.errors import Hint, InputError, RunError
-from sae_moo.run import Run
-from sae_moo.sections import MethodSection, OperatorsSection
+from sae_moo.explore.run import Run
+from sae_moo.jobs import search as jobs
+from sae_moo.jobs.bench import Bench
+from sae_moo.jobs.compare import comparison as compare
 
 METHODS = [
     "nsga2",

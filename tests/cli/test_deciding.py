@@ -15,18 +15,19 @@ import torch
 from commands import call, refused
 from rich.console import Console
 
-from sae_moo import diff, judging
 from sae_moo.cli import deciding
-from sae_moo.config import Config
+from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.explore.significance import Paired
-from sae_moo.front import Front
-from sae_moo.materializer import materialize
+from sae_moo.explore.decide.significance import Paired
+from sae_moo.explore.run import Run
+from sae_moo.jobs import diff
+from sae_moo.jobs import judge as judging
+from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Objective
+from sae_moo.objectives.front import Front
+from sae_moo.objectives.scores import summary
 from sae_moo.recipe import Expert, Merge
-from sae_moo.run import Run
-from sae_moo.scores import summary
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def two(run: Run) -> list:
 
 def test_picks_tell_their_neighbours(there, monkeypatch):
     pair = two(Run.open("tiny"))
-    monkeypatch.setattr("sae_moo.run.front_of", lambda records, objectives: Front(objectives, members=pair))
+    monkeypatch.setattr("sae_moo.explore.run.front_of", lambda records, objectives: Front(objectives, members=pair))
     front = json.loads(call("front", "tiny", "--json").stdout)["trials"]
     found = json.loads(call("pick", "tiny", "--wish", "facts=1", "--json").stdout)
     assert found["trial"] == front[0]

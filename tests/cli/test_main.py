@@ -18,12 +18,12 @@ from commands import BUDGET, call, config_for, refused, written
 
 import sae_moo
 from sae_moo.cli.commands.deploy import _python, _write_samples
+from sae_moo.deploy.mergekit.writer import write
 from sae_moo.errors import RunError
-from sae_moo.exporting import export
-from sae_moo.files import _mark
-from sae_moo.mergekit.writer import write
+from sae_moo.explore.run import Run
+from sae_moo.files.whole import _mark
+from sae_moo.jobs.export import export
 from sae_moo.recipe import Cast, Merge
-from sae_moo.run import Run
 
 
 def test_search_json(there):
@@ -114,7 +114,7 @@ def test_export_verify_and_merge(there, tmp_path, tiny):
 
 
 def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
-    from sae_moo.deploy.streaming import Stream
+    from sae_moo.deploy.stream import Stream
 
     right = Stream.tensor
     scaled = lambda self, name: right(self, name) * (1.5 if "embed" in name else 1)  # noqa: E731
@@ -125,7 +125,7 @@ def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeyp
 
 
 def test_a_byte_that_changed_on_its_way_to_the_disk_is_found(there, tmp_path, monkeypatch):
-    from sae_moo.deploy.streaming import Stream
+    from sae_moo.deploy.stream import Stream
 
     right = Stream.hashed
 
@@ -224,7 +224,7 @@ def test_what_mergekit_can_say_is_written_for_it_and_is_the_trial(there, tmp_pat
 def test_how_far_a_mergekit_file_is_from_the_trial_is_told(there, tmp_path, monkeypatch):
     average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average")
     near = Cast(Merge("linear", average.recipe.input.inputs, (0.334, 0.333, 0.333)), "float32")
-    monkeypatch.setattr("sae_moo.exporting.mergekit_writer.write", lambda recipe, pool: write(near, pool))
+    monkeypatch.setattr("sae_moo.jobs.export.mergekit_writer.write", lambda recipe, pool: write(near, pool))
     export = ("export", "tiny", "--trial", str(average.number), "--format", "mergekit", "-o", f"{tmp_path}/m.yaml")
     (note,) = (
         note for note in json.loads(call(*export, "--verify", "--json").stdout)["notes"] if "bit for bit" in note

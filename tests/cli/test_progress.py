@@ -14,12 +14,12 @@ from stand_ins import record
 from sae_moo.cli.pace import Pace, rate_text, span_text
 from sae_moo.cli.progress import CompareView, SearchView
 from sae_moo.cli.standing import Failures
-from sae_moo.compare import Made, Step, jobs_of
-from sae_moo.config import Config
+from sae_moo.config.document import Config
+from sae_moo.jobs.compare.comparison import Made, Step, jobs_of
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.study import Begun, Exhausted, Finished, Resumed
+from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed
 
 SIZES = [(200, 50), (100, 30), (60, 15), (30, 8), (20, 3), (10, 1)]
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -7,7 +7,7 @@ import json
 import pytest
 from commands import call, config_for, refused, written
 
-from sae_moo.run import Run
+from sae_moo.explore.run import Run
 
 RACING = {"racing": {"blocks": 4, "confidence": 0.8, "margin": 0.0}}
 ZOO = {"base": "zoo:base", "math": "zoo:math", "lingua": "zoo:lingua"}  # random models do not differ enough to race
@@ -61,7 +61,7 @@ def test_anchors_stand_for_all_and_experts_are_asked_once(raced, tmp_path, monke
     chosen = Run.open("anchored").anchors
     assert sorted({*chosen["zoo_logic"]}) == chosen["zoo_logic"] != list(range(SEARCH // 2))
     with monkeypatch.context() as patch:  # chosen once and for all
-        patch.setattr("sae_moo.build.Bench.anchors", None)
+        patch.setattr("sae_moo.jobs.bench.Bench.anchors", None)
         call("search", "c.yaml", *anchored[:2], "--evaluations", "9", *anchored[4:])
         assert "verified in a fresh process" in call("export", "anchored", "--trial", "0", "-o", "e", "--verify").stdout
     assert len(Run.open("anchored").trials()) == 9

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from commands import call, config_for, refused, written
 
-from sae_moo.folder import RunFolder
+from sae_moo.explore.run import Run
 from sae_moo.recipe import Merge
-from sae_moo.run import Run
+from sae_moo.study.folder import RunFolder
 
 
 def test_a_search_goes_on_and_shows_plain_lines(here):
@@ -109,7 +109,7 @@ def test_two_searches_of_one_run_do_not_meet(here):
 
 def test_a_study_is_bound_to_its_device_and_the_bases_config(here, tiny_folders, monkeypatch):
     call("search", "c.yaml", "--evaluations", "2")
-    monkeypatch.setattr("sae_moo.build.Bench.identity", changed_identity("sae_moo.build"))
+    monkeypatch.setattr("sae_moo.jobs.bench.Bench.identity", changed_identity("sae_moo.jobs.bench"))
     message = refused("search", "c.yaml")
     assert "device: the study has 'cpu', now it is 'cuda'" in message
     assert "config.json of base" in message
@@ -117,7 +117,7 @@ def test_a_study_is_bound_to_its_device_and_the_bases_config(here, tiny_folders,
 
 
 def changed_identity(_module):
-    from sae_moo.build import Bench
+    from sae_moo.jobs.bench import Bench
 
     original = Bench.identity
     return lambda self: original(self) | {"device": "cuda", "config.json of base": "changed"}

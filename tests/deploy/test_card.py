@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sae_moo.deploy.card import Card, licence
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.pool import ExpertPool
 
 
 def pool_with(tmp_path, tiny_folders, said: dict[str, dict[str, str]]) -> ExpertPool:

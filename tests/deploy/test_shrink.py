@@ -7,12 +7,12 @@ import torch
 import transformers as hf
 
 from sae_moo.deploy.shrink import Shrunk
-from sae_moo.deploy.streaming import Stream
+from sae_moo.deploy.stream import Stream
+from sae_moo.deploy.surroundings import deployed_config, write_surroundings
 from sae_moo.deploy.tensor_files import write_shards
 from sae_moo.errors import InputError
-from sae_moo.experts import ExpertPool
-from sae_moo.export import deployed_config, write_surroundings
-from sae_moo.materializer import materialize
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 MATH = Expert("math")

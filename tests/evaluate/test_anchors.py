@@ -8,7 +8,7 @@ import pytest
 from sae_moo.evaluate.anchors import AnchoredTask, anchored, anchors
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
-from sae_moo.materializer import materialize
+from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert
 
 

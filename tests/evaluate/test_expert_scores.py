@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import sae_moo
-from sae_moo import user_cache
 from sae_moo.evaluate import expert_scores
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.files import user_cache
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Cast, Expert, Prune
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_moo.checkpoint import Checkpoint
 from sae_moo.errors import TaskError
 from sae_moo.evaluate.generation import Generations
 from sae_moo.evaluate.task import Generation
 from sae_moo.evaluate.tasks import zoo_items
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.pool import ExpertPool
 
 MOST = 9
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_moo.checkpoint import Checkpoint
 from sae_moo.errors import InputError
 from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.harness import HarnessTask, Settings, _among
 from sae_moo.evaluate.task import Answer, Generation, Request
-from sae_moo.experts import ExpertPool
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.pool import ExpertPool
 
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 TASKS = {

@@ -6,8 +6,8 @@ import pytest
 from sae_moo.evaluate.evaluator import Evaluator, Scorer, dealt_parts
 from sae_moo.evaluate.racing import Race, Racing, level, ridge
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
-from sae_moo.front import Front
 from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, digest
 
 ACCURACY = Objective("accuracy", ("a", "b"))
@@ -298,7 +298,7 @@ def test_parts_hold_every_instance_once_and_the_same_share_of_each_task(tiny):
 
 @pytest.mark.parametrize("kind", ["exact_match", "likelihood"])
 def test_what_is_asked_in_parts_is_what_is_asked_at_once(tiny, tiny_model, kind):
-    from sae_moo.materializer import materialize
+    from sae_moo.materialization.into_model import materialize
 
     materialize(Cast(Expert("math"), "float32"), tiny, tiny_model)
     tasks = [task(tiny, kind, "a"), task(tiny, kind, "b", 23)]

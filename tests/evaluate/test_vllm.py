@@ -7,15 +7,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from sae_moo.build import Bench
-from sae_moo.config import Config
+from sae_moo.config.document import Config
 from sae_moo.errors import InputError, RunError, TaskError
 from sae_moo.evaluate.generation import Generations
 from sae_moo.evaluate.task import Generation
 from sae_moo.evaluate.tasks import zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmGenerations
-from sae_moo.experts import ExpertPool
-from sae_moo.materializer import materialize
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.jobs.bench import Bench
+from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 MOST = 9

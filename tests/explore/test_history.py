@@ -8,9 +8,9 @@ from stand_ins import OBJECTIVES, record
 from synthetic import view
 
 from sae_moo.explore.history import generations, hypervolumes, lineage
-from sae_moo.front import Front, front_of
 from sae_moo.objectives import Evaluation, Objective
-from sae_moo.pareto import hypervolume
+from sae_moo.objectives.front import Front, front_of
+from sae_moo.objectives.pareto import hypervolume
 from sae_moo.recipe import Expert
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from synthetic import run_folder, view
 
-from sae_moo.explore.pick import pick
+from sae_moo.explore.decide.pick import pick
+from sae_moo.explore.run import Run
 from sae_moo.explore.view import by_trial, sparsity
 from sae_moo.recipe import Cast, Expert, Merge, Prune
-from sae_moo.run import Run
 
 
 def test_the_base_the_experts_and_their_average_are_found():

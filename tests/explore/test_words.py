@@ -7,7 +7,7 @@ import pytest
 from stand_ins import record
 from synthetic import view
 
-from sae_moo.explore.significance import paired
+from sae_moo.explore.decide.significance import paired
 from sae_moo.explore.view import Marked
 from sae_moo.explore.words import (
     MOST_STEPS,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from stand_ins import Landscape
 
-from sae_moo.checker import check
 from sae_moo.errors import RunError
-from sae_moo.materializer import materialize
+from sae_moo.materialization.check import check
+from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Expert, Merge, Prune
 from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher, variants

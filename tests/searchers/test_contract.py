@@ -8,12 +8,12 @@ import pytest
 from sae_moo.errors import RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Cast, Expert, Merge, Prune, experts_of
-from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.operators import ZeroAwareCrossover
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Archive, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm
+from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Recalling
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 

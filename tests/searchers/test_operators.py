@@ -13,7 +13,6 @@ from pymoo.optimize import minimize
 import sae_moo as sm
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.recipe import Cast, Expert, Merge, Prune
-from sae_moo.schedule import Schedule
 from sae_moo.searchers import fitness
 from sae_moo.searchers.nsga import reference_directions
 from sae_moo.searchers.operators import (
@@ -26,6 +25,7 @@ from sae_moo.searchers.operators import (
     ZeroAwareCrossover,
 )
 from sae_moo.searchers.problem import EVALUATION
+from sae_moo.searchers.schedule import Schedule
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 
 GROUND = Ground(("math", "code"), (False, True, True, False))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from stand_ins import weights_of
 
-from sae_moo.materializer import materialize
+from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, experts_of
-from sae_moo.schedule import Adaptive, Schedule
 from sae_moo.searchers import fitness
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))

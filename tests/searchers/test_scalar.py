@@ -6,8 +6,8 @@ import numpy as np
 import optuna
 import pytest
 
-from sae_moo.front import Accuracy
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
+from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import Cast, Expert, Prune
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm

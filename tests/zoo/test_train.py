@@ -9,10 +9,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from sae_moo.experts import ExpertPool
-from sae_moo.materializer import materialize
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.vocabulary import load_tokenizer
+from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Expert
-from sae_moo.vocabulary import load_tokenizer
 from sae_moo.zoo import MODELS, TASKS, checkpoint, held_out
 from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
 from sae_moo.zoo.batches import encode

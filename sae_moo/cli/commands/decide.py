@@ -57,7 +57,7 @@ def pick(
     beside = opened.neighbours(record)
     tested = None
     if test:
-        from sae_moo.judging import on_both_splits
+        from sae_moo.jobs.judge import on_both_splits
 
         tested = on_both_splits(opened, [record])
     if as_json:
@@ -113,20 +113,20 @@ def diff(
         if not all(number.isascii() and number.isdigit() for number in targets[1:]):
             raise InputError(f"expected two numbers of trials behind {targets[0]}, got {' '.join(targets[1:])}")
         opened = open_run(targets[0])
-        from sae_moo import diff as differing
+        from sae_moo.jobs import diff as differing
 
         found = differing.of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
     else:
         quiet()
-        from sae_moo.config import Config
+        from sae_moo.config.document import Config
 
         parsed = Config.load(config, set_)
-        from sae_moo import diff as differing
+        from sae_moo.jobs import diff as differing
 
         found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say
-    from sae_moo.explore.significance import HOW_TESTED
+    from sae_moo.explore.decide.significance import HOW_TESTED
 
     if as_json:
         print_json(deciding.diff_json(found))

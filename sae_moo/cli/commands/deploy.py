@@ -37,9 +37,9 @@ from sae_moo.cli.frame import (
 from sae_moo.errors import InputError
 
 if TYPE_CHECKING:
-    from sae_moo.exporting import Exported
-    from sae_moo.run import Run
-    from sae_moo.storage import TrialRecord
+    from sae_moo.explore.run import Run
+    from sae_moo.jobs.export import Exported
+    from sae_moo.study.storage import TrialRecord
 
 
 class FormatName(StrEnum):
@@ -118,10 +118,10 @@ def export(
     else:
         record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
         why = why[0].upper() + why[1:]
-    from sae_moo import jobs
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say, scores_json, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
+    from sae_moo.jobs import search as jobs
     from sae_moo.objectives import objective_scores
 
     if output is None:
@@ -191,8 +191,8 @@ def _python(text: str) -> str:
 
 def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
     """Show what a trial would take in every format."""
-    from sae_moo import jobs
     from sae_moo.cli.display import estimate_table, trial_json
+    from sae_moo.jobs import search as jobs
 
     found = jobs.estimate(run, record)
     if as_json:
@@ -244,15 +244,15 @@ def evaluate(
     Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
     """
     quiet()
-    from sae_moo.files import check_new
+    from sae_moo.files.whole import check_new
 
     if samples is not None:
         check_new(samples)
-    from sae_moo.config import Config
+    from sae_moo.config.document import Config
 
     parsed = Config.load(config, set_)
-    from sae_moo import jobs
     from sae_moo.cli.display import metrics_json, score_table, scores_json
+    from sae_moo.jobs import search as jobs
     from sae_moo.objectives import objective_scores
 
     found = jobs.evaluate(model, parsed, split.value)
@@ -279,7 +279,7 @@ def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> N
     """Write a line for each instance, if a file was asked for; whole or not at all."""
     if file is None:
         return
-    from sae_moo.files import whole
+    from sae_moo.files.whole import whole
 
     with whole(file) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
         lines.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in samples)  # \\ud800 is JSON as well
@@ -318,7 +318,7 @@ def merge(
         raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
     if (output is None) == (to_mergekit is None):
         raise InputError("expected either --output DIR or --to-mergekit FILE.yaml")
-    from sae_moo import jobs
+    from sae_moo.jobs import search as jobs
 
     if output is not None:
         merged = jobs.merge(recipe, output, moved)

@@ -24,7 +24,7 @@ def front(
 
     Example: sae-moo front quickstart --figure front.png
     """
-    from sae_moo.files import check_new
+    from sae_moo.files.whole import check_new
 
     if figure is not None:
         check_new(figure)
@@ -34,7 +34,7 @@ def front(
     view = opened.view()
     records = view.front
     if figure is not None:
-        from sae_moo.explore.figures import draw_front
+        from sae_moo.explore.pages.figures import draw_front
 
         draw_front(figure, view)
     if as_json:
@@ -89,11 +89,11 @@ def figures(
 
     Example: sae-moo figures quickstart --output figures --trial 57 --against 4 --type svg
     """
-    from sae_moo.files import check_free
+    from sae_moo.files.whole import check_free
 
     check_free(output)
     view = open_run(run).view()
-    from sae_moo.explore.figures import write_figures
+    from sae_moo.explore.pages.figures import write_figures
 
     written = write_figures(view, output, trial, against, f".{type_.value}")
     if as_json:
@@ -116,14 +116,14 @@ def report(
 
     Example: sae-moo report quickstart --output report.html
     """
-    from sae_moo.files import check_new
+    from sae_moo.files.whole import check_new
 
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"{output}: expected a name that ends in .html")
     check_new(output)
     start = time.perf_counter()
     view = open_run(run).view()
-    from sae_moo.explore.report import write_report
+    from sae_moo.explore.pages.report import write_report
 
     size = write_report(view, output, run)
     seconds = time.perf_counter() - start
@@ -145,7 +145,7 @@ def dashboard(
     Example: sae-moo dashboard quickstart --port 8080
     """
     opened = open_run(run)
-    from sae_moo.explore.dashboard import serve, shown_of, with_notes
+    from sae_moo.explore.pages.dashboard import serve, shown_of, with_notes
 
     noted = with_notes(opened.storage, opened.name, lambda: shown_of(opened.view(), run))
     page = f"studies/{opened.storage.get_study_id_from_name(opened.name)}"

@@ -28,12 +28,12 @@ def search(
     overrides += [] if evaluations is None else [f"search.evaluations={evaluations}"]
     overrides += [] if seed is None else [f"study.seed={seed}"]
     quiet()
-    from sae_moo.config import Config
+    from sae_moo.config.document import Config
 
     parsed = Config.load(config, overrides)
-    from sae_moo import jobs
     from sae_moo.cli.display import front_table, trial_json
     from sae_moo.cli.progress import SearchView
+    from sae_moo.jobs import search as jobs
 
     console = make_console(as_json, goes_on=True)
     with SearchView(parsed, console, show=not as_json) as view:
@@ -90,14 +90,14 @@ def compare(
     Example: sae-moo compare configs/compare.yaml --workers 2
     """
     quiet()
-    from sae_moo.config import Config
+    from sae_moo.config.document import Config
 
     parsed = Config.load(config, list(set_))
     if smoke and parsed.compare is not None:
         parsed = parsed.smoke()
-    from sae_moo import compare as comparing
     from sae_moo.cli.display import comparison_tables
     from sae_moo.cli.progress import CompareView
+    from sae_moo.jobs.compare import comparison as comparing
 
     console = make_console(as_json, goes_on=True)
     with CompareView(parsed, console, show=not as_json) as view:
@@ -119,11 +119,11 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
     Example: sae-moo validate configs/quickstart.yaml
     """
     quiet()
-    from sae_moo.config import Config
+    from sae_moo.config.document import Config
 
     parsed = Config.load(config, set_)
-    from sae_moo.build import Bench
-    from sae_moo.jobs import check_resumable, tell_twins
+    from sae_moo.jobs.bench import Bench
+    from sae_moo.jobs.search import check_resumable, tell_twins
 
     bench = Bench.open(parsed)
     bench.live_model()

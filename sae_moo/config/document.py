@@ -1,0 +1,283 @@
+"""The configuration: a YAML file, read whole, refused whole with every fault and its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from sae_moo.config.consistency import cross_faults, slug
+from sae_moo.config.faults import faults_of
+from sae_moo.config.sections import (
+    HARNESS,
+    AnnealingSection,
+    CompareSection,
+    EvaluationSection,
+    ExecutorSection,
+    LimitSection,
+    MeanSection,
+    MethodSection,
+    ModelsSection,
+    PruningSection,
+    SearchSection,
+    Section,
+    SpaceSection,
+    StudySection,
+    TaskSection,
+)
+from sae_moo.files import marked_yaml
+from sae_moo.files.marked_yaml import Key, dotted, place, refusal
+from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
+from sae_moo.recipe import STRUCTURED
+from sae_moo.searchers.algorithms import ALGORITHMS, SETTINGS
+from sae_moo.searchers.schedule import ADAPTIVE
+
+
+class Config(Section):
+    """A whole configuration. Read one with `Config.load`, or build it in Python from the sections."""
+
+    study: StudySection = StudySection()
+    models: ModelsSection
+    tasks: Annotated[list[TaskSection], Field(min_length=1)]
+    objectives: Annotated[list[str | MeanSection], Field(min_length=1)]
+    constraints: dict[str, LimitSection] = Field(default={})
+    space: SpaceSection = SpaceSection()
+    pruning: PruningSection = PruningSection()
+    annealing: AnnealingSection = AnnealingSection()
+    search: SearchSection = SearchSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    executor: ExecutorSection = ExecutorSection()
+    compare: CompareSection | None = None
+    _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def directory(self) -> Path:
+        """The folder that relative paths in the configuration start from: that of its file."""
+        return self._directory
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+        """Read a configuration.
+
+        Args:
+            path: a YAML file.
+            overrides: changes as ``key.path=value``; the value is YAML too.
+
+        Raises:
+            InputError: listing every fault with file, line, key, what was expected and the nearest valid name.
+        """
+        path = Path(path)
+        raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
+        for change in overrides:
+            faults += marked_yaml.override_(raw, lines, change)
+        return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], directory: str | Path = ".") -> Config:
+        """Check a configuration given as nested dictionaries; see `load`."""
+        return cls._checked(json.loads(json.dumps(raw)), {}, "configuration", [], Path(directory).resolve())
+
+    @classmethod
+    def _checked(
+        cls, raw: dict[str, Any], lines: Mapping[Key, str], source: str, faults: list[str], directory: Path
+    ) -> Config:
+        config, found = cls._read(raw, directory)
+        faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in found]
+        if config is None or faults:
+            raise refusal("configuration", faults)
+        return config
+
+    @classmethod
+    def _read(cls, raw: dict[str, Any], directory: Path) -> tuple[Config | None, list[tuple[Key, str]]]:
+        """Return a configuration, None if it is not even typed as one, and its faults, each with its key."""
+        config = None
+        faults: list[tuple[Key, str]] = []
+        raw = {key: value for key, value in raw.items() if value is not None}  # an empty section means its defaults
+        try:
+            config = cls.model_validate(raw)
+            config._directory = directory
+        except ValidationError as error:
+            faults += faults_of(cls, error)
+        faults += cross_faults(raw, HARNESS)
+        if config is not None and config.compare is not None and not faults:
+            for i, method in enumerate(config.compare.named):
+                _, wrong = cls._read(config._cell(method, config.study.seed), directory)
+                faults += [(("compare", "methods", i), f"{method.name}: {dotted(key)}: {text}") for key, text in wrong]
+        return config, faults
+
+    def smoke(self) -> Config:
+        """Return the smallest comparison that still runs everything once: one seed, a few evaluations and instances.
+
+        Its study is called ``NAME-smoke``.
+        """
+        raw = self.model_dump(mode="json", exclude_unset=True)
+        small = {"population": max(len(self.models.experts) + 3, 2 * len(self.models.experts) + 1)}  # as all need
+        raw["study"] = {**raw.get("study", {}), "name": f"{self.study.name}-smoke"[-100:].lstrip("-._")}
+        raw["search"] = {**raw.get("search", {}), **small, "evaluations": small["population"] + 3}
+        for task in raw["tasks"]:
+            task |= {"search": min(8, task.get("search", 8)), "test": min(8, task.get("test", 8))}
+        methods = []
+        for method in () if self.compare is None else self.compare.named:
+            changed = {**method.search, **({} if "population" not in method.search else small)}
+            methods.append({**method.model_dump(mode="json", exclude_unset=True), "search": changed})
+        raw["compare"] = {**raw.get("compare", {}), "methods": methods, "seeds": 1, "resamples": 100}
+        return Config.from_dict(raw, self.directory)
+
+    def cell(self, method: MethodSection, seed: int) -> Config:
+        """Return the configuration of one search of a comparison, in a study of its own.
+
+        What the other sections say holds for every method that reads it; the kind of space is the method's own.
+
+        Raises:
+            InputError: listing what is wrong with the method.
+        """
+        return Config.from_dict(self._cell(method, seed), self.directory)
+
+    def _cell(self, method: MethodSection, seed: int) -> dict[str, Any]:
+        raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
+        search = _deeper(raw.get("search", {}), method.search)
+        named = search.get("algorithm", "nsga2")
+        algorithm = ALGORITHMS.get(named if isinstance(named, str) else "", ALGORITHMS["nsga2"])
+        for key in SETTINGS:
+            if key not in algorithm.reads and key not in method.search:
+                search.pop(key, None)
+        if algorithm.scalar is False and "weights" not in method.search:
+            search.pop("weights", None)
+        space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
+        space |= method.space
+        kind = space.get("kind")
+        if algorithm.searched(kind) != "lineage" and "operators" not in method.search:
+            search.pop("operators", None)
+        raw |= {"search": search, "space": space}
+        for section in ("pruning", "annealing"):
+            raw[section] = {**raw.get(section, {}), **getattr(method, section)}
+        unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(kind)
+        if unread and method.annealing.get("schedule") != ADAPTIVE:
+            del raw["annealing"]["schedule"]
+        raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
+        document: dict[str, Any] = json.loads(json.dumps(raw))
+        return document
+
+    @property
+    def space_kind(self) -> str | None:
+        """The space that is searched, ``lineage`` or ``coefficients``; None for one-shot merges."""
+        return ALGORITHMS[self.search.algorithm].searched(self.space.kind)
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the pruning ratio of children follows the schedule."""
+        return ALGORITHMS[self.search.algorithm].annealed(self.space.kind)
+
+    @property
+    def pace(self) -> Literal["generational", "steady-state"]:
+        """When a population takes its children in."""
+        return self.search.pace or "generational"
+
+    @property
+    def schedule(self) -> str:
+        """The schedule of pruning ratios: as asked, else as the algorithm has it."""
+        return self.annealing.schedule or ALGORITHMS[self.search.algorithm].schedule
+
+    @property
+    def highest_ratio(self) -> float:
+        """The largest pruning ratio of that schedule."""
+        high = self.annealing.high
+        return ALGORITHMS[self.search.algorithm].high if high is None else high
+
+    @property
+    def rescale(self) -> bool:
+        """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
+        asked = self.pruning.rescale
+        return (
+            ALGORITHMS[self.search.algorithm].rescales and self.pruning.scope not in STRUCTURED
+            if asked is None
+            else asked
+        )
+
+    def objective_list(self) -> tuple[Objective, ...]:
+        """Return the objectives, in order; all are maximized."""
+        return tuple(
+            Objective(entry.name, tuple(entry.mean))
+            if isinstance(entry, MeanSection)
+            else Objective(entry, () if entry == SPARSITY else (entry,))
+            for entry in self.objectives
+        )
+
+    def constraint_list(self) -> tuple[Constraint, ...]:
+        """Return the limits, in order."""
+        known = named_quantities([task.name for task in self.tasks], self.objective_list())
+        return tuple(Constraint(known[name], limit.min, limit.max) for name, limit in self.constraints.items())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study may not change while it is resumed, as flat ``key.path -> value``.
+
+        The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
+        so are places of models, items and calibration texts, whose contents a study is bound to instead.
+        """
+        document = self.model_dump(mode="json")
+        del document["study"]["storage"], document["search"]["evaluations"], document["executor"], document["compare"]
+        del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
+        del document["pruning"]["calibration"]
+        if self.pruning.calibrated is not None:
+            document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
+        tasks = document.pop("tasks")
+        document["tasks"] = {  # prompts and items are bound by their contents
+            t["name"]: {
+                **{key: t[key] for key in ("kind", "search", "test")},
+                **{key: t[key] for key in HARNESS if key != "include" and t[key] not in (None, False, {})},
+            }
+            for t in tasks
+        }
+        document["pruning"]["rescale"] = self.rescale
+        document["annealing"] |= {"schedule": self.schedule, "high": self.highest_ratio}
+        document["space"]["kind"] = self.space_kind
+        document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
+        document["objectives"] = json.dumps(document["objectives"])
+        return dict(_flat(document, ()))
+
+
+def _deeper(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section with changes; where both have a section within, it is changed and not replaced."""
+    return {**given} | {
+        key: {**given[key], **value} if isinstance(value, dict) and isinstance(given.get(key), dict) else value
+        for key, value in changes.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference between a study and what it is to be resumed with.
+
+    Args:
+        key: what differs.
+        stored: its value in the study.
+        given: its value now.
+    """
+
+    key: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: the study has {self.stored!r}, now it is {self.given!r}"
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[Difference]:
+    """Return every key whose value differs; a key of one side only counts as None on the other."""
+    keys = sorted({*stored, *given})
+    return [Difference(k, stored.get(k), given.get(k)) for k in keys if stored.get(k) != given.get(k)]
+
+
+def _flat(value: Any, key: Key) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, (*key, name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, (*key, i))
+    else:
+        yield dotted(key), value

@@ -1,0 +1,1 @@
+"""Configurations of mergekit, read into recipes and written from them."""

@@ -1,0 +1,216 @@
+"""From a mergekit configuration to a recipe: every parameter looked up for every tensor, as mergekit does.
+
+Layers have places from 0 to 1 in their slice (a lone one is at 1), gradients are interpolated between evenly spaced
+values, and tensors outside the layers belong to the first slice (embeddings) or the last (final norm and head), at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Setting, Slice, Source, identity, inputs_of
+from sae_moo.deploy.mergekit.table import WEIGHTS, Parameter, Value
+from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool, TensorInfo
+from sae_moo.files.marked_yaml import Key, dotted, place, refusal
+from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
+
+Rows = list[tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a tensor is: its slice, and its place from 0 to 1 in the gradients there."""
+
+    name: str
+    part: Slice
+    t: float
+
+
+def translate(document: Document, pool: ExpertPool) -> Recipe:
+    """Return the recipe of a mergekit configuration; it ends in a cast to the output's dtype.
+
+    Numbers that differ by layer or tensor become rows per group where groups are alike inside, else rows per tensor.
+
+    Args:
+        document: the configuration.
+        pool: its models by the names in `Document.sources`.
+
+    Raises:
+        InputError: listing every fault: slices that do not cover the layers, values missing for some tensors.
+    """
+    layers = [name for name in pool.groups if name not in (EMBEDDINGS, HEAD)]
+    last = document.slices[-1]
+    if last.stop is not None and last.stop != len(layers):
+        where = _fault(
+            document,
+            last.key,
+            f"would change the architecture: the slices hold {last.stop} layers, the models have {len(layers)}",
+        )
+        raise refusal(WHAT, [where])
+    spots = [_spot(info, pool, layers, document.slices) for info in pool.tensors]
+    inputs = _inputs(document)
+    dtype = document.dtype or str(pool.load(BASE, _largest(pool.tensors).name).dtype).removeprefix("torch.")
+    if not inputs:  # nothing but the base
+        return Cast(Expert(BASE), dtype)
+    faults: list[str] = []
+    weights: Rows = [(1.0,) * len(inputs)] * len(spots)
+    params: dict[str, Param] = {}
+    for name, parameter in document.row.parameters.items():
+        if parameter.setting is None:
+            continue
+        table = _table(document, name, parameter, spots, inputs, faults)
+        if table is None:
+            continue
+        if parameter.setting != WEIGHTS:
+            _set(document, params, name, parameter, _spread(table, pool), faults)
+        else:  # slerp's one number runs from the base to the other model
+            weights = [tuple(map(float, row)) if parameter.each else (1.0 - row[0], float(row[0])) for row in table]
+    if faults:
+        raise refusal(WHAT, faults)
+    if document.row.base == "optional" and document.base is not None:
+        params["relative"] = True
+    if document.method == "passthrough":
+        params["normalize"] = False
+    nodes = tuple(Expert(document.names[model]) for model, _ in inputs)
+    if document.method == "slerp":
+        nodes = (Expert(BASE), *nodes)
+    rows = _spread(weights, pool)
+    if document.method == "passthrough" and len(nodes) == 1 and set(rows) == {(1.0,)}:
+        return Cast(nodes[0], dtype)
+    method = document.row.ours
+    defaults = METHODS[method].defaults
+    kept = {name: value for name, value in params.items() if value != defaults[name]}
+    return Cast(Merge(method, nodes, rows[0] if len(rows) == 1 else tuple(rows), tuple(kept.items())), dtype)
+
+
+def evaluate(setting: Setting, name: str, t: float) -> Value | None:
+    """Return a setting's value for a tensor: the first condition that its name meets; None if it meets none.
+
+    Args:
+        setting: conditions, each a number or a gradient.
+        name: the tensor's name.
+        t: place from 0 to 1 in gradients. Truth values are not interpolated: the last one reached counts.
+    """
+    for condition in setting:
+        if condition.filter is not None and condition.filter not in name:
+            continue
+        values = condition.values
+        if any(isinstance(value, bool) for value in values):
+            return values[int(t * (len(values) - 1))]
+        scaled = t * (len(values) - 1)
+        below = int(scaled)
+        share = scaled - below
+        return (1 - share) * values[below] + share * values[min(len(values) - 1, below + 1)]
+    return None
+
+
+def look_up(scopes: Iterable[Scope], parameter: str, name: str, t: float) -> Value | None:
+    """Return a parameter's value for a tensor from the first scope that has one; None if none has."""
+    for scope in scopes:
+        value = evaluate(scope[parameter], name, t) if parameter in scope else None
+        if value is not None:
+            return value
+    return None
+
+
+def _spot(info: TensorInfo, pool: ExpertPool, layers: Sequence[str], slices: Sequence[Slice]) -> _Spot:
+    group = pool.groups[info.group]
+    if group not in layers:
+        return _Spot(info.name, slices[0 if group == EMBEDDINGS else -1], 0.0)
+    layer = layers.index(group)
+    part = next(part for part in slices if part.stop is None or layer < part.stop)
+    count = (part.stop or len(layers)) - part.start
+    return _Spot(info.name, part, (layer - part.start) / (count - 1) if count > 1 else 1.0)
+
+
+def _inputs(document: Document) -> tuple[tuple[str, int], ...]:
+    """Return the inputs of the merge: model and how many of the same come before, in order of appearance."""
+    return tuple(
+        dict.fromkeys(
+            identity(source) for part in document.slices for source in inputs_of(part, document.row, document.base)
+        )
+    )
+
+
+def _table(
+    document: Document,
+    name: str,
+    parameter: Parameter,
+    spots: Sequence[_Spot],
+    inputs: Sequence[tuple[str, int]],
+    faults: list[str],
+) -> list[tuple[Value, ...]] | None:
+    """Return a parameter's values: a row per tensor, of one value per input or one for all; None with a fault."""
+    found: list[tuple[Value, ...]] = []
+    missing: dict[Key, str] = {}
+    for spot in spots:
+        present = {identity(source): source for source in inputs_of(spot.part, document.row, document.base)}
+        row: list[Value] = []
+        sources: Sequence[Source | None] = [present.get(each) for each in inputs] if parameter.each else [None]
+        for source in sources:
+            if parameter.each and source is None:  # not in this slice: weight 0, and nothing else matters
+                row.append(0.0 if parameter.setting == WEIGHTS else parameter.default or 0.0)
+                continue
+            value = look_up(document.chain(spot.part, source), name, spot.name, spot.t)
+            if value is None:
+                value = parameter.default
+            if value is None:
+                key = spot.part.key if source is None or source.key is None else source.key
+                whose = "" if source is None else f" for {source.model}"
+                missing.setdefault(key, f"expected a value of {name}{whose} for every tensor, {spot.name} has none")
+                value = 0.0
+            row.append(value if isinstance(value, bool) else rounded(value))
+        found.append(tuple(row))
+    faults += [_fault(document, key, text) for key, text in missing.items()]
+    return None if missing else found
+
+
+def _set(
+    document: Document,
+    params: dict[str, Param],
+    name: str,
+    parameter: Parameter,
+    rows: Sequence[tuple[Value, ...]],
+    faults: list[str],
+) -> None:
+    """Add a setting as our methods take it."""
+    assert parameter.setting is not None
+    if all(len(set(row)) == 1 for row in rows):  # one number serves all inputs
+        rows = [row[:1] for row in rows]
+    value: Any = tuple(rows)
+    if len(rows) == 1:
+        value = rows[0] if len(rows[0]) > 1 else rows[0][0]
+    if parameter.kind == "flag" and not isinstance(value, bool):
+        faults.append(_fault(document, (), f"{name}: expected one truth value for all layers and tensors"))
+    elif parameter.kind == "whole" and any(number != int(number) for row in rows for number in row):
+        faults.append(_fault(document, (), f"{name}: expected whole numbers at every layer, the gradient has others"))
+    elif name == "rescale":
+        params[parameter.setting] = "l1" if value else "none"
+    elif parameter.kind == "whole" and not isinstance(value, tuple):
+        params[parameter.setting] = int(value)
+    else:
+        params[parameter.setting] = value
+
+
+def _spread(rows: Sequence[tuple[Any, ...]], pool: ExpertPool) -> list[tuple[Any, ...]]:
+    """Return one row if all are alike, rows per group if groups are alike inside, else a row per tensor."""
+    if len(set(rows)) == 1:
+        return [rows[0]]
+    by_group: dict[int, set[tuple[Any, ...]]] = {}
+    for info, row in zip(pool.tensors, rows, strict=True):
+        by_group.setdefault(info.group, set()).add(row)
+    if all(len(different) == 1 for different in by_group.values()):
+        return [next(iter(by_group[i])) for i in range(len(pool.groups))]
+    return list(rows)
+
+
+def _largest(tensors: Sequence[TensorInfo]) -> TensorInfo:
+    return max(tensors, key=lambda info: info.numel)
+
+
+def _fault(document: Document, key: Key, text: str) -> str:
+    shown = f"{dotted(key)}: " if key else ""
+    return f"{place(key, document.lines, document.path)}: {shown}{text}"

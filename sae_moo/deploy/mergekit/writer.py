@@ -1,0 +1,336 @@
+"""From a recipe to a mergekit configuration, where mergekit can say the same; proved by reading it back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from sae_moo.deploy.mergekit.document import parse
+from sae_moo.deploy.mergekit.table import TABLE, WEIGHTS, Parameter, Row
+from sae_moo.deploy.mergekit.translate import translate
+from sae_moo.errors import InputError
+from sae_moo.experts.checkpoint import ZOO, is_adapter
+from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool
+from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
+from sae_moo.materialization.check import check
+from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
+
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?=\.)")
+# Value of a setting for each tensor of the pool, in order.
+Column = tuple[Any, ...]
+
+
+def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
+    """Return a recipe as a mergekit configuration, and what the user should know about it.
+
+    Args:
+        recipe: one merge of experts, perhaps cast; a pruning that asks for no zeros is passed over.
+        pool: its experts.
+
+    Raises:
+        InputError: naming what mergekit has no words for.
+    """
+    check(recipe, pool)
+    dtype, node = "float32", _plain(recipe)
+    if isinstance(node, Cast):
+        dtype, node = node.dtype, _plain(node.input)
+    document: dict[str, Any]
+    if isinstance(node, Expert):
+        document = {"merge_method": "passthrough", "models": [{"model": _source(node.name, pool)}]}
+        return _text(document, dtype), []
+    if not isinstance(node, Merge):
+        raise InputError(f"mergekit cannot say this: {_called(node)} inside {type(recipe).__name__}")
+    names = _experts(node)
+    document, notes = _merge(node, names, pool)
+    if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
+        if pool.vocabulary != KEEP_BASE or document.get("base_model") != _source(BASE, pool):
+            raise InputError("mergekit cannot say this: rows of embeddings matched otherwise than by its tokenizer")
+        document["tokenizer"] = {"source": "base"}
+        notes.append("mergekit leaves only rows of embeddings that are tokens")
+    text = _text(document, dtype)
+    _prove(text, node, names, pool)
+    return text, notes
+
+
+def _plain(node: Recipe) -> Recipe:
+    """Pass over prunings that ask for no zeros; others are refused."""
+    while isinstance(node, Prune):
+        asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
+        if any(asked) or any(node.counts or ()) or any(node.units or ()):
+            raise InputError(f"mergekit cannot say this: it does not prune, this is {_called(node)}")
+        node = node.input
+    return node
+
+
+def _called(node: Recipe) -> str:
+    """Return what a node is, and what it is made from by their names alone."""
+    made = Counter(child.name if isinstance(child, Expert) else type(child).__name__ for child in children(node))
+    inputs = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in made.items())
+    match node:
+        case Merge():
+            return f"Merge by {node.method} of {inputs}"
+        case Prune():
+            asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
+            least, most = min(asked), max(asked)
+            return (
+                f"Prune to {most:.3g} of {inputs}"
+                if least == most
+                else f"Prune to {least:.3g} ... {most:.3g} of {inputs}"
+            )
+        case Cast():
+            return f"Cast to {node.dtype} of {inputs}"
+        case _:
+            return type(node).__name__
+
+
+def _source(name: str, pool: ExpertPool) -> str:
+    """Return how mergekit finds an expert: a folder, a hub id, or the base with an adapter."""
+    weights = pool.checkpoints[name]
+    place = str(weights.folder) if weights.origin.startswith(ZOO) else weights.origin
+    if "+" in place:
+        raise InputError(f"mergekit would read {place} as a model with an adapter: move or rename it")
+    return f"{_source(BASE, pool)}+{place}" if is_adapter(weights.folder) else place
+
+
+def _experts(node: Merge) -> list[str]:
+    names = []
+    for child in node.inputs:
+        inner = _plain(child)
+        if not isinstance(inner, Expert):
+            raise InputError(f"mergekit cannot say this: {_called(inner)} as an input of a merge, not an expert")
+        names.append(inner.name)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"mergekit takes every model once: {twice[0]!r} is an input more than once")
+    return names
+
+
+def _merge(node: Merge, names: Sequence[str], pool: ExpertPool) -> tuple[dict[str, Any], list[str]]:
+    row = TABLE.get(node.method)
+    if row is None:
+        raise InputError(f"mergekit has no merge method {node.method!r}; it has {', '.join(TABLE)}")
+    params: dict[str, Any] = {**METHODS[node.method].defaults, **dict(node.params)}
+    relative = bool(params.pop("relative", row.base == "required"))
+    base = _base(node.method, row, names, relative)
+    weights = _columns(node.weights, pool, len(names))
+    own: list[dict[str, Any]] = [{} for _ in names]
+    shared: dict[str, Any] = {}
+    unused = set(params) - {"seed"}
+    for name, parameter in row.parameters.items():
+        if parameter.setting is None:
+            continue
+        if parameter.setting == WEIGHTS:
+            _put_weights(name, parameter, weights, own, shared, pool)
+            continue
+        unused.discard(parameter.setting)
+        value = params[parameter.setting]
+        if parameter.setting == "rescale":
+            if value == "density":
+                raise InputError(f"mergekit's {node.method} rescales to the norm, not by 1 / density")
+            value = value != "none"
+        if parameter.kind != "number":
+            if isinstance(value, tuple):
+                raise InputError(f"mergekit takes one {name} for all, not one per layer or tensor")
+            if value != parameter.default:
+                shared[name] = value
+            continue
+        _put_numbers(name, parameter, value, own, shared, pool)
+    for name in sorted(unused):
+        if params[name] != METHODS[node.method].defaults[name]:
+            raise InputError(f"mergekit's {node.method} has no {name}")
+    if all(parameter.setting != WEIGHTS for parameter in row.parameters.values()) and node.method != "arcee_fusion":
+        for column in zip(*weights, strict=True):
+            if len(set(column)) > 1:
+                raise InputError(f"mergekit's {node.method} has no weights: expected equal ones")
+    notes = []
+    if node.method in RANDOM and _drops(params["density"]):
+        if params["seed"] != 0:
+            raise InputError(f"mergekit's {node.method} has no seed: expected 0, got {params['seed']}")
+        notes.append(f"{node.method} drops at random: mergekit draws masks of its own")
+    models = [
+        {"model": _source(name, pool)} | ({"parameters": settings} if settings else {})
+        for name, settings in zip(names, own, strict=True)
+    ]
+    document: dict[str, Any] = {"merge_method": node.method}
+    if base is not None:
+        document["base_model"] = _source(base, pool)
+    if node.method == "slerp":
+        models = models[1:]
+    document["models"] = models
+    if shared:
+        document["parameters"] = shared
+    return document, notes
+
+
+def _base(method: str, row: Row, names: Sequence[str], relative: bool) -> str | None:
+    """Return the expert that must be ``base_model``, None if there need be none."""
+    if method == "slerp":
+        return names[0]
+    if row.base == "input":
+        return BASE if BASE in names else None
+    if not relative:
+        return None
+    if BASE in names:
+        raise InputError(f"mergekit cannot say this: the base as an input of {method}, whose task vector is zero")
+    return BASE
+
+
+def _put_weights(
+    name: str,
+    parameter: Parameter,
+    weights: Sequence[Column],
+    own: Sequence[dict[str, Any]],
+    shared: dict[str, Any],
+    pool: ExpertPool,
+) -> None:
+    if parameter.each:
+        for settings, column in zip(own, weights, strict=True):
+            settings[name] = _setting(column, pool)
+    else:
+        shared[name] = _setting(tuple(b / (a + b) for a, b in zip(*weights, strict=True)), pool)
+
+
+def _put_numbers(
+    name: str,
+    parameter: Parameter,
+    value: Any,
+    own: Sequence[dict[str, Any]],
+    shared: dict[str, Any],
+    pool: ExpertPool,
+) -> None:
+    columns = _columns(value if isinstance(value, tuple) else (value,), pool, len(own))
+    if not parameter.each:
+        if any(column != columns[0] for column in columns):
+            raise InputError(f"mergekit takes one {name} for all models")
+        if set(columns[0]) != {parameter.default}:
+            shared[name] = _setting(columns[0], pool)
+    elif all(set(column) == {parameter.default} for column in columns):
+        return
+    elif all(column == columns[0] for column in columns):
+        shared[name] = _setting(columns[0], pool)
+    else:
+        for settings, column in zip(own, columns, strict=True):
+            settings[name] = _setting(column, pool)
+
+
+def _columns(value: tuple[Any, ...], pool: ExpertPool, inputs: int) -> list[Column]:
+    """Return, for each input, the number at every tensor of the pool.
+
+    Args:
+        value: one number for all inputs, one per input, or rows of these per group or tensor.
+        pool: the experts.
+        inputs: how many there are.
+    """
+    rows = value if isinstance(value[0], tuple) else (value,)
+    if len(rows) not in (1, len(pool.groups), len(pool.tensors)):
+        raise InputError(f"expected rows for {len(pool.groups)} groups or {len(pool.tensors)} tensors, got {len(rows)}")
+    if len(rows) == len(pool.tensors):
+        by_tensor = list(rows)
+    else:
+        by_tensor = [rows[info.group if len(rows) > 1 else 0] for info in pool.tensors]
+    whole = [row * inputs if len(row) == 1 else row for row in by_tensor]
+    return [tuple(float(row[i]) for row in whole) for i in range(inputs)]
+
+
+def _setting(column: Column, pool: ExpertPool) -> Any:
+    """Return one number, a gradient over the layers, or filters with these.
+
+    A gradient has a value per layer. Tensors outside the layers get its first value, unless a filter with their whole
+    name comes before; so do tensors of a layer that differ from most of it.
+    """
+    column = tuple(map(rounded, column))
+    if len(set(column)) == 1:
+        return column[0]
+    layers = [name for name in pool.groups if name not in (EMBEDDINGS, HEAD)]
+    kinds: dict[str, dict[int, float]] = {}
+    outside: dict[str, float] = {}
+    for info, value in zip(pool.tensors, column, strict=True):
+        group = pool.groups[info.group]
+        if group in layers:
+            kinds.setdefault(_kind(info.name), {})[layers.index(group)] = value
+        else:
+            outside[info.name] = value
+    gradients = {}
+    for name, values in kinds.items():  # a tensor that some layers lack may have any value there
+        some = next(iter(values.values()))
+        gradients[name] = tuple(values.get(i, some) for i in range(len(layers)))
+    default = Counter(gradients.values()).most_common(1)[0][0]
+    conditions = [{"filter": name, "value": value} for name, value in outside.items() if value != default[0]]
+    conditions += [
+        {"filter": name, "value": _gradient(values)} for name, values in gradients.items() if values != default
+    ]
+    if not conditions:
+        return _gradient(default)
+    return [*conditions, {"value": _gradient(default)}]
+
+
+def _kind(name: str) -> str:
+    """Return what the names of one kind of tensor share: what stands behind the layer's number."""
+    found = _LAYER.search(name)
+    return name[found.end() :] if found else name
+
+
+def _gradient(values: Sequence[float]) -> Any:
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+def _drops(density: Any) -> bool:
+    rows = density if isinstance(density, tuple) else (density,)
+    return any(number < 1 for row in rows for number in (row if isinstance(row, tuple) else (row,)))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of numbers on one line."""
+
+
+def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    flat = all(isinstance(value, (int, float)) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flat)
+
+
+_Dumper.add_representer(list, _list)
+
+
+def _text(document: dict[str, Any], dtype: str) -> str:
+    whole = document | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype != "float32" else {})
+    return yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _prove(text: str, node: Merge, names: Sequence[str], pool: ExpertPool) -> None:
+    """Raise InputError unless what was written, read again, is the same merge of the same models."""
+    document = parse(text, "what was written")
+    again = translate(document, pool)
+    assert isinstance(again, Cast)
+    assert isinstance(again.input, Merge)
+    read = again.input
+    models = {name: model for model, name in document.names.items()}
+    found = [models[child.name] for child in read.inputs if isinstance(child, Expert)]
+    if read.method != node.method or found != [_source(name, pool) for name in names]:
+        raise InputError("mergekit cannot say this: read again, it would be another merge")
+    for was, now in zip(_numbers(node, pool), _numbers(read, pool), strict=True):
+        if not (was == now if isinstance(was, (str, bool)) else math.isclose(was, now, rel_tol=1e-7, abs_tol=1e-12)):
+            raise InputError(f"mergekit cannot say this: read again, {was} would be {now}; its filters cannot tell")
+
+
+def _numbers(node: Merge, pool: ExpertPool) -> list[Any]:
+    """Return every number of a merge at every tensor, in a fixed order; of slerp's weights the share of the second."""
+    weights = _columns(node.weights, pool, len(node.inputs))
+    if node.method == "slerp":
+        weights = [tuple(b / (a + b) for a, b in zip(*weights, strict=True))]
+    if all(parameter.setting != WEIGHTS for parameter in TABLE[node.method].parameters.values()):
+        weights = []
+    found: list[Any] = [number for column in weights for number in column]
+    for name, value in sorted({**METHODS[node.method].defaults, **dict(node.params)}.items()):
+        if isinstance(value, (str, bool)):
+            found.append(value)
+        elif name != "seed":
+            columns = _columns(value if isinstance(value, tuple) else (value,), pool, len(node.inputs))
+            found += [number for column in columns for number in column]
+    return found

@@ -1,0 +1,104 @@
+"""The weights of a recipe one tensor after another, rounded, counted and hashed as they pass; no model is built."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sae_moo.deploy.tensor_files import Entry, raw
+from sae_moo.errors import WeightsError
+from sae_moo.experts.anatomy import transposed
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.check import check
+from sae_moo.materialization.into_model import fractions
+from sae_moo.materialization.plan import Plan
+from sae_moo.materialization.resolve import resolve
+from sae_moo.recipe import Recipe
+
+
+class Stream:
+    """The weights of a recipe, bit for bit those that `materialize` writes into a live model.
+
+    In memory are the tensor asked for and what it is computed from.
+
+    Args:
+        recipe: any recipe over the pool's experts.
+        pool: the experts.
+        dtype: of the weights.
+        device: where the arithmetic is done.
+
+    Attributes:
+        pool: the experts.
+        recipe: the recipe with every pruning scope resolved.
+        entries: every tensor once (a tied head is none), in the pool's order.
+        digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
+        two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
+            that have passed.
+
+    Raises:
+        InputError: if the recipe does not fit the pool.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, recipe: Recipe, pool: ExpertPool, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        check(recipe, pool)
+        self.pool = pool
+        self.recipe = resolve(recipe, pool, device)
+        self.entries = tuple(Entry(info.name, info.shape, dtype) for info in pool.tensors)
+        self.digests: dict[str, str] = {}
+        self.two_four: dict[str, bool] = {}
+        self._infos = {info.name: info for info in pool.tensors}
+        self._zeros: dict[str, int] = {}
+        self._broken: dict[str, None] = {}
+        self._device = torch.device(device)
+        self._plan = Plan(self.recipe, pool, device, None)
+
+    @torch.no_grad()
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor: new, contiguous, on the CPU."""
+        info = self._infos[name]
+        out = torch.empty(info.shape, dtype=self.entries[0].dtype, device=self._device)
+        self._zeros[name] = self._plan.write(info, out)
+        out = out.cpu()
+        if out.numel() and not all(torch.isfinite(end) for end in torch.aminmax(out)):  # in no memory of its own
+            self._broken[name] = None
+        if info.prunable and out.ndim == 2:
+            self.two_four[name] = is_two_four(out.t() if transposed(self.pool) else out)
+        return out
+
+    def content(self, entry: Entry) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor, as `tensor_files.write_shards` asks for them."""
+        yield self.hashed(self.tensor(entry.name), entry.name)
+
+    def hashed(self, tensor: Tensor, name: str) -> memoryview:
+        """Return the bytes of a tensor; their digest is kept under its name."""
+        content = raw(tensor)
+        self.digests[name] = hashlib.sha256(content).hexdigest()
+        return content
+
+    def sparsity(self) -> float:
+        """Return the fraction of exact zeros over all prunable weights, in [0, 1], once all tensors have passed.
+
+        Raises:
+            WeightsError: naming tensors that hold NaN or an infinity.
+        """
+        if self._broken:
+            more = f" and {len(self._broken) - 3} more" if len(self._broken) > 3 else ""
+            where = ", ".join(list(self._broken)[:3]) + more
+            raise WeightsError(f"the merged weights are not finite in {where}; nothing was written")
+        return fractions(self.pool, self._zeros)[0]
+
+
+def is_two_four(matrix: Tensor) -> bool:
+    """Say whether each group of four along the inputs (columns) of a matrix has two zeros or more."""
+    if matrix.shape[1] % 4:
+        return False
+    for rows in (matrix[:1], matrix):  # most matrices are none in their first row
+        if int((rows != 0).reshape(-1, 4).sum(dim=1, dtype=torch.uint8).max()) > 2:
+            return False
+    return True

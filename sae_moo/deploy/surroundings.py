@@ -1,0 +1,107 @@
+"""From a recipe to a Hugging Face folder that any loader of the base accepts: what lies beside the weights.
+
+Tensors have the names that the base's file gives them, ``config.json`` is the base's with another dtype, so that what
+loads the base (transformers, vLLM, llama.cpp's converter) loads the result.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_moo.deploy.card import Card
+from sae_moo.deploy.stream import Stream
+from sae_moo.errors import InputError, nearest
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.vocabulary import load_tokenizer, token_list
+from sae_moo.materialization.calibration import save_calibration
+from sae_moo.recipe import BASE, Cast, Recipe, encode
+
+RECIPE_FILE = "recipe.json"
+CARD_FILE = "README.md"
+
+
+def recipe_document(recipe: Recipe, pool: ExpertPool, tensors: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what ``recipe.json`` holds: the recipe, where its experts were and what was in them.
+
+    Args:
+        recipe: the recipe.
+        pool: its experts.
+        tensors: name -> SHA-256 of the bytes that were written, for whoever makes the model again.
+    """
+    experts = {
+        name: {"source": checkpoint.origin, "fingerprint": pool.fingerprints[name]}
+        for name, checkpoint in pool.checkpoints.items()
+    }
+    document = encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": pool.vocabulary}
+    return document if tensors is None else document | {"tensors": dict(tensors)}
+
+
+def tokenizer_of(pool: ExpertPool, name: str) -> Any:
+    """Return the tokenizer of an expert, to be written with a merge.
+
+    Raises:
+        InputError: if there is no such expert or tokenizer, or a token of the base has another row there, or a token of
+            its own has none.
+    """
+    if name not in pool.checkpoints:
+        known = ", ".join(pool.names)
+        raise InputError(f"tokenizer: expected one of {known}, got {name!r}{nearest(name, pool.names)}")
+    if name != BASE:
+        base, own = token_list(pool.checkpoints[BASE].folder), token_list(pool.checkpoints[name].folder)
+        if own is None:
+            raise InputError(f"tokenizer: {name!r} has none in {pool.checkpoints[name].folder}")
+        moved = [token for token, row in (base or {}).items() if own.get(token) != row]
+        rows = pool.checkpoints[BASE].vocabulary
+        homeless = [token for token, row in own.items() if rows is not None and row >= rows]
+        if moved or homeless:
+            fault = f"{moved[0]!r} elsewhere" if moved else f"{homeless[0]!r} beyond the {rows} rows of the embeddings"
+            raise InputError(f"tokenizer: {name!r} cannot be used, it has the token {fault}; rows are the base's")
+    return load_tokenizer(pool.checkpoints[name].folder)
+
+
+def deployed_config(pool: ExpertPool, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the ``config.json`` of a merge: the base's, with the dtype that was written and further changes."""
+    config = {k: v for k, v in pool.checkpoints[BASE].config.items() if k not in ("_name_or_path", "auto_map")}
+    short = str(dtype).removeprefix("torch.")
+    written = {key: short for key in ("dtype", "torch_dtype") if key in config} or {"dtype": short}
+    return config | written | dict(changes or {})
+
+
+def write_surroundings(
+    folder: Path, pool: ExpertPool, config: Mapping[str, Any], tokenizer: Any, settings: str = BASE
+) -> None:
+    """Write what lies beside the weights: configuration, tokenizer with its chat template, settings of generation.
+
+    Args:
+        folder: to write into.
+        pool: the experts.
+        config: content of ``config.json``.
+        tokenizer: the tokenizer.
+        settings: name of the expert that ``generation_config.json`` and a ``tokenizer.model`` are taken from.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    source = pool.checkpoints[settings].folder
+    for name in ("generation_config.json", "tokenizer.model"):  # the latter is not saved anew, and converters read it
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / "generation_config.json").exists():
+        described = AutoConfig.from_pretrained(folder, local_files_only=True)
+        GenerationConfig.from_model_config(described).save_pretrained(folder)
+
+
+def write_origin(folder: Path, stream: Stream, card: Card) -> None:
+    """Write recipe, activation norms that it names, and card, once all tensors of a stream have passed."""
+    digests = stream.digests if isinstance(stream.recipe, Cast) else None  # else the dtype is not the recipe's to say
+    document = recipe_document(stream.recipe, stream.pool, digests)
+    (folder / RECIPE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    save_calibration(stream.recipe, stream.pool, folder)
+    (folder / CARD_FILE).write_text(card.of(stream).text(stream.pool), encoding="utf-8")

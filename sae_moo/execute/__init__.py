@@ -1,1 +1,0 @@
-"""Where evaluations are computed."""

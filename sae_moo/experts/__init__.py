@@ -1,0 +1,5 @@
+"""Models on disk: checkpoints and adapters of one base, read tensor by tensor.
+
+`checkpoint` reads a folder, `adapters` compose weights over the base, `vocabulary` matches tokens, `pool` holds base
+and experts together, `live` is the transformers model that candidates are written into, `anatomy` names its parts.
+"""

@@ -1,0 +1,182 @@
+"""Which way a block's matrices lie, and which rows and columns belong to one neuron or one group of heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_moo.errors import InputError
+from sae_moo.experts.pool import ExpertPool, TensorInfo
+from sae_moo.recipe import BASE, STRUCTURED
+
+CONV1D = ("gpt2", "openai-gpt")
+"""Model types whose blocks store matrices inputs x outputs (transformers' Conv1D)."""
+_BLOCK = re.compile(r"(?:^|.*?\.)(?:layers|h|blocks)\.\d+\.")
+
+# One module of an MLP or an attention: its name in the block, the side on which units lie, and what each unit takes
+# there, stacked: "n" one row (a neuron), "q" the query rows of a group of heads, "k" and "v" its key and value rows,
+# "qkv" all of them side by side.
+_Module = tuple[str, str, tuple[str, ...]]
+_GATED: tuple[_Module, ...] = (
+    ("mlp.gate_proj", "out", ("n",)),
+    ("mlp.up_proj", "out", ("n",)),
+    ("mlp.down_proj", "in", ("n",)),
+)
+_SEPARATE: tuple[_Module, ...] = (
+    ("self_attn.q_proj", "out", ("q",)),
+    ("self_attn.k_proj", "out", ("k",)),
+    ("self_attn.v_proj", "out", ("v",)),
+    ("self_attn.o_proj", "in", ("q",)),
+)
+_LLAMA = {"neurons": _GATED, "heads": _SEPARATE}
+_LAYOUTS: Mapping[str, Mapping[str, tuple[_Module, ...]]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    "olmo2": {"neurons": _GATED},  # its query norm runs over all heads: removing one would change the others
+    "phi3": {
+        "neurons": (("mlp.gate_up_proj", "out", ("n", "n")), ("mlp.down_proj", "in", ("n",))),
+        "heads": (("self_attn.qkv_proj", "out", ("q", "k", "v")), ("self_attn.o_proj", "in", ("q",))),
+    },
+    "gpt2": {
+        "neurons": (("mlp.c_fc", "out", ("n",)), ("mlp.c_proj", "in", ("n",))),
+        "heads": (("attn.c_attn", "out", ("q", "k", "v")), ("attn.c_proj", "in", ("q",))),
+    },
+    "gpt_neox": {
+        "neurons": (("mlp.dense_h_to_4h", "out", ("n",)), ("mlp.dense_4h_to_h", "in", ("n",))),
+        "heads": (("attention.query_key_value", "out", ("qkv",)), ("attention.dense", "in", ("q",))),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What units hold of one tensor.
+
+    Args:
+        info: the tensor: a matrix, or a bias.
+        block: position of its block among the blocks.
+        axis: of the tensor, along which units lie.
+        sections: offset and width: unit u holds the indices from ``offset + u * width``, `width` of them, in each.
+        output: whether this is the matrix that reads the units' outputs.
+    """
+
+    info: TensorInfo
+    block: int
+    axis: int
+    sections: tuple[tuple[int, int], ...]
+    output: bool
+
+    def indices(self, units: Tensor) -> Tensor:
+        """Return the indices along the axis that units hold; int64, on the units' device."""
+        held = [
+            (offset + units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+            for offset, width in self.sections
+        ]
+        return torch.cat(held)
+
+    def per_unit(self, values: Tensor, units: int) -> Tensor:
+        """Return the sums over each unit's indices of values along the axis; shape (units,)."""
+        total = torch.zeros(units, dtype=values.dtype, device=values.device)
+        for offset, width in self.sections:
+            total += values[offset : offset + units * width].view(units, width).sum(dim=1)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The units of all blocks.
+
+    Args:
+        units: number of units in each block.
+        blocks: number of blocks.
+        parts: of all blocks, in the pool's order.
+    """
+
+    units: int
+    blocks: int
+    parts: tuple[Part, ...]
+
+
+def transposed(pool: ExpertPool) -> bool:
+    """Say whether the pool's architecture stores the matrices of its blocks inputs x outputs."""
+    return pool.checkpoints[BASE].config.get("model_type") in CONV1D
+
+
+def anatomy(pool: ExpertPool, scope: str) -> Anatomy:
+    """Return the units that a structured scope removes.
+
+    Args:
+        pool: the experts.
+        scope: ``neurons``: the hidden units of every block's MLP, with their biases; ``heads``: its key/value groups,
+            each with all query heads that read it.
+
+    Raises:
+        InputError: for an architecture not known to it, mixtures of experts among them, or tensors of other shapes.
+    """
+    return pool.remembered.get(("anatomy", scope), lambda: _anatomy(pool, scope))
+
+
+def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
+    if scope not in STRUCTURED:
+        raise ValueError(f"scope: expected one of {', '.join(STRUCTURED)}, got {scope!r}")
+    kind = str(pool.checkpoints[BASE].config.get("model_type"))
+    modules = _LAYOUTS.get(kind, {}).get(scope)
+    if modules is None:
+        known = ", ".join(sorted(name for name, layout in _LAYOUTS.items() if scope in layout))
+        raise InputError(f"scope {scope!r} knows the architectures {known}; the base is {kind!r}")
+    blocks: dict[int, dict[str, TensorInfo]] = {}  # group -> name within its block -> tensor
+    for info in pool.tensors:
+        name = _BLOCK.match(info.name)
+        if name is not None:
+            blocks.setdefault(info.group, {})[info.name.removeprefix(name[0])] = info
+    parts: list[Part] = []
+    found = set()
+    for block, (group, own) in enumerate(sorted(blocks.items())):
+        missing = [stem for stem, _, _ in modules if len(_shape(own, f"{stem}.weight")) != 2]
+        if missing:
+            raise InputError(f"scope {scope!r}: {pool.groups[group]} has no matrix {missing[0]}.weight")
+        reader = next(stem for stem, side, _ in modules if side == "in")
+        units, widths = _widths(pool, scope, _shape(own, f"{reader}.weight")[0 if transposed(pool) else 1])
+        found.add(units)
+        for stem, side, stack in modules:
+            sections = []
+            size = 0
+            for each in stack:
+                sections.append((size, widths[each]))
+                size += units * widths[each]
+            matrix = own[f"{stem}.weight"]
+            axis = int((side == "in") != transposed(pool))
+            if matrix.shape[axis] != size:
+                raise InputError(
+                    f"scope {scope!r}: expected {size} along dimension {axis} of {matrix.name}, got shape "
+                    f"{matrix.shape}"
+                )
+            parts.append(Part(matrix, block, axis, tuple(sections), side == "in"))
+            if side == "out" and f"{stem}.bias" in own:
+                parts.append(Part(own[f"{stem}.bias"], block, 0, tuple(sections), False))
+    if len(found) != 1:
+        raise InputError(f"scope {scope!r}: expected as many units in every block, got {sorted(found)}")
+    return Anatomy(found.pop(), len(blocks), tuple(parts))
+
+
+def _shape(own: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:
+    return own[name].shape if name in own else ()
+
+
+def _widths(pool: ExpertPool, scope: str, read: int) -> tuple[int, dict[str, int]]:
+    """Return the number of units in a block and how many rows each takes, given how many features are read of all."""
+    if scope == "neurons":
+        return read, {"n": 1}
+    config = pool.checkpoints[BASE].config
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    groups = config.get("num_key_value_heads") or heads
+    if type(heads) is not int or type(groups) is not int or min(heads, groups) < 1 or heads % groups or read % heads:
+        raise InputError(
+            f"scope 'heads': expected {read} features to be divided among attention heads and these among key/value "
+            f"heads; config.json of the base has {heads!r} and {groups!r}"
+        )
+    width = read // heads
+    return groups, {"q": heads // groups * width, "k": width, "v": width, "qkv": 3 * width}

@@ -1,0 +1,1 @@
+"""One trade-off out of a front, and whether a difference is real."""

@@ -1,0 +1,1 @@
+"""Figures: their numbers once, for the pages and for print alike."""

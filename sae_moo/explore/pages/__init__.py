@@ -1,0 +1,1 @@
+"""What is opened and passed on: report, dashboard, a folder of pictures."""

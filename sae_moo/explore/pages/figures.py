@@ -1,0 +1,136 @@
+"""Pictures of a study as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_moo.errors import InputError
+from sae_moo.explore.draw.numbers import agreement_of, ancestry_of, blocks_of
+from sae_moo.explore.draw.print import plots as pictures
+from sae_moo.explore.draw.print.front import front_picture
+from sae_moo.explore.history import generations
+from sae_moo.explore.view import View
+from sae_moo.files.whole import whole, whole_folder
+from sae_moo.searchers.ratio import RATIO
+from sae_moo.study.storage import TrialRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sae_moo.explore.draw.print.plots import Curve
+
+FORMATS = (".png", ".svg", ".pdf")
+DPI = 150  # of PNGs
+
+
+def draw_front(path: Path, view: View) -> None:
+    """Write a picture of the front; see `print.front.front_picture`.
+
+    Args:
+        path: the file to write, whole; its ending says how. One that is there is replaced.
+        view: the study.
+
+    Raises:
+        InputError: for an unknown ending or an empty front.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
+    if not view.front:
+        raise InputError(f"{path}: {view.nothing}")
+    _save(front_picture(view), path)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write_figures` made.
+
+    Args:
+        trial: number of the trial that was looked into.
+        files: what each shows -> name of its file in the folder, in order.
+        without: what could not be shown -> why.
+    """
+
+    trial: int
+    files: dict[str, str]
+    without: dict[str, str]
+
+
+def write_figures(
+    view: View, output: Path, trial: int | None = None, against: int | None = None, ending: str = ".png"
+) -> Written:
+    """Write all figures of a study and of one of its trials into a new folder, whole or not at all.
+
+    Args:
+        view: the study.
+        output: the folder to make; it must not exist yet, or be empty.
+        trial: number of the trial to look into; None: the knee.
+        against: number of the trial whose answers it is held against; None: `View.held_against`.
+        ending: of the files, one of `FORMATS`.
+
+    Raises:
+        InputError: if the front is empty, a trial is unknown or has no result, both trials are the same or were asked
+            no instances in common, or the folder cannot be made.
+    """
+    if not view.front:
+        raise InputError(view.nothing)
+    record = view.picks[0].record if trial is None else view.trial(trial)
+    if against == record.number:
+        raise InputError(f"trial {against} cannot be held against itself")
+    other = view.held_against(record) if against is None else view.trial(against)
+    number, grown = record.number, generations(view.records, RATIO)
+    title = f"{view.name}, {_with_names(view, record)}"
+    draw: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "front": ("front", lambda: front_picture(view)),
+        "hypervolume": ("hypervolume", lambda: pictures.hypervolume_picture(view.hypervolumes)),
+    }
+    without: dict[str, str] = {}
+    if len(grown.number) > 1:
+        draw["generations"] = "generations", lambda: pictures.generation_picture(grown)
+    else:
+        without["generations"] = "all trials are of one generation"
+    draw["blocks"] = f"blocks-{number}", lambda: pictures.block_picture(blocks_of(view, record), title)
+    ancestry = ancestry_of(view, record)
+    if ancestry is not None:
+        draw["lineage"] = f"lineage-{number}", lambda: pictures.lineage_picture(ancestry, title)
+    else:
+        without["lineage"] = f"trial {number} has no parents"
+    agreed = agreement_of(view, record, other) if other is not None else None
+    if other is not None and agreed is not None:
+        name = f"agreement-{number}-{other.number}"
+        draw["agreement"] = name, lambda: pictures.agreement_picture(agreed, f"{title} and {_with_names(view, other)}")
+    elif against is not None:
+        raise InputError(f"trials {number} and {against} were asked no instances in common")
+    else:
+        why = (
+            f"trial {other.number} was asked other instances"
+            if other is not None
+            else "neither the average nor the base was evaluated, to hold it against"
+        )
+        without["agreement"] = f"{why}; name a trial"
+    with whole_folder(output) as folder:
+        for name, make in draw.values():
+            make().savefig(folder / f"{name}{ending}", dpi=DPI)
+    return Written(number, {what: f"{name}{ending}" for what, (name, _) in draw.items()}, without)
+
+
+def _with_names(view: View, record: TrialRecord) -> str:
+    names = [each.name for each in (*view.picks, *view.references) if each.record.number == record.number]
+    return f"trial {record.number}" + (f" ({'; '.join(names)})" if names else "")
+
+
+def draw_progress(path: Path, curves: Sequence[Curve]) -> None:
+    """Write a picture of how searches went; see `print.plots.progress_picture`.
+
+    Args:
+        path: the file to write, whole; its ending says how. One that is there is replaced.
+        curves: the methods, at least one.
+    """
+    _save(pictures.progress_picture(curves), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=DPI, format=path.suffix[1:])

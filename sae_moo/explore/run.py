@@ -1,0 +1,169 @@
+"""A run: a study seen from outside, while it is searched or after. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_moo.config.document import Config
+from sae_moo.errors import InputError
+from sae_moo.explore.decide import pick as picking
+from sae_moo.explore.decide.neighbours import Neighbour, neighbours
+from sae_moo.explore.view import View, finished
+from sae_moo.objectives import Objective, named_quantities
+from sae_moo.objectives.front import front_of
+from sae_moo.recipe import Recipe
+from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
+from sae_moo.study.storage import OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
+
+
+class Run:
+    """Trials, front and picks of one study.
+
+    Args:
+        storage: the open Optuna storage.
+        name: the study's name.
+        folder: the run folder.
+
+    Attributes:
+        config: the configuration the study was made with.
+        objectives: what is maximized.
+        fingerprints: expert name -> content fingerprint.
+        groups: parameter group names, in the pool's order.
+        identity: what the study is bound to; see `bench.Bench.identity`.
+        exhausted: how many trials there were when the search had nothing left to try; None while it has.
+        anchors: task name -> the instances of its search split that are asked, where not all are.
+    """
+
+    def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
+        self.storage = storage
+        self.name = name
+        self.folder = folder
+        header = StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
+        if header is None:
+            raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
+        self.config = Config.from_dict(header.config, header.directory)
+        self.objectives = self.config.objective_list()
+        self.fingerprints = header.fingerprints
+        self.groups = header.groups
+        self.identity: Mapping[str, Any] = header.identity
+        self.anchors = header.anchors
+        self.exhausted = header.exhausted
+        self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
+
+    @classmethod
+    def open(cls, run: str | Path, root: Path = RUNS) -> Run:
+        """Open a run by its folder or its name under `root`.
+
+        Raises:
+            InputError: if there is no such run, or its study cannot be read.
+        """
+        folder = RunFolder.find(run, root)
+        where, name = folder.study()
+        storage = open_storage(where, write=False)
+        try:
+            return cls(storage, name or only_study(storage), folder.path)
+        except KeyError:
+            raise InputError(f"{where}: holds no study {name!r}") from None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the configuration's order."""
+        return tuple(task.name for task in self.config.tasks)
+
+    @property
+    def quantities(self) -> dict[str, Objective]:
+        """Every quantity that a pick may name: tasks, objectives, sparsity."""
+        return named_quantities(self.tasks, self.objectives)
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials, in order of their numbers."""
+        return self._trials.records()
+
+    def front(self) -> list[TrialRecord]:
+        """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
+        return list(front_of(self.trials(), self.objectives).ranked)
+
+    def view(self) -> View:
+        """Read all trials once, for what shows the study as a whole."""
+        records = self.trials()
+        return View(
+            self.name,
+            self.config.search.algorithm,
+            self.config.space_kind,
+            self.config.search.evaluations,
+            tuple(self.objectives),
+            tuple(self.config.constraint_list()),
+            self.quantities,
+            self.tasks,
+            tuple(self.fingerprints),
+            tuple(self.groups),
+            self.config.models.dtype,
+            tuple(records),
+            front_of(records, self.objectives).ranked,
+            self.exhausted == len(records),
+        )
+
+    def hypervolume(self) -> float:
+        """Return the share of the unit cube of objectives that the front dominates (search split)."""
+        return front_of(self.trials(), self.objectives).volume
+
+    def recipe(self, number: int) -> Recipe:
+        """Return the whole recipe of a trial."""
+        return self.trial(number).recipe
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a finished trial by its number.
+
+        Raises:
+            InputError: if there is none, or it has no result.
+        """
+        return finished(self.trials(), number)
+
+    def pick(
+        self,
+        where: Sequence[str] = (),
+        weights: str | None = None,
+        *,
+        pseudo: str | None = None,
+        wish: str | None = None,
+        order: str | None = None,
+        tolerance: float | None = None,
+        knee: bool = False,
+    ) -> tuple[TrialRecord, str]:
+        """Return one trial of the front and the reason: the knee, unless one of the rules is given.
+
+        Args:
+            where: conditions such as ``"sparsity>=0.3"``.
+            weights: largest weighted sum, such as ``"accuracy=2,sparsity=1"``.
+            pseudo: nearest pseudo-weights of the objectives, written alike.
+            wish: nearest to such values as ``"accuracy=0.7,sparsity=0.5"``.
+            order: one quantity after the other, ``"accuracy,sparsity"``.
+            tolerance: what counts as equally good in all quantities of `order` but the last, in [0, 1]; None: one
+                standard error of the best.
+            knee: whether the knee is asked for by name.
+
+        Raises:
+            InputError: for an unknown quantity, for two rules, or if nothing on the front keeps the conditions.
+        """
+        known = self.quantities
+        conditions = [picking.parse_condition(text, known) for text in where]
+        rule = picking.parse_rule(
+            known,
+            self.objectives,
+            knee=knee,
+            weights=weights,
+            pseudo=pseudo,
+            wish=wish,
+            order=order,
+            tolerance=tolerance,
+        )
+        view = self.view()
+        if not view.front:
+            raise InputError(view.nothing)
+        return picking.pick(view.front, self.objectives, known, conditions, rule, view.base)
+
+    def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:
+        """Return the trials of the front that have the next larger and the next smaller value of each objective."""
+        return neighbours(record, self.front(), self.objectives)

@@ -1,0 +1,54 @@
+"""What was computed once on this machine and is worth keeping: small files in the user's cache folder.
+
+Losing them costs time and nothing else, so that a folder that cannot be read or written is no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sae_moo.files.whole import whole
+
+log = logging.getLogger(__name__)
+
+
+def folder(kind: str) -> Path:
+    """Return where files of a kind are kept; a place that cannot be if the user has no home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        root = Path(os.devnull)
+    return root / "sae_moo" / kind
+
+
+def kept(kind: str, name: str) -> str | None:
+    """Return the text kept under a name; None if there is none that can be read."""
+    try:
+        return (folder(kind) / name).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
+    """Keep a file, whole or not at all.
+
+    Args:
+        kind: what it is, in the plural.
+        name: of the file.
+        content: its text, or what writes it to a path, of weights in safetensors.
+    """
+    try:
+        place = folder(kind)
+        place.mkdir(parents=True, exist_ok=True)
+        with whole(place / name) as partial:
+            if isinstance(content, str):
+                partial.write_text(content, encoding="utf-8")
+            else:
+                content(partial)
+    except (OSError, SafetensorError) as error:
+        log.info("%s are not kept: %s", kind, error)

@@ -1,0 +1,436 @@
+"""The composition root: from a configuration to objects. The only file that names every class."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_moo.config.consistency import MOST_SPARSE
+from sae_moo.config.document import Config
+from sae_moo.config.sections import OneShotSection, OperatorsSection, PsoSection, SaeSection, SearchSection, TaskSection
+from sae_moo.errors import InputError
+from sae_moo.evaluate.anchors import anchored, anchors
+from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.generation import decoding
+from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.racing import Racing
+from sae_moo.evaluate.task import Generation, Task
+from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
+from sae_moo.evaluate.vllm import Engine, VllmGenerations
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.calibration import calibrate, read_texts
+from sae_moo.materialization.check import check
+from sae_moo.materialization.parents import WeightCache
+from sae_moo.objectives import Evaluation
+from sae_moo.objectives.front import Front
+from sae_moo.objectives.scores import SPLITS
+from sae_moo.recipe import BASE, Cast, Expert
+from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA
+from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
+from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.operators import AttractionMating, LineageSampling, PruneMergeMutation, ZeroAwareCrossover
+from sae_moo.searchers.optuna_samplers import OptunaSearcher
+from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.scalar import (
+    Best,
+    CovarianceAdaptation,
+    ParticleSwarm,
+    RandomDraws,
+    ScalarSearcher,
+    Swarm,
+)
+from sae_moo.searchers.schedule import ADAPTIVE, Adaptive, Schedule
+from sae_moo.searchers.searcher import Searcher
+from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What evaluating needs, opened and checked once.
+
+    Args:
+        config: the configuration.
+        pool: the experts.
+        tasks: the tasks, tokenised.
+        device: where models live.
+        calibration: digest of the activation norms that pruning weighs by, or None.
+    """
+
+    config: Config
+    pool: ExpertPool
+    tasks: tuple[Task, ...]
+    device: str
+    calibration: str | None = None
+
+    @classmethod
+    def open(cls, config: Config) -> Bench:
+        """Open experts and tasks; everything that can be wrong is found here, before the first evaluation.
+
+        Args:
+            config: the configuration; where it asks for anchors, see `anchored`.
+
+        Raises:
+            InputError: listing what cannot be opened or does not fit.
+        """
+        models = config.models
+        pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
+        tasks, device = open_tasks(config, pool), resolve_device(models.device)
+        scorer(config, pool, tasks, device)  # refused here if it cannot be
+        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
+        bench.check()
+        return bench
+
+    def configured(self, config: Config) -> Bench:
+        """Return a bench for another configuration of the same models, tasks and evaluation; neither is opened again.
+
+        Raises:
+            ValueError: if the configuration has others.
+        """
+        for section in ("models", "tasks", "evaluation"):
+            if getattr(config, section) != getattr(self.config, section):
+                raise ValueError(f"{section}: expected those that were opened")
+        calibrated = self.calibration
+        if config.pruning != self.config.pruning:
+            calibrated = _calibrated(config, self.pool, self.tasks, self.device)
+        bench = replace(self, config=config, calibration=calibrated)
+        bench.check()
+        return bench
+
+    def check(self) -> None:
+        """Raise InputError if the experts cannot be pruned as configured."""
+        ground = self.ground()
+        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
+
+    def anchors(self) -> dict[str, list[int]]:
+        """Choose the instances that stand for all, by what the experts and the base answer to whole tasks.
+
+        Returns:
+            Task name -> numbers of instances, ascending; empty if no anchors are configured. They are chosen once, at
+            the start of a study: scores that differ in their last digits on another machine would choose others.
+
+        Raises:
+            InputError: if an expert cannot be evaluated.
+        """
+        share, dtype = self.config.evaluation.anchors, self.config.models.dtype
+        if share is None:
+            return {}
+        known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
+        whole = scorer(self.config, self.pool, self.tasks, self.device)
+        evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
+        found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in self.pool.names}
+        broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
+        if broken:
+            raise InputError("\n".join(broken))
+        counts = {task.name: task.instances("search") for task in self.tasks}
+        return {
+            name: anchors(np.array([each.scores[name] for each in found.values()]), max(1, round(share * n))).tolist()
+            for name, n in counts.items()
+        }
+
+    def anchored(self, chosen: Mapping[str, Sequence[int]]) -> Bench:
+        """Return a bench whose searches ask the chosen instances only; see `anchors`."""
+        return replace(self, tasks=anchored(self.tasks, chosen))
+
+    def live_model(self) -> Any:
+        """Return the live model in the configured dtype, on the device."""
+        return self.pool.live_model(self.config.models.dtype, self.device)
+
+    def scorer(self) -> Scorer:
+        """Return a scorer of the tasks."""
+        return scorer(self.config, self.pool, self.tasks, self.device, self._blocks)
+
+    @property
+    def _blocks(self) -> int:
+        racing = self.racing()
+        return 1 if racing is None else racing.blocks
+
+    def racing(self) -> Racing | None:
+        """Return how candidates race, or None if they do not."""
+        section = self.config.evaluation.racing
+        return None if section is None else Racing(section.blocks, section.confidence, section.margin)
+
+    def rivals(self) -> Front[Evaluation] | None:
+        """Return what candidates race for, with nobody in front yet; None if they do not race."""
+        if self.config.evaluation.racing is None:
+            return None
+        return Front(self.config.objective_list(), self.config.constraint_list())
+
+    def evaluator(self) -> Evaluator:
+        """Return an evaluator over a live model of its own."""
+        cache = WeightCache(int(self.config.models.cache_gib * 2**30) if self._breeds else 0)
+        held = cache.max_bytes // self.model_bytes
+        wanted = 2 * self.config.search.population  # the population, and as many children on their way
+        if held < wanted and self._breeds:
+            log.warning(
+                "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
+                "recomputed from the experts, slower with each generation. "
+                "Room for %d, twice the population, takes %.2g GiB",
+                self.config.models.cache_gib,
+                held,
+                self.model_bytes / 2**30,
+                wanted,
+                self.model_bytes * wanted / 2**30,
+            )
+        writer = self.config.evaluation.generation
+        known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
+        sae = self.config.search.sae
+        measured = self.config.search.algorithm.startswith("sae-") and sae is not None and sae.measure != "zeros"
+        measure = sae.measure if measured and sae is not None else None
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known, measure)
+
+    @property
+    def _breeds(self) -> bool:
+        """Whether candidates are merged from the weights of earlier candidates, not from the experts alone."""
+        section = self.config.search
+        anew = "operators" in ALGORITHMS[section.algorithm].reads and _operators(section).remerge == 1.0
+        return self.config.space_kind == "lineage" and not anew
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of one candidate's weights in the configured dtype."""
+        width: int = getattr(torch, self.config.models.dtype).itemsize
+        return width * sum(info.numel for info in self.pool.tensors)
+
+    def ground(self) -> Ground:
+        """Return what the configured space stands on."""
+        config = self.config
+        highest = [
+            limit.high for limit in config.constraint_list() if not limit.objective.tasks and limit.high is not None
+        ]
+        prunable = {info.group for info in self.pool.tensors if info.prunable}
+        return Ground(
+            experts=tuple(name for name in self.pool.names if name != BASE),
+            prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
+            dtype=config.models.dtype,
+            granularity=config.space.granularity,
+            criterion=config.pruning.criterion,
+            scope=config.pruning.scope,
+            calibration=self.calibration,
+            rescale=config.rescale,
+            most=min([MOST_SPARSE, *highest]),
+        )
+
+    def searcher(self) -> Searcher:
+        """Return a fresh searcher."""
+        config, ground, section = self.config, self.ground(), self.config.search
+        name, seed, weights = section.algorithm, config.study.seed, section.weights
+        objectives, constraints, schedule = config.objective_list(), config.constraint_list(), schedule_of(config)
+        coefficients = CoefficientSpace(ground, sparsity=config.space.sparsity)
+        if name in ("nsga2", "nsga3"):
+            return NsgaSearcher(
+                LineageSpace(ground) if config.space_kind == "lineage" else coefficients,
+                objectives,
+                constraints,
+                algorithm=name,
+                population=section.population,
+                seed=seed,
+                schedule=schedule,
+                pace=config.pace,
+                operators=operators(ground, _operators(section), schedule.high),
+            )
+        if name in ("sae-global", "sae-local", "m2n2"):
+            archive = _archive(name, section.sae or SaeSection(), section.population)
+            return SaeSearcher(ground, objectives, constraints, archive, seed, schedule)
+        if name in ONE_SHOTS:
+            tried = section.one_shot or OneShotSection()
+            settings = OneShot(tuple(tried.scales), tuple(tried.densities), tuple(tried.levels))
+            return OneShotSearcher(ground, objectives, constraints, name, settings, weights, seed)
+        if name.startswith(OPTUNA):
+            sampler = name.removeprefix(OPTUNA)
+            rest = (section.population, schedule.high, weights, seed)
+            return OptunaSearcher(coefficients, objectives, constraints, sampler, *rest)
+        optimizer: Best
+        match name:
+            case "pso":
+                pso = section.pso or PsoSection()
+                swarm = Swarm(pso.flavour, patience=pso.patience)
+                optimizer = ParticleSwarm(coefficients, section.population, schedule.high, swarm)
+            case "cmaes":
+                optimizer = CovarianceAdaptation(coefficients, section.population, schedule.high)
+            case _:
+                optimizer = RandomDraws(coefficients, section.population, schedule.high)
+        return ScalarSearcher(coefficients, objectives, constraints, optimizer, name, weights, seed)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study must not change while it is resumed: settings, experts, tasks, device."""
+        base = self.pool.checkpoints[BASE].config
+        shape = {key: value for key, value in base.items() if key not in ("_name_or_path", "transformers_version")}
+        return {
+            **self.config.identity(),
+            **{f"weights of {name}": fingerprint for name, fingerprint in self.pool.fingerprints.items()},
+            "order of experts": list(self.pool.names),
+            "config.json of base": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
+            **{f"items of {task.name}": task.fingerprint for task in self.tasks},
+            "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
+            **({} if self.calibration is None else {"activation norms": self.calibration}),
+            "device": torch.device(self.device).type,
+        }
+
+
+def _operators(section: SearchSection) -> OperatorsSection:
+    return section.operators or OperatorsSection()
+
+
+def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dict[str, Any]:
+    """Return our search's operators over lineages, as configured; `sparsest` of the first population."""
+    return {
+        "sampling": LineageSampling(ground, sparsest, section.ladder, section.tilt),
+        "selection": AttractionMating(section.founders, section.attraction),
+        "crossover": ZeroAwareCrossover(
+            ground,
+            split=section.split,
+            stretch=section.stretch,
+            reach=section.reach,
+            remerge=section.remerge,
+            aware=section.zero_aware,
+        ),
+        "mutation": PruneMergeMutation(
+            ground,
+            inherit=section.inherit,
+            shape=section.shape,
+            tilt=section.tilt,
+            before=section.prune_before,
+            after=section.prune_after,
+        ),
+    }
+
+
+def _archive(name: str, section: SaeSection, size: int) -> Archive:
+    if name == "m2n2":  # SAE without sparsity and pruning, and with a crossover of its own
+        settings = Archive(size, omega=1.0, beta=0.0, alpha=section.alpha, matchmaker=section.matchmaker)
+        return replace(settings, crossover="split-slerp")
+    numbers = section.model_dump()
+    return Archive(size, **numbers, local=name == "sae-local")
+
+
+def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
+    """Return a scorer of tasks for models like those of a pool.
+
+    Raises:
+        InputError: if the configuration asks for vLLM and it is not installed.
+    """
+    tokenizer = pool.tokenizer()
+    if config.evaluation.generation == "transformers":
+        return Scorer(tasks, device, tokenizer, blocks)
+    prompts = [each for task in tasks for split in SPLITS for each in task.requests(split)]
+    longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Generation)), default=0)
+    if not longest:
+        return Scorer(tasks, device, tokenizer, blocks)
+    engine = _engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
+    return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
+
+
+@cache
+def _engine(folder: Path, dtype: str, device: str, length: int) -> Engine:
+    """Return the engine of this process: it lives as long, and memory holds one. Weights are loaded before each use."""
+    return Engine(folder, dtype, device, length)
+
+
+def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:
+    """Give the pool the activation norms that the configured criterion weighs by; return their digest."""
+    section = config.pruning.calibrated
+    if section is None:
+        return None
+    texts: Sequence[str | Sequence[int]]
+    if section.data is not None:
+        texts = read_texts(config.directory / Path(section.data).expanduser())
+    else:  # the search split's prompts, a task after another, each once; the test split stays unseen
+        prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
+        texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+    return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
+
+
+def schedule_of(config: Config) -> Schedule | Adaptive:
+    """Return the configured schedule of pruning ratios."""
+    annealing = config.annealing
+    if config.schedule == ADAPTIVE:
+        return Adaptive(annealing.low, config.highest_ratio)
+    return Schedule(config.schedule, annealing.low, config.highest_ratio, annealing.period, annealing.growth)
+
+
+def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:
+    """Build the configured tasks.
+
+    Args:
+        config: the configuration.
+        pool: the experts; the base says how many tokens the model takes.
+        tokenizer: None means the base's.
+
+    Raises:
+        InputError: listing the faults of every task.
+    """
+    tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
+    described = pool.checkpoints[BASE].config
+    longest = described.get("max_position_embeddings", described.get("n_positions"))  # GPT-2's name for it
+    tasks: list[Task] = []
+    faults = []
+    for section in config.tasks:
+        try:
+            most = longest if isinstance(longest, int) else None
+            tasks.append(_task(section, config.directory, tokenizer, pool.checkpoints[BASE].folder, most))
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return tuple(tasks)
+
+
+def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, longest: int | None) -> Task:
+    if section.of_harness:
+        settings = Settings(
+            name=section.name,
+            task=section.task or section.name,
+            include=None if section.include is None else (directory / Path(section.include).expanduser()).resolve(),
+            fewshot=section.fewshot,
+            chat_template=section.chat_template,
+            system_prompt=section.system_prompt,
+            multiturn=section.chat_template if section.multiturn is None else section.multiturn,
+            metric=section.metric,
+            filter=section.filter,
+            generation=section.generation,
+            documents=section.documents,
+            search=section.search,
+            test=section.test,
+        )
+        return HarnessTask(settings, tokenizer, folder)
+    if section.data is None:
+        items, kind = zoo_items(section.name)
+    else:
+        assert section.kind is not None  # the configuration was checked
+        items, kind = read_items(directory / Path(section.data).expanduser(), section.kind), section.kind
+    splits = split_items(section.name, items, section.search, section.test)
+    return ItemTask(section.name, kind, splits, tokenizer, longest)
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: if torch does not know it, or the machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"models.device: torch has no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def versions() -> str:
+    """Return the versions of what evaluates, as one text."""
+    return ", ".join(f"{name} {version(name)}" for name in ("sae-moo", "torch", "transformers", "pymoo", "optuna"))

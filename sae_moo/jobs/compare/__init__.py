@@ -1,0 +1,1 @@
+"""Methods held against each other: searches at one budget, judged on the test split."""

@@ -1,0 +1,234 @@
+"""Merging without a search: the model of a recipe file or of a mergekit configuration, and recipes for mergekit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_moo.deploy.card import Card
+from sae_moo.deploy.mergekit import document as mergekit_document
+from sae_moo.deploy.mergekit import writer as mergekit_writer
+from sae_moo.deploy.mergekit.document import Document
+from sae_moo.deploy.mergekit.translate import translate
+from sae_moo.deploy.stream import Stream
+from sae_moo.deploy.surroundings import deployed_config, write_origin, write_surroundings
+from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
+from sae_moo.errors import InputError, RunError, WeightsError, nearest
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
+from sae_moo.files.whole import check_free, check_new, whole, whole_folder
+from sae_moo.jobs.bench import versions
+from sae_moo.materialization import calibration
+from sae_moo.recipe import BASE, Recipe, decode
+
+MERGEKIT = (".yaml", ".yml")  # endings of mergekit configurations
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What `merge` wrote.
+
+    Args:
+        sparsity: the fraction of zeros over all prunable weights.
+        notes: what the user should know about the merge.
+    """
+
+    sparsity: float
+    notes: tuple[str, ...] = ()
+
+
+def merge(
+    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
+) -> Merged:
+    """Write the model of a recipe file or a mergekit configuration, without any search.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it; or, ending in ``.yaml`` or ``.yml``, a
+            mergekit configuration, whose relative paths start from the current folder, as mergekit has it.
+        output: the folder to make.
+        moved: name -> source of experts that are not where the file says; paths start from the current folder.
+        dtype: dtype of the model if the recipe does not end in a cast.
+
+    Returns:
+        Its sparsity, and notes.
+
+    Raises:
+        InputError: if the file is no such recipe or configuration, or an expert is not what it was.
+        RunError: if a tensor is not the one whose digest the recipe's file holds; nothing is written then.
+    """
+    path, output = Path(recipe_file), Path(output)
+    check_free(output)
+    notes: tuple[str, ...] = ()
+    expected = None
+    if path.suffix in MERGEKIT:
+        document = mergekit_document.read(path)
+        notes = document.notes
+        sources = _moved(path, document.sources, moved)
+        experts = {name: source for name, source in sources.items() if name != BASE}
+        base = sources[BASE]
+        policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
+        pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
+        recipe = translate(document, pool)
+        tokenizer, settings = _chosen_tokenizer(document, pool), document.tokenizer or BASE
+        stored = pool.checkpoints[BASE].vocabulary
+        if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
+            notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
+        why = f"Merged by the mergekit configuration {path.name}"
+    else:
+        pool = _open_experts(path, moved)
+        recipe = read_recipe(path, pool)
+        tokenizer, settings = pool.tokenizer(), BASE
+        expected = _read_document(path).get("tensors")
+        why = f"Merged by the recipe {path.name}"
+    named = getattr(recipe, "dtype", dtype)
+    stream = Stream(recipe, pool, getattr(torch, named))
+    with whole_folder(output) as partial:
+        write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
+        try:
+            sparsity = stream.sparsity()
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        notes += _compared(path, expected, stream)
+        facts = {
+            "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+            "dtype": named,
+            "digest of the recipe": f"`{recipe.digest(pool)}`",
+            "made with": versions(),
+        }
+        write_surroundings(partial, pool, deployed_config(pool, getattr(torch, named)), tokenizer, settings)
+        write_origin(partial, stream, Card(output.name, why, facts, {}))
+    return Merged(sparsity, notes)
+
+
+def _compared(path: Path, expected: Any, stream: Stream) -> tuple[str, ...]:
+    """Compare tensors with the digests that a recipe's file holds; return what to tell of it.
+
+    Raises:
+        RunError: naming a tensor that differs.
+    """
+    if not isinstance(expected, dict):
+        return ()
+    wrong = sorted(name for name in {*expected, *stream.digests} if expected.get(name) != stream.digests.get(name))
+    if wrong:
+        raise RunError(
+            f"{path}: {len(wrong)} of {len(stream.digests)} tensors are not those that the recipe was written with, "
+            f"{wrong[0]} among them: the arithmetic of this machine or version differs; nothing was written"
+        )
+    return (f"all {len(expected)} tensors are bit for bit those that the recipe was written with",)
+
+
+def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Write a recipe file as a mergekit configuration.
+
+    Args:
+        recipe_file: a recipe with its ``experts``, as `export` writes it.
+        output: the file to make.
+        moved: as for `merge`.
+
+    Returns:
+        Notes.
+
+    Raises:
+        InputError: if mergekit has no words for the recipe, naming what, or the recipe cannot be read; nothing is
+            written then.
+    """
+    path, output = Path(recipe_file), Path(output)
+    if path.suffix in MERGEKIT:
+        raise InputError(f"{path}: is a mergekit configuration already; expected a recipe as JSON")
+    check_new(output)
+    pool = _open_experts(path, moved)
+    try:
+        text, notes = mergekit_writer.write(read_recipe(path, pool), pool)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    with whole(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return tuple(notes)
+
+
+def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
+    """Open the experts that a recipe file names."""
+    document = _read_document(path)
+    experts = document.get("experts")
+    if (
+        not isinstance(experts, dict)
+        or BASE not in experts
+        or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
+    ):
+        raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
+    sources = _moved(path, {name: entry["source"] for name, entry in experts.items()}, moved)
+    policy = str(document.get("vocabulary", "refuse"))
+    return ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
+
+
+def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | None) -> dict[str, str]:
+    """Return where experts are now."""
+    unknown = [name for name in moved or {} if name not in sources]
+    if unknown:
+        known = ", ".join(sources)
+        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], sources)}; it has {known}")
+    now = {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
+    return {**sources, **now}
+
+
+def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
+    """Return the tokenizer a mergekit configuration asks for.
+
+    Raises:
+        InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
+    """
+    tokenizer = load_tokenizer(pool.checkpoints[document.tokenizer or BASE].folder)
+    tokens = tokenizer.get_vocab()
+    for name, weights in pool.checkpoints.items() if document.tokenizer not in (None, BASE) else ():
+        own = token_list(weights.folder)
+        if own is not None and any(own.get(token) != row for token, row in tokens.items()):
+            raise InputError(
+                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; rows of "
+                "embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
+            )
+    template = document.chat_template
+    if template == mergekit_document.AUTO:
+        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
+        having = [each for each in having if isinstance(each, str)]
+        template = Counter(having).most_common(1)[0][0] if having else None
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: expected a recipe as JSON: {reason}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected a recipe as a JSON object, got {type(document).__name__}")
+    return document
+
+
+def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
+    """Read a recipe file over a pool's experts, and the activation norms that it names.
+
+    Raises:
+        InputError: if it is none, or an expert is not what it was.
+    """
+    document = _read_document(path)
+    try:
+        recipe = decode(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    experts = document.get("experts")
+    for name, entry in experts.items() if isinstance(experts, Mapping) else ():
+        fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
+        if fingerprint is not None and name in pool.fingerprints and pool.fingerprints[name] != fingerprint:
+            raise InputError(f"{path}: expert {name!r} has other weights than when the recipe was written")
+    calibration.load_calibration(recipe, pool, path.parent)
+    return recipe

@@ -1,0 +1,165 @@
+"""From recipe to weights: tensor by tensor, straight into a live model's parameters.
+
+At any moment only the live model and a few tensors are in memory: as many as the lineage is wide, however deep it is.
+Arithmetic is float32, streamed in chunks from the experts' own files; the one rounding to the model's dtype happens
+when a parameter is written. Sparsity is counted on what was written. Inputs of a merge are taken in the order of their
+keys, so that listing the same experts with the same weights in another order gives the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.check import check
+from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.plan import Plan
+from sae_moo.materialization.resolve import resolve
+from sae_moo.recipe import Cast, Expert, Recipe, children
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written.
+
+    Args:
+        recipe: the recipe with every pruning scope resolved to counts; materializing it again takes one pass.
+        sparsity: fraction of exact zeros over all prunable weights, in [0, 1].
+        group_sparsity: group name -> the same within the group; 0.0 where nothing is prunable.
+        tensor_sparsity: tensor name -> fraction of exact zeros, prunable or not.
+        seconds: wall time.
+    """
+
+    recipe: Recipe
+    sparsity: float
+    group_sparsity: Mapping[str, float]
+    tensor_sparsity: Mapping[str, float]
+    seconds: float
+
+
+@torch.no_grad()
+def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None) -> Report:
+    """Write the weights of a recipe into a live model, in that model's dtype and on its device.
+
+    Args:
+        recipe: any recipe over the pool's experts.
+        pool: the experts.
+        into: a model of the pool's architecture (`ExpertPool.live_model`); its parameters are overwritten.
+        cache: weights of candidates already materialized; read and, if `recipe` is a `Cast`, added to.
+
+    Returns:
+        What was written, sparsity counted on it.
+
+    Raises:
+        InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
+    """
+    start = time.perf_counter()
+    check(recipe, pool)
+    parameters = pool.parameters(into)
+    device = next(iter(parameters.values())).device
+    recipe = resolve(recipe, pool, device, cache)
+    if cache is not None:
+        _hold_parents(recipe, pool, device, cache, sum(parameter.nbytes for parameter in parameters.values()))
+    plan = Plan(recipe, pool, device, cache)
+    zeros = {info.name: plan.write(info, parameters[info.name]) for info in pool.tensors}
+    dtype = next(iter(parameters.values())).dtype
+    if cache is not None and _worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == dtype:
+        cache.put(recipe, parameters.items(), sum(parameter.nbytes for parameter in parameters.values()))
+    return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
+
+
+def _worth_holding(recipe: Recipe) -> bool:
+    return isinstance(recipe, Cast) and not isinstance(recipe.input, Expert)  # an expert is read as fast from its file
+
+
+def _hold_parents(
+    recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache, model_bytes: int
+) -> None:
+    """Put parents that the cache has dropped, or not seen since a restart, back into it.
+
+    A parent is likely to breed again, and without it every child recomputes the whole lineage above it.
+    """
+    if recipe in cache or cache.max_bytes < 3 * model_bytes:  # two parents and their child
+        return
+    parents: dict[Recipe, None] = {}
+    stack = list(children(recipe))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Cast):
+            parents[node] = None
+        else:
+            stack.extend(children(node))
+    for parent in parents:
+        if parent not in cache and _worth_holding(parent) and isinstance(parent, Cast):
+            plan = Plan(parent, pool, device, cache)
+            size = sum(info.numel for info in pool.tensors) * getattr(torch, parent.dtype).itemsize
+            cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)
+
+
+def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
+    """Return the fraction of exact zeros over all prunable weights of a model as it is, in [0, 1]."""
+    parameters = pool.parameters(model)
+    zeros = {info.name: info.numel - int(torch.count_nonzero(parameters[info.name])) for info in pool.tensors}
+    return fractions(pool, zeros)[0]
+
+
+def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapping[str, float]) -> tuple[float, ...]:
+    """Return how sparse a model is by its norms, over its prunable weights.
+
+    Args:
+        pool: the experts.
+        model: a model of theirs, as it is.
+        measure: ``l1``: ``1 - |w|_1 / |w_base|_1``, below 0 for what is larger than the base; or ``hoyer`` (Hoyer
+            2004): ``(sqrt(n) - |w|_1 / |w|_2) / (sqrt(n) - 1)``, 0 where all n weights are alike, 1 where one is left,
+            and 0 for no weights at all.
+        reference: `l1_norms` of the base; read for ``l1``.
+
+    Returns:
+        Of the whole model, then of each parameter group, in the pool's order; 0 where nothing is prunable. Rounded to
+        nine digits, since sums depend on the machine in their last ones.
+    """
+    parameters = pool.parameters(model)
+    ones, twos, sizes, before = (np.zeros(len(pool.groups)) for _ in range(4))
+    for info in pool.tensors:
+        if info.prunable:
+            weights = parameters[info.name].float()
+            ones[info.group] += float(torch.linalg.vector_norm(weights, 1, dtype=torch.float64))
+            twos[info.group] += float(torch.linalg.vector_norm(weights, 2, dtype=torch.float64)) ** 2
+            sizes[info.group] += info.numel
+            before[info.group] += reference.get(info.name, 0.0)
+    rows = [np.concatenate([[row.sum()], row]) for row in (ones, twos, sizes, before)]
+    if measure == "l1":
+        found = 1.0 - np.divide(rows[0], rows[3], out=np.ones_like(rows[0]), where=rows[3] > 0)
+    else:
+        root = np.sqrt(rows[2])
+        ratio = np.divide(rows[0], np.sqrt(rows[1]), out=root.copy(), where=rows[1] > 0)
+        found = np.divide(root - ratio, root - 1, out=np.zeros_like(root), where=root > 1)
+    return tuple(float(value) for value in np.round(found, 9))
+
+
+def l1_norms(pool: ExpertPool, name: str) -> dict[str, float]:
+    """Return the L1 norm of every prunable tensor of an expert."""
+    prunable = [info.name for info in pool.tensors if info.prunable]
+    return {
+        tensor: float(torch.linalg.vector_norm(pool.load(name, tensor).float(), 1, dtype=torch.float64))
+        for tensor in prunable
+    }
+
+
+def fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Return sparsity from numbers of zeros by tensor: over all prunable weights, by group, by tensor; in [0, 1]."""
+    size, empty = Counter[int](), Counter[int]()
+    for info in pool.tensors:
+        if info.prunable:
+            size[info.group] += info.numel
+            empty[info.group] += zeros[info.name]
+    whole = sum(empty.values()) / sum(size.values())
+    groups = {name: empty[i] / size[i] if size[i] else 0.0 for i, name in enumerate(pool.groups)}
+    return whole, groups, {info.name: zeros[info.name] / info.numel for info in pool.tensors}

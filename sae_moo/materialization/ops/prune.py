@@ -1,0 +1,183 @@
+"""Pruning criteria: which weights matter least. Selection finds exactly that many, writing sets them to zero.
+
+Every criterion scores a weight by ``|w_ij| * f_j``, with a factor per input feature j or none. Weights that are zero
+score 0 and no other does, so that zeros already there always go first and count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_moo.materialization.ops.measure import magnitudes
+from sae_moo.materialization.ops.operands import CHUNK
+from sae_moo.materialization.ops.select import Chunked, Scores
+
+LEAST = torch.finfo(torch.float32).tiny
+"""Score that a weight which is not zero has at least, though its feature may never have been active."""
+LINES = 1 << 18
+"""Elements taken at a time where whole lines compete: few, but at least one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """How weights are scored.
+
+    Args:
+        activations: whether |w_ij| is multiplied by the norm of input feature j over calibration tokens.
+    """
+
+    activations: bool
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "magnitude": Criterion(activations=False),  # Han et al. 2015
+    # Sun et al. 2023, arXiv 2306.11695, eq. 1: |W_ij| * ||X_j||_2. The paper compares within rows: scope "row".
+    "wanda": Criterion(activations=True),
+}
+
+
+def magnitude(tensor: Tensor) -> Scores:
+    """Score every weight of a flat tensor by |w|."""
+    return magnitudes(tensor, None)
+
+
+def target_count(sparsity: float, numel: int) -> int:
+    """Return how many of `numel` weights a sparsity in [0, 1) asks to be zero: the nearest whole number."""
+    return round(sparsity * numel)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a flat tensor is a matrix of outputs and inputs.
+
+    Args:
+        shape: of the tensor, two dimensions.
+        transposed: whether it is stored inputs x outputs, as GPT-2's Conv1D does, instead of outputs x inputs.
+    """
+
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Number of input features: the length of a line."""
+        return self.shape[0 if self.transposed else -1]
+
+    def factors(self, norms: Tensor, start: int, stop: int) -> Tensor:
+        """Return the input feature's norm for each flat position ``start ... stop - 1``."""
+        width = self.shape[-1]
+        if self.transposed:
+            first, last = start // width, -(-stop // width)
+            return norms[first:last].repeat_interleave(width)[start - first * width : stop - first * width]
+        offset = start % width
+        times = -(-(offset + stop - start) // width)
+        return norms.repeat(times)[offset : offset + stop - start]
+
+    def lines(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield views of blocks of lines, shape (lines, inputs), of flat tensors of this shape; may be written to."""
+        matrices = [tensor.view(self.shape) for tensor in tensors]
+        matrices = [matrix.t() if self.transposed else matrix for matrix in matrices]
+        size = max(1, LINES // max(1, self.inputs))
+        for start in range(0, matrices[0].shape[0], size):
+            yield tuple(matrix[start : start + size] for matrix in matrices)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The scores of one tensor.
+
+    Args:
+        source: flat, contiguous; float32, bfloat16 or float16.
+        grid: its shape and orientation.
+        norms: factor per input feature, float32, finite, not negative, shape (inputs,); None scores by magnitude.
+    """
+
+    source: Tensor
+    grid: Grid
+    norms: Tensor | None = None
+
+    def scores(self) -> Scores:
+        """Return the scores to select by."""
+        return magnitude(self.source) if self.norms is None else Chunked(self._chunks, self.source.numel())
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Return the scores at positions ``start ... stop - 1``, float32."""
+        factors = None if self.norms is None else self.grid.factors(self.norms, start, stop)
+        return _scored(self.source[start:stop], factors)
+
+    def write_lines(self, keep: int, out: int, target: Tensor) -> int:
+        """Write the tensor with the `out` lowest of every ``keep + out`` consecutive weights of a line set to zero.
+
+        Args:
+            keep: how many stay of each; their sum with `out` divides the number of inputs.
+            out: how many go; equal scores go in order of position.
+            target: flat, contiguous, of the same length and device; may be the source itself.
+
+        Returns:
+            The number of exact zeros written.
+        """
+        filled = 0
+        for lines, written in self.grid.lines(self.source, target):
+            scores = _scored(lines, self.norms).reshape(len(lines), -1, keep + out)
+            gone = smallest(scores, out).reshape(lines.shape)
+            written.copy_(lines.masked_fill(gone, 0))
+            filled += int(torch.count_nonzero(written))
+        return self.source.numel() - filled
+
+    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
+        numel = self.source.numel()
+        for start in range(0, numel, CHUNK):
+            yield start, self.part(start, min(start + CHUNK, numel))
+
+
+def smallest(scores: Tensor, count: int) -> Tensor:
+    """Return which are the `count` smallest along the last dimension, exactly; equal ones go in order of position."""
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    border = scores.kthvalue(count, dim=-1, keepdim=True).values
+    below = scores < border
+    tied = scores == border
+    left = count - below.sum(dim=-1, keepdim=True)
+    return below | (tied & (tied.cumsum(dim=-1) <= left))
+
+
+def squares(tensor: Tensor, axis: int) -> Tensor:
+    """Return the sum of squares of a matrix for each index of an axis, float64, in a fixed order of blocks of rows."""
+    rows = max(1, LINES // tensor.shape[1])
+    total = torch.zeros(tensor.shape[axis], dtype=torch.float64, device=tensor.device)
+    for start in range(0, len(tensor), rows):
+        block = tensor[start : start + rows].double().square()
+        if axis == 0:
+            total[start : start + rows] = block.sum(dim=1)
+        else:
+            total += block.sum(dim=0)
+    return total
+
+
+def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor, out: Tensor) -> int:
+    """Write a tensor with some indices of one axis set to zero.
+
+    Args:
+        source: flat, contiguous.
+        shape: of the tensor.
+        axis: of that shape.
+        gone: indices along the axis, int64, on the tensor's device.
+        out: flat, contiguous, of the same length and device; may be `source` itself.
+
+    Returns:
+        The number of exact zeros written.
+    """
+    out.copy_(source)
+    out.view(*shape).index_fill_(axis, gone, 0)
+    return out.numel() - int(torch.count_nonzero(out))
+
+
+def _scored(weights: Tensor, factors: Tensor | None) -> Tensor:
+    magnitude = weights.float().abs()
+    if factors is None:
+        return magnitude
+    return (magnitude * factors).clamp_min(LEAST).masked_fill(magnitude == 0, 0.0)

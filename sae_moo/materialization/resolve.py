@@ -1,0 +1,152 @@
+"""Writing down what needs whole models: exact counts of group and global pruning, removed units, RankMean's ranks.
+
+Done once, when a recipe is first materialized; the resolved recipe then takes one pass wherever it is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sae_moo.experts.anatomy import anatomy
+from sae_moo.experts.pool import ExpertPool, TensorInfo
+from sae_moo.materialization.ops import prune as pruning
+from sae_moo.materialization.ops.measure import WHOLE, l1_norm
+from sae_moo.materialization.ops.select import Scores, rank
+from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.plan import Plan, scoring_of
+from sae_moo.recipe import BASE, STRUCTURED, Cast, Merge, Prune, Recipe, walk
+
+
+@torch.no_grad()
+def resolve(
+    recipe: Recipe, pool: ExpertPool, device: torch.device | str = "cpu", cache: WeightCache | None = None
+) -> Recipe:
+    """Return the recipe with all that needs whole models computed and written down.
+
+    Group and global pruning scopes become exact counts per tensor, structured ones the units removed of each block,
+    RankMean gets its ranks. Costs two passes over the weights per such node (one if structured), nothing where there is
+    none.
+    """
+    held: WeightCache | tuple[()] = cache if cache is not None else ()
+    if not any(_unresolved(node) for node in walk(recipe, stop=held)):
+        return recipe
+    new: dict[Recipe, Recipe] = {}
+    for node in walk(recipe, stop=held):
+        if node in held:
+            new[node] = node
+            continue
+        match node:
+            case Merge():
+                inputs = tuple(new[child] for child in node.inputs)
+                params = node.params
+                if _unresolved(node):
+                    params = (*params, ("ranks", _ranks(inputs, pool, device, cache)))
+                node_now: Recipe = Merge(node.method, inputs, node.weights, params)
+            case Prune():
+                pruned = replace(node, input=new[node.input])
+                if not _unresolved(node):
+                    node_now = pruned
+                elif node.scope in STRUCTURED:
+                    node_now = replace(pruned, units=_resolved_units(pruned, pool, device, cache))
+                else:
+                    node_now = replace(pruned, counts=_resolved_counts(pruned, pool, device, cache))
+            case Cast():
+                node_now = Cast(new[node.input], node.dtype)
+            case _:
+                node_now = node
+        new[node] = node_now
+    return new[recipe]
+
+
+def _unresolved(node: Recipe) -> bool:
+    if isinstance(node, Merge):
+        return node.method == "rankmean" and "ranks" not in dict(node.params)
+    if not isinstance(node, Prune):
+        return False
+    return node.units is None if node.scope in STRUCTURED else node.scope in ("group", "global") and node.counts is None
+
+
+def _ranks(
+    inputs: Sequence[Recipe], pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
+) -> tuple[tuple[float, ...], ...]:
+    """Return RankMean's rank of every input's tensors among its own, rows per tensor; 1 outside blocks."""
+    columns = []
+    for node in inputs:
+        plan = Plan(node, pool, device, cache)
+        changes = []
+        for info in pool.tensors:
+            base = pool.load(BASE, info.name).to(device).flatten()
+            change = l1_norm(plan.tensor(info).flatten(), base, WHOLE, 1)
+            changes.append(float(f"{change:.9e}"))  # the order of a sum decides no rank
+        inside = [i for i, info in enumerate(pool.tensors) if pool.groups[info.group].startswith("block.")]
+        column = [1.0] * len(pool.tensors)
+        for place, i in enumerate(sorted(inside, key=lambda i: (changes[i], i)), start=1):
+            column[i] = float(place)
+        columns.append(column)
+    return tuple(zip(*columns, strict=True))
+
+
+def _resolved_counts(
+    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
+) -> tuple[int, ...]:
+    plan = Plan(node.input, pool, device, cache)
+
+    def score(info: TensorInfo) -> Scores:
+        return scoring_of(node, info, plan.tensor(info).flatten(), pool).scores()
+
+    prunable = [info for info in pool.tensors if info.prunable]
+    units: dict[int, list[int]] = {}  # positions within `prunable` that compete with each other
+    for position, info in enumerate(prunable):
+        units.setdefault(info.group if node.scope == "group" else 0, []).append(position)
+    high = [score(info).high() for info in prunable]
+    bins: dict[int, int] = {}
+    left: dict[int, int] = {}
+    for unit, members in units.items():
+        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[unit]
+        count = pruning.target_count(asked, sum(prunable[position].numel for position in members))
+        bins[unit], left[unit] = (
+            rank(np.sum([high[position] for position in members], axis=0), count) if count else (0, 0)
+        )
+    counts = [0] * len(prunable)
+    for unit, members in units.items():
+        low = []
+        for position in members:
+            low.append(score(prunable[position]).low(bins[unit]))
+            counts[position] = int(high[position][: bins[unit]].sum())
+        cut, ties = rank(np.sum(low, axis=0), left[unit]) if left[unit] else (0, 0)
+        for position, histogram in zip(members, low, strict=True):
+            tied = min(ties, int(histogram[cut]))  # equal scores go in the pool's order, as within a tensor by index
+            counts[position] += int(histogram[:cut].sum()) + tied
+            ties -= tied
+    return tuple(counts)
+
+
+def _resolved_units(
+    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
+) -> tuple[tuple[int, ...], ...]:
+    """Return the lowest units of every block, the same number in each; equal scores go in order.
+
+    A unit's score is the L2 norm of its weights in all its matrices; weighed by activations, it is the norm of what its
+    columns of the reading matrix hold, each times its feature's norm (for a neuron: the norm of its output times that
+    of its column). Sums are float64.
+    """
+    assert isinstance(node.sparsity, float)  # the recipe was checked
+    whole = anatomy(pool, node.scope)
+    weighed = pruning.CRITERIA[node.criterion].activations
+    plan = Plan(node.input, pool, device, cache)
+    totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
+    for part in whole.parts:
+        if len(part.info.shape) != 2 or (weighed and not part.output):
+            continue
+        found = pruning.squares(plan.tensor(part.info), part.axis)
+        if weighed:
+            assert node.calibration is not None
+            found = found * pool.norms[node.calibration][part.info.name].to(device).double().square()
+        totals[part.block] += part.per_unit(found, whole.units)
+    count = pruning.target_count(node.sparsity, whole.units)
+    order = torch.argsort(totals, dim=1, stable=True)[:, :count].sort(dim=1).values
+    return tuple(tuple(row) for row in order.tolist())

@@ -1,1 +1,0 @@
-"""mergekit's merge configurations, as of mergekit 0.1.5: read into recipes, and written from them."""

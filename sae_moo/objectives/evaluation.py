@@ -1,0 +1,216 @@
+"""Evaluations and objectives. The user's objectives are maximized; signs flip here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.objectives.scores import Score, mean, mean_score, mean_stderr, stderr
+from sae_moo.recipe import Recipe
+
+SPARSITY = "sparsity"
+SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals the one the search saw
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why an evaluation ended before all instances were asked: another candidate is ahead, as far as can be told.
+
+    Args:
+        rival: digest of the other candidate.
+        instances: task name -> how many of its instances were asked.
+        expected: objective name -> expected value over all instances.
+        bound: objective name -> upper confidence bound of that value; the rival dominates these, given the margin.
+    """
+
+    rival: str
+    instances: Mapping[str, int]
+    expected: Mapping[str, float]
+    bound: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluating one recipe gave; a value.
+
+    Args:
+        recipe: what was evaluated, with every pruning scope resolved.
+        scores: task name -> score per instance of the search split, each in [0, 1], in the task's fixed order; rounded
+            to `SCORE_DIGITS` here.
+        sparsity: realised fraction of zeros over all prunable weights, in [0, 1).
+        group_sparsity: the same per parameter group, in the pool's order; 0 for a group without prunable weights.
+        reason: None if the evaluation went well, else why it failed (then scores may be empty) or was stopped.
+        stopped: None unless it was stopped early; then there are no scores, since those of some instances could not be
+            compared with those of all.
+        seconds_merge: wall time spent materializing.
+        seconds_score: wall time spent scoring.
+        sparseness: another measure of sparsity than the share of zeros, where the search asks for one: of the whole
+            model, then per parameter group; else empty.
+    """
+
+    recipe: Recipe
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    sparsity: float = 0.0
+    group_sparsity: tuple[float, ...] = ()
+    reason: str | None = None
+    stopped: Stopped | None = None
+    seconds_merge: float = 0.0
+    seconds_score: float = 0.0
+    sparseness: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        scores: dict[str, tuple[float, ...]] = {}
+        for task, row in self.scores.items():
+            rounded = np.round(np.asarray(row, dtype=np.float64), SCORE_DIGITS)
+            if rounded.ndim != 1 or not rounded.size or not ((rounded >= 0.0) & (rounded <= 1.0)).all():
+                raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")
+            scores[task] = tuple(rounded.tolist())
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are scores to use."""
+        return self.reason is None
+
+    def mean(self, task: str) -> float:
+        """Return the mean score of a task, in [0, 1]."""
+        return mean(self.scores[task])
+
+    def stderr(self, task: str) -> float:
+        """Return the standard error of a task's mean score; NaN with a single instance."""
+        return stderr(self.scores[task])
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One quantity to maximize, in [0, 1].
+
+    Args:
+        name: how tables and trials call it.
+        tasks: the tasks whose mean scores are averaged; empty for sparsity.
+    """
+
+    name: str
+    tasks: tuple[str, ...] = ()
+
+    def value(self, evaluation: Evaluation) -> float:
+        """Return the value in the user's direction (larger is better)."""
+        if not self.tasks:
+            return evaluation.sparsity
+        return mean([evaluation.mean(task) for task in self.tasks])
+
+    def stderr(self, evaluation: Evaluation) -> float:
+        """Return the standard error of the value over instances; 0.0 for sparsity, which is counted, not sampled."""
+        return mean_stderr([evaluation.stderr(task) for task in self.tasks]) if self.tasks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A limit on a task's mean score, an objective or sparsity; violated amounts are positive.
+
+    Args:
+        objective: the limited quantity.
+        low: smallest allowed value, or None.
+        high: largest allowed value, or None.
+    """
+
+    objective: Objective
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the limits, ``x min`` before ``x max``; one per entry of `violations`."""
+        both = (("min", self.low), ("max", self.high))
+        return tuple(f"{self.objective.name} {side}" for side, limit in both if limit is not None)
+
+    def violations(self, evaluation: Evaluation) -> tuple[float, ...]:
+        """Return one number per limit: at most 0 when kept, else by how much it is broken."""
+        value = self.objective.value(evaluation)
+        low = () if self.low is None else (self.low - value,)
+        high = () if self.high is None else (value - self.high,)
+        return low + high
+
+
+# pymoo needs finite numbers for a failed evaluation. These lie beyond anything a real one can reach (objectives are in
+# [0, 1], violations at most 1), so a failure is last in every comparison and never mistaken for a score of 0.
+FAILED_OBJECTIVE = 2.0
+FAILED_VIOLATION = 10.0
+
+
+def flipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is maximized as pymoo and Optuna see it: minimized."""
+    return -values
+
+
+def maximized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return the values of an evaluation that went well, larger is better; shape (objectives,)."""
+    return np.array([objective.value(evaluation) for objective in objectives])
+
+
+def minimized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return the objectives as the search sees them: minimized; shape (objectives,)."""
+    if not evaluation.ok:
+        return np.full(len(objectives), FAILED_OBJECTIVE)
+    return flipped(maximized(objectives, evaluation))
+
+
+def violations(constraints: Sequence[Constraint], evaluation: Evaluation) -> NDArray[np.float64]:
+    """Return all violations, with one more entry that only a failed evaluation breaks; feasible is at most 0."""
+    if not evaluation.ok:
+        return np.full(violation_count(constraints), FAILED_VIOLATION)
+    return np.array([*(v for constraint in constraints for v in constraint.violations(evaluation)), 0.0])
+
+
+def feasible(constraints: Sequence[Constraint], evaluation: Evaluation) -> bool:
+    """Say whether an evaluation went well and keeps all limits."""
+    return evaluation.ok and not (violations(constraints, evaluation) > 0).any()
+
+
+def loss(
+    objectives: Sequence[Objective],
+    weights: Mapping[str, float],
+    constraints: Sequence[Constraint],
+    evaluation: Evaluation,
+) -> float:
+    """Return one number to minimize, for searches that know a single objective.
+
+    What keeps all limits is ordered by its weighted mean and comes before what breaks one; that is ordered by how much
+    it breaks, and comes before failures (Deb 2000's rules, in numbers).
+
+    Args:
+        objectives: what is maximized.
+        weights: objective name -> how much it counts, at least 0, not all 0; those not named count nothing.
+        constraints: limits.
+        evaluation: of one candidate.
+
+    Returns:
+        In [-1, 0] for what keeps the limits, above 0 else.
+    """
+    if not evaluation.ok:
+        return FAILED_VIOLATION * (1 + len(constraints))
+    broken = sum(max(0.0, amount) for amount in violations(constraints, evaluation))
+    if broken > 0:
+        return float(broken)
+    value = math.fsum(weights.get(objective.name, 0.0) * objective.value(evaluation) for objective in objectives)
+    return -value / math.fsum(weights.values())
+
+
+def violation_count(constraints: Sequence[Constraint]) -> int:
+    """Return the length of `violations`."""
+    return sum(len(constraint.labels) for constraint in constraints) + 1
+
+
+def named_quantities(tasks: Sequence[str], objectives: Sequence[Objective]) -> dict[str, Objective]:
+    """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity."""
+    single = {task: Objective(task, (task,)) for task in tasks}
+    return single | {objective.name: objective for objective in objectives} | {SPARSITY: Objective(SPARSITY)}
+
+
+def objective_scores(scores: Mapping[str, Score], objectives: Sequence[Objective]) -> dict[str, Score]:
+    """Return the scores of those objectives that are means of several tasks, by name, from those of tasks."""
+    return {each.name: mean_score(scores, each.tasks) for each in objectives if each.tasks and each.name not in scores}

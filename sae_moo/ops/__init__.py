@@ -1,1 +1,0 @@
-"""Pure tensor kernels: how tensors are merged and what is pruned. No models, no recipes, no files."""

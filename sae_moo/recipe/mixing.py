@@ -1,0 +1,75 @@
+"""How much of each expert is in a candidate, to first order: the numbers worth plotting of a lineage."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.recipe.nodes import BASE, Cast, Expert, Merge, Prune, Recipe, walk
+
+ADDING = ("task_arithmetic", "dare_linear", "dare_ties", "della_linear", "breadcrumbs", "breadcrumbs_ties")
+"""Methods whose weights are not divided by their sum unless asked: task vectors are added to the base."""
+
+
+def mixing_weights(
+    recipe: Recipe, names: Sequence[str], groups: int, memo: MutableMapping[Recipe, NDArray[np.float64]] | None = None
+) -> NDArray[np.float64]:
+    """Return the effective coefficient of each expert in each parameter group.
+
+    Linear in the merges' weights: methods that add task vectors put what is left of 1 on the base, every other method
+    counts as a weighted mean of its inputs, a `scale` stretches the distance from the base. Weights given by tensor
+    count by their mean. Pruning, thinning out and rounding do not count. Every group's coefficients sum to 1.
+
+    Args:
+        recipe: any recipe over the named experts.
+        names: expert names, ``base`` among them; the order of the result.
+        groups: number of parameter groups.
+        memo: coefficients of candidates already known; filled in, so that a child costs its own nodes only.
+
+    Returns:
+        float64, shape (groups, experts).
+    """
+    memo = {} if memo is None else memo
+    place = {name: i for i, name in enumerate(names)}
+    base = np.zeros((groups, len(names)))
+    if BASE in place:
+        base[:, place[BASE]] = 1.0
+    found: dict[Recipe, NDArray[np.float64]] = {}
+    for node in walk(recipe, stop=memo):
+        if node in memo:
+            found[node] = memo[node]
+            continue
+        match node:
+            case Expert():
+                found[node] = np.zeros((groups, len(names)))
+                found[node][:, place[node.name]] = 1.0
+            case Merge():
+                weights = _by_group(node.weights, groups).reshape(groups, len(node.inputs))
+                scale = (
+                    _by_group(dict(node.params).get("scale", 1.0), groups)
+                    .reshape(groups, -1)
+                    .mean(axis=1, keepdims=True)
+                )
+                inputs = np.stack([found[child] for child in node.inputs])
+                if node.method in ADDING and not dict(node.params).get("normalize", False):
+                    found[node] = base + np.einsum("gi,igx->gx", weights * scale, inputs - base)
+                else:
+                    total = weights.sum(axis=1, keepdims=True)
+                    shares = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
+                    found[node] = base + scale * (np.einsum("gi,igx->gx", shares, inputs) - base)
+            case Prune() | Cast():
+                found[node] = found[node.input]
+        if isinstance(node, Cast):
+            memo[node] = found[node]
+    return found[recipe]
+
+
+def _by_group(given: object, groups: int) -> NDArray[np.float64]:
+    """Return a row of numbers for each group, from one, one for each group, or one for each tensor."""
+    rows = np.asarray(given, dtype=np.float64)
+    nested = isinstance(given, tuple) and isinstance(given[0], tuple)
+    if nested and len(rows) == groups:
+        return rows
+    return np.broadcast_to(rows.mean(axis=0) if nested else rows, (groups, *np.shape(rows)[nested:]))

@@ -1,0 +1,553 @@
+"""Recipes: what a candidate model is made of, as an immutable expression tree.
+
+Leaves name experts, inner nodes merge, prune or round. A recipe holds no weights: `materialize` computes them,
+`digest` identifies them. Every new question about recipes is a function over the nodes (`walk`, `mixing.py`),
+not a method on each of them. Lineages may be thousands of nodes deep, so nothing here recurses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+from sae_moo.errors import InputError
+
+SCHEMA = 1
+BASE = "base"
+DTYPES = ("float32", "bfloat16", "float16")
+SCOPES = ("tensor", "group", "global", "row", "neurons", "heads")
+"""Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
+COUNTED = ("tensor", "group", "global")
+"""Scopes that come down to one count per tensor."""
+STRUCTURED = ("neurons", "heads")
+"""Scopes that remove whole units, the same number in every block."""
+
+Scalar: TypeAlias = float | int | bool | str
+Param: TypeAlias = Scalar | tuple[float, ...] | tuple[tuple[float, ...], ...]
+Weights: TypeAlias = tuple[float, ...] | tuple[tuple[float, ...], ...]
+
+
+class HasFingerprints(Protocol):
+    """Anything that knows the content fingerprints of experts; an `ExpertPool` does."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Expert name -> hexadecimal digest of its weights."""
+
+
+def rounded(value: float) -> float:
+    """Round to nine significant digits (all that float32 arithmetic can use), so that a recipe read back is equal.
+
+    Raises:
+        ValueError: for NaN or an infinity.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value}")
+    return float(f"{float(value):.9g}") + 0.0  # + 0.0 turns -0.0 into 0.0: one value, one text
+
+
+def pattern(scope: str) -> tuple[int, int] | None:
+    """Return (N, M) of a scope ``N:M``: of every M consecutive weights along the input at most N stay; else None."""
+    found = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", scope)
+    if found is None or int(found[1]) >= int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def pattern_sparsity(scope: str) -> float | None:
+    """Return the sparsity 1 - N/M of a scope ``N:M``, as a recipe writes it; None for other scopes."""
+    kept = pattern(scope)
+    return None if kept is None else rounded(1.0 - kept[0] / kept[1])
+
+
+class Recipe:
+    """Base of the four nodes. Equality and hash are those of the canonical form, computed once at construction.
+
+    Attributes:
+        key: hexadecimal SHA-256 over the node and its inputs' keys. Two recipes with one key are one expression;
+            `digest` binds that expression to the weights of the experts it names.
+    """
+
+    __slots__ = ()
+    key: str
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: a table of nodes, inputs before users, shared subtrees once."""
+        return dumps(encode(self))
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: if the text is not JSON, has another schema version, or holds a malformed node.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"expected a recipe as JSON, got text that is not JSON: {error}") from error
+        return decode(document)
+
+    def digest(self, pool: HasFingerprints) -> str:
+        """Return the identity of the weights this recipe stands for; see `digest`."""
+        return digest(self, pool.fingerprints)
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Recipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __copy__(self) -> Recipe:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recipe:
+        return self  # immutable; a deep copy of a long lineage would only cost memory
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Recipe.from_json, (self.to_json(),)  # pickling node by node would recurse through the lineage
+
+    def __repr__(self) -> str:
+        return _describe(self, depth=3)
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Expert(Recipe):
+    """The weights of one checkpoint, as they are.
+
+    Args:
+        name: the expert's name in the pool; the base model is the expert named ``base``.
+    """
+
+    kind: ClassVar[str] = "expert"
+    name: str
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"Expert: expected a non-empty name, got {self.name!r}")
+        _seal(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Merge(Recipe):
+    """A merge of several inputs by a method of `ops.merge`.
+
+    Args:
+        method: name of a merge method, e.g. ``linear`` or ``task_arithmetic``.
+        inputs: one or more recipes, in the order of the weights.
+        weights: one finite number per input, or one such row per parameter group (groups in the pool's order) or per
+            tensor (tensors in the pool's order).
+        params: further settings of the method, e.g. ``{"scale": 0.8}``; kept sorted by name. A number may differ by
+            input (one per input), or by group or tensor too (rows of one number, or of one per input).
+    """
+
+    kind: ClassVar[str] = "merge"
+    method: str
+    inputs: tuple[Recipe, ...]
+    weights: Weights
+    params: tuple[tuple[str, Param], ...] = ()
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        inputs = tuple(self.inputs)
+        if not isinstance(self.method, str) or not self.method:
+            raise InputError(f"Merge: expected the name of a method, got {self.method!r}")
+        if not inputs or not all(isinstance(node, Recipe) for node in inputs):
+            raise InputError(f"Merge {self.method}: expected one or more recipes as inputs, got {self.inputs!r}")
+        weights = _numbers(self.weights, f"Merge {self.method}: weights")
+        rows = weights if weights and isinstance(weights[0], tuple) else (weights,)
+        for row in rows:
+            if not isinstance(row, tuple) or len(row) != len(inputs):
+                raise InputError(
+                    f"Merge {self.method}: expected {len(inputs)} weights, one per input (or rows of as many, one row "
+                    f"per group), got {row!r}"
+                )
+        params = dict(self.params)
+        for name, value in params.items():
+            where = f"Merge {self.method}: {name}"
+            if isinstance(value, (list, tuple)):
+                params[name] = _setting_rows(value, len(inputs), where)
+            elif not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
+                raise InputError(f"Merge {self.method}: expected a number, truth value or text for {name!r}: {value!r}")
+            elif isinstance(value, float):
+                params[name] = _number(value, where)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "params", tuple(sorted(params.items())))
+        _seal(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Prune(Recipe):
+    """Set the least important prunable weights to exact zeros.
+
+    Args:
+        input: the recipe to prune.
+        sparsity: fraction of zeros asked for, in [0, 1): one number, or one per parameter group. With a scope ``N:M``
+            it is the pattern's 1 - N/M (a group may ask 0.0 and is left alone); with `neurons` and `heads` it is the
+            fraction of units, one number for all blocks.
+        criterion: name of a criterion of `ops.prune`: ``magnitude`` or ``wanda``.
+        scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights); ``row``, the inputs
+            of one output, the same number in each; ``N:M``, every M consecutive weights of a row, of which N stay;
+            ``neurons``, whole neurons of a block's MLP; ``heads``, whole key/value groups of its attention heads.
+        counts: exact number of zeros per prunable tensor in the pool's order, or None. Group and global scopes are
+            resolved to counts once (`resolve.resolve`), so that replaying a lineage takes one pass.
+        calibration: digest of the activation norms that ``wanda`` weighs by (`calibration.calibrate`), else None.
+        units: indices of the units removed, ascending, a row per block in the pool's order, or None: what structured
+            scopes are resolved to. In JSON a row is a hexadecimal number whose bit i stands for unit i.
+        rescale: multiply what is left of every tensor so that it keeps the L2 norm it had. Not with structured scopes:
+            what is left of a block would be scaled once for each of its matrices.
+    """
+
+    kind: ClassVar[str] = "prune"
+    input: Recipe
+    sparsity: float | tuple[float, ...]
+    criterion: str = "magnitude"
+    scope: str = "tensor"
+    counts: tuple[int, ...] | None = None
+    calibration: str | None = None
+    units: tuple[tuple[int, ...], ...] | None = None
+    rescale: bool = False
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input, Recipe):
+            raise InputError(f"Prune: expected a recipe as input, got {self.input!r}")
+        if isinstance(self.sparsity, (Sequence, tuple)) and not isinstance(self.sparsity, str):
+            asked = _numbers(self.sparsity, "Prune: sparsity")
+            if not asked or any(isinstance(value, tuple) for value in asked):
+                raise InputError(f"Prune: expected one sparsity or one per group, got {self.sparsity!r}")
+        else:
+            asked = (_number(self.sparsity, "Prune: sparsity"),)
+        for value in asked:
+            if not isinstance(value, float) or not 0.0 <= value < 1.0:
+                raise InputError(f"Prune: expected a sparsity in [0, 1), got {value!r}")
+        if not isinstance(self.criterion, str) or not self.criterion:
+            raise InputError(f"Prune: expected the name of a criterion, got {self.criterion!r}")
+        single = not isinstance(self.sparsity, (Sequence, tuple))
+        object.__setattr__(self, "sparsity", asked[0] if single else asked)
+        _check_scope(self.scope, asked, single)
+        if self.counts is not None:
+            object.__setattr__(self, "counts", _counts(self.counts, self.scope))
+        if self.calibration is not None and not (
+            isinstance(self.calibration, str) and re.fullmatch("[0-9a-f]{64}", self.calibration)
+        ):
+            raise InputError(f"Prune: expected 64 hexadecimal digits as calibration, got {self.calibration!r}")
+        if self.units is not None:
+            object.__setattr__(self, "units", _units(self.units, self.scope))
+        if type(self.rescale) is not bool:
+            raise InputError(f"Prune: expected true or false as rescale, got {self.rescale!r}")
+        if self.rescale and self.scope in STRUCTURED:
+            raise InputError(f"Prune: scope {self.scope!r} cannot be rescaled; tensor, group, global, row and N:M can")
+        _seal(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Cast(Recipe):
+    """Round to a dtype, explicitly. Every candidate ends in one: what a child inherits is what was evaluated.
+
+    Args:
+        input: the recipe to round.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    kind: ClassVar[str] = "cast"
+    input: Recipe
+    dtype: str
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input, Recipe):
+            raise InputError(f"Cast: expected a recipe as input, got {self.input!r}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"Cast: expected a dtype among {', '.join(DTYPES)}, got {self.dtype!r}")
+        _seal(self)
+
+
+def children(node: Recipe) -> tuple[Recipe, ...]:
+    """Return the inputs of a node, in order; an expert has none."""
+    match node:
+        case Merge():
+            return node.inputs
+        case Prune() | Cast():
+            return (node.input,)
+        case _:
+            return ()
+
+
+def walk(recipe: Recipe, stop: Collection[Recipe] = ()) -> Iterator[Recipe]:
+    """Yield every different node once, inputs before their users, without recursion.
+
+    Args:
+        recipe: the root; it comes last.
+        stop: nodes that are yielded but whose inputs are not visited.
+    """
+    done: set[str] = set()
+    stack: list[tuple[Recipe, bool]] = [(recipe, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if node.key in done:
+            continue
+        if expanded or node in stop:
+            done.add(node.key)
+            yield node
+            continue
+        stack.append((node, True))
+        stack.extend((child, False) for child in reversed(children(node)) if child.key not in done)
+
+
+def experts_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the experts a recipe reads, sorted."""
+    return tuple(sorted({node.name for node in walk(recipe) if isinstance(node, Expert)}))
+
+
+def digest(recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
+    """Return the identity of the weights a recipe stands for: equal digests are equal weights.
+
+    Args:
+        recipe: any recipe.
+        fingerprints: expert name -> content fingerprint. The base is bound in always: methods on task vectors read it
+            without naming it.
+
+    Returns:
+        64 hexadecimal digits, the same on every machine and in every process.
+
+    Raises:
+        InputError: if the recipe names an expert without a fingerprint.
+    """
+    names = sorted({*experts_of(recipe), *({BASE} & set(fingerprints))})
+    missing = [name for name in names if name not in fingerprints]
+    if missing:
+        known = ", ".join(sorted(fingerprints))
+        raise InputError(f"the recipe names {', '.join(map(repr, missing))}, but the experts at hand are: {known}")
+    bound = [SCHEMA, recipe.key, [[name, fingerprints[name]] for name in names]]
+    return hashlib.sha256(dumps(bound).encode()).hexdigest()
+
+
+def encode(recipe: Recipe, known: Mapping[Recipe, str] | None = None) -> dict[str, Any]:
+    """Return the canonical document of a recipe.
+
+    Args:
+        recipe: any recipe.
+        known: recipes stored elsewhere -> the text that refers to them; they are written as references, so that the
+            document of a child does not grow with its lineage.
+
+    Returns:
+        ``{"schema": 1, "nodes": [...]}``; the last node is the root, inputs are indices of earlier nodes.
+    """
+    known = {} if known is None else known
+    index: dict[str, int] = {}
+    nodes: list[dict[str, Any]] = []
+    for node in walk(recipe, stop=known):
+        index[node.key] = len(nodes)
+        if node in known:
+            nodes.append({"node": "ref", "digest": known[node]})
+        else:
+            nodes.append(_own(node) | {"inputs": [index[child.key] for child in children(node)]})
+    for written in nodes:
+        if not written.get("inputs", True):
+            del written["inputs"]
+    return {"schema": SCHEMA, "nodes": nodes}
+
+
+def decode(document: object, known: Mapping[str, Recipe] | None = None) -> Recipe:
+    """Read what `encode` wrote.
+
+    Args:
+        document: the parsed document.
+        known: text of a reference -> the recipe it refers to.
+
+    Raises:
+        InputError: naming the node and what is wrong with it.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("nodes"), list) or not document["nodes"]:
+        raise InputError('expected a recipe: an object with "schema" and a non-empty list "nodes"')
+    if document.get("schema") != SCHEMA:
+        raise InputError(f"expected recipe schema {SCHEMA}, got {document.get('schema')!r}")
+    built: list[Recipe] = []
+    for position, entry in enumerate(document["nodes"]):
+        try:
+            built.append(_read(entry, built, {} if known is None else known))
+        except (InputError, KeyError, TypeError, IndexError, ValueError) as error:
+            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"recipe node {position}: {reason}") from error
+    return built[-1]
+
+
+def dumps(document: object) -> str:
+    """Write JSON the one canonical way: sorted keys, no blanks, ASCII, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+_FIELDS = {
+    "expert": {"name"},
+    "merge": {"method", "inputs", "weights", "params"},
+    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units", "rescale"},
+    "cast": {"inputs", "dtype"},
+    "ref": {"digest"},
+}
+
+
+def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> Recipe:
+    kind = entry["node"]
+    if kind not in _FIELDS:
+        raise InputError(f"expected a node among {', '.join(_FIELDS)}, got {kind!r}")
+    extra = set(entry) - _FIELDS[kind] - {"node"}
+    if extra:
+        raise InputError(f"unknown fields for {kind}: {', '.join(sorted(extra))}")
+    inputs = entry.get("inputs", [])
+    if any(type(i) is not int or not 0 <= i < len(built) for i in inputs):
+        raise InputError(f"expected inputs among the {len(built)} nodes before it, got {inputs!r}")
+    if kind in ("prune", "cast") and len(inputs) != 1:
+        raise InputError(f"expected one input, got {len(inputs)}")
+    match kind:
+        case "expert":
+            return Expert(entry["name"])
+        case "merge":
+            given = entry.get("params", {})
+            if not isinstance(given, dict):
+                raise InputError(f"expected an object as params, got {given!r}")
+            params = tuple(given.items())
+            return Merge(entry["method"], tuple(built[i] for i in inputs), entry["weights"], params)
+        case "prune":
+            counts = entry.get("counts")
+            counts = None if counts is None else tuple(counts)
+            units = entry.get("units")
+            units = None if units is None else tuple(_from_hex(row) for row in units)
+            asked = (entry["sparsity"], entry["criterion"], entry["scope"])
+            rest = (entry.get("calibration"), units, entry.get("rescale", False))
+            return Prune(built[inputs[0]], *asked, counts, *rest)
+        case "cast":
+            return Cast(built[inputs[0]], entry["dtype"])
+        case _:
+            if entry["digest"] not in known:
+                raise InputError(f"refers to digest {entry['digest']!r}, which is not at hand")
+            return known[entry["digest"]]
+
+
+def _own(node: Recipe) -> dict[str, Any]:
+    """Return the fields of a node without its inputs, ready for JSON."""
+    match node:
+        case Expert():
+            return {"node": "expert", "name": node.name}
+        case Merge():
+            params = {"params": dict(node.params)} if node.params else {}
+            return {"node": "merge", "method": node.method, "weights": node.weights} | params
+        case Prune():
+            asked = {"sparsity": node.sparsity, "criterion": node.criterion, "scope": node.scope}
+            units = None if node.units is None else [_as_hex(row) for row in node.units]
+            rescale = True if node.rescale else None
+            rest = {"counts": node.counts, "calibration": node.calibration, "units": units, "rescale": rescale}
+            return {"node": "prune"} | asked | {name: value for name, value in rest.items() if value is not None}
+        case Cast():
+            return {"node": "cast", "dtype": node.dtype}
+        case _:
+            raise TypeError(f"not a recipe node: {type(node).__name__}")
+
+
+def _seal(node: Recipe) -> None:
+    content = dumps([_own(node), [child.key for child in children(node)]])
+    object.__setattr__(node, "key", hashlib.sha256(content.encode()).hexdigest())
+
+
+def _check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
+    if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
+        raise InputError(
+            f"Prune: expected a scope among {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}"
+        )
+    share = pattern_sparsity(scope)
+    for value in asked if share is not None else ():
+        if value != share and (single or value != 0.0):
+            raise InputError(f"Prune: scope {scope!r} has sparsity {share}, got {value}")
+
+
+def _counts(given: Any, scope: str) -> tuple[int, ...]:
+    counts = tuple(given)
+    if scope not in COUNTED:
+        raise InputError(f"Prune: counts belong to the scopes {', '.join(COUNTED)}, got them with {scope!r}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise InputError(f"Prune: expected whole numbers from 0 as counts, got {given!r}")
+    return counts
+
+
+def _units(given: Any, scope: str) -> tuple[tuple[int, ...], ...]:
+    if scope not in STRUCTURED:
+        raise InputError(f"Prune: units belong to the scopes {', '.join(STRUCTURED)}, got them with {scope!r}")
+    rows = tuple(tuple(row) for row in given)
+    for row in rows:
+        if not all(type(unit) is int and unit >= 0 for unit in row) or list(row) != sorted(set(row)):
+            raise InputError(f"Prune: expected ascending whole numbers from 0 as units of a block, got {row!r}")
+    return rows
+
+
+def _as_hex(row: Sequence[int]) -> str:
+    flags = bytearray(row[-1] // 8 + 1 if row else 1)
+    for unit in row:
+        flags[unit // 8] |= 1 << (unit % 8)
+    return f"{int.from_bytes(flags, 'little'):x}"
+
+
+def _from_hex(text: Any) -> tuple[int, ...]:
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]+", text):
+        raise InputError(f"expected the units of a block as a hexadecimal number, got {text!r}")
+    flags = int(text, 16)
+    return tuple(i for i, flag in enumerate(reversed(f"{flags:b}")) if flag == "1")
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = float(value)  # type: ignore[arg-type]  # numpy scalars arrive here
+        except (TypeError, ValueError):
+            raise InputError(f"{where}: expected a number, got {value!r}") from None
+    try:
+        return rounded(value)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _numbers(values: Any, where: str) -> Any:
+    try:
+        entries = list(values)
+    except TypeError:
+        raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}") from None
+    if entries and all(isinstance(entry, (list, tuple)) or hasattr(entry, "__len__") for entry in entries):
+        return tuple(tuple(_number(value, where) for value in row) for row in entries)
+    return tuple(_number(value, where) for value in entries)
+
+
+def _setting_rows(value: Sequence[Any], inputs: int, where: str) -> Any:
+    """Return a setting that differs by input (one number each), or by group or tensor (rows of 1 or that many)."""
+    numbers = _numbers(value, where)
+    rows = numbers if numbers and isinstance(numbers[0], tuple) else (numbers,)
+    if rows is numbers and all(isinstance(row, tuple) and len(row) in (1, inputs) for row in rows):
+        return numbers
+    if rows is not numbers and len(numbers) == inputs:
+        return numbers
+    raise InputError(f"{where}: expected {inputs} numbers, one per input, or rows of one or as many, got {value!r}")
+
+
+def _describe(node: Recipe, depth: int) -> str:
+    if depth == 0 and not isinstance(node, Expert):
+        return f"<{node.key[:8]}>"
+    match node:
+        case Expert():
+            return f"Expert({node.name!r})"
+        case Merge():
+            inner = ", ".join(_describe(child, depth - 1) for child in node.inputs)
+            rows = node.weights if not isinstance(node.weights[0], tuple) else f"<{len(node.weights)} rows>"
+            return f"Merge({node.method!r}, ({inner}), weights={rows})"
+        case Prune():
+            asked = node.sparsity if isinstance(node.sparsity, float) else f"<{len(node.sparsity)} groups>"
+            rest = ", rescale=True" if node.rescale else ""
+            return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked}{rest})"
+        case Cast():
+            return f"Cast({_describe(node.input, depth - 1)}, {node.dtype!r})"
+        case _:
+            return object.__repr__(node)

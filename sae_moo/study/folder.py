@@ -1,0 +1,244 @@
+"""What lies in a run folder, under which name, and what a study says of itself: written and read here alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.errors import InputError, nearest
+from sae_moo.files.whole import whole
+from sae_moo.study.storage import packed, unpacked
+
+RUNS = Path("runs")
+"""Where run folders lie unless another place is named."""
+
+JOURNAL = "study.journal"  # the study, unless it lies elsewhere; Optuna's entries. Its lock is called the same + .lock
+POINTER = "run.json"  # which study it is, and where
+LOCK = "search.lock"  # held by the one process that searches there, whose id it holds
+JUDGED = "test.json"  # digest -> task -> scores on the test split, packed
+RESULTS = "compare"  # in the folder of a comparison, by ending
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: where it is; it need not exist.
+    """
+
+    path: Path
+
+    @classmethod
+    def find(cls, run: str | Path, root: Path = RUNS) -> RunFolder:
+        """Return the folder of a run that is given by its folder or by its name under `root`.
+
+        Raises:
+            InputError: if there is none.
+        """
+        path = Path(run) if Path(run).is_dir() else root / run
+        if not path.is_dir():
+            names = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+            there = f"; there are {', '.join(names)}" if names else ""
+            place = root.resolve()
+            raise InputError(
+                f"no run {str(run)!r}{nearest(str(run), names)}: neither a folder nor a name in {place}{there}"
+            )
+        return cls(path)
+
+    @property
+    def journal(self) -> Path:
+        """The file of the study, unless that lies elsewhere."""
+        return self.path / JOURNAL
+
+    @property
+    def begun(self) -> bool:
+        """Whether a study was begun here."""
+        return (self.path / POINTER).is_file()
+
+    def point(self, study: str, storage: str | None) -> None:
+        """Write which study this is.
+
+        Args:
+            study: its name.
+            storage: the Optuna URL of where it lies; None: in `journal`.
+        """
+        (self.path / POINTER).write_text(json.dumps({"study": study, "storage": storage}) + "\n")
+
+    def study(self) -> tuple[str | Path, str | None]:
+        """Return where the study lies, a journal or an Optuna URL, and its name; None if that was never written.
+
+        Raises:
+            InputError: if what was written cannot be read.
+        """
+        try:
+            pointer = json.loads((self.path / POINTER).read_text(encoding="utf-8"))
+            storage, name = pointer["storage"] or self.journal, pointer["study"]
+            if not isinstance(storage, (str, Path)) or not isinstance(name, str):
+                raise TypeError("storage and study are text")
+        except FileNotFoundError:
+            return self.journal, None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path / POINTER}: expected the place of a study: {error!r}") from error
+        return storage, name
+
+    def judged(self, tasks: Sequence[str]) -> dict[str, dict[str, NDArray[np.float64]]] | None:
+        """Return scores on the test split that were kept.
+
+        Args:
+            tasks: of these tasks.
+
+        Returns:
+            Digest -> task name -> score per instance; None if none were kept so far.
+
+        Raises:
+            InputError: if they cannot be read, or are of other tasks.
+        """
+        path = self.path / JUDGED
+        if not path.exists():
+            return None
+        try:
+            kept = dict(json.loads(path.read_text(encoding="utf-8")))
+            return {digest: {task: np.array(unpacked(rows[task])) for task in tasks} for digest, rows in kept.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: expected scores on the test split: {error!r}; remove the file") from error
+
+    def keep_judged(self, scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:
+        """Keep scores on the test split instead of those that were; nothing where the folder cannot be written."""
+        if not os.access(self.path, os.W_OK):
+            return
+        rows = {digest: {task: packed(row.tolist()) for task, row in tasks.items()} for digest, tasks in scores.items()}
+        with whole(self.path / JUDGED) as partial:
+            partial.write_text(json.dumps(rows), encoding="utf-8")
+
+    @contextmanager
+    def held(self, aside: Callable[[Path], None] | None = None) -> Iterator[None]:
+        """Hold the folder for one writer; it is made, and vanishes again if nothing was written.
+
+        Args:
+            aside: an earlier run is put aside (as NAME.1, NAME.2, ...), and this is told where; None: it stays.
+
+        Raises:
+            InputError: if it cannot be written, or another process is searching there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+        with handle:
+            self._lock(handle)
+            if aside is not None and not self._blank:
+                number = 1
+                while self.path.with_name(f"{self.path.name}.{number}").exists():
+                    number += 1
+                aside(self.path.rename(self.path.with_name(f"{self.path.name}.{number}")))
+                with self.held():
+                    yield
+                return
+            try:
+                yield
+            finally:
+                if self._blank:  # refused before anything was stored
+                    shutil.rmtree(self.path)
+
+    @property
+    def _blank(self) -> bool:
+        return all(path.name == LOCK for path in self.path.iterdir())
+
+    def _lock(self, handle: TextIO) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip()
+            raise InputError(
+                f"{self.path}: another search is running there" + (f" (process {owner})" if owner else "")
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonFolder:
+    """The folder of a comparison: a run folder for each search, and results beside them.
+
+    Args:
+        path: where it is; it need not exist.
+    """
+
+    path: Path
+
+    def search(self, study: str) -> RunFolder:
+        """Return the folder of one of its searches."""
+        return RunFolder(self.path / study)
+
+    def results(self, ending: str) -> Path:
+        """Return the file of results that has this ending."""
+        return self.path / f"{RESULTS}.{ending}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyHeader:
+    """What a study says of itself, in its user attributes.
+
+    Args:
+        config: the configuration it was made with, or resumed with last, as nested dictionaries.
+        directory: where relative paths of it start.
+        fingerprints: expert name -> content fingerprint, in the pool's order.
+        groups: parameter group names, in the pool's order.
+        identity: what the study is bound to; see `bench.Bench.identity`.
+        anchors: task name -> the instances of its search split that are asked, where not all are.
+        items: task name -> split -> where its items come from, for a reader's eyes.
+        exhausted: how many trials there were when the search had nothing left to try; None while it has.
+    """
+
+    config: Mapping[str, Any]
+    directory: str
+    fingerprints: Mapping[str, str]
+    groups: Sequence[str] = ()
+    identity: Mapping[str, Any]
+    anchors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    items: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    exhausted: int | None = None
+
+    @classmethod
+    def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
+        """Return the header in a study's user attributes; None if there is none, or it was never written whole."""
+        if not {"config", "directory", "fingerprints", "identity"} <= set(attributes):
+            return None
+        return cls(
+            config=attributes["config"],
+            directory=attributes["directory"],
+            fingerprints=attributes["fingerprints"],
+            groups=tuple(attributes.get("groups", ())),
+            identity=attributes["identity"],
+            anchors=attributes.get("anchors", {}),
+            items=attributes.get("items", {}),
+            exhausted=attributes.get("exhausted"),
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the user attributes that `read` reads; in the order to write them, what makes it whole last."""
+        exhausted = {} if self.exhausted is None else {"exhausted": self.exhausted}
+        return {
+            "fingerprints": dict(self.fingerprints),
+            "groups": list(self.groups),
+            "anchors": {task: list(instances) for task, instances in self.anchors.items()},
+            "config": dict(self.config),
+            "directory": self.directory,
+            "items": {task: dict(sources) for task, sources in self.items.items()},
+            **exhausted,
+            "identity": dict(self.identity),
+        }

@@ -1,0 +1,252 @@
+"""The study: ask -> execute -> record -> tell, resumed by replaying its trials into a fresh searcher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_moo.errors import Hint, InputError, Interrupted
+from sae_moo.objectives import Evaluation
+from sae_moo.objectives.front import Front
+from sae_moo.recipe import Cast, Prune, Recipe, digest
+from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
+from sae_moo.study.local import LocalExecutor
+from sae_moo.study.records import told
+from sae_moo.study.storage import TrialRecord, TrialStorage
+
+# A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
+BLOCK_RANGES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PutAside:
+    """An earlier run of the same name was put aside, to start anew.
+
+    Args:
+        folder: where it lies now.
+    """
+
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The study's earlier trials were replayed.
+
+    Args:
+        records: the trials.
+        seconds: wall time of the replay.
+    """
+
+    records: Sequence[TrialRecord]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """One more candidate is being evaluated.
+
+    Args:
+        number: of its trial.
+        proposal: what the search asked for.
+    """
+
+    number: int
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One more trial ended.
+
+    Args:
+        record: the trial.
+    """
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The search has nothing left to try before its budget is used up.
+
+    Args:
+        evaluations: trials it made.
+        budget: trials it might have made.
+    """
+
+    evaluations: int
+    budget: int
+
+
+Event = PutAside | Resumed | Begun | Finished | Exhausted
+Listener = Callable[[Event], None]
+
+
+class Study:
+    """Runs a search until its budget of trials is used up.
+
+    Args:
+        storage: where trials are written.
+        searcher: proposes recipes; fresh, it is brought up to date by replay.
+        executor: evaluates them.
+        fingerprints: expert name -> content fingerprint, ``base`` among them.
+        groups: parameter group names in the pool's order.
+        evaluations: budget: number of trials in the end, earlier ones counted.
+        versions: of the software, kept with every trial.
+        listener: told of every event.
+        rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
+            what it answers is what later ones are bred from and compared with.
+    """
+
+    def __init__(
+        self,
+        storage: TrialStorage,
+        searcher: Searcher,
+        executor: LocalExecutor,
+        fingerprints: Mapping[str, str],
+        groups: Sequence[str],
+        evaluations: int,
+        versions: str,
+        listener: Listener = lambda event: None,
+        rivals: Front[Evaluation] | None = None,
+    ) -> None:
+        self._storage = storage
+        self._searcher = searcher
+        self._executor = executor
+        self._fingerprints = dict(fingerprints)
+        self._groups = tuple(groups)
+        self._budget = evaluations
+        self._versions = versions
+        self._listener = listener
+        self._rivals = rivals
+        self._asked = 0
+        self._told = 0
+        # asked for, not yet told, with the front as it was when they were asked for
+        self._proposals: dict[int, tuple[Proposal, Front[Evaluation] | None]] = {}
+        self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
+        self._number_of: dict[Recipe, int] = {}
+        self._mixing: dict[Recipe, NDArray[np.float64]] = {}
+
+    def run(self) -> None:
+        """Resume if there are trials, then search on.
+
+        Raises:
+            InputError: if the stored trials are not what this search would have asked for.
+            Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
+            RunError: if the search cannot go on: all its first candidates failed.
+        """
+        try:
+            self._replay()
+            while self._proposals or self._asked < self._budget:
+                self._submit()
+                if not self._executor.busy:
+                    if self._proposals or self._asked >= self._budget:
+                        continue
+                    self._listener(Exhausted(self._asked, self._budget))
+                    return
+                number, evaluation = self._executor.wait()
+                self._finish(number, evaluation)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
+            ) from None
+
+    def _submit(self) -> None:
+        while self._executor.free and self._asked < self._budget:
+            proposals = self._searcher.ask(1)
+            if not proposals:
+                return
+            proposal = proposals[0]
+            number = self._storage.begin(
+                proposal.recipe,
+                self._params(proposal),
+                [self._number_of[parent] for parent in proposal.parents],
+                proposal.operator,
+                proposal.generation,
+                self._told,
+                self._versions,
+                proposal.vector,
+            )
+            self._out(number, proposal)
+            self._launch(number)
+
+    def _out(self, number: int, proposal: Proposal) -> None:
+        self._asked += 1
+        self._proposals[number] = proposal, self._rivals if proposal.generation > 0 else None
+
+    def _launch(self, number: int) -> None:
+        proposal, rivals = self._proposals[number]
+        known = self._first_with.get(digest(proposal.recipe, self._fingerprints))
+        if known is None:
+            self._executor.submit(number, proposal.recipe, rivals)
+            self._listener(Begun(number, proposal))
+        else:
+            first, evaluation = known
+            self._finish(number, evaluation, repeats=first)
+
+    def _finish(self, number: int, evaluation: Evaluation, repeats: int | None = None) -> None:
+        record = self._storage.finish(number, evaluation, self._told, repeats)
+        self._take_in(record)
+        self._listener(Finished(record))
+
+    def _take_in(self, record: TrialRecord) -> None:
+        """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
+        assert record.evaluation is not None
+        self._told += 1
+        self._first_with.setdefault(record.asked_digest, (record.number, record.evaluation))
+        self._number_of.setdefault(record.recipe, record.number)
+        if self._rivals is not None and record.repeats is None:
+            self._rivals = self._rivals.after(record.evaluation)
+        self._searcher.tell(self._proposals.pop(record.number)[0], record.evaluation)
+
+    def _replay(self) -> None:
+        start = time.perf_counter()
+        records = self._storage.records()
+        finished = told(records)
+        for record in records:
+            while self._told < record.asked_after:
+                self._take_in(finished[self._told])
+            if isinstance(self._searcher, Recalling):
+                proposals: Sequence[Proposal] = [self._searcher.recall(record.vector)]
+            else:
+                proposals = self._searcher.ask(1)
+            if not proposals or proposals[0].recipe != record.asked:
+                raise InputError(
+                    f"trial {record.number} of the study is not what this search would have asked for: the study was "
+                    "made by another version, or on a machine with other arithmetic",
+                    Hint.ANEW,
+                )
+            self._out(record.number, proposals[0])
+        while self._told < len(finished):
+            self._take_in(finished[self._told])
+        if records:
+            self._listener(Resumed(records, time.perf_counter() - start))
+        for number in sorted(self._proposals):  # begun and not ended: killed in flight
+            self._launch(number)
+            while self._executor.busy:
+                self._finish(*self._executor.wait())
+
+    def _params(self, proposal: Proposal) -> dict[str, float]:
+        names = list(self._fingerprints)
+        weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
+        params = {f"weight {name}": round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
+        asked = _asked_sparsity(proposal.recipe, len(self._groups))
+        blocks = [i for i, group in enumerate(self._groups) if group.startswith("block.")]
+        for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
+            first, last = int(part[0]), int(part[-1])
+            label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"
+            params[f"sparsity {label}"] = round(float(asked[part].mean()), 4)
+        return params | {name: float(value) for name, value in proposal.numbers.items()}
+
+
+def _asked_sparsity(recipe: Recipe, groups: int) -> NDArray[np.float64]:
+    """Return the sparsity per group that a candidate's last pruning asks for; zeros if it ends in none."""
+    inner = recipe.input if isinstance(recipe, Cast) else recipe
+    return np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (groups,)).astype(float)

@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sae_moo.config.document import Config, differences
+from sae_moo.errors import InputError
+from sae_moo.objectives import Objective
+from sae_moo.searchers.algorithms import ALGORITHMS
+
+GOOD = """\
+study: {name: good}
+models:
+  base: zoo:base
+  experts: {math: zoo:math}
+tasks:
+  - {name: zoo_math, search: 10, test: 10}
+  - {name: mine, data: mine.jsonl, kind: likelihood}
+objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]
+constraints: {sparsity: {max: 0.9}, mine: {min: 0.2}}
+"""
+
+
+def load(tmp_path, text, *overrides) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return Config.load(path, overrides)
+
+
+def faults(tmp_path, text, *overrides) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text, *overrides)
+    return [line.strip().removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_good_one(tmp_path):
+    config = load(tmp_path, GOOD)
+    assert config.directory == tmp_path
+    assert config.objective_list() == (Objective("accuracy", ("zoo_math", "mine")), Objective("sparsity"))
+    assert [label for c in config.constraint_list() for label in c.labels] == ["sparsity max", "mine min"]
+    assert (config.search.population, config.annealing.period) == (24, 8)
+    assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
+
+
+@pytest.mark.parametrize("name", ["quickstart"])
+def test_the_configurations_we_ship_are_good(name):
+    Config.load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+
+
+def test_every_fault_at_once_with_line_key_and_nearest_name(tmp_path):
+    text = """\
+study: {name: "a/b", sed: 1}
+models:
+  base: zoo:base
+  experts: {}
+  dtype: flot32
+tasks:
+  - {name: zoo_mth, search: 0}
+  - {name: mine, data: x.jsonl}
+objectives: [{mean: [zoo_lgic], nme: accuracy}, sparsty]
+constraints: {sparsity: {max: 1.5}}
+annealing: {low: 0.7, high: 0.2, shedule: x}
+search: {algorithm: nsga4, population: two}
+serch: 3
+"""
+    found = faults(tmp_path, text)
+    expected = [
+        "c.yaml:1: study.name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got 'a/b'",
+        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage",
+        "c.yaml:4: models.experts: expected at least one expert, got none",
+        "c.yaml:5: models.dtype: expected 'float32', 'bfloat16' or 'float16', got 'flot32' (did you mean 'float32'?)",
+        "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
+        "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
+        "zoo_lingua, zoo_logic",
+        "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match or likelihood beside data",
+        "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
+        "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
+        "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
+        "c.yaml:10: constraints.sparsity.max: expected less than or equal to 1, got 1.5",
+        "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
+        "period, growth",
+        "c.yaml:11: annealing.low: expected low <= high, got 0.7 > 0.2",
+        f"c.yaml:12: search.algorithm: expected one of {', '.join(ALGORITHMS)}, got 'nsga4' (did you mean 'nsga3'?)",
+        "c.yaml:12: search.population: expected integer, got 'two'",
+        "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
+        "constraints, space, pruning, annealing, search, evaluation, executor, compare",
+    ]
+    assert found == expected
+
+
+RACES = "evaluation: {racing: {}}"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("models:", "study: {seed: 1}\nmodels:"), "c.yaml:2: study: expected every key once, it came before"),
+        (("experts: {math", "experts: {base"), "models.experts: 'base' names the base model"),
+        (("name: mine", "name: zoo_math"), "tasks[1].name: expected every task once, 'zoo_math' came before"),
+        (("name: mine", "name: sparsity"), "tasks[1].name: 'sparsity' is an objective of its own"),
+        (("zoo_math, search", "zoo_math, kind: likelihood, search"), "tasks[0].kind: a built-in task has its own kind"),
+        (("name: accuracy", "name: mine"), "objectives[0].name: expected a name of its own, 'mine' is taken"),
+        (
+            ("}, sparsity]", "}, sparsity, sparsity]"),
+            "objectives: expected every objective once, 'sparsity' comes 2 times",
+        ),
+        (("{max: 0.9}", "{min: 0.95, max: 0.9}"), "constraints.sparsity: expected min <= max, got 0.95 > 0.9"),
+        (("mine: {min", "mien: {min"), "constraints.mien: expected a task, an objective or 'sparsity', got 'mien'"),
+        (("  base: zoo:base\n", ""), "models.base: expected this key, it is missing"),
+        (("search: 10", "search: 10.5"), "tasks[0].search: expected integer, got 10.5"),
+        (("mean: [zoo_math, mine]", "mean: [mine, mine]"), "mean[1]: expected every task once, 'mine' came before"),
+        (("name: zoo_math,", "name: arc_easy, multiturn: true,"), "tasks[0].multiturn: is for chat_template: true"),
+        (
+            ("objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]", f"objectives: [sparsity]\n{RACES}"),
+            "evaluation.racing: expected an objective that is scored on instances; sparsity is not",
+        ),
+        (
+            ("constraints:", "evaluation: {anchors: 0.5, generation: vllm}\nconstraints:"),
+            "evaluation.anchors: not with generation: vllm",
+        ),
+    ],
+)
+def test_single_faults(tmp_path, change, fault):
+    assert change[0] in GOOD
+    found = faults(tmp_path, GOOD.replace(*change))
+    assert any(fault in each for each in found), found
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "hello\n"])
+def test_what_is_no_mapping(tmp_path, text):
+    with pytest.raises(InputError, match="expected a mapping with the keys study, models"):
+        load(tmp_path, text)
+
+
+def test_what_is_no_yaml_or_no_file(tmp_path):
+    with pytest.raises(InputError, match="not YAML"):
+        load(tmp_path, "a: [1")
+    with pytest.raises(InputError, match=r"cannot read the configuration .*gone.yaml: No such file"):
+        Config.load(tmp_path / "gone.yaml")
+
+
+def test_the_first_population_has_room_for_every_expert(tmp_path):
+    text = GOOD.replace("{math: zoo:math}", "{" + ", ".join(f"e{i}: zoo:math" for i in range(5)) + "}")
+    (found,) = faults(tmp_path, text, "search.population=5")
+    assert "search.population: expected at least 6, room for the base and every expert" in found
+    load(tmp_path, text, "search.population=6")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: &a [*a]\n", "an alias that refers to itself"),
+        ("study: " + "[" * 5000, "nested too deeply"),
+        ("study: 2020-99-99\n", "a value that YAML cannot read"),
+        ("".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9 if i else '1'}]\n" for i in range(9)), "at most 100000 values"),
+    ],
+)
+def test_hostile_yaml_is_one_message(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("storage", ["foo", "sqlite://", "sqlite:///:memory:"])
+def test_storages_that_would_lose_everything(tmp_path, storage):
+    (found,) = faults(tmp_path, GOOD, f"study.storage='{storage}'")
+    assert "study.storage: expected an Optuna URL that outlives the process" in found
+
+
+def test_an_empty_section_means_its_defaults(tmp_path):
+    assert load(tmp_path, GOOD + "search:\n").search == load(tmp_path, GOOD).search
+
+
+def test_odd_keys_and_numbers(tmp_path):
+    assert "constraints" in faults(tmp_path, GOOD.replace("mine: {min", "1: {min"))[0]
+    (found,) = faults(tmp_path, GOOD + "annealing: {low: 1e-3}\n")
+    assert "expected a number; YAML reads 1e-3 as text, write 0.001" in found
+    assert "less than or equal to 100000" in faults(tmp_path, GOOD, "search.population=99999999999999999999")[0]
+    assert "--set a.b=1: a: no such key" in faults(tmp_path, GOOD, "a.b=1")[0]
+    assert "models.cache_gib" in faults(tmp_path, GOOD, "models.cache_gib=.inf")[0]
+
+
+def test_overrides(tmp_path):
+    config = load(
+        tmp_path, GOOD, "search.population=32", "tasks.0.search=20", "annealing.low=0.1", "space={kind: coefficients}"
+    )
+    assert (config.search.population, config.tasks[0].search, config.annealing.low) == (32, 20, 0.1)
+    assert config.space.kind == "coefficients"
+
+
+def test_faults_of_overrides_name_them(tmp_path):
+    found = faults(tmp_path, GOOD, "search.populaton=3", "x", "tasks.9.search=1", "search.evaluations=many", "a=[")
+    assert sorted(found) == [
+        "--set a=[: the value is not YAML: while parsing a flow node",
+        "--set search.evaluations=many: search.evaluations: expected integer, got 'many'",
+        "--set search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
+        "algorithm, population, evaluations, pace, weights, operators, sae, pso, one_shot",
+        "--set tasks.9.search=1: tasks[9]: there is nothing to go into",
+        "--set x: expected key.path=value, e.g. search.population=32",
+    ]
+
+
+def test_identity_leaves_out_what_changes_no_result(tmp_path):
+    first = load(tmp_path, GOOD).identity()
+    same = load(
+        tmp_path,
+        GOOD,
+        "search.evaluations=7",
+        "models.cache_gib=0",
+        "models.base=elsewhere",
+        "study.storage=sqlite:///x.db",
+    )
+    assert differences(first, same.identity()) == []
+    (found,) = differences(first, load(tmp_path, GOOD, "pruning.scope=global").identity())
+    assert str(found) == "pruning.scope: the study has 'tensor', now it is 'global'"
+
+
+@pytest.mark.parametrize(
+    ("written", "scope"),
+    [("row", "row"), ("neurons", "neurons"), ("'2:4'", "2:4"), ("2:4", "2:4"), ("4:8", "4:8"), ("1:4", "1:4")],
+)
+def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
+    assert load(tmp_path, GOOD + f"pruning: {{scope: {written}}}\n").pruning.scope == scope
+    assert load(tmp_path, GOOD, f"pruning.scope={written}").pruning.scope == scope
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        (
+            "{scope: neuron}",
+            "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M such as 2:4, got "
+            "'neuron' (did you mean 'neurons'?)",
+        ),
+        ("{scope: 4:2}", "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M"),
+        ("{criterion: wnda}", "expected 'magnitude' or 'wanda', got 'wnda' (did you mean 'wanda'?)"),
+        ("{calibration: {tokens: 64}}", "pruning.calibration: only criterion: wanda is calibrated; leave it out"),
+        (
+            "{criterion: wanda, calibration: {model: maths}}",
+            "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
+        ),
+        ("{rescale: true, scope: heads}", "pruning.rescale: scope: heads is not rescaled; leave it out"),
+        ("{rescale: 1.5}", "pruning.rescale: expected"),
+        ("{criterion: wanda, calibration: {tokens: 1}}", "calibration.tokens: expected greater than or equal to 2"),
+        ("{criterion: wanda, calibration: {paragraphs: a.txt}}", "no such key; expected one of data, tokens, model"),
+    ],
+)
+def test_faults_of_pruning(tmp_path, section, fault):
+    found = faults(tmp_path, GOOD + f"pruning: {section}\n")
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):
+    def ratios(*changes):
+        config = load(tmp_path, GOOD, *changes)
+        return config.schedule, config.highest_ratio
+
+    assert ratios() == ratios("search.algorithm=nsga3") == ("constant", 0.8)
+    assert ratios("search.algorithm=sae-local") == ("cosine", 0.6)
+    assert ratios("annealing.schedule=sine", "annealing.high=0.5") == ("sine", 0.5)
+    load(tmp_path, GOOD, "annealing.low=0.7")
+    found = faults(tmp_path, GOOD, "annealing.low=0.7", "search.algorithm=sae-local")
+    assert len(found) == 1
+    assert "annealing.low: expected low <= high, got 0.7 > 0.6" in found[0]
+
+    def asked(*changes):
+        return load(tmp_path, GOOD, *changes).rescale
+
+    assert asked()
+    assert asked("search.algorithm=nsga3", "space.kind=coefficients", "pruning.scope=2:4")
+    assert not asked("pruning.rescale=false")
+    assert not asked("pruning.scope=neurons")
+    assert not any(asked(f"search.algorithm={name}") for name in ("sae-local", "pso", "task-arithmetic", "cmaes"))
+    assert asked("search.algorithm=sae-local", "pruning.rescale=true")
+    stored = load(tmp_path, GOOD).identity()
+    assert differences(stored, load(tmp_path, GOOD, "pruning.rescale=true").identity()) == []
+    (found,) = differences(stored, load(tmp_path, GOOD, "pruning.rescale=false").identity())
+    assert str(found) == "pruning.rescale: the study has True, now it is False"
+
+
+def test_what_calibration_changes_of_a_study(tmp_path):
+    plain = load(tmp_path, GOOD).identity()
+    assert not any("calibration" in key for key in plain)
+    wanda = load(tmp_path, GOOD + "pruning: {criterion: wanda}\n").identity()
+    assert {key: value for key, value in wanda.items() if "calibration" in key} == {
+        "pruning.calibration.tokens": 4096,
+        "pruning.calibration.model": "base",
+    }
+    written = "pruning: {criterion: wanda, calibration: {data: texts.txt}}\n"
+    assert load(tmp_path, GOOD + written).identity() == wanda, "the place of texts is no part of it; their norms are"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (["search.algorithm=pso", "space.kind=lineage"], "space.kind: algorithm: pso searches coefficients; leave it out"),
+        (["search.algorithm=ties", "space.kind=lineage"], "space.kind: algorithm: ties has no space"),
+        (["search.algorithm=pso", "search.pace=generational"], "search.pace: is for nsga2, nsga3; algorithm: pso does not read it"),
+        (["search.sae.omega=1"], "search.sae: is for sae-global, sae-local, m2n2; algorithm: nsga2 does not read it"),
+        (["search.operators.split=0", "space.kind=coefficients"], "search.operators: is for space.kind: lineage"),
+        (["space.sparsity=0.3"], "space.sparsity: is for coefficients; lineages draw the sparsity of every child"),
+        (["annealing.schedule=adaptive", "space.kind=coefficients"], "annealing.schedule: expected a fixed one; algorithm: nsga2 has no cycles that could adapt"),
+        (["annealing.schedule=adaptive", "search.algorithm=m2n2"], "annealing.schedule: expected a fixed one; algorithm: m2n2 has no cycles that could adapt"),
+        (["evaluation.racing={}", "search.algorithm=cmaes"], "evaluation.racing: is for nsga2, nsga3, sae-global, sae-local, m2n2, random; algorithm: cmaes needs the scores of every candidate"),
+        (["search.weights.sparsity=1", "search.algorithm=sae-local"], "search.weights: is for what works on one number (pso, "),
+        (["search.weights.sparsty=1", "search.algorithm=pso"], "search.weights.sparsty: expected an objective, got 'sparsty' (did you mean 'sparsity'?)"),
+        (["search.weights.sparsity=0", "search.algorithm=pso"], "search.weights: expected at least one weight above 0"),
+        (["objectives=[sparsity]", "search.algorithm=pso"], "objectives: algorithm: pso needs one that is scored on tasks, or search.weights"),
+        (["models.experts={math: zoo:math}", "search.algorithm=slerp"], "search.algorithm: slerp merges pairs of experts; there is one expert"),
+        (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of omega, beta, alpha, tau, measure, matchmaker"),
+        (["search.sae={omega: 0, beta: 0}", "search.algorithm=sae-local"], "search.sae.omega: expected omega or beta above 0, got 0 for both"),
+        (["search.sae.beta=0.2", "search.algorithm=m2n2"], "search.sae.beta: is for sae-global, sae-local; m2n2 reads alpha and matchmaker"),
+        (["space.sparsity=0.4", "search.algorithm=pso", "pruning.scope='2:4'"], "space.sparsity: expected 0 or 0.5, what scope: 2:4 prunes to, got 0.4"),
+        (["search.weights.sparsity=1", "search.algorithm=random"], "search.weights: is for what works on one number (pso, cmaes, "),
+        (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
+        (["search.pso.flavour=pso-merging", "search.algorithm=pso", "search.population=4", "models.experts.a=zoo:lingua"], "search.population: expected at least 5: base, experts and sparsified experts; got 4"),
+        (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got list"),
+        (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
+    ],
+)  # fmt: skip
+def test_what_an_algorithm_does_not_read_is_refused(tmp_path, changes, fault):
+    found = faults(tmp_path, GOOD, *changes)
+    assert any(fault in line for line in found), found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_can_be_asked_for_and_what_is_stored_is_read_again(tmp_path, algorithm, monkeypatch):
+    monkeypatch.setattr("sae_moo.config.consistency.find_spec", lambda name: True)  # as if all extras were installed
+    config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", "models.experts.lingua=zoo:lingua")
+    assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
+
+
+def test_optunas_cma_es_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_moo.config.consistency.find_spec", lambda name: None)
+    (fault,) = faults(tmp_path, GOOD, "search.algorithm=optuna:CmaEsSampler")
+    assert fault.endswith("Optuna's CMA-ES needs a package that is not installed: pip install cmaes")
+
+
+def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
+    text = GOOD.replace("{math: zoo:math}", '{str: {a: 1}, "[key]": 3, MeanSection: zoo:math}')
+    text = text.replace("mine: {min: 0.2}", "str: {min: 2.0}, MethodSection: {low: 1}")
+    found = faults(tmp_path, text)
+    assert [line for line in found if "a task, an objective" not in line] == [
+        "c.yaml:4: models.experts.str: expected string, got dict",
+        "c.yaml:4: models.experts[key]: expected string, got 3",
+        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
+        "c.yaml:9: constraints.MethodSection.low: no such key; expected one of min, max",
+    ]
+    (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
+    assert found == "c.yaml:4: models.experts[1]: expected string, got 1"
+    found = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{null: zoo:math, 1.5: zoo:math}"))
+    assert not any("[key]" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fault"),
+    [
+        ("tasks:", "task:", "task: no such key (did you mean 'tasks'?)"),
+        ("  base:", "  bse:", "models.bse: no such key (did you mean 'base'?)"),
+        ("name: mine,", "nam: mine,", "tasks[1].nam: no such key (did you mean 'name'?)"),
+    ],
+)
+def test_a_misspelt_key_is_told_once(tmp_path, right, wrong, fault):
+    text = GOOD.replace(right, wrong, 1)
+    (found,) = faults(tmp_path, text)
+    assert fault in found
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "space", "anneals"),
+    [
+        ("nsga2", None, "lineage", True),
+        ("nsga2", "coefficients", "coefficients", False),
+        ("sae-local", None, "lineage", True),
+        ("m2n2", None, "lineage", False),
+        ("pso", None, "coefficients", False),
+        ("ties", None, None, False),
+    ],
+)
+def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, algorithm, kind, space, anneals):
+    changes = [] if kind is None else [f"space.kind={kind}"]
+    config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", *changes)
+    assert (config.space_kind, config.anneals) == (space, anneals)
+    changes += [f"search.algorithm={algorithm}", "annealing.schedule=adaptive"]
+    if anneals:
+        load(tmp_path, GOOD, *changes)
+    else:
+        assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import pytest
+
+from sae_moo.deploy.mergekit.document import parse, read
+from sae_moo.deploy.mergekit.table import TABLE
+from sae_moo.errors import InputError
+from sae_moo.materialization.ops.merge import METHODS
+
+TIES = """\
+merge_method: ties
+base_model: org/base@v2
+models:
+  - model: org/math
+    parameters: {weight: 1e-1, density: [1, 0.5]}
+  - model: org/base@v2
+  - model: other/math
+    parameters: {weight: 0.5}
+"""
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        parse(text, "m.yaml")
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_models_become_experts_named_after_their_places():
+    document = parse(TIES + "dtype: bfloat16\ntokenizer_source: other/math\n", "m.yaml")
+    assert document.sources == {"base": "org/base@v2", "math": "org/math", "math-2": "other/math"}
+    assert (document.dtype, document.tokenizer) == ("bfloat16", "math-2")
+    (only,) = document.slices
+    assert [source.model for source in only.sources] == ["org/math", "org/base@v2", "other/math"]
+    assert only.sources[0].scope["weight"][0].values == (0.1,), "YAML reads 1e-1 as text"
+    assert document.notes == (
+        "dtype bfloat16: mergekit computes in it; here the arithmetic is float32, rounded once to bfloat16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("./x/base/", "base-2"), ("a b", "a_b"), ("..", "model"), ("zoo:math", "math"), ("o/n@r", "n")],
+)
+def test_names(model, name):
+    document = parse(f"merge_method: karcher\nmodels: [{{model: first}}, {{model: {model!r}}}]", "m.yaml")
+    assert list(document.sources) == ["base", name]
+
+
+def test_a_model_as_mergekit_writes_it_itself():
+    text = (
+        "merge_method: passthrough\nmodels: [{model: {model: {path: org/a, revision: r1}, lora: null}}]\n"
+        "base_model: {model: {path: org/a, revision: r1}}\n"
+    )
+    assert parse(text, "m.yaml").sources == {"base": "org/a@r1"}
+
+
+@pytest.mark.parametrize("model", ["org/a+org/lora", "{model: org/a, lora: {path: org/lora}}"])
+def test_an_adapter_of_the_base_is_an_expert(model):
+    text = (
+        f"merge_method: task_arithmetic\nbase_model: org/a\nparameters: {{weight: 1}}\nmodels: [{{model: {model}}}]\n"
+    )
+    document = parse(text, "m.yaml")
+    assert (document.sources, list(document.names)) == (
+        {"base": "org/a", "lora": "org/lora"},
+        ["org/a", "org/a+org/lora"],
+    )
+    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/b"))
+    assert "m.yaml:4: models[0].model: expected an adapter only on base_model (org/b)" in fault
+    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/a+x"))[:1]
+    assert "base_model: expected an adapter only on base_model (org/a+x)" in fault
+
+
+def test_every_fault_at_once_with_line_key_and_nearest_name():
+    text = """\
+merge_method: ties
+base_modl: base
+dtype: float8
+out_dtype: float64
+tokenizer_source: union
+chat_template: chatml
+models:
+  - model: a+adapter
+    parameters: {weigt: 1}
+  - model: b
+    paramters: {weight: 1}
+  - {parameters: {weight: high, density: [0.5, 2], gamma: 0.1}}
+parameters:
+  normalize: 2
+  density: [{filter: mlp}, {filter: 3, value: []}]
+  lambda: [0.1, {value: 1}]
+"""
+    assert faults(text) == [
+        "m.yaml:1: merge_method: ties needs a base_model",
+        "m.yaml:2: base_modl: no such key (did you mean 'base_model'?); expected one of merge_method, base_model, "
+        "models, slices, modules, parameters, dtype, out_dtype, tokenizer_source, tokenizer, chat_template",
+        "m.yaml:3: dtype: expected float32, bfloat16, float16, got 'float8'",
+        "m.yaml:4: out_dtype: expected float32, bfloat16, float16, got 'float64'",
+        "m.yaml:5: tokenizer_source: a union of vocabularies would change the embeddings' rows, which is not supported",
+        "m.yaml:6: chat_template: expected a Jinja template or auto (the templates that mergekit names are not here), "
+        "got 'chatml'",
+        "m.yaml:8: models[0].model: expected an adapter only on base_model (and there is none), and one alone, got "
+        "a+adapter",
+        "m.yaml:9: models[0].parameters.weigt: no parameter of ties (did you mean 'weight'?); there are: weight, "
+        "lambda, normalize, int8_mask, density, rescale",
+        "m.yaml:11: models[1].paramters: no such key (did you mean 'parameters'?); expected one of model, parameters",
+        "m.yaml:12: models[2].model: expected a folder or a hub id, got None",
+        "m.yaml:12: models[2].parameters.weight: expected a number, got 'high'",
+        "m.yaml:12: models[2].parameters.density: expected a share in [0, 1], got 2",
+        "m.yaml:14: parameters.normalize: expected true or false, got 2",
+        "m.yaml:15: parameters.density[0]: expected {filter: TEXT, value: NUMBER}, got dict",
+        "m.yaml:15: parameters.density[1].filter: expected part of a tensor's name, got 3",
+        "m.yaml:15: parameters.density[1].value: expected a value, got an empty list",
+        "m.yaml:16: parameters.lambda[0]: expected {filter: TEXT, value: NUMBER}, got 0.1",
+    ]
+
+
+TWO = "models: [{model: a}, {model: b}]\n"
+WEIGHTED = "models: [{model: a, parameters: {weight: 1}}, {model: b}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [{model: a}]", "merge_method: expected this key, it is missing"),
+        ("merge_method: [ties]", "no merge method ['ties']"),
+        ("merge_method: tie\n" + TWO, "no merge method 'tie' (did you mean 'ties'?)"),
+        ("merge_method: nearswap\n" + TWO, "mergekit's nearswap is not here"),
+        ("merge_method: ram\n" + TWO, "mergekit's ram is not here"),
+        ("merge_method: linear\n", "exactly one of models, slices and modules, got none of them"),
+        ("merge_method: linear\nslices: [1]\n" + WEIGHTED, "got models and slices"),
+        ("merge_method: linear\n" + WEIGHTED, "m.yaml:2: models[1]: linear: expected a value of weight for b, there"),
+        ("merge_method: linear\nbase_model: c\n" + TWO, "expected a value of weight for c"),
+        ("merge_method: linear\nmodels: 3", "models: expected a list with at least one entry, got 3"),
+        ("merge_method: linear\nmodels: [a]", "models[0]: expected a mapping with model, got 'a'"),
+        ("merge_method: linear\nparameters: [1]\n" + TWO, "parameters: expected a mapping of parameters, got [1]"),
+        ("merge_method: linear\nmodels: [{model: 3}]", "models[0].model: expected a folder or a hub id, got 3"),
+        ("merge_method: slerp\nbase_model: a\n" + TWO, "slerp: expected a value of t, there is none"),
+        ("merge_method: slerp\nbase_model: c\nparameters: {t: 0}\n" + TWO, "expected 1 models besides base_model, got 2"),
+        ("merge_method: nuslerp\nbase_model: a\n" + WEIGHTED, "nuslerp: expected 2 models besides base_model, got 1"),
+        ("merge_method: nuslerp\nparameters: {nuslerp_flatten: false}\n" + TWO, "here only as true, got False"),
+        ("merge_method: model_stock\nbase_model: a\n" + TWO, "expected at least 2 models besides base_model, got 1"),
+        ("merge_method: model_stock\nbase_model: c\nparameters: {filter_wise: true}\n" + TWO, "here only as false"),
+        ("merge_method: passthrough\nbase_model: c\nmodels: [{model: a}]", "expected 1 models (base_model counts), got 2"),
+        ("merge_method: karcher\nparameters: {max_iter: 1.5}\n" + TWO, "max_iter: expected a whole number, got 1.5"),
+        ("merge_method: karcher\nparameters: {tol: .inf}\n" + TWO, "tol: expected a number, got inf"),
+        ("merge_method: sce\nbase_model: a\nmodels: [{model: a}, {model: a}]", "base_model a once among the sources"),
+        ("merge_method: karcher\nmodules: {a: {}, b: {}}", "modules: expected a mapping with one module"),
+        ("merge_method: karcher\nmodules: {a: {}}", "modules.a: expected either models or slices"),
+        ("merge_method: karcher\ntokenizer: {}\n" + TWO, "tokenizer.source: a union of vocabularies"),
+        ("merge_method: karcher\ntokenizer: {source: base, tokens: {x: 1}}\n" + TWO, "tokenizer.tokens: would change"),
+        ("merge_method: karcher\ntokenizer_source: c\n" + TWO, "tokenizer_source: expected base or one of the models"),
+        ("merge_method: karcher\ntokenizer_source: a\ntokenizer: {source: a}\n" + TWO, "got both"),
+        ("merge_method: karcher\ndtype: float64\n" + TWO, "dtype: expected float32, bfloat16, float16, got 'float64'"),
+        ("merge_method: karcher\nmerge_method: karcher\n" + TWO, "merge_method: expected every key once, it came before"),
+    ],
+)  # fmt: skip
+def test_faults(text, message):
+    found = faults(text)
+    assert any(message in fault for fault in found), found
+
+
+def sliced(*ranges: tuple[str, int, int]) -> str:
+    entries = "".join(f"  - sources: [{{model: {m}, layer_range: [{a}, {b}]}}]\n" for m, a, b in ranges)
+    return f"merge_method: passthrough\nslices:\n{entries}"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ((("a", 1, 4),), "layers 1 to 3 of a would become layers 0 and on; slices that drop or move layers"),
+        ((("a", 0, 2), ("b", 1, 4)), "layers 1 to 3 of b would become layers 2 and on; slices that repeat or move"),
+        ((("a", 0, 2), ("b", 3, 4)), "layers 3 to 3 of b would become layers 2 and on; slices that drop or move"),
+        ((("a", 2, 2),), "layer_range: expected [first, after the last], got [2, 2]"),
+    ],
+)
+def test_slices_that_would_change_the_architecture(ranges, message):
+    found = faults(sliced(*ranges))
+    assert len(found) == 1
+    assert message in found[0]
+    assert f"m.yaml:{2 + len(ranges)}: slices[{len(ranges) - 1}].sources[0].layer_range: " in found[0]
+
+
+def test_sources_of_a_slice_have_as_many_layers():
+    text = (
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]"
+    )
+    assert "expected as many layers from every source" in faults(text + "\nparameters: {weight: 1}")[0]
+
+
+def test_the_same_models_in_every_slice_unless_no_weight_means_absent():
+    one, two = (f"  - {{sources: [{{model: {m}, layer_range: [{n}, {n + 1}]}}]}}\n" for n, m in enumerate("ab"))
+    text = f"slices:\n{one}{two}parameters: {{weight: 1}}\n"
+    assert len(parse("merge_method: linear\n" + text, "m.yaml").slices) == 2
+    assert faults("merge_method: multislerp\n" + text) == [
+        "m.yaml:4: slices[1]: multislerp: expected the same models in every slice"
+    ]
+    assert (
+        "expected base_model c once among the sources, got it 0 times"
+        in faults("merge_method: ties\nbase_model: c\n" + text)[0]
+    )
+
+
+def test_a_base_given_by_the_slices():
+    text = "merge_method: sce\nslices:\n  - {base_model: a, sources: [{model: a, layer_range: [0, 1]}]}\n"
+    assert parse(text, "m.yaml").base == "a"
+    assert "expected one base_model for all slices, got a, b" in faults(text + "base_model: b\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("merge_method: karcher\n" + TWO, "no base_model: a, the first model, gives the architecture"),
+        ("merge_method: sce\nbase_model: a\nparameters: {int8_mask: true}\n" + TWO, "int8_mask changes mergekit's use of"),
+        ("merge_method: karcher\nparameters: {density: 0.5}\n" + TWO, "density has no effect on karcher, as in mergekit"),
+        ("merge_method: karcher\nparameters: {weight: 3}\n" + TWO, "weight has no effect on karcher"),
+        ("merge_method: slerp\nbase_model: a\nparameters: {t: 1}\nmodels: [{model: b, parameters: {t: 0}}]", "models[0].parameters.t has no effect"),
+        ("merge_method: karcher\nmodels: [{model: a}, {model: a}]", "a stands 2 times and is as many inputs"),
+        ("merge_method: ties\nbase_model: a\nparameters: {weight: 1}\n" + WEIGHTED, "the parameters of a have no effect"),
+        (sliced(("a", 0, 1)) + "    residual_weight: 0.5", "residual_weight has no effect"),
+    ],
+)  # fmt: skip
+def test_notes(text, note):
+    assert any(note in each for each in parse(text, "m.yaml").notes)
+
+
+def test_files(tmp_path):
+    path = tmp_path / "m.yaml"
+    with pytest.raises(InputError, match="cannot read the mergekit configuration"):
+        read(path)
+    path.write_text("a: [")
+    with pytest.raises(InputError, match="not YAML"):
+        read(path)
+    path.write_text("- 1")
+    with pytest.raises(InputError, match=r"expected a mapping with the keys merge_method, base_model, models"):
+        read(path)
+    path.write_text(TIES)
+    assert read(path).method == "ties"
+
+
+def test_the_table_fits_our_methods():
+    for row in TABLE.values():
+        ours = METHODS[row.ours]
+        for name, parameter in row.parameters.items():
+            if parameter.setting in (None, "weights"):
+                continue
+            default = ours.defaults[parameter.setting]
+            expected = {True: "l1", False: "none"}[parameter.default] if name == "rescale" else parameter.default
+            assert default == expected, (row.ours, name)

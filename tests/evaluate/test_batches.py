@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sae_moo import zoo
+from sae_moo.errors import TaskError, WeightsError
+from sae_moo.evaluate import evaluator as evaluating
+from sae_moo.evaluate.batches import Batches
+from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.task import Request
+from sae_moo.evaluate.tasks import Item, ItemTask, encode, end_tokens, split_items, zoo_items
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.into_model import materialize
+from sae_moo.recipe import Cast, Expert, Merge, Prune
+
+
+@pytest.fixture(scope="module")
+def math_model():
+    return ExpertPool({"base": Checkpoint("zoo:math")}).live_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ExpertPool({"base": Checkpoint("zoo:math")}).tokenizer()
+
+
+@pytest.fixture(scope="module")
+def requests(tokenizer):
+    ends = end_tokens(tokenizer)
+    return [
+        encode(tokenizer, item.prompt, item.choices[0], ends) for name in zoo.TASKS for item in zoo_items(name)[0][:40]
+    ]
+
+
+@torch.no_grad()
+def plainly(model, request: Request) -> tuple[float, bool]:
+    """One request alone, in the most obvious way."""
+    ids = torch.tensor([[*request.context, *request.continuation]])
+    logprobs = model(ids).logits[0].float().log_softmax(-1)
+    total, greedy = 0.0, True
+    for i, token in enumerate(request.continuation, start=len(request.context)):
+        total += logprobs[i - 1, token].item()
+        greedy &= int(logprobs[i - 1].argmax()) == token
+    if request.ends:
+        greedy &= int(logprobs[-1].argmax()) in request.ends
+    return total, greedy
+
+
+def test_scores_are_those_of_each_request_alone(math_model, requests):
+    answers = Batches(requests).score(math_model)
+    for request, answer in zip(requests, answers, strict=True):
+        total, greedy = plainly(math_model, request)
+        assert answer.logprob == pytest.approx(total, abs=1e-4)
+        assert answer.greedy == greedy
+        assert answer.tokens == len(request.continuation)
+    assert 10 < sum(answer.greedy for answer in answers) < 110, "both outcomes occur"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
+def test_a_score_does_not_depend_on_its_batch(math_model, requests, batch_tokens):
+    usual = Batches(requests).score(math_model)
+    order = np.random.default_rng(0).permutation(len(requests))
+    other = Batches([requests[i] for i in order], batch_tokens=batch_tokens).score(math_model)
+    for i, answer in zip(order, other, strict=True):
+        assert answer.logprob == pytest.approx(usual[i].logprob, abs=1e-4)
+        assert answer.greedy == usual[i].greedy
+
+
+def test_one_forward_pass_says_what_generation_would(math_model, tokenizer, requests):
+    ends = end_tokens(tokenizer)
+    for request, answer in zip(requests, Batches(requests).score(math_model), strict=True):
+        written = math_model.generate(
+            torch.tensor([request.context]),
+            max_new_tokens=len(request.continuation) + 1,
+            do_sample=False,
+            eos_token_id=list(ends),
+            pad_token_id=0,
+        )[0, len(request.context) :].tolist()
+        exact = tuple(written[:-1]) == request.continuation and written[-1] in ends
+        assert answer.greedy == exact
+
+
+def test_requests_that_read_the_same_tokens_share_a_row(math_model, tokenizer):
+    context = encode(tokenizer, "3 and 4 is", " 7").context
+    choices = [Request(context, (5, last)) for last in range(10, 20)]
+    batches = Batches(choices)
+    assert sum(len(batch.inputs) for batch in batches._batches[0]) == 1
+    for request, answer in zip(choices, batches.score(math_model), strict=True):
+        assert answer.logprob == pytest.approx(plainly(math_model, request)[0], abs=1e-4)
+
+
+PROMPTS = [tuple(np.random.default_rng(i).integers(3, 60, 20 + i).tolist()) for i in range(6)]
+CHOICES = [Request(p, (3 + c, 4 + i, *([5] * c))) for i, p in enumerate(PROMPTS) for c in range(4)]
+LIKE = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "mistral, window": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 0.5},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "phi3": {"pad_token_id": 0},
+    "olmo2": {},
+    "granite": {"logits_scaling": 3.0},
+    "gpt_neox": {},
+    "gpt2": {},
+    "bloom": {},
+    "mamba": {"state_size": 4},
+    "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4, "head_dim": 8},
+}
+ONE_BY_ONE = {"mistral, window", "gemma3_text", "bloom", "mamba", "falcon_h1"}
+
+
+def random_model(kind: str, **changes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, **LIKE[kind], **changes}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split(",")[0], **small)).eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral, window", "gemma2", "gemma3_text"])
+def test_a_window_that_only_long_prompts_exceed_is_seen(kind):
+    model = random_model(kind, sliding_window=40)
+    long = tuple(np.random.default_rng(9).integers(3, 60, 60).tolist())
+    batches = Batches([*CHOICES, *(Request(long, (3 + c, 4)) for c in range(4))])
+    for request, answer in zip(batches.requests, batches.score(model), strict=True):
+        assert answer.logprob == pytest.approx(plainly(model, request)[0], abs=2e-3)
+    assert not batches.shares
+    assert Batches(CHOICES).score(model)[0].logprob == pytest.approx(plainly(model, CHOICES[0])[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
+    model = random_model(kind)
+    batches = Batches([*CHOICES, Request(PROMPTS[0][1:], (3, 4))])
+    answers = batches.score(model)
+    for request, answer in zip(batches.requests, answers, strict=True):
+        total, greedy = plainly(model, request)
+        assert answer.logprob == pytest.approx(total, abs=2e-3)
+        assert answer.greedy == greedy
+    assert batches.shares == (kind not in ONE_BY_ONE)
+    assert batches._apart == (kind not in ("gemma2", "granite"))
+    read = sum(batch.inputs.numel() for batch in batches._batches[0])
+    assert (read < 400) == batches.shares
+
+
+def test_a_model_without_finite_answers_teaches_nothing(tiny, tiny_model):
+    batches = Batches(CHOICES)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(TaskError):
+        batches.score(tiny_model)
+    assert batches.shares
+    assert not batches._tried
+    materialize(Expert("math"), tiny, tiny_model)
+    batches.score(tiny_model)
+    assert batches.shares
+    assert batches._apart
+
+
+def test_too_large_a_pass_is_halved_and_the_next_ones_too(math_model, requests, monkeypatch, caplog):
+    batches, passes = Batches(requests, batch_tokens=2048), []
+    usual = Batches(requests).score(math_model)
+    logits = Batches._logits
+
+    def small(self, model, batch):
+        passes.append(batch.inputs.numel())
+        if batch.inputs.numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(self, model, batch)
+
+    monkeypatch.setattr(Batches, "_logits", small)
+    answers = batches.score(math_model)
+    assert [answer.greedy for answer in answers] == [answer.greedy for answer in usual]
+    assert batches.batch_tokens <= 300
+    assert "forward passes of at most 247 tokens" in caplog.text
+    passes.clear()
+    batches.score(math_model)
+    assert max(passes) <= 300, "it remembers"
+
+
+def test_one_row_too_large_for_memory_is_an_error(math_model, requests, monkeypatch):
+    def full(self, model, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(Batches, "_logits", full)
+    with pytest.raises(MemoryError):
+        Batches(requests[:5]).score(math_model)
+
+
+@pytest.mark.parametrize("requests_", [[], [Request((1,), (2,))]])
+def test_small_sizes(math_model, requests_):
+    assert len(Batches(requests_).score(math_model)) == len(requests_)
+
+
+def test_models_without_sliced_logits(math_model, requests):
+    class Whole:
+        def forward(self, input_ids, use_cache):
+            raise NotImplementedError
+
+        def __call__(self, input_ids, use_cache):
+            return math_model(input_ids=input_ids, use_cache=use_cache)
+
+    assert Batches(requests).score(Whole()) == pytest.approx(Batches(requests).score(math_model))
+
+
+def evaluator(tiny, tiny_model, kind="exact_match") -> Evaluator:
+    items = [Item(f"question {i} is", (f" {i}",)) for i in range(30)]
+    tasks = [ItemTask(name, kind, split_items(name, items, 10 + n, 5), tiny.tokenizer()) for n, name in enumerate("ab")]
+    return Evaluator(tiny, tiny_model, Scorer(tasks))
+
+
+def test_an_evaluation_is_complete(tiny, tiny_model):
+    recipe = Cast(Prune(Expert("math"), 0.5, scope="global"), "float32")
+    evaluation = evaluator(tiny, tiny_model, "likelihood").evaluate(recipe)
+    assert evaluation.ok
+    assert {task: len(row) for task, row in evaluation.scores.items()} == {"a": 10, "b": 11}
+    assert all(0 < score < 1 for row in evaluation.scores.values() for score in row)
+    assert evaluation.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert evaluation.recipe != recipe
+    assert evaluation.recipe.input.counts is not None
+    assert len(evaluation.group_sparsity) == len(tiny.groups)
+
+
+def test_logits_that_are_not_finite_fail_the_candidate(tiny, tiny_model):
+    rows = ((1,), (1,), (1,), (3e38,))  # the final norm's weights stay finite, what it puts out does not
+    huge = Cast(Merge("linear", (Expert("math"),), rows, {"normalize": False}), "float32")
+    bench = evaluator(tiny, tiny_model)
+    evaluation = bench.evaluate(huge)
+    assert not evaluation.ok
+    assert "log probabilities are not finite" in evaluation.reason
+    assert evaluation.scores == {}
+    assert bench.evaluate(Cast(Expert("math"), "float32")).ok, "the next candidate is not harmed"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), MemoryError()])
+def test_a_cpu_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch, error):
+    bench = evaluator(tiny, tiny_model)
+
+    def full(model, split):
+        raise error
+
+    monkeypatch.setattr(bench.scorer, "score_parts", full)
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason.startswith("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("broken", "merging", "scoring"), [("merging", 12.0, 0.0), ("scoring", 10.0, 3.0), ("memory", 10.0, 3.0)]
+)
+def test_the_time_of_a_failure_is_booked_where_it_was_spent(tiny, tiny_model, monkeypatch, broken, merging, scoring):
+    bench, now = evaluator(tiny, tiny_model), [0.0]
+
+    def merge(*given):
+        report = materialize(*given)
+        if broken == "merging":
+            now[0] += 12.0
+            raise WeightsError("not finite")
+        now[0] += 10.0
+        return replace(report, seconds=10.0)
+
+    def score(model, split):
+        now[0] += 3.0
+        raise MemoryError if broken == "memory" else TaskError("not finite")
+
+    monkeypatch.setattr(evaluating, "materialize", merge)
+    monkeypatch.setattr(evaluating, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(bench.scorer, "score_parts", score)
+    failed = bench.evaluate(Cast(Expert("math"), "float32"))
+    assert not failed.ok
+    assert (failed.seconds_merge, failed.seconds_score) == (merging, scoring)
+
+
+def test_an_error_of_our_own_is_no_failure_of_the_candidate(tiny, tiny_model, monkeypatch):
+    bench = evaluator(tiny, tiny_model)
+
+    def wrong(model, split):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(bench.scorer, "score_parts", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        bench.evaluate(Cast(Expert("math"), "float32"))
+
+
+def test_a_task_that_raises_fails_the_candidate(tiny, tiny_model, monkeypatch):
+    bench = evaluator(tiny, tiny_model)
+
+    def odd(split, answers, instances):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(bench.scorer.tasks[1], "score", odd)
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "task b raised ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("scores", [np.full(12, np.nan), np.full(12, 1.2), np.zeros(3)])
+def test_scores_that_are_none_fail_the_candidate(tiny, tiny_model, monkeypatch, scores):
+    bench = evaluator(tiny, tiny_model)
+    monkeypatch.setattr(bench.scorer.tasks[1], "score", lambda split, answers, instances: scores)
+    reason = bench.evaluate(Cast(Expert("math"), "float32")).reason
+    assert reason.startswith(f"task b: expected {bench.scorer.tasks[1].instances('search')} scores in [0, 1], got ")
+
+
+def test_running_out_of_memory_fails_the_candidate(tiny, tiny_model, monkeypatch):
+    def full(model):
+        raise torch.OutOfMemoryError("no more\nat all")
+
+    bench = evaluator(tiny, tiny_model)
+    monkeypatch.setattr(bench.scorer, "score_parts", lambda model, split: full(model))
+    assert bench.evaluate(Cast(Expert("math"), "float32")).reason == "out of memory: no more"
+
+
+def test_task_errors_name_the_request(tiny, tiny_model):
+    with torch.no_grad():
+        next(tiny_model.parameters()).fill_(float("nan"))
+    with pytest.raises(TaskError, match="not finite for 2 requests, the first is 0"):
+        Batches([Request((1,), (2,)), Request((1, 3), (2,))]).score(tiny_model)

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_moo.errors import InputError
+from sae_moo.experts.adapters import Adapter
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.live import load_model
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.buffers import Buffers
+from sae_moo.materialization.into_model import materialize
+from sae_moo.materialization.plan import Plan
+from sae_moo.recipe import Expert, Merge
+
+Q = "model.layers.0.self_attn.q_proj"
+SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "bias": "none"}
+
+
+def model_of(kind: str):
+    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 24}
+    config = {
+        "untied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=False),
+        "tied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=True),
+        "gpt-neox": lambda: GPTNeoXConfig(**small),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2
+        ),
+    }[kind]()
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Return a function that saves the base of a kind once."""
+    root = tmp_path_factory.mktemp("bases")
+
+    def folder(kind: str, dtype: torch.dtype = torch.float32) -> Path:
+        place = root / f"{kind}-{dtype}".replace("torch.", "")
+        if not place.is_dir():
+            model_of(kind).to(dtype).save_pretrained(place)
+        return place
+
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Return a function that writes an adapter's folder by hand."""
+
+    def written(tensors, name: str = "adapter", **settings) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps(SETTINGS | settings))
+        named = {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()}
+        save_file(named, folder / "adapter_model.safetensors")
+        return folder
+
+    return written
+
+
+def factors(module: str = Q, outputs: int = 16, inputs: int = 16, rank: int = 2, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{module}.lora_A.weight": torch.randn(rank, inputs, generator=generator),
+        f"{module}.lora_B.weight": torch.randn(outputs, rank, generator=generator),
+    }
+
+
+def pool_of(base: Path, folder: Path) -> ExpertPool:
+    return ExpertPool.open(str(base), {"lora": str(folder)})
+
+
+def refused(base: Path, folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        pool_of(base, folder)
+    return str(caught.value)
+
+
+# what peft is asked for, on which base
+PEFT = {
+    "list of modules": ("untied", {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}),
+    "regex": ("untied", {"r": 4, "lora_alpha": 5, "target_modules": r".*\.1\..*(up|v)_proj"}),
+    "all linear": ("untied", {"r": 3, "target_modules": "all-linear"}),
+    "rank-stabilized": ("untied", {"r": 3, "lora_alpha": 8, "use_rslora": True, "target_modules": ["o_proj"]}),
+    "patterns": (
+        "untied",
+        {
+            "r": 2,
+            "lora_alpha": 6,
+            "target_modules": ["q_proj", "k_proj", "v_proj"],
+            "rank_pattern": {
+                r"layers\.1\.self_attn\.q_proj": 1,
+                "proj": 9,
+                "q_proj": 3,
+            },  # the first that matches counts
+            "alpha_pattern": {r"^model\.layers\.0\.self_attn\.v_proj": 11, r"layers.\d+.self_attn.q_proj": 7},
+        },
+    ),
+    "whole modules": ("untied", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
+    "embeddings and head": ("untied", {"r": 2, "target_modules": ["embed_tokens", "lm_head", "k_proj"]}),
+    "tied": ("tied", {"r": 2, "target_modules": ["gate_proj"]}),
+    "dora": ("untied", {"r": 2, "use_dora": True, "target_modules": ["q_proj", "up_proj"]}),
+    "gpt2": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    "gpt2 with biases": ("gpt2", {"r": 2, "target_modules": ["c_attn"], "bias": "all"}),
+    "gpt2 dora": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+    "gpt-neox, its head": ("gpt-neox", {"r": 2, "target_modules": ["query_key_value", "lm_head"]}),
+}
+
+
+def by_peft(base: Path, folder: Path, dtype: torch.dtype, settings):
+    """Write a random adapter with peft, and return what peft merges."""
+    peft = pytest.importorskip("peft", reason="peft is not installed: its merges are not compared with ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(5)
+        model = peft.get_peft_model(load_model(base, dtype, "cpu"), peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and "magnitude" not in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+                elif parameter.requires_grad:
+                    parameter.mul_(1 + torch.rand_like(parameter) * 0.2)
+        model.save_pretrained(folder)
+        return peft.PeftModel.from_pretrained(load_model(base, dtype, "cpu"), folder).merge_and_unload()
+
+
+@pytest.mark.parametrize("case", PEFT)
+def test_bit_for_bit_what_peft_merges_in_float32(case, bases, tmp_path):
+    kind, settings = PEFT[case]
+    merged = by_peft(bases(kind), tmp_path, torch.float32, settings)
+    pool = pool_of(bases(kind), tmp_path)
+    model = pool.live_model()
+    materialize(Expert("lora"), pool, model)
+    base = load_model(bases(kind), torch.float32, "cpu").state_dict()
+    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, base[name])}
+    assert len(changed) >= 2
+    for name, value in merged.state_dict().items():
+        if settings.get("use_dora"):  # norms are summed in another order over a transposed matrix
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(model.state_dict()[name], value), name
+    ids = torch.arange(8)[None]
+    if not settings.get("use_dora"):
+        assert torch.equal(model(ids).logits, merged(ids).logits)
+    kept = {info.name for info in pool.tensors if pool.shares_base("lora", info.name)}
+    assert not kept & changed
+    assert kept
+
+
+@pytest.mark.parametrize("case", ["list of modules", "whole modules", "dora", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_within_one_ulp_of_what_peft_merges_in_half_precision(case, dtype, bases, tmp_path):
+    kind, settings = PEFT[case]
+    merged = by_peft(bases(kind, dtype), tmp_path, dtype, settings).state_dict()
+    pool = pool_of(bases(kind, dtype), tmp_path)
+    model = pool.live_model(dtype)
+    materialize(Expert("lora"), pool, model)
+    for name, value in model.state_dict().items():
+        assert value.dtype == dtype
+        apart = (value.view(torch.int16).int() - merged[name].view(torch.int16).int()).abs()
+        assert apart[value.sign() == merged[name].sign()].max() <= 1, name
+
+
+def test_the_equation(bases, adapter):
+    folder = adapter(factors())
+    pool = pool_of(bases("untied", torch.bfloat16), folder)
+    a, b = factors().values()
+    base = pool.load("base", f"{Q}.weight")
+    assert base.dtype == torch.bfloat16
+    expected = (base.float() + (b @ a) * 3.0).to(torch.bfloat16)  # 6 / 2, rounded once
+    assert torch.equal(pool.load("lora", f"{Q}.weight"), expected)
+    other = "model.layers.1.self_attn.q_proj.weight"
+    assert pool.load("lora", other).data_ptr() == pool.load("base", other).data_ptr()
+    assert not pool.shares_base("lora", f"{Q}.weight")
+    assert pool.shares_base("lora", other)
+    assert [p.name for p in folder.iterdir() if p.suffix == ".safetensors"] == ["adapter_model.safetensors"]
+
+
+def test_adapters_are_summed_as_products_not_as_factors(bases, adapter):
+    first, second = adapter(factors(seed=1), "first"), adapter(factors(seed=2), "second")
+    pool = ExpertPool.open(str(bases("untied")), {"first": str(first), "second": str(second)})
+    model = pool.live_model()
+    materialize(Merge("linear", (Expert("first"), Expert("second")), weights=(0.5, 0.5)), pool, model)
+    (a1, b1), (a2, b2) = factors(seed=1).values(), factors(seed=2).values()
+    expected = pool.load("base", f"{Q}.weight") + 1.5 * (b1 @ a1 + b2 @ a2)
+    torch.testing.assert_close(pool.parameters(model)[f"{Q}.weight"].detach(), expected)
+
+
+def test_a_square_matrix_of_gpt2_is_turned_whatever_the_settings_say(bases, adapter):
+    module = "transformer.h.0.attn.c_proj"
+    pool = pool_of(bases("gpt2"), adapter(factors(module), fan_in_fan_out=False))
+    a, b = factors(module).values()
+    expected = pool.load("base", f"{module}.weight") + (b @ a).T * 3.0
+    assert torch.equal(pool.load("lora", f"{module}.weight"), expected)
+
+
+def test_names_without_the_models_prefix(bases, adapter, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(bases("gpt2") / "config.json", bare)
+    tensors = load_file(bases("gpt2") / "model.safetensors")
+    bare_tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare_tensors, bare / "model.safetensors", metadata={"format": "pt"})
+    module = "h.1.attn.c_attn"
+    folder = adapter(factors(f"transformer.{module}", outputs=48))
+    assert torch.equal(
+        pool_of(bare, folder).load("lora", f"{module}.weight"),
+        pool_of(bases("gpt2"), folder).load("lora", f"transformer.{module}.weight"),
+    )
+
+
+def test_the_fingerprint_is_of_adapter_scale_and_base(bases, adapter, tmp_path):
+    base, other = Checkpoint(str(bases("untied"))), Checkpoint(str(bases("untied", torch.bfloat16)))
+    same = adapter(factors(), "a"), adapter(factors(), "b", lora_dropout=0.1, base_model_name_or_path="elsewhere")
+    fingerprints = {Adapter(str(folder), base).fingerprint for folder in same}
+    assert len(fingerprints) == 1
+    fingerprints.add(base.fingerprint)
+    fingerprints.add(Adapter(str(same[0]), other).fingerprint)
+    fingerprints.add(Adapter(str(adapter(factors(), "c", lora_alpha=7)), base).fingerprint)
+    fingerprints.add(Adapter(str(adapter(factors(), "d", use_rslora=True)), base).fingerprint)
+    fingerprints.add(Adapter(str(adapter(factors(seed=1), "e")), base).fingerprint)
+    fingerprints.add(Adapter(str(adapter(factors("model.layers.1.self_attn.q_proj"), "f")), base).fingerprint)
+    assert len(fingerprints) == 7
+
+
+def test_nan_and_overflow_are_named(bases, adapter):
+    spoilt = factors()
+    spoilt[f"{Q}.lora_A.weight"][0, 0] = float("inf")
+    text = refused(bases("untied"), adapter(spoilt, "spoilt"))
+    assert f"NaN or infinite weights in {Q}.weight A" in text
+    huge = {name: tensor * 1e3 for name, tensor in factors().items()}
+    pool_of(bases("untied"), adapter(huge, "huge"))
+    text = refused(bases("untied", torch.float16), adapter(huge, "huge in float16"))
+    assert f"base and adapter add up to NaN or infinite weights in {Q}.weight" in text
+
+
+def test_every_tensor_without_a_place_is_listed_at_once(bases, adapter):
+    tensors = {
+        **factors("model.layers.9.self_attn.q_proj"),
+        **factors("model.layers.0.self_attn.k_proj", outputs=8, inputs=17),
+        **factors("model.layers.0.self_attn.v_proj", outputs=8, rank=3),
+        "model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2, 16),
+        "model.layers.0.mlp.down_proj.lora_C.weight": torch.zeros(2, 16),
+        "score.weight": torch.zeros(2, 16),
+        f"{Q}.lora_A.weight": torch.zeros(2, 16, dtype=torch.int8),
+    }
+    assert refused(bases("untied"), adapter(tensors)).splitlines()[2:] == [
+        "      base_model.model.model.layers.0.mlp.down_proj.lora_C.weight has no place in the base",
+        f"      base_model.model.{Q}.lora_A.weight has dtype I8, expected F32, BF16, F16",
+        "      base_model.model.score.weight has no place in the base",
+        "      base_model.model.model.layers.0.mlp.up_proj.lora_A.weight: "
+        "expected both lora_A and lora_B of model.layers.0.mlp.up_proj",
+        "      base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight and lora_B make a product of shape (8, 17), "
+        "model.layers.0.self_attn.k_proj.weight has (8, 16)",
+        "      base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight and lora_B have shapes (3, 16) and (8, 3), "
+        "expected rank 2",
+        "      base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight has no place in the base",
+        "      base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight has no place in the base",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type: expected 'LORA', got 'IA3'"),
+        ({"use_qalora": True}, "use_qalora: expected it unset, got True; only plain LoRA and DoRA are read"),
+        ({"use_something_new": True}, "use_something_new: expected it unset"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters: expected it unset"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices: expected it unset"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication: expected it unset"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' starts from a changed base"),
+        ({"bias": "some"}, "bias: expected 'none', 'all' or 'lora_only', got 'some'"),
+        ({"r": 0}, "r: expected a whole number of at least 1, got 0"),
+        ({"lora_alpha": "six"}, "lora_alpha: expected a number, got 'six'"),
+        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern: expected a mapping of patterns and numbers"),
+        ({"alpha_pattern": {"q_(": 1}}, "alpha_pattern: 'q_(' is not a regular expression"),
+    ],
+)
+def test_settings_that_are_not_understood_are_refused_by_name(settings, message, bases, adapter):
+    assert message in refused(bases("untied"), adapter(factors(), **settings))
+
+
+def test_all_settings_are_judged_at_once(bases, adapter):
+    text = refused(bases("untied"), adapter(factors(), r=0, bias="some", use_qalora=True))
+    assert len(text.splitlines()) == 2 + 3
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            factors("lm_head", outputs=50),
+            "lm_head.lora_A.weight: LoRA on a head tied to the embeddings, which would untie",
+        ),
+        (
+            {
+                "model.embed_tokens.lora_embedding_A": torch.ones(2, 50),
+                "model.embed_tokens.lora_embedding_B": torch.ones(16, 2),
+            },
+            "model.embed_tokens.lora_embedding_A: LoRA on embeddings tied to the head",
+        ),
+        ({"model.embed_tokens.weight": torch.ones(50, 16)}, "model.embed_tokens.weight unties the head"),
+        ({"lm_head.weight": torch.ones(50, 16)}, "lm_head.weight unties the head"),
+        (
+            {"lm_head.weight": torch.ones(50, 16), "model.embed_tokens.weight": torch.zeros(50, 16)},
+            "lm_head.weight unties the head",
+        ),
+    ],
+)
+def test_what_would_untie_the_head_is_refused_by_name(tensors, message, bases, adapter):
+    assert message in refused(bases("tied"), adapter(tensors))
+
+
+def test_embeddings_and_head_replaced_alike_stay_tied(bases, adapter):
+    ones = {"lm_head.weight": torch.ones(50, 16), "model.embed_tokens.weight": torch.ones(50, 16)}
+    pool = pool_of(bases("tied"), adapter(ones))
+    assert torch.equal(pool.load("lora", "model.embed_tokens.weight"), torch.ones(50, 16))
+
+
+def test_whole_tensors_of_another_shape_are_named(bases, adapter):
+    text = refused(bases("untied"), adapter({**factors(), "model.norm.weight": torch.ones(17)}))
+    assert "  - lora: model.norm.weight has shape (17,), expected (16,)" in text.splitlines()
+
+
+def test_folders_that_are_no_adapter_of_this_base(bases, adapter, tmp_path):
+    folder = adapter(factors())
+    with pytest.raises(InputError, match=r"base: .*expected a model, got an adapter"):
+        ExpertPool.open(str(folder), {"lora": str(bases("untied"))})
+    with pytest.raises(InputError) as caught:
+        ExpertPool.open(str(tmp_path / "gone"), {"lora": str(folder), "lost": str(tmp_path / "lost")})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == ["  - base", "  - lost"]
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    assert "an adapter without adapter_model.safetensors" in refused(bases("untied"), folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"no")
+    assert "truncated, or not a safetensors file" in refused(bases("untied"), folder)
+    save_file({}, folder / "adapter_model.safetensors")
+    assert "there are none" in refused(bases("untied"), folder)
+    (folder / "adapter_config.json").write_text("[]")
+    assert "expected a PEFT adapter's settings, got list" in refused(bases("untied"), folder)
+
+
+def test_an_adapter_on_the_hub_without_the_hub_is_one_clear_error(bases, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        InputError, match=r"lora: 'nobody/lora@v1' is neither a local folder .* nor a model the hub gives"
+    ):
+        ExpertPool.open(str(bases("untied")), {"lora": "nobody/lora@v1"})
+
+
+def test_composed_tensors_count_into_bounded_memory_and_stored_ones_take_none(bases, adapter):
+    base = bases("untied")
+    folders = {f"x{i}": str(adapter(factors(seed=i), name=f"x{i}")) for i in range(10)}
+    pool = ExpertPool.open(str(base), folders)
+    name = next(info.name for info in pool.tensors if Q in info.name)
+    assert not pool.stored("x0", name)
+    assert pool.stored("base", name)
+    assert all(pool.stored("x0", info.name) for info in pool.tensors if info.name != name)
+    lent = []
+    taken = Buffers.take
+    recipe = Merge("linear", tuple(Expert(each) for each in folders), tuple(range(1, 11)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Buffers, "take", lambda self, *size: lent.append(size) or taken(self, *size))
+        plan = Plan(recipe, pool, "cpu", None)
+        merged = {info.name: plan.tensor(info) for info in pool.tensors}
+    assert len(lent) == 10
+    wanted = sum((i + 1) / 55 * pool.load(f"x{i}", name).double() for i in range(10))
+    torch.testing.assert_close(merged[name].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["untied", "gpt2"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_bands_of_any_height_compose_the_same(kind, dora, bases, tmp_path, monkeypatch):
+    modules = ["q_proj", "up_proj"] if kind == "untied" else ["c_attn", "c_fc"]
+    settings = {"r": 3, "target_modules": modules, "use_dora": dora}
+    by_peft(bases(kind), tmp_path, torch.float32, settings)
+    adapter = Adapter(str(tmp_path), Checkpoint(str(bases(kind))))
+    adapted = [name for name in adapter.tensors if not adapter.shares_base(name)]
+    whole = {name: adapter.load(name) for name in adapted}
+    monkeypatch.setattr("sae_moo.experts.adapters.BAND", 50)
+    assert len(adapted) == 4
+    for name in adapted:
+        torch.testing.assert_close(adapter.load(name), whole[name], rtol=1e-6, atol=1e-7)

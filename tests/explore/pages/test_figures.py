@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from matplotlib import rc_context
+from synthetic import view
+
+from sae_moo.errors import InputError
+from sae_moo.explore.pages.figures import draw_front, write_figures
+from sae_moo.objectives import Evaluation
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+NASTY = ("base", "$x_1$ & <b>", "co_de", "\\law")
+
+
+@pytest.mark.parametrize("ending", SIGNATURES)
+def test_every_figure_is_written_in_every_form(tmp_path, ending):
+    study = view(60)
+    written = write_figures(study, tmp_path / "new/figures", ending=ending)
+    knee, average = study.picks[0].record.number, study.average.number
+    names = ["front", "hypervolume", "generations", f"blocks-{knee}", f"lineage-{knee}", f"agreement-{knee}-{average}"]
+    assert written.trial == knee
+    assert list(written.files.values()) == [f"{name}{ending}" for name in names]
+    assert written.without == {}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "new/figures").iterdir()}
+    assert set(files) == set(written.files.values())
+    assert all(data.startswith(SIGNATURES[ending]) for data in files.values())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_a_young_run_cannot_show_is_told(tmp_path, count):
+    written = write_figures(view(count), tmp_path / "f")
+    assert list(written.files) == ["front", "hypervolume", "blocks"]
+    assert written.without["lineage"].endswith("has no parents")
+    assert written.without["generations"] == "all trials are of one generation"
+    assert "neither the average nor the base" in written.without["agreement"]
+
+
+def test_the_trials_may_be_chosen(tmp_path):
+    written = write_figures(view(60), tmp_path / "f", trial=59, against=7)
+    assert written.trial == 59
+    assert {"blocks-59.png", "lineage-59.png", "agreement-59-7.png"} < set(written.files.values())
+
+
+def odd(**changes):
+    """A study whose trial 10 is another."""
+    study = view(60)
+    records = list(study.records)
+    records[10] = replace(records[10], **changes)
+    return replace(study, records=tuple(records), front=tuple(r for r in study.front if r.number != 10))
+
+
+@pytest.mark.parametrize(
+    ("study", "trials", "message"),
+    [
+        (view(60), {"trial": 60}, "no trial 60; there are 0 to 59"),
+        (view(60), {"against": -1}, "no trial -1"),
+        (view(60), {"trial": 5, "against": 5}, "trial 5 cannot be held against itself"),
+        (view(0), {}, "front of s is empty"),
+        (odd(state="running", evaluation=None, values={}), {"trial": 10}, "trial 10 has no result, it is running"),
+        (
+            odd(state="failed", evaluation=Evaluation(view(1).records[0].recipe, reason="NaN logits"), values={}),
+            {"against": 10},
+            "trial 10 has no result, it is failed: NaN logits",
+        ),
+        (
+            odd(evaluation=replace(view(60).records[10].evaluation, scores={"a": (1.0,), "b": (0.0,)})),
+            {"against": 10},
+            "were asked no instances in common",
+        ),
+    ],
+)
+def test_what_cannot_be_looked_into(tmp_path, study, trials, message):
+    with pytest.raises(InputError, match=message):
+        write_figures(study, tmp_path / "f", **trials)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine").write_text("mine")
+    with pytest.raises(InputError, match="there: exists already"):
+        write_figures(view(60), tmp_path / "there")
+
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("sae_moo.explore.draw.print.plots.lineage_picture", full)
+    with pytest.raises(OSError, match="full"):
+        write_figures(view(60), tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("tasks", [("a",), ("a", "b"), ("a", "b", "c")])
+def test_a_picture_of_the_front_names_what_it_shows(tmp_path, tasks):
+    study = view(40, tasks, NASTY)
+    path = tmp_path / "front.svg"
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        draw_front(path, study)
+    text = path.read_text("utf-8")
+    assert all(objective.name in text for objective in study.objectives)
+    assert "fraction of zeros" in text
+    assert f"front, {len(study.front)} trials (bars: standard error)" in text
+    assert all(f">{name}</text>" in text for name in ("base", "$x_1$ &amp; &lt;b&gt;", "co_de", "\\law"))
+    knee = study.picks[0].record.number
+    assert f">{knee}</text>" in text
+    assert f": {knee}</text>" in text
+
+
+def test_one_objective_is_drawn_over_the_trials(tmp_path):
+    study = view(20)
+    study = replace(study, objectives=study.objectives[:1], front=study.front[:1])
+    with rc_context({"svg.fonttype": "none"}):
+        draw_front(tmp_path / "f.svg", study)
+    assert "trial number" in (tmp_path / "f.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("f.jpg", 5, "expected a name ending in .png, .svg, .pdf"),
+        ("f.png", 0, "the front of s is empty: no evaluation has ended yet"),
+    ],
+)
+def test_a_front_that_cannot_be_drawn(tmp_path, name, count, message):
+    with pytest.raises(InputError, match=message):
+        draw_front(tmp_path / name, view(count))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_average_is_held_against_the_base(tmp_path):
+    study = view(60)
+    written = write_figures(study, tmp_path / "f", trial=study.average.number)
+    assert f"agreement-{study.average.number}-{study.base.number}" in written.files["agreement"]
+
+
+def test_other_instances_are_told(tmp_path):
+    study = view(60)
+    knee, average = study.picks[0].record, study.average
+    fewer = replace(average.evaluation, scores={task: row[:-1] for task, row in average.evaluation.scores.items()})
+    records = tuple(replace(r, evaluation=fewer) if r is average else r for r in study.records)
+    written = write_figures(replace(study, records=records), tmp_path / "f", trial=knee.number)
+    assert written.without["agreement"] == f"trial {average.number} was asked other instances; name a trial"
+
+
+def test_a_picture_is_written_whole(tmp_path, monkeypatch):
+    (tmp_path / "f.png").write_bytes(b"before")
+
+    def full(self, path, **settings):
+        path.write_bytes(b"half")
+        raise OSError(28, "full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="full"):
+        draw_front(tmp_path / "f.png", view(20))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
