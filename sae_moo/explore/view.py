@@ -15,7 +15,9 @@ from sae_moo.explore.history import hypervolumes
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
+from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.rows import Rows
 from sae_moo.study.records import evaluations
 from sae_moo.study.storage import TrialRecord
 
@@ -213,9 +215,9 @@ def _plain(node: Recipe) -> bool:
     """Say whether a node keeps a weighted sum of experts one."""
     match node:
         case Merge():
-            return node.method in ("linear", "task_arithmetic")
+            return METHODS.find(node.method).weighted_sum
         case Prune():
-            return not np.any(node.sparsity)
+            return not any(Rows.by_group(node.sparsity).numbers)
         case _:
             return True
 

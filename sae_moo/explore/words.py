@@ -14,6 +14,7 @@ from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.rows import Rows
 from sae_moo.study.storage import TrialRecord
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
@@ -240,7 +241,7 @@ def trial_words(view: View, record: TrialRecord) -> list[str]:
 
 
 def _merge_words(node: Merge, inputs: Sequence[str]) -> str:
-    rows = np.asarray(node.weights, dtype=float).reshape(-1, len(node.inputs))
+    rows = np.asarray(Rows.of(node.weights).rows, dtype=float)
     low, high, mean = rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0)
     parts = [
         f"{name} (weight {m:.2f})" if h - lo < 0.005 else f"{name} (weight {lo:.2f} to {h:.2f}, mean {m:.2f})"
@@ -251,7 +252,7 @@ def _merge_words(node: Merge, inputs: Sequence[str]) -> str:
 
 
 def _prune_words(node: Prune) -> str:
-    asked = np.atleast_1d(np.asarray(node.sparsity, dtype=float))
+    asked = np.asarray(Rows.by_group(node.sparsity).numbers, dtype=float)
     some = asked[asked > 0]
     how = f"by {node.criterion} " + WITHIN.get(node.scope, f"in the pattern {node.scope}")
     if not some.size:
@@ -265,6 +266,7 @@ def _prune_words(node: Prune) -> str:
 
 def _setting(value: object) -> str:
     if isinstance(value, tuple):
-        rows = np.asarray(value, dtype=float)
-        return f"{rows.min():g} to {rows.max():g}" if np.ptp(rows) else f"{rows.flat[0]:g}"
+        numbers = Rows.of(value).numbers
+        least, most = min(numbers), max(numbers)
+        return f"{least:g} to {most:g}" if most > least else f"{least:g}"
     return f"{value:g}" if isinstance(value, float) else str(value).lower()

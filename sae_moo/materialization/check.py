@@ -1,20 +1,22 @@
-"""Whether a pool of experts and the tables of methods can serve a recipe: asked before anything is written."""
+"""Whether a pool of experts and the catalogues can serve a recipe: asked before anything is written."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts.anatomy import anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.merge import METHODS, Method
 from sae_moo.recipe import STRUCTURED, Expert, Merge, Prune, Recipe, pattern, walk
+from sae_moo.recipe.catalogue import check_implemented
+from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.methods import LARGEST, METHODS, Method, Setting
+from sae_moo.recipe.rows import Param, Rows
 
 
 def check(recipe: Recipe, pool: ExpertPool) -> None:
-    """Raise InputError if the pool or the tables of methods cannot serve the recipe."""
-    groups = len(pool.groups)
+    """Raise InputError if the pool or the catalogues of methods and criteria cannot serve the recipe."""
     for node in walk(recipe):
         match node:
             case Expert() if node.name not in pool.names:
@@ -22,7 +24,7 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
                     f"no expert named {node.name!r}{nearest(node.name, pool.names)}; there are {', '.join(pool.names)}"
                 )
             case Merge():
-                _check_merge(node, groups, len(pool.tensors))
+                _check_merge(node, pool)
             case Prune():
                 _check_prune(node, pool)
 
@@ -30,21 +32,21 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
 def _check_prune(node: Prune, pool: ExpertPool) -> None:
     groups = len(pool.groups)
     prunable = [info for info in pool.tensors if info.prunable]
-    if node.criterion not in pruning.CRITERIA:
-        known = ", ".join(pruning.CRITERIA)
-        raise InputError(
-            f"no pruning criterion {node.criterion!r}{nearest(node.criterion, pruning.CRITERIA)}; there are {known}"
-        )
-    if isinstance(node.sparsity, tuple) and node.scope in ("global", *STRUCTURED):
+    criterion = CRITERIA.find(node.criterion)
+    if criterion.unavailable is not None:
+        raise InputError(f"Prune: {criterion.unavailable}")
+    check_implemented(CRITERIA, criterion, criterion.score)
+    sparsity = Rows.by_group(node.sparsity)
+    if sparsity.placed and node.scope in ("global", *STRUCTURED):
         raise InputError(f"Prune: scope {node.scope!r} takes one sparsity, got one per group")
-    if isinstance(node.sparsity, tuple) and len(node.sparsity) != groups:
-        raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(node.sparsity)}")
+    if not sparsity.fits(groups):
+        raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(sparsity.rows)}")
     if node.counts is not None and len(node.counts) != len(prunable):
         raise InputError(f"Prune: expected {len(prunable)} counts, one per tensor, got {len(node.counts)}")
     for count, info in zip(node.counts or (), prunable, strict=False):
         if count > info.numel:
             raise InputError(f"Prune: expected counts of at most the tensor's size {info.numel}, got {count}")
-    if pruning.CRITERIA[node.criterion].activations != (node.calibration is not None):
+    if criterion.calibrated != (node.calibration is not None):
         raise InputError(
             f"Prune: criterion {node.criterion!r} weighs by activations: give it the digest that "
             "sae_moo.calibrate returns, calibration=..."
@@ -65,7 +67,7 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
         pool.remembered.get(("norms checked", digest), lambda: _check_norms(pool, digest))
     kept = pattern(node.scope)
     for info in prunable if kept is not None or node.scope == "row" else ():
-        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+        asked = sparsity.of_group(info.group)
         if asked and len(info.shape) != 2:
             raise InputError(
                 f"Prune: scope {node.scope!r} needs matrices, {info.name} has shape {info.shape}; tensor, group and "
@@ -101,102 +103,73 @@ def _check_norms(pool: ExpertPool, digest: str) -> bool:
     return True
 
 
-def _settings(node: Merge) -> dict[str, Any]:
-    return {**METHODS[node.method].defaults, **dict(node.params)}
-
-
-def _check_merge(node: Merge, groups: int, tensors: int) -> None:
-    if node.method not in METHODS:
-        raise InputError(
-            f"no merge method {node.method!r}{nearest(node.method, METHODS)}; there are {', '.join(METHODS)}"
-        )
-    method = METHODS[node.method]
+def _check_merge(node: Merge, pool: ExpertPool) -> None:
+    method = METHODS.find(node.method)
+    check_implemented(METHODS, method, method.step)
     least, most = method.inputs
     if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
         bound = f"{least}" if least == most else f"at least {least}"
         raise InputError(f"{node.method}: expected {bound} inputs, got {len(node.inputs)}")
     for name, value in node.params:
-        _check_setting(node.method, method, name, value, groups, tensors)
-    if "epsilon" in method.defaults:
-        _check_chances(node)
-    per_group = isinstance(node.weights[0], tuple)
-    if per_group and len(node.weights) not in (groups, tensors):
+        fault = _setting_fault(method, name, value, pool)
+        if fault is not None:
+            raise InputError(f"{node.method}: {fault}")
+    if method.faults is not None:
+        for settings in _each_settings(method, node, pool):
+            for fault in method.faults(settings):
+                raise InputError(f"{node.method}: {fault}")
+    weights, groups, tensors = Rows.of(node.weights), len(pool.groups), len(pool.tensors)
+    if not weights.fits(groups, tensors):
         raise InputError(
             f"{node.method}: expected {groups} rows of weights, one per group, or {tensors}, one per tensor, "
-            f"got {len(node.weights)}"
+            f"got {len(weights.rows)}"
         )
-    for row in node.weights if per_group else (node.weights,):
-        numbers = [float(value) for value in row]  # type: ignore[union-attr, arg-type]
-        if max(map(abs, numbers)) > LARGEST:
-            raise InputError(f"{node.method}: expected weights that float32 can hold, got {row}")
-        if method.weights == "sum" and _settings(node).get("normalize", True) and sum(numbers) == 0:
-            raise InputError(f"{node.method}: expected weights whose sum is not 0, got {row}")
-        if method.weights == "mixing" and (min(numbers) < 0 or sum(numbers) <= 0):
-            raise InputError(f"{node.method}: expected weights of at least 0 with a sum above 0, got {row}")
+    for row in weights.rows:
+        _check_weights(method, row, normalized=bool(method.filled(node.params).get("normalize", True)))
 
 
-def _check_chances(node: Merge) -> None:
-    """Refuse DELLA's chances to stay where they leave (0, 1)."""
-    density, epsilon = (_rows(_settings(node)[name]) for name in ("density", "epsilon"))
-    for i in range(max(len(density), len(epsilon))):
-        densities, epsilons = density[i % len(density)], epsilon[i % len(epsilon)]
-        for k in range(len(node.inputs)):
-            d, e = densities[k % len(densities)], epsilons[k % len(epsilons)]
-            if 0 < d < 1 and not 0 < d - e <= d + e < 1:
-                what = "density - epsilon and density + epsilon in (0, 1)"
-                raise InputError(f"{node.method}: expected {what}, got {d}, {e}")
+def _check_weights(method: Method, row: Sequence[float], normalized: bool) -> None:
+    if max(map(abs, row)) > LARGEST:
+        raise InputError(f"{method.name}: expected weights that float32 can hold, got {row}")
+    if method.weights == "sum" and normalized and sum(row) == 0:
+        raise InputError(f"{method.name}: expected weights whose sum is not 0, got {row}")
+    if method.weights == "mixing" and (min(row) < 0 or sum(row) <= 0):
+        raise InputError(f"{method.name}: expected weights of at least 0 with a sum above 0, got {row}")
 
 
-def _rows(value: Any) -> tuple[tuple[float, ...], ...]:
-    row = value if isinstance(value, tuple) else (value,)
-    return row if isinstance(row[0], tuple) else (row,)
+def _each_settings(method: Method, node: Merge, pool: ExpertPool) -> Iterator[dict[str, Param]]:
+    """Yield the settings of every tensor and input, one value of each, without repeating them."""
+    params = {name: Rows.of(value) for name, value in method.filled(node.params).items()}
+    groups, seen = len(pool.groups), set[tuple[Param, ...]]()
+    placed = any(rows.placed for rows in params.values())
+    for position, info in enumerate(pool.tensors if placed else pool.tensors[:1]):
+        rows = [each.at(position, info.group, groups) for each in params.values()]
+        for i in range(len(node.inputs)):
+            values = tuple(row[i if len(row) > 1 else 0] for row in rows)
+            if values not in seen:
+                seen.add(values)
+                yield dict(zip(params, values, strict=True))
 
 
-def _check_setting(name: str, method: Method, setting: str, value: Any, groups: int, tensors: int) -> None:
-    if setting == "ranks" and name == "rankmean":
-        if not isinstance(value, tuple) or len(value) != tensors or not isinstance(value[0], tuple):
-            raise InputError(f"{name}: ranks: expected {tensors} rows, one per tensor")
-        return
-    if setting not in method.defaults:
-        known = ", ".join(method.defaults) or "none"
-        raise InputError(f"{name}: no setting {setting!r}{nearest(setting, method.defaults)}; there are: {known}")
-    default = method.defaults[setting]
-    if isinstance(value, tuple):
-        rows = value if value and isinstance(value[0], tuple) else (value,)
-        if isinstance(default, (bool, str)):
-            raise InputError(f"{name}: {setting}: expected {type(default).__name__}, got {value!r}")
-        if rows is value and len(rows) not in (groups, tensors):
-            raise InputError(
-                f"{name}: {setting}: expected {groups} rows, one per group, or {tensors}, one per tensor, "
-                f"got {len(rows)}"
-            )
-        for row in rows:
-            if setting not in EACH and len(set(row)) > 1:
-                raise InputError(f"{name}: {setting}: expected one number for all inputs, got {row}")
-        for number in {number for row in rows for number in row}:
-            _check_number(name, setting, default, number)
-        return
-    if isinstance(default, bool) != isinstance(value, bool) or isinstance(value, str) != isinstance(default, str):
-        raise InputError(f"{name}: {setting}: expected {type(default).__name__}, got {value!r}")
-    if setting in method.choices and value not in method.choices[setting]:
-        raise InputError(f"{name}: {setting}: expected one of {', '.join(method.choices[setting])}, got {value!r}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        _check_number(name, setting, default, value)
+def _setting_fault(method: Method, name: str, value: Param, pool: ExpertPool) -> str | None:
+    groups, tensors, rows = len(pool.groups), len(pool.tensors), Rows.of(value)
+    if method.whole_model is not None and name == method.whole_model.setting:
+        measured = rows.placed and len(rows.rows) == tensors
+        return None if measured else f"{name}: expected {tensors} rows, one per tensor"
+    if name not in method.settings:
+        known = ", ".join(method.settings) or "none"
+        return f"no setting {name!r}{nearest(name, method.settings)}; there are: {known}"
+    setting = method.settings[name]
+    fault = _rows_fault(setting, rows, groups, tensors) if isinstance(value, tuple) else setting.fault(value)
+    return None if fault is None else f"{name}: {fault}"
 
 
-LARGEST = 3.4e38
-"""Arithmetic is float32; larger numbers would be infinite."""
-SHARES = ("density", "gamma", "epsilon", "split", "select_topk")
-EACH = ("density", "gamma", "epsilon")
-"""Settings that may differ by input."""
-
-
-def _check_number(name: str, setting: str, default: Any, value: float) -> None:
-    if setting in SHARES and not 0 <= value <= 1:
-        raise InputError(f"{name}: {setting}: expected a share in [0, 1], got {value}")
-    if abs(value) > (2**53 if type(default) is int else LARGEST):
-        raise InputError(f"{name}: {setting}: expected a smaller number, got {value}")
-    if type(default) is int and value != int(value):
-        raise InputError(f"{name}: {setting}: expected a whole number, got {value}")
-    if setting in ("tol", "max_iter") and value <= 0:
-        raise InputError(f"{name}: {setting}: expected a number above 0, got {value}")
+def _rows_fault(setting: Setting, rows: Rows, groups: int, tensors: int) -> str | None:
+    if not setting.numeric:
+        return f"expected {type(setting.default).__name__}, got {rows.value!r}"
+    if not rows.fits(groups, tensors):
+        return f"expected {groups} rows, one per group, or {tensors}, one per tensor, got {len(rows.rows)}"
+    for row in rows.rows:
+        if not setting.per_input and len(set(row)) > 1:
+            return f"expected one number for all inputs, got {row}"
+    return next((fault for number in dict.fromkeys(rows.numbers) if (fault := setting.fault(number))), None)

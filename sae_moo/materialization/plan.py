@@ -20,7 +20,6 @@ from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.feed import Feed
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.merge import METHODS, Method
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.select import NOTHING, compact, lowest
 from sae_moo.materialization.ops.write import restoring, write, write_pruned, write_restored
@@ -34,11 +33,13 @@ from sae_moo.recipe import (
     Merge,
     Prune,
     Recipe,
-    Weights,
     children,
     pattern,
     walk,
 )
+from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.methods import METHODS, Method
+from sae_moo.recipe.rows import Rows
 
 ROOM = 1.5
 """Intermediate tensors held in memory beside the live model, in units of the largest one in float32; see `Buffers`.
@@ -70,14 +71,17 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What does not change from tensor to tensor of one merge: its row of the table and its inputs in order."""
+    """What does not change from tensor to tensor of one merge: its row of the catalogue and its inputs in order.
+
+    `params` are all settings as the recipe has them, `numbers` those of them that are rows of numbers.
+    """
 
     method: Method
     order: tuple[int, ...]
     keys: tuple[str, ...]
-    weights: Weights
+    weights: Rows
     params: Mapping[str, Any]
-    by_tensor: bool
+    numbers: Mapping[str, Rows]
 
 
 class Plan:
@@ -135,7 +139,7 @@ class Plan:
     def _read(self) -> list[str]:
         """Return the experts that the recipe reads."""
         experts = {node.name: None for node in self._order if isinstance(node, Expert)}
-        if any(work.method.reads_base(work.params) for work in self._work.values()):
+        if any(work.method.needs_base(work.params) for work in self._work.values()):
             experts[BASE] = None
         return list(experts)
 
@@ -188,7 +192,7 @@ class Plan:
     def _pruned(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
         if node.scope in STRUCTURED:
             return self._without_units(node, value, info, users)
-        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[info.group]
+        asked = Rows.by_group(node.sparsity).of_group(info.group)
         if not info.prunable or (asked == 0.0 and node.counts is None):
             return self._cast(value, value.dtype, users)
         source = self._ready(value)
@@ -218,7 +222,7 @@ class Plan:
             cut = remembered.get(
                 ("cut", *place, count), lambda: lowest(scores, count, None if high is None else high.whole())
             )
-        part = None if scoring.norms is None else scoring.part
+        part = None if scoring.plain else scoring.part
         if node.rescale:
             factor = restoring(source, cut, part)
             rescaled = lambda out: write_pruned(source, cut, out, part, factor)  # noqa: E731
@@ -247,24 +251,23 @@ class Plan:
         work = self._work[node]
         order, method = work.order, work.method
         position = self._index[info.name]
-        weights = _row(work.weights, position, info.group, self._pool)
-        params = work.params
-        if work.by_tensor:
-            rows = {name: _row(value, position, info.group, self._pool) for name, value in params.items()}
-            params = {
-                name: tuple(row[i] for i in order) if isinstance(row, tuple) and len(row) == len(order) else row
-                for name, row in rows.items()
-            }
-        needed = method.reads_base(params)
+        place = position, info.group, len(self._pool.groups)
+        weights = work.weights.at(*place)
+        rows = {name: numbers.at(*place) for name, numbers in work.numbers.items()}
+        params = {
+            **work.params,
+            **{name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()},
+        }
+        needed = method.needs_base(params)
         if needed and not base:
             base.append(self._feed.get(BASE, info.name).reshape(-1))
         ready = tuple(self._ready(inputs[i]) for i in order)
         names = tuple(inputs[i].name for i in order)
         operands = Operands(ready, base[0] if needed else None, info.shape, names, work.keys)
-        place = Place(
+        where = Place(
             info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
         )
-        step = method.function(operands, [float(weights[i]) for i in order], place)
+        step = method.function(operands, [float(weights[i]) for i in order], where)
         return _Value(torch.float32, info.numel, users, None, lambda out: write(step, operands, out), tuple(inputs))
 
     def _ready(self, value: _Value) -> Tensor:
@@ -303,33 +306,24 @@ class Plan:
 
 def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) -> pruning.Scoring:
     """Return the scores that a pruning gives the weights of a flat tensor."""
-    norms = None
-    if pruning.CRITERIA[node.criterion].activations:
+    criterion, norms = CRITERIA.find(node.criterion), None
+    if criterion.calibrated:
         assert node.calibration is not None  # the recipe was checked
         norms = pool.norms[node.calibration][info.name].to(source.device)
-    return pruning.Scoring(source, pruning.Grid(info.shape, transposed(pool)), norms)
+    made = pruning.Scoring.whole if criterion.whole else pruning.Scoring
+    return made(source, pruning.Grid(info.shape, transposed(pool)), criterion.function, norms)
 
 
 def _work(node: Merge) -> _Work:
-    method = METHODS[node.method]
-    params = {**method.defaults, **dict(node.params), **method.fixed}
-    columns = [value for _, value in sorted(params.items()) if isinstance(value, tuple)]
-    order = tuple(
-        sorted(range(len(node.inputs)), key=lambda i: (node.inputs[i].key, *_column(node.weights, columns, i)))
-    )
-    by_tensor = any(isinstance(value, tuple) for value in params.values())
-    return _Work(method, order, tuple(node.inputs[i].key for i in order), node.weights, params, by_tensor)
+    method = METHODS.find(node.method)
+    params = method.filled(node.params) | dict(method.fixed)
+    weights = Rows.of(node.weights)
+    numbers = {name: Rows.of(value) for name, value in sorted(params.items()) if isinstance(value, tuple)}
 
+    def column(i: int) -> Iterator[float]:
+        """Yield every number that belongs to one input: inputs listed twice are told apart by them."""
+        for rows in (weights, *numbers.values()):
+            yield from rows.column(i)
 
-def _column(weights: Weights, settings: Sequence[Any], i: int) -> Iterator[float]:
-    """Yield every number that belongs to one input: inputs listed twice are told apart by them."""
-    for numbers in (weights, *settings):
-        for row in numbers if isinstance(numbers[0], tuple) else (numbers,):
-            yield row[i] if i < len(row) else row[0]
-
-
-def _row(value: Any, position: int, group: int, pool: ExpertPool) -> Any:
-    """Return what holds for one tensor of numbers that may be given by group or by tensor."""
-    if not isinstance(value, tuple) or not value or not isinstance(value[0], tuple):
-        return value
-    return value[group] if len(value) == len(pool.groups) else value[position]
+    order = tuple(sorted(range(len(node.inputs)), key=lambda i: (node.inputs[i].key, *column(i))))
+    return _Work(method, order, tuple(node.inputs[i].key for i in order), weights, params, numbers)

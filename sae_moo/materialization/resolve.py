@@ -1,4 +1,4 @@
-"""Writing down what needs whole models: exact counts of group and global pruning, removed units, RankMean's ranks.
+"""Writing down what needs whole models: exact counts of group and global pruning, removed units, ranks of RankMean.
 
 Done once, when a recipe is first materialized; the resolved recipe then takes one pass wherever it is replayed.
 """
@@ -14,11 +14,14 @@ import torch
 from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.measure import WHOLE, l1_norm
 from sae_moo.materialization.ops.select import Scores, rank
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Plan, scoring_of
-from sae_moo.recipe import BASE, STRUCTURED, Cast, Merge, Prune, Recipe, walk
+from sae_moo.recipe import STRUCTURED, Cast, Merge, Prune, Recipe, walk
+from sae_moo.recipe.catalogue import resolved
+from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.methods import METHODS, WholeModel
+from sae_moo.recipe.rows import Rows
 
 
 @torch.no_grad()
@@ -28,8 +31,8 @@ def resolve(
     """Return the recipe with all that needs whole models computed and written down.
 
     Group and global pruning scopes become exact counts per tensor, structured ones the units removed of each block,
-    RankMean gets its ranks. Costs two passes over the weights per such node (one if structured), nothing where there is
-    none.
+    merge methods get the setting that their row's `whole_model` measures. Costs two passes over the weights per such
+    node (one if structured), nothing where there is none.
     """
     held: WeightCache | tuple[()] = cache if cache is not None else ()
     if not any(_unresolved(node) for node in walk(recipe, stop=held)):
@@ -43,8 +46,9 @@ def resolve(
             case Merge():
                 inputs = tuple(new[child] for child in node.inputs)
                 params = node.params
-                if _unresolved(node):
-                    params = (*params, ("ranks", _ranks(inputs, pool, device, cache)))
+                whole = METHODS.find(node.method).whole_model
+                if whole is not None and _unresolved(node):
+                    params = (*params, (whole.setting, _measured(whole, inputs, pool, device, cache)))
                 node_now: Recipe = Merge(node.method, inputs, node.weights, params)
             case Prune():
                 pruned = replace(node, input=new[node.input])
@@ -64,30 +68,23 @@ def resolve(
 
 def _unresolved(node: Recipe) -> bool:
     if isinstance(node, Merge):
-        return node.method == "rankmean" and "ranks" not in dict(node.params)
+        whole = METHODS.find(node.method).whole_model
+        return whole is not None and whole.setting not in dict(node.params)
     if not isinstance(node, Prune):
         return False
     return node.units is None if node.scope in STRUCTURED else node.scope in ("group", "global") and node.counts is None
 
 
-def _ranks(
-    inputs: Sequence[Recipe], pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
+def _measured(
+    whole: WholeModel,
+    inputs: Sequence[Recipe],
+    pool: ExpertPool,
+    device: torch.device | str,
+    cache: WeightCache | None,
 ) -> tuple[tuple[float, ...], ...]:
-    """Return RankMean's rank of every input's tensors among its own, rows per tensor; 1 outside blocks."""
-    columns = []
-    for node in inputs:
-        plan = Plan(node, pool, device, cache)
-        changes = []
-        for info in pool.tensors:
-            base = pool.load(BASE, info.name).to(device).flatten()
-            change = l1_norm(plan.tensor(info).flatten(), base, WHOLE, 1)
-            changes.append(float(f"{change:.9e}"))  # the order of a sum decides no rank
-        inside = [i for i, info in enumerate(pool.tensors) if pool.groups[info.group].startswith("block.")]
-        column = [1.0] * len(pool.tensors)
-        for place, i in enumerate(sorted(inside, key=lambda i: (changes[i], i)), start=1):
-            column[i] = float(place)
-        columns.append(column)
-    return tuple(zip(*columns, strict=True))
+    models = (Plan(node, pool, device, cache).tensor for node in inputs)
+    measured: tuple[tuple[float, ...], ...] = resolved(whole.measure)(models, pool, device)
+    return measured
 
 
 def _resolved_counts(
@@ -106,7 +103,7 @@ def _resolved_counts(
     bins: dict[int, int] = {}
     left: dict[int, int] = {}
     for unit, members in units.items():
-        asked = node.sparsity if isinstance(node.sparsity, float) else node.sparsity[unit]
+        asked = Rows.by_group(node.sparsity).of_group(unit)
         count = pruning.target_count(asked, sum(prunable[position].numel for position in members))
         bins[unit], left[unit] = (
             rank(np.sum([high[position] for position in members], axis=0), count) if count else (0, 0)
@@ -136,17 +133,14 @@ def _resolved_units(
     """
     assert isinstance(node.sparsity, float)  # the recipe was checked
     whole = anatomy(pool, node.scope)
-    weighed = pruning.CRITERIA[node.criterion].activations
+    weighed = CRITERIA.find(node.criterion).calibrated
     plan = Plan(node.input, pool, device, cache)
     totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
     for part in whole.parts:
         if len(part.info.shape) != 2 or (weighed and not part.output):
             continue
-        found = pruning.squares(plan.tensor(part.info), part.axis)
-        if weighed:
-            assert node.calibration is not None
-            found = found * pool.norms[node.calibration][part.info.name].to(device).double().square()
-        totals[part.block] += part.per_unit(found, whole.units)
+        scoring = scoring_of(node, part.info, plan.tensor(part.info).flatten(), pool)
+        totals[part.block] += part.per_unit(scoring.unit_squares(part.axis), whole.units)
     count = pruning.target_count(node.sparsity, whole.units)
     order = torch.argsort(totals, dim=1, stable=True)[:, :count].sort(dim=1).values
     return tuple(tuple(row) for row in order.tolist())

@@ -9,10 +9,8 @@ from sae_moo.recipe.nodes import (
     Cast,
     Expert,
     Merge,
-    Param,
     Prune,
     Recipe,
-    Weights,
     children,
     decode,
     digest,
@@ -21,9 +19,9 @@ from sae_moo.recipe.nodes import (
     experts_of,
     pattern,
     pattern_sparsity,
-    rounded,
     walk,
 )
+from sae_moo.recipe.rows import Param, Weights, rounded
 
 __all__ = [
     "BASE",

@@ -156,6 +156,27 @@ class Catalogue(Mapping[str, R], Generic[R]):
         return replace(row, name=name, guest=guest)
 
 
+def check_implemented(catalogue: Catalogue[R], row: R, place: str) -> None:
+    """Raise InputError if what a guest's row names as its implementation cannot be imported, naming the guest.
+
+    Of the house's rows a test says so.
+    """
+    if row.guest is None:
+        return
+    try:
+        resolved(place)
+    except Exception as error:  # whatever a guest's module raises when it is imported
+        raise InputError(
+            f"{catalogue.kind} {row.name!r}: {row.guest} names {place}, which cannot be imported: {error!r}"
+        ) from error
+
+
+def canonical(name: str) -> str:
+    """Return the one spelling of a row's name: of a guest's, the package as indexes compare it."""
+    package, separator, short = name.partition(SEPARATOR)
+    return f"{normalized(package)}{separator}{short}" if separator else name
+
+
 def normalized(distribution: str) -> str:
     """Return a package's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()

@@ -7,10 +7,9 @@ from collections.abc import MutableMapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.nodes import BASE, Cast, Expert, Merge, Prune, Recipe, walk
-
-ADDING = ("task_arithmetic", "dare_linear", "dare_ties", "della_linear", "breadcrumbs", "breadcrumbs_ties")
-"""Methods whose weights are not divided by their sum unless asked: task vectors are added to the base."""
+from sae_moo.recipe.rows import Rows
 
 
 def mixing_weights(
@@ -46,14 +45,12 @@ def mixing_weights(
                 found[node] = np.zeros((groups, len(names)))
                 found[node][:, place[node.name]] = 1.0
             case Merge():
-                weights = _by_group(node.weights, groups).reshape(groups, len(node.inputs))
-                scale = (
-                    _by_group(dict(node.params).get("scale", 1.0), groups)
-                    .reshape(groups, -1)
-                    .mean(axis=1, keepdims=True)
-                )
+                method = METHODS.find(node.method)
+                params = method.filled(node.params)
+                weights = Rows.of(node.weights).per_group(groups)
+                scale = Rows.of(params.get("scale", 1.0)).per_group(groups).mean(axis=1, keepdims=True)
                 inputs = np.stack([found[child] for child in node.inputs])
-                if node.method in ADDING and not dict(node.params).get("normalize", False):
+                if method.adds_to_base and not params.get("normalize", False):
                     found[node] = base + np.einsum("gi,igx->gx", weights * scale, inputs - base)
                 else:
                     total = weights.sum(axis=1, keepdims=True)
@@ -64,12 +61,3 @@ def mixing_weights(
         if isinstance(node, Cast):
             memo[node] = found[node]
     return found[recipe]
-
-
-def _by_group(given: object, groups: int) -> NDArray[np.float64]:
-    """Return a row of numbers for each group, from one, one for each group, or one for each tensor."""
-    rows = np.asarray(given, dtype=np.float64)
-    nested = isinstance(given, tuple) and isinstance(given[0], tuple)
-    if nested and len(rows) == groups:
-        return rows
-    return np.broadcast_to(rows.mean(axis=0) if nested else rows, (groups, *np.shape(rows)[nested:]))

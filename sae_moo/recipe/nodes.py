@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol
 
 from sae_moo.errors import InputError
+from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers, rounded
 
 SCHEMA = 1
 BASE = "base"
@@ -27,10 +27,6 @@ COUNTED = ("tensor", "group", "global")
 STRUCTURED = ("neurons", "heads")
 """Scopes that remove whole units, the same number in every block."""
 
-Scalar: TypeAlias = float | int | bool | str
-Param: TypeAlias = Scalar | tuple[float, ...] | tuple[tuple[float, ...], ...]
-Weights: TypeAlias = tuple[float, ...] | tuple[tuple[float, ...], ...]
-
 
 class HasFingerprints(Protocol):
     """Anything that knows the content fingerprints of experts; an `ExpertPool` does."""
@@ -38,17 +34,6 @@ class HasFingerprints(Protocol):
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Expert name -> hexadecimal digest of its weights."""
-
-
-def rounded(value: float) -> float:
-    """Round to nine significant digits (all that float32 arithmetic can use), so that a recipe read back is equal.
-
-    Raises:
-        ValueError: for NaN or an infinity.
-    """
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {value}")
-    return float(f"{float(value):.9g}") + 0.0  # + 0.0 turns -0.0 into 0.0: one value, one text
 
 
 def pattern(scope: str) -> tuple[int, int] | None:
@@ -160,10 +145,9 @@ class Merge(Recipe):
             raise InputError(f"Merge: expected the name of a method, got {self.method!r}")
         if not inputs or not all(isinstance(node, Recipe) for node in inputs):
             raise InputError(f"Merge {self.method}: expected one or more recipes as inputs, got {self.inputs!r}")
-        weights = _numbers(self.weights, f"Merge {self.method}: weights")
-        rows = weights if weights and isinstance(weights[0], tuple) else (weights,)
-        for row in rows:
-            if not isinstance(row, tuple) or len(row) != len(inputs):
+        weights = numbers(self.weights, f"Merge {self.method}: weights")
+        for row in Rows.of(weights).rows:
+            if len(row) != len(inputs):
                 raise InputError(
                     f"Merge {self.method}: expected {len(inputs)} weights, one per input (or rows of as many, one row "
                     f"per group), got {row!r}"
@@ -176,7 +160,7 @@ class Merge(Recipe):
             elif not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
                 raise InputError(f"Merge {self.method}: expected a number, truth value or text for {name!r}: {value!r}")
             elif isinstance(value, float):
-                params[name] = _number(value, where)
+                params[name] = number(value, where)
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "params", tuple(sorted(params.items())))
@@ -220,11 +204,11 @@ class Prune(Recipe):
         if not isinstance(self.input, Recipe):
             raise InputError(f"Prune: expected a recipe as input, got {self.input!r}")
         if isinstance(self.sparsity, (Sequence, tuple)) and not isinstance(self.sparsity, str):
-            asked = _numbers(self.sparsity, "Prune: sparsity")
+            asked = numbers(self.sparsity, "Prune: sparsity")
             if not asked or any(isinstance(value, tuple) for value in asked):
                 raise InputError(f"Prune: expected one sparsity or one per group, got {self.sparsity!r}")
         else:
-            asked = (_number(self.sparsity, "Prune: sparsity"),)
+            asked = (number(self.sparsity, "Prune: sparsity"),)
         for value in asked:
             if not isinstance(value, float) or not 0.0 <= value < 1.0:
                 raise InputError(f"Prune: expected a sparsity in [0, 1), got {value!r}")
@@ -500,36 +484,11 @@ def _from_hex(text: Any) -> tuple[int, ...]:
     return tuple(i for i, flag in enumerate(reversed(f"{flags:b}")) if flag == "1")
 
 
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(value)  # type: ignore[arg-type]  # numpy scalars arrive here
-        except (TypeError, ValueError):
-            raise InputError(f"{where}: expected a number, got {value!r}") from None
-    try:
-        return rounded(value)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _numbers(values: Any, where: str) -> Any:
-    try:
-        entries = list(values)
-    except TypeError:
-        raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}") from None
-    if entries and all(isinstance(entry, (list, tuple)) or hasattr(entry, "__len__") for entry in entries):
-        return tuple(tuple(_number(value, where) for value in row) for row in entries)
-    return tuple(_number(value, where) for value in entries)
-
-
 def _setting_rows(value: Sequence[Any], inputs: int, where: str) -> Any:
     """Return a setting that differs by input (one number each), or by group or tensor (rows of 1 or that many)."""
-    numbers = _numbers(value, where)
-    rows = numbers if numbers and isinstance(numbers[0], tuple) else (numbers,)
-    if rows is numbers and all(isinstance(row, tuple) and len(row) in (1, inputs) for row in rows):
-        return numbers
-    if rows is not numbers and len(numbers) == inputs:
-        return numbers
+    rows = Rows.of(numbers(value, where))
+    if all(len(row) in ((1, inputs) if rows.placed else (inputs,)) for row in rows.rows):
+        return rows.value
     raise InputError(f"{where}: expected {inputs} numbers, one per input, or rows of one or as many, got {value!r}")
 
 
@@ -541,10 +500,11 @@ def _describe(node: Recipe, depth: int) -> str:
             return f"Expert({node.name!r})"
         case Merge():
             inner = ", ".join(_describe(child, depth - 1) for child in node.inputs)
-            rows = node.weights if not isinstance(node.weights[0], tuple) else f"<{len(node.weights)} rows>"
-            return f"Merge({node.method!r}, ({inner}), weights={rows})"
+            weights = f"<{len(node.weights)} rows>" if Rows.of(node.weights).placed else node.weights
+            return f"Merge({node.method!r}, ({inner}), weights={weights})"
         case Prune():
-            asked = node.sparsity if isinstance(node.sparsity, float) else f"<{len(node.sparsity)} groups>"
+            rows = Rows.by_group(node.sparsity)
+            asked = f"<{len(rows.rows)} groups>" if rows.placed else rows.of_group(0)
             rest = ", rescale=True" if node.rescale else ""
             return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked}{rest})"
         case Cast():

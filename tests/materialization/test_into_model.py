@@ -13,11 +13,11 @@ from sae_moo.materialization import buffers, plan
 from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.check import check
 from sae_moo.materialization.into_model import l1_norms, materialize, measured_sparsity, sparseness
-from sae_moo.materialization.ops.merge import METHODS
 from sae_moo.materialization.ops.prune import target_count
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.resolve import resolve
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+from sae_moo.recipe.methods import METHODS
 
 MATH, CODE = Expert("math"), Expert("code")
 
@@ -317,7 +317,7 @@ def test_memory_is_bounded_at_any_width_and_the_rest_lies_in_files(tiny, tiny_mo
     ("recipe", "message"),
     [
         (Expert("maths"), r"no expert named 'maths' \(did you mean 'math'\?\); there are base, math, code, law"),
-        (Merge("linaer", (MATH,), (1,)), r"no merge method 'linaer' \(did you mean 'linear'\?\)"),
+        (Merge("linaer", (MATH,), (1,)), r"one of linear, slerp, .*; got 'linaer' \(did you mean 'linear'\?\)"),
         (Merge("slerp", (MATH,), (1,)), "slerp: expected 2 inputs, got 1"),
         (Merge("linear", (MATH, CODE), (1, -1)), "linear: expected weights whose sum is not 0"),
         (Merge("zero_aware", (MATH, CODE), (1, -0.5)), "zero_aware: expected weights of at least 0"),
@@ -356,7 +356,7 @@ def test_memory_is_bounded_at_any_width_and_the_rest_lies_in_files(tiny, tiny_mo
         (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
         (
             Prune(MATH, 0.1, "wnda"),
-            r"no pruning criterion 'wnda' \(did you mean 'wanda'\?\); there are magnitude, wanda",
+            r"expected a pruning criterion, one of magnitude, wanda; got 'wnda' \(did you mean 'wanda'\?\)",
         ),
         (Prune(MATH, 0.1, counts=(10**6,) * 14), "counts of at most the tensor's size 384, got 1000000"),
         (Prune(MATH, 0.1, counts=(1, 2)), "expected 14 counts, one per tensor, got 2"),

@@ -359,7 +359,7 @@ class _Reader:
         row = self.row
         if row is None:
             return
-        if row.base == "required" and base is None:
+        if row.base in ("required", "first") and base is None:
             self.fault(("merge_method",), f"{self.method} needs a base_model")
             return
         for part in slices:

@@ -39,8 +39,8 @@ class Row:
 
     Args:
         ours: name of our method.
-        base: whether ``base_model`` is ``required``, ``optional`` (given: the method works on task vectors) or just one
-            more ``input``.
+        base: whether ``base_model`` is ``required``, ``optional`` (given: the method works on task vectors), the
+            ``first`` of two inputs, between which one parameter says how far to go, or just one more ``input``.
         least: smallest number of inputs; the base does not count unless it is an ``input``.
         most: largest number of inputs; None: any.
         parameters: by mergekit's names.
@@ -48,7 +48,7 @@ class Row:
     """
 
     ours: str
-    base: Literal["required", "optional", "input"]
+    base: Literal["required", "optional", "first", "input"]
     least: int = 0
     most: int | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
@@ -60,14 +60,15 @@ _WEIGHT = Parameter(WEIGHTS, each=True, required=True)
 _MEMORY = Parameter(None, "flag", default=False)
 
 
-def _task_vectors(ours: str, normalize: bool, rescale: bool, **own: Parameter) -> Row:
+def _task_vectors(ours: str, normalize: bool, rescale: bool | None = None, **own: Parameter) -> Row:
+    """A row of the methods that add task vectors; `rescale` is None where they are not thinned out."""
     parameters = {
         "weight": _WEIGHT,
         "lambda": Parameter("scale", default=1.0),
         "normalize": Parameter("normalize", "flag", default=normalize),
         "int8_mask": _MEMORY,
     }
-    if ours != "task_arithmetic":
+    if rescale is not None:
         parameters["density"] = Parameter("density", each=True, default=1.0, share=True)
         parameters["rescale"] = Parameter("rescale", "flag", default=rescale)
     return Row(ours, "required", parameters=parameters | own, absent=True)
@@ -85,7 +86,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             parameters={"weight": _WEIGHT, "normalize": Parameter("normalize", "flag", default=True)},
             absent=True,
         ),
-        "slerp": Row("slerp", "required", 1, 1, {"t": Parameter(WEIGHTS, required=True)}),
+        "slerp": Row("slerp", "first", 1, 1, {"t": Parameter(WEIGHTS, required=True)}),
         "nuslerp": Row(
             "nuslerp",
             "optional",
@@ -118,7 +119,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             2,
             parameters={"filter_wise": Parameter(None, "flag", default=False, only=False)},
         ),
-        "task_arithmetic": _task_vectors("task_arithmetic", normalize=False, rescale=False),
+        "task_arithmetic": _task_vectors("task_arithmetic", normalize=False),
         "ties": _task_vectors("ties", normalize=True, rescale=False),
         "dare_linear": _task_vectors("dare_linear", normalize=False, rescale=True),
         "dare_ties": _task_vectors("dare_ties", normalize=False, rescale=True),

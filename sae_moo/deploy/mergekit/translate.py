@@ -14,10 +14,9 @@ from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Setting, Sli
 from sae_moo.deploy.mergekit.table import WEIGHTS, Parameter, Value
 from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool, TensorInfo
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
-from sae_moo.materialization.ops.merge import METHODS
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
-
-Rows = list[tuple[float, ...]]
+from sae_moo.recipe.methods import METHODS
+from sae_moo.recipe.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,8 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     if not inputs:  # nothing but the base
         return Cast(Expert(BASE), dtype)
     faults: list[str] = []
-    weights: Rows = [(1.0,) * len(inputs)] * len(spots)
+    groups = [info.group for info in pool.tensors]
+    weights: list[tuple[float, ...]] = [(1.0,) * len(inputs)] * len(spots)
     params: dict[str, Param] = {}
     for name, parameter in document.row.parameters.items():
         if parameter.setting is None:
@@ -65,8 +65,8 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
         if table is None:
             continue
         if parameter.setting != WEIGHTS:
-            _set(document, params, name, parameter, _spread(table, pool), faults)
-        else:  # slerp's one number runs from the base to the other model
+            _set(document, params, name, parameter, Rows.gathered(table, groups), faults)
+        else:  # one number for both inputs runs from the first, the base, to the other
             weights = [tuple(map(float, row)) if parameter.each else (1.0 - row[0], float(row[0])) for row in table]
     if faults:
         raise refusal(WHAT, faults)
@@ -75,15 +75,15 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     if document.method == "passthrough":
         params["normalize"] = False
     nodes = tuple(Expert(document.names[model]) for model, _ in inputs)
-    if document.method == "slerp":
+    if document.row.base == "first":
         nodes = (Expert(BASE), *nodes)
-    rows = _spread(weights, pool)
-    if document.method == "passthrough" and len(nodes) == 1 and set(rows) == {(1.0,)}:
+    shared = Rows.gathered(weights, groups)
+    if document.method == "passthrough" and len(nodes) == 1 and shared == Rows(((1.0,),), placed=False):
         return Cast(nodes[0], dtype)
     method = document.row.ours
     defaults = METHODS[method].defaults
     kept = {name: value for name, value in params.items() if value != defaults[name]}
-    return Cast(Merge(method, nodes, rows[0] if len(rows) == 1 else tuple(rows), tuple(kept.items())), dtype)
+    return Cast(Merge(method, nodes, shared.value, tuple(kept.items())), dtype)
 
 
 def evaluate(setting: Setting, name: str, t: float) -> Value | None:
@@ -173,19 +173,17 @@ def _set(
     params: dict[str, Param],
     name: str,
     parameter: Parameter,
-    rows: Sequence[tuple[Value, ...]],
+    rows: Rows,
     faults: list[str],
 ) -> None:
     """Add a setting as our methods take it."""
     assert parameter.setting is not None
-    if all(len(set(row)) == 1 for row in rows):  # one number serves all inputs
-        rows = [row[:1] for row in rows]
-    value: Any = tuple(rows)
-    if len(rows) == 1:
-        value = rows[0] if len(rows[0]) > 1 else rows[0][0]
+    if all(len(set(row)) == 1 for row in rows.rows):  # one number serves all inputs
+        rows = Rows(tuple(row[:1] for row in rows.rows), rows.placed)
+    value: Any = rows.value if rows.placed or len(rows.rows[0]) > 1 else rows.rows[0][0]
     if parameter.kind == "flag" and not isinstance(value, bool):
         faults.append(_fault(document, (), f"{name}: expected one truth value for all layers and tensors"))
-    elif parameter.kind == "whole" and any(number != int(number) for row in rows for number in row):
+    elif parameter.kind == "whole" and any(number != int(number) for number in rows.numbers):
         faults.append(_fault(document, (), f"{name}: expected whole numbers at every layer, the gradient has others"))
     elif name == "rescale":
         params[parameter.setting] = "l1" if value else "none"
@@ -193,18 +191,6 @@ def _set(
         params[parameter.setting] = int(value)
     else:
         params[parameter.setting] = value
-
-
-def _spread(rows: Sequence[tuple[Any, ...]], pool: ExpertPool) -> list[tuple[Any, ...]]:
-    """Return one row if all are alike, rows per group if groups are alike inside, else a row per tensor."""
-    if len(set(rows)) == 1:
-        return [rows[0]]
-    by_group: dict[int, set[tuple[Any, ...]]] = {}
-    for info, row in zip(pool.tensors, rows, strict=True):
-        by_group.setdefault(info.group, set()).add(row)
-    if all(len(different) == 1 for different in by_group.values()):
-        return [next(iter(by_group[i])) for i in range(len(pool.groups))]
-    return list(rows)
 
 
 def _largest(tensors: Sequence[TensorInfo]) -> TensorInfo:

@@ -18,10 +18,10 @@ from sae_moo.experts.checkpoint import ZOO, is_adapter
 from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
 from sae_moo.materialization.check import check
-from sae_moo.materialization.ops.merge import METHODS
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
+from sae_moo.recipe.methods import METHODS, SEED
+from sae_moo.recipe.rows import Rows
 
-RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?=\.)")
 # Value of a setting for each tensor of the pool, in order.
 Column = tuple[Any, ...]
@@ -62,8 +62,7 @@ def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
 def _plain(node: Recipe) -> Recipe:
     """Pass over prunings that ask for no zeros; others are refused."""
     while isinstance(node, Prune):
-        asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
-        if any(asked) or any(node.counts or ()) or any(node.units or ()):
+        if any(Rows.by_group(node.sparsity).numbers) or any(node.counts or ()) or any(node.units or ()):
             raise InputError(f"mergekit cannot say this: it does not prune, this is {_called(node)}")
         node = node.input
     return node
@@ -77,7 +76,7 @@ def _called(node: Recipe) -> str:
         case Merge():
             return f"Merge by {node.method} of {inputs}"
         case Prune():
-            asked = node.sparsity if isinstance(node.sparsity, tuple) else (node.sparsity,)
+            asked = Rows.by_group(node.sparsity).numbers
             least, most = min(asked), max(asked)
             return (
                 f"Prune to {most:.3g} of {inputs}"
@@ -116,13 +115,14 @@ def _merge(node: Merge, names: Sequence[str], pool: ExpertPool) -> tuple[dict[st
     row = TABLE.get(node.method)
     if row is None:
         raise InputError(f"mergekit has no merge method {node.method!r}; it has {', '.join(TABLE)}")
-    params: dict[str, Any] = {**METHODS[node.method].defaults, **dict(node.params)}
+    method = METHODS.find(node.method)
+    params: dict[str, Any] = method.filled(node.params)
     relative = bool(params.pop("relative", row.base == "required"))
     base = _base(node.method, row, names, relative)
-    weights = _columns(node.weights, pool, len(names))
+    weights = _columns(Rows.of(node.weights), pool, len(names))
     own: list[dict[str, Any]] = [{} for _ in names]
     shared: dict[str, Any] = {}
-    unused = set(params) - {"seed"}
+    unused = set(params) - {SEED}
     for name, parameter in row.parameters.items():
         if parameter.setting is None:
             continue
@@ -143,16 +143,16 @@ def _merge(node: Merge, names: Sequence[str], pool: ExpertPool) -> tuple[dict[st
             continue
         _put_numbers(name, parameter, value, own, shared, pool)
     for name in sorted(unused):
-        if params[name] != METHODS[node.method].defaults[name]:
+        if params[name] != method.defaults[name]:
             raise InputError(f"mergekit's {node.method} has no {name}")
-    if all(parameter.setting != WEIGHTS for parameter in row.parameters.values()) and node.method != "arcee_fusion":
+    if all(parameter.setting != WEIGHTS for parameter in row.parameters.values()) and method.weights != "unused":
         for column in zip(*weights, strict=True):
             if len(set(column)) > 1:
                 raise InputError(f"mergekit's {node.method} has no weights: expected equal ones")
     notes = []
-    if node.method in RANDOM and _drops(params["density"]):
-        if params["seed"] != 0:
-            raise InputError(f"mergekit's {node.method} has no seed: expected 0, got {params['seed']}")
+    if method.random and any(number < 1 for number in Rows.of(params["density"]).numbers):
+        if params[SEED] != 0:
+            raise InputError(f"mergekit's {node.method} has no seed: expected 0, got {params[SEED]}")
         notes.append(f"{node.method} drops at random: mergekit draws masks of its own")
     models = [
         {"model": _source(name, pool)} | ({"parameters": settings} if settings else {})
@@ -161,7 +161,7 @@ def _merge(node: Merge, names: Sequence[str], pool: ExpertPool) -> tuple[dict[st
     document: dict[str, Any] = {"merge_method": node.method}
     if base is not None:
         document["base_model"] = _source(base, pool)
-    if node.method == "slerp":
+    if row.base == "first":
         models = models[1:]
     document["models"] = models
     if shared:
@@ -171,7 +171,7 @@ def _merge(node: Merge, names: Sequence[str], pool: ExpertPool) -> tuple[dict[st
 
 def _base(method: str, row: Row, names: Sequence[str], relative: bool) -> str | None:
     """Return the expert that must be ``base_model``, None if there need be none."""
-    if method == "slerp":
+    if row.base == "first":
         return names[0]
     if row.base == "input":
         return BASE if BASE in names else None
@@ -205,7 +205,7 @@ def _put_numbers(
     shared: dict[str, Any],
     pool: ExpertPool,
 ) -> None:
-    columns = _columns(value if isinstance(value, tuple) else (value,), pool, len(own))
+    columns = _columns(Rows.of(value), pool, len(own))
     if not parameter.each:
         if any(column != columns[0] for column in columns):
             raise InputError(f"mergekit takes one {name} for all models")
@@ -220,23 +220,13 @@ def _put_numbers(
             settings[name] = _setting(column, pool)
 
 
-def _columns(value: tuple[Any, ...], pool: ExpertPool, inputs: int) -> list[Column]:
-    """Return, for each input, the number at every tensor of the pool.
-
-    Args:
-        value: one number for all inputs, one per input, or rows of these per group or tensor.
-        pool: the experts.
-        inputs: how many there are.
-    """
-    rows = value if isinstance(value[0], tuple) else (value,)
-    if len(rows) not in (1, len(pool.groups), len(pool.tensors)):
-        raise InputError(f"expected rows for {len(pool.groups)} groups or {len(pool.tensors)} tensors, got {len(rows)}")
-    if len(rows) == len(pool.tensors):
-        by_tensor = list(rows)
-    else:
-        by_tensor = [rows[info.group if len(rows) > 1 else 0] for info in pool.tensors]
-    whole = [row * inputs if len(row) == 1 else row for row in by_tensor]
-    return [tuple(float(row[i]) for row in whole) for i in range(inputs)]
+def _columns(rows: Rows, pool: ExpertPool, inputs: int) -> list[Column]:
+    """Return, for each of so many inputs, the number at every tensor of the pool."""
+    groups, tensors = len(pool.groups), len(pool.tensors)
+    if not rows.fits(groups, tensors):
+        raise InputError(f"expected rows for {groups} groups or {tensors} tensors, got {len(rows.rows)}")
+    by_tensor = [rows.at(position, info.group, groups) for position, info in enumerate(pool.tensors)]
+    return [tuple(float(row[i if len(row) > 1 else 0]) for row in by_tensor) for i in range(inputs)]
 
 
 def _setting(column: Column, pool: ExpertPool) -> Any:
@@ -281,11 +271,6 @@ def _gradient(values: Sequence[float]) -> Any:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _drops(density: Any) -> bool:
-    rows = density if isinstance(density, tuple) else (density,)
-    return any(number < 1 for row in rows for number in (row if isinstance(row, tuple) else (row,)))
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes lists of numbers on one line."""
 
@@ -320,17 +305,17 @@ def _prove(text: str, node: Merge, names: Sequence[str], pool: ExpertPool) -> No
 
 
 def _numbers(node: Merge, pool: ExpertPool) -> list[Any]:
-    """Return every number of a merge at every tensor, in a fixed order; of slerp's weights the share of the second."""
-    weights = _columns(node.weights, pool, len(node.inputs))
-    if node.method == "slerp":
+    """Return every number of a merge at every tensor, in a fixed order; of weights between two, the second's share."""
+    row, inputs = TABLE[node.method], len(node.inputs)
+    weights = _columns(Rows.of(node.weights), pool, inputs)
+    if row.base == "first":
         weights = [tuple(b / (a + b) for a, b in zip(*weights, strict=True))]
-    if all(parameter.setting != WEIGHTS for parameter in TABLE[node.method].parameters.values()):
+    if all(parameter.setting != WEIGHTS for parameter in row.parameters.values()):
         weights = []
     found: list[Any] = [number for column in weights for number in column]
-    for name, value in sorted({**METHODS[node.method].defaults, **dict(node.params)}.items()):
+    for name, value in sorted(METHODS.find(node.method).filled(node.params).items()):
         if isinstance(value, (str, bool)):
             found.append(value)
-        elif name != "seed":
-            columns = _columns(value if isinstance(value, tuple) else (value,), pool, len(node.inputs))
-            found += [number for column in columns for number in column]
+        elif name != SEED:
+            found += [number for column in _columns(Rows.of(value), pool, inputs) for number in column]
     return found

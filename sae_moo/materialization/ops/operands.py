@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sae_moo.experts.memory import Remembered
+from sae_moo.recipe.rows import Scalar
 
-Scalar = float | int | bool | str
 Param = Scalar | tuple[float, ...]
 
 CHUNK = 1 << 16

@@ -1,17 +1,18 @@
-"""Pruning criteria: which weights matter least. Selection finds exactly that many, writing sets them to zero.
+"""Which weights matter least, by the score of a criterion. Selection finds exactly that many, writing zeroes them.
 
-Every criterion scores a weight by ``|w_ij| * f_j``, with a factor per input feature j or none. Weights that are zero
-score 0 and no other does, so that zeros already there always go first and count.
+The house's criteria score a weight by ``|w_ij| * f_j``, with a factor per input feature j or none; a guest's is any
+function. Weights that are zero score 0 and no other does, so that zeros already there always go first and count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops.measure import magnitudes
 from sae_moo.materialization.ops.operands import CHUNK
 from sae_moo.materialization.ops.select import Chunked, Scores
@@ -22,27 +23,19 @@ LINES = 1 << 18
 """Elements taken at a time where whole lines compete: few, but at least one line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Criterion:
-    """How weights are scored.
-
-    Args:
-        activations: whether |w_ij| is multiplied by the norm of input feature j over calibration tokens.
-    """
-
-    activations: bool
+Score = Callable[[Tensor, Tensor | None], Tensor]
+"""What a criterion thinks of weights: see `recipe.criteria.Criterion`."""
 
 
-CRITERIA: Mapping[str, Criterion] = {
-    "magnitude": Criterion(activations=False),  # Han et al. 2015
-    # Sun et al. 2023, arXiv 2306.11695, eq. 1: |W_ij| * ||X_j||_2. The paper compares within rows: scope "row".
-    "wanda": Criterion(activations=True),
-}
+def magnitude(weights: Tensor, factors: Tensor | None) -> Tensor:  # noqa: ARG001  # a criterion
+    """Score every weight by |w| (Han et al. 2015)."""
+    return weights.abs()
 
 
-def magnitude(tensor: Tensor) -> Scores:
-    """Score every weight of a flat tensor by |w|."""
-    return magnitudes(tensor, None)
+def activated(weights: Tensor, factors: Tensor | None) -> Tensor:
+    """Score every weight by ``|W_ij| * ||X_j||_2`` (Sun et al. 2023, arXiv 2306.11695, eq. 1)."""
+    assert factors is not None
+    return weights.abs() * factors
 
 
 def target_count(sparsity: float, numel: int) -> int:
@@ -93,21 +86,50 @@ class Scoring:
     Args:
         source: flat, contiguous; float32, bfloat16 or float16.
         grid: its shape and orientation.
-        norms: factor per input feature, float32, finite, not negative, shape (inputs,); None scores by magnitude.
+        score: the criterion's function.
+        norms: factor per input feature, float32, finite, not negative, shape (inputs,), or None.
+        held: the scores of all weights, flat, where they cannot be had a part at a time (`Scoring.whole`).
     """
 
     source: Tensor
     grid: Grid
+    score: Score = magnitude
     norms: Tensor | None = None
+    held: Tensor | None = None
+
+    @classmethod
+    def whole(cls, source: Tensor, grid: Grid, score: Score, norms: Tensor | None) -> Scoring:
+        """Return the scores of a criterion that has to see the whole matrix."""
+        turned = grid.transposed and len(grid.shape) == 2
+        matrix = source.view(grid.shape)
+        scores = _scored(score, matrix.t() if turned else matrix, norms)
+        return cls(source, grid, score, norms, (scores.t() if turned else scores).flatten())
+
+    @property
+    def plain(self) -> bool:
+        """Whether a weight's score is its magnitude, for which there are compiled forms."""
+        return self.score is magnitude
 
     def scores(self) -> Scores:
         """Return the scores to select by."""
-        return magnitude(self.source) if self.norms is None else Chunked(self._chunks, self.source.numel())
+        return magnitudes(self.source, None) if self.plain else Chunked(self._chunks, self.source.numel())
 
     def part(self, start: int, stop: int) -> Tensor:
         """Return the scores at positions ``start ... stop - 1``, float32."""
+        if self.held is not None:
+            return self.held[start:stop]
         factors = None if self.norms is None else self.grid.factors(self.norms, start, stop)
-        return _scored(self.source[start:stop], factors)
+        return _scored(self.score, self.source[start:stop], factors)
+
+    def unit_squares(self, axis: int) -> Tensor:
+        """Return the sum of squared scores for each index of an axis, float64; of the inputs where there are norms."""
+        matrix = self.source.view(self.grid.shape)
+        if self.plain:
+            return squares(matrix, axis)
+        if self.score is activated:
+            assert self.norms is not None
+            return squares(matrix, axis) * self.norms.double().square()
+        return squares(self.part(0, self.source.numel()).view(self.grid.shape), axis)
 
     def write_lines(self, keep: int, out: int, target: Tensor) -> int:
         """Write the tensor with the `out` lowest of every ``keep + out`` consecutive weights of a line set to zero.
@@ -121,9 +143,10 @@ class Scoring:
             The number of exact zeros written.
         """
         filled = 0
-        for lines, written in self.grid.lines(self.source, target):
-            scores = _scored(lines, self.norms).reshape(len(lines), -1, keep + out)
-            gone = smallest(scores, out).reshape(lines.shape)
+        held = () if self.held is None else (self.held,)
+        for lines, written, *known in self.grid.lines(self.source, target, *held):
+            scores = known[0] if known else _scored(self.score, lines, self.norms)
+            gone = smallest(scores.reshape(len(lines), -1, keep + out), out).reshape(lines.shape)
             written.copy_(lines.masked_fill(gone, 0))
             filled += int(torch.count_nonzero(written))
         return self.source.numel() - filled
@@ -176,8 +199,25 @@ def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor,
     return out.numel() - int(torch.count_nonzero(out))
 
 
-def _scored(weights: Tensor, factors: Tensor | None) -> Tensor:
-    magnitude = weights.float().abs()
-    if factors is None:
-        return magnitude
-    return (magnitude * factors).clamp_min(LEAST).masked_fill(magnitude == 0, 0.0)
+def _scored(score: Score, weights: Tensor, factors: Tensor | None) -> Tensor:
+    """Return a criterion's scores: zeros score 0 and no other weight does.
+
+    Raises:
+        WeightsError: if a guest's function gives no finite score of at least 0 for each weight.
+    """
+    weights = weights.float()
+    if score is magnitude:
+        return score(weights, factors)
+    scores = score(weights, factors)
+    if score is not activated:
+        _check_scores(score, scores, weights)
+    return scores.clamp_min(LEAST).masked_fill(weights == 0, 0.0)
+
+
+def _check_scores(score: Score, scores: Tensor, weights: Tensor) -> None:
+    called = f"pruning criterion {getattr(score, '__module__', '')}:{getattr(score, '__qualname__', score)}"
+    if not isinstance(scores, Tensor) or scores.shape != weights.shape or scores.dtype != torch.float32:
+        came = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+        raise WeightsError(f"{called}: expected float32 scores of shape {tuple(weights.shape)}, got {came}")
+    if scores.numel() and not (bool(torch.isfinite(scores).all()) and float(scores.min()) >= 0):
+        raise WeightsError(f"{called}: expected finite scores of at least 0, got {scores.min()} to {scores.max()}")

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sae_moo.errors import InputError
 from sae_moo.materialization.ops.measure import WHOLE, l1_norm, magnitudes, squares_above, varying
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.random import Stream, threshold
@@ -55,19 +54,13 @@ def della(x: Operands, weights: Sequence[float], place: Place) -> Step:
     The chance to stay runs from ``density - epsilon`` for the smallest magnitude of a row to ``density + epsilon`` for
     the largest. ``della`` elects signs and normalises, ``della_linear`` does neither; rescaling, seed and masks as in
     `dare`. As in mergekit. Difference: in rows of one element the chance is ``density``, where mergekit divides by 0.
-
-    Raises:
-        InputError: unless ``density - epsilon`` and ``density + epsilon`` are in (0, 1), for a density below 1.
+    Both chances are in (0, 1) for a density between 0 and 1: a recipe that asks otherwise is refused.
     """
     count = len(weights)
     thinnings = []
     for i, (density, epsilon) in enumerate(
         zip(place.each("density", count), place.each("epsilon", count), strict=True)
     ):
-        if 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
-            raise InputError(
-                f"della: expected density - epsilon and density + epsilon in (0, 1), got {density}, {epsilon}"
-            )
         stream = Stream.of(int(place.number("seed")), place.tensor, x.keys[i])
         if density >= 1:
             thinnings.append(Thinning())

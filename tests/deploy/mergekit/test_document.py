@@ -5,7 +5,7 @@ import pytest
 from sae_moo.deploy.mergekit.document import parse, read
 from sae_moo.deploy.mergekit.table import TABLE
 from sae_moo.errors import InputError
-from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.recipe.methods import METHODS
 
 TIES = """\
 merge_method: ties

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.prune import LEAST, Grid, Scoring, smallest, squares, target_count, write_without
+from sae_moo.materialization.ops.prune import (
+    LEAST,
+    Grid,
+    Scoring,
+    activated,
+    magnitude,
+    smallest,
+    squares,
+    target_count,
+    write_without,
+)
 from sae_moo.materialization.ops.select import lowest
 from sae_moo.materialization.ops.write import restoring, write_pruned
 
@@ -40,9 +50,13 @@ def gone_of(line: list[float], count: int) -> set[int]:
     return set(sorted(range(len(line)), key=lambda j: (line[j], j))[:count])
 
 
+def scored(flat: torch.Tensor, grid: Grid, factors: torch.Tensor | None) -> Scoring:
+    return Scoring(flat, grid, magnitude if factors is None else activated, factors)
+
+
 def pruned_lines(tensor, grid, keep, out, factors=None):
     target = torch.full((tensor.numel(),), 7.0, dtype=tensor.dtype)
-    zeros = Scoring(tensor.flatten(), grid, factors).write_lines(keep, out, target)
+    zeros = scored(tensor.flatten(), grid, factors).write_lines(keep, out, target)
     target = target.view(tensor.shape)
     assert zeros == int((target == 0).sum())
     return target
@@ -88,7 +102,7 @@ def test_patterns_hold_along_the_input(keep, of, dtype, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weighed_scores_over_a_whole_tensor(shape, dtype, transposed):
     tensor, grid = weights(shape, dtype), Grid(shape, transposed)
-    scoring = Scoring(tensor.flatten(), grid, norms(grid))
+    scoring = scored(tensor.flatten(), grid, norms(grid))
     table = torch.tensor(reference(tensor, grid, norms(grid)), dtype=torch.float64)
     flat = (table.t() if transposed else table).flatten()
     assert torch.equal(scoring.part(0, tensor.numel()).double(), flat)
@@ -117,7 +131,7 @@ def test_a_weight_that_no_token_reached_still_goes_after_zeros():
     tensor = torch.tensor([[5.0, 0.0, 2.0, 0.0]])
     dead = torch.tensor([0.0, 1.0, 1.0, 1.0])
     assert pruned_lines(tensor, Grid((1, 4)), 2, 2, dead).tolist() == tensor.tolist()
-    scores = Scoring(tensor.flatten(), Grid((1, 4)), dead).part(0, 4)
+    scores = scored(tensor.flatten(), Grid((1, 4)), dead).part(0, 4)
     assert scores[0] == LEAST
     assert scores[1] == 0
     assert pruned_lines(tensor, Grid((1, 4)), 1, 3, dead).tolist() == [[0.0, 0.0, 2.0, 0.0]]
@@ -130,7 +144,7 @@ def test_the_factor_that_restores_a_norm(shape, dtype, weighed):
     """Compiled and plain; against sums in float64 over what is left."""
     tensor = weights(shape, dtype).flatten()
     grid = Grid(shape)
-    scoring = Scoring(tensor, grid, norms(grid) if weighed else None)
+    scoring = scored(tensor, grid, norms(grid) if weighed else None)
     part = scoring.part if weighed else None
     for count in range(0, tensor.numel(), max(1, tensor.numel() // 3)):
         cut = lowest(scoring.scores(), count)

@@ -5,7 +5,8 @@ import torch
 
 from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops import fused
-from sae_moo.materialization.ops.prune import magnitude, target_count
+from sae_moo.materialization.ops.measure import magnitudes
+from sae_moo.materialization.ops.prune import target_count
 from sae_moo.materialization.ops.random import Stream, threshold
 from sae_moo.materialization.ops.select import NOTHING, compact, from_bits, lowest
 from sae_moo.materialization.ops.write import write_pruned
@@ -28,7 +29,7 @@ def weights(size: int, dtype=torch.float32) -> torch.Tensor:
 
 def prune(tensor: torch.Tensor, count: int) -> torch.Tensor:
     out = torch.full_like(tensor, 7.0)
-    zeros = write_pruned(tensor, lowest(magnitude(tensor), count), out)
+    zeros = write_pruned(tensor, lowest(magnitudes(tensor, None), count), out)
     assert zeros == int((out == 0).sum())
     return out
 
@@ -69,7 +70,7 @@ def test_zeros_count_and_nothing_more_goes():
 @pytest.mark.parametrize("count", [-1, 5])
 def test_counts_out_of_range(count):
     with pytest.raises(ValueError, match="expected 0 to 4"):
-        lowest(magnitude(torch.ones(4)), count)
+        lowest(magnitudes(torch.ones(4), None), count)
 
 
 def test_nothing_below_makes_a_copy():
@@ -82,7 +83,7 @@ def test_nothing_below_makes_a_copy():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_histogram_answers_every_count(size):
     tensor = torch.cat([weights(size), torch.zeros(size // 3), torch.full((size // 2,), 0.25)])
-    scores = magnitude(tensor)
+    scores = magnitudes(tensor, None)
     kept = compact(scores.high())
     assert len(kept.counts) < 32768
     assert int(kept.whole().sum()) == len(tensor)
@@ -143,7 +144,7 @@ def test_nan_is_never_pruned_away(dtype):
     tensor[::10] = torch.nan
     assert prune(tensor, 500)[::10].isnan().all()
     with pytest.raises(WeightsError, match="weights are NaN: no order among 1000 scores to take the 950 smallest of"):
-        lowest(magnitude(tensor), 950)
+        lowest(magnitudes(tensor, None), 950)
 
 
 def test_an_interrupt_waits_for_the_threads_that_still_work(monkeypatch, path):

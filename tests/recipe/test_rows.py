@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sae_moo.errors import InputError
+from sae_moo.recipe.rows import Rows, number, numbers, rounded
+
+GROUPS = (0, 0, 1, 2, 2)
+"""The parameter group of each of five tensors."""
+
+
+@pytest.mark.parametrize("given", [0.5, 3, True, "l1"])
+def test_one_value_holds_everywhere(given):
+    rows = Rows.of(given)
+    assert [rows.at(i, group, 3) for i, group in enumerate(GROUPS)] == [(given,)] * 5
+    assert not rows.placed
+    assert rows.numbers == (given,)
+
+
+def test_a_row_holds_everywhere():
+    rows = Rows.of((1.0, 2.0))
+    assert {rows.at(i, group, 3) for i, group in enumerate(GROUPS)} == {(1.0, 2.0)}
+    assert rows.fits(7)
+    assert rows.value == (1.0, 2.0)
+
+
+def test_as_many_rows_as_groups_are_by_group_others_by_tensor():
+    by_group, by_tensor = Rows.of(((0.0,), (1.0,), (2.0,))), Rows.of(tuple((float(i),) for i in range(5)))
+    assert [by_group.at(i, group, 3) for i, group in enumerate(GROUPS)] == [(0.0,), (0.0,), (1.0,), (2.0,), (2.0,)]
+    assert [by_tensor.at(i, group, 3) for i, group in enumerate(GROUPS)] == [(0.0,), (1.0,), (2.0,), (3.0,), (4.0,)]
+    assert by_group.fits(3, 5)
+    assert by_tensor.fits(3, 5)
+    assert not by_tensor.fits(3)
+
+
+def test_where_both_fit_the_group_counts():
+    rows = Rows.of(((0.0,), (1.0,)))
+    assert rows.at(0, 1, 2) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        (2.0, [[2.0], [2.0]]),
+        ((1.0, 3.0), [[1.0, 3.0]] * 2),
+        (((1.0, 3.0), (5.0, 7.0)), [[1.0, 3.0], [5.0, 7.0]]),
+        (((1.0,), (5.0,), (9.0,)), [[5.0], [5.0]]),
+        (((1.0,), (5.0, 7.0)), [[1.0, 1.0], [5.0, 7.0]]),
+    ],
+)
+def test_per_group_rows_by_tensor_count_by_their_mean(given, table):
+    found = Rows.of(given).per_group(2)
+    assert found.shape == np.shape(table)
+    assert found.tolist() == table
+
+
+def test_a_column_is_what_belongs_to_one_input():
+    assert list(Rows.of(((1.0, 2.0), (3.0,), (4.0, 5.0))).column(1)) == [2.0, 3.0, 5.0]
+
+
+def test_sparsities_are_one_or_by_group():
+    assert [Rows.by_group(0.5).of_group(group) for group in range(3)] == [0.5] * 3
+    assert [Rows.by_group((0.1, 0.2, 0.3)).of_group(group) for group in range(3)] == [0.1, 0.2, 0.3]
+    assert Rows.by_group((0.1,)).placed
+    assert not Rows.by_group(0.1).placed
+    assert Rows.by_group((0.1, 0.2)).numbers == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shortest"),
+    [
+        ([(1.0,)] * 5, Rows(((1.0,),), placed=False)),
+        ([(1.0,), (1.0,), (2.0,), (3.0,), (3.0,)], Rows(((1.0,), (2.0,), (3.0,)), placed=True)),
+        ([(float(i),) for i in range(5)], Rows(tuple((float(i),) for i in range(5)), placed=True)),
+    ],
+)
+def test_gathered_rows_are_the_shortest_that_say_the_same(rows, shortest):
+    gathered = Rows.gathered(rows, GROUPS)
+    assert gathered == shortest
+    assert [gathered.at(i, group, 3) for i, group in enumerate(GROUPS)] == rows
+
+
+def test_what_is_written_is_read_back():
+    for value in ((1.0, 2.0), ((1.0, 2.0), (3.0, 4.0)), ((1.0,),)):
+        assert Rows.of(value).value == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_recipe_holds_finite_numbers_only(value):
+    with pytest.raises(ValueError, match="expected a finite number"):
+        rounded(value)
+    with pytest.raises(InputError, match="here: expected a finite number"):
+        number(value, "here")
+
+
+def test_numbers_are_read_from_anything_that_is_one():
+    assert number(np.float32(0.5), "here") == 0.5
+    assert numbers(np.array([[1.0, 2.0]]), "here") == ((1.0, 2.0),)
+    assert numbers((1, 2), "here") == (1.0, 2.0)
+    assert str(rounded(-0.0)) == "0.0"
+    with pytest.raises(InputError, match="here: expected a number, got 'x'"):
+        numbers(["x", 1], "here")
+    with pytest.raises(InputError, match="here: expected numbers or rows"):
+        numbers(3, "here")
