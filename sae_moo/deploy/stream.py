@@ -12,10 +12,8 @@ from sae_moo.deploy.tensor_files import Entry, raw
 from sae_moo.errors import WeightsError
 from sae_moo.experts.anatomy import transposed
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.materialization.check import check
 from sae_moo.materialization.into_model import fractions
-from sae_moo.materialization.plan import Plan
-from sae_moo.materialization.resolve import resolve
+from sae_moo.materialization.prepare import prepared
 from sae_moo.recipe import Recipe
 
 
@@ -46,9 +44,9 @@ class Stream:
     def __init__(
         self, recipe: Recipe, pool: ExpertPool, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        check(recipe, pool)
+        ready = prepared(recipe, pool, device)
         self.pool = pool
-        self.recipe = resolve(recipe, pool, device)
+        self.recipe = ready.recipe
         self.entries = tuple(Entry(info.name, info.shape, dtype) for info in pool.tensors)
         self.digests: dict[str, str] = {}
         self.two_four: dict[str, bool] = {}
@@ -56,7 +54,7 @@ class Stream:
         self._zeros: dict[str, int] = {}
         self._broken: dict[str, None] = {}
         self._device = torch.device(device)
-        self._plan = Plan(self.recipe, pool, device, None)
+        self._plan = ready.plan
 
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:

@@ -21,8 +21,7 @@ from sae_moo.jobs import search as jobs
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.judge import bench_of, check_has_test, judge
 from sae_moo.jobs.merge import read_recipe
-from sae_moo.materialization.plan import Plan
-from sae_moo.materialization.resolve import resolve
+from sae_moo.materialization.prepare import prepared
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score, Scores, Split, mean_score, summary
 from sae_moo.recipe import BASE, Recipe
@@ -159,8 +158,7 @@ def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPoo
 
 
 def _of_recipe(recipe: Recipe, bench: Bench) -> Weights:
-    plan = Plan(resolve(recipe, bench.pool, bench.device), bench.pool, bench.device, None)
-    return plan.tensor
+    return prepared(recipe, bench.pool, bench.device).plan.tensor
 
 
 def _scores(rows: Sequence[Scores], objectives: Sequence[Objective]) -> dict[str, ScoreDifference]:

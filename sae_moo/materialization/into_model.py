@@ -18,11 +18,9 @@ import torch
 from torch import nn
 
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.plan import Plan
-from sae_moo.materialization.resolve import resolve
-from sae_moo.recipe import Cast, Expert, Recipe, children
+from sae_moo.materialization.prepare import prepared, worth_holding
+from sae_moo.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,46 +59,15 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
     """
     start = time.perf_counter()
-    check(recipe, pool)
     parameters = pool.parameters(into)
-    device = next(iter(parameters.values())).device
-    recipe = resolve(recipe, pool, device, cache)
-    if cache is not None:
-        _hold_parents(recipe, pool, device, cache, sum(parameter.nbytes for parameter in parameters.values()))
-    plan = Plan(recipe, pool, device, cache)
-    zeros = {info.name: plan.write(info, parameters[info.name]) for info in pool.tensors}
-    dtype = next(iter(parameters.values())).dtype
-    if cache is not None and _worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == dtype:
-        cache.put(recipe, parameters.items(), sum(parameter.nbytes for parameter in parameters.values()))
+    first = next(iter(parameters.values()))
+    size = sum(parameter.nbytes for parameter in parameters.values())
+    ready = prepared(recipe, pool, first.device, cache, size)
+    zeros = {info.name: ready.plan.write(info, parameters[info.name]) for info in pool.tensors}
+    recipe = ready.recipe
+    if cache is not None and worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == first.dtype:
+        cache.put(recipe, parameters.items(), size)
     return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
-
-
-def _worth_holding(recipe: Recipe) -> bool:
-    return isinstance(recipe, Cast) and not isinstance(recipe.input, Expert)  # an expert is read as fast from its file
-
-
-def _hold_parents(
-    recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache, model_bytes: int
-) -> None:
-    """Put parents that the cache has dropped, or not seen since a restart, back into it.
-
-    A parent is likely to breed again, and without it every child recomputes the whole lineage above it.
-    """
-    if recipe in cache or cache.max_bytes < 3 * model_bytes:  # two parents and their child
-        return
-    parents: dict[Recipe, None] = {}
-    stack = list(children(recipe))
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Cast):
-            parents[node] = None
-        else:
-            stack.extend(children(node))
-    for parent in parents:
-        if parent not in cache and _worth_holding(parent) and isinstance(parent, Cast):
-            plan = Plan(parent, pool, device, cache)
-            size = sum(info.numel for info in pool.tensors) * getattr(torch, parent.dtype).itemsize
-            cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:

@@ -1,0 +1,83 @@
+"""Check, resolve, plan: what stands between a recipe and its first tensor, in the one order in which it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.check import check
+from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.plan import Plan
+from sae_moo.materialization.resolve import resolve
+from sae_moo.recipe import Cast, Expert, Recipe, children
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe that is ready to be computed tensor by tensor.
+
+    Args:
+        recipe: the recipe with all that needs whole models written down.
+        plan: the order of work for it.
+    """
+
+    recipe: Recipe
+    plan: Plan
+
+
+@torch.no_grad()
+def prepared(
+    recipe: Recipe,
+    pool: ExpertPool,
+    device: torch.device | str = "cpu",
+    cache: WeightCache | None = None,
+    model_bytes: int = 0,
+) -> Prepared:
+    """Check a recipe, write down what needs whole models, and plan its work.
+
+    Args:
+        recipe: any recipe over the pool's experts.
+        pool: the experts.
+        device: where to work.
+        cache: weights of candidates already materialized; parents that it lacks are added.
+        model_bytes: size of a candidate's weights; parents are held only where three of them fit.
+
+    Raises:
+        InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
+    """
+    check(recipe, pool)
+    recipe = resolve(recipe, pool, device, cache)
+    if cache is not None:
+        _hold_parents(recipe, pool, device, cache, model_bytes)
+    return Prepared(recipe, Plan(recipe, pool, device, cache))
+
+
+def worth_holding(recipe: Recipe) -> bool:
+    """Say whether a cache should hold a recipe's weights: an expert is read as fast from its file."""
+    return isinstance(recipe, Cast) and not isinstance(recipe.input, Expert)
+
+
+def _hold_parents(
+    recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache, model_bytes: int
+) -> None:
+    """Put parents that the cache has dropped, or not seen since a restart, back into it.
+
+    A parent is likely to breed again, and without it every child recomputes the whole lineage above it.
+    """
+    if recipe in cache or cache.max_bytes < 3 * model_bytes:  # two parents and their child
+        return
+    parents: dict[Recipe, None] = {}
+    stack = list(children(recipe))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Cast):
+            parents[node] = None
+        else:
+            stack.extend(children(node))
+    for parent in parents:
+        if parent not in cache and worth_holding(parent) and isinstance(parent, Cast):
+            plan = Plan(parent, pool, device, cache)
+            size = sum(info.numel for info in pool.tensors) * getattr(torch, parent.dtype).itemsize
+            cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)
