@@ -11,10 +11,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from sae_moo import zoo
-from sae_moo.errors import nearest
+from sae_moo.config.sections import PruningSection
+from sae_moo.errors import InputError, nearest
 from sae_moo.files.marked_yaml import Key
 from sae_moo.objectives import SPARSITY
 from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
+from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA, SETTINGS
 from sae_moo.searchers.schedule import ADAPTIVE
 
@@ -104,8 +106,9 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
         expected = "expected an Optuna URL that outlives the process, e.g. sqlite:///s.db, or null for a journal file"
         yield ("study", "storage"), f"{expected}; got {storage!r}"
     pruning = _as(dict, raw.get("pruning"))
-    if pruning.get("calibration") is not None and pruning.get("criterion", "magnitude") != "wanda":
-        yield ("pruning", "calibration"), "only criterion: wanda is calibrated; leave it out"
+    criterion = pruning.get("criterion", PruningSection.model_fields["criterion"].default)
+    if pruning.get("calibration") is not None and not _calibrated(criterion):
+        yield ("pruning", "calibration"), f"criterion: {criterion} is not calibrated; leave it out"
     if pruning.get("rescale") is True and pruning.get("scope") in STRUCTURED:
         yield ("pruning", "rescale"), f"scope: {pruning['scope']} is not rescaled; leave it out"
     calibrated = _as(dict, pruning.get("calibration")).get("model", BASE)
@@ -214,6 +217,14 @@ def _compare_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     for i, task in enumerate(_as(list, raw.get("tasks")) if section else []):
         if _as(dict, task).get("test") == 0:
             yield ("tasks", i, "test"), "a comparison judges on the test split; expected at least 1 instance"
+
+
+def _calibrated(criterion: Any) -> bool:
+    """Say whether a criterion weighs by activations; of one that there is not, the section says so."""
+    try:
+        return CRITERIA.find(criterion).calibrated
+    except InputError:
+        return True
 
 
 def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sae_moo import zoo
 from sae_moo.errors import nearest
 from sae_moo.recipe import BASE, SCOPES, pattern
+from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.schedule import ADAPTIVE, SHAPES
 
@@ -187,7 +188,10 @@ class CalibrationSection(Section):
 class PruningSection(Section):
     """``pruning``: by what weights are ranked, what competes with what, whether what is left keeps a tensor's norm."""
 
-    criterion: Literal["magnitude", "wanda"] = Field(default="magnitude", description="how weights are ranked")
+    criterion: str = Field(
+        default="magnitude",
+        description="how weights are ranked: `magnitude`, `wanda`, or `package/name` of an installed package",
+    )
     scope: str = Field(
         default="tensor",
         description="what competes for the zeros: `tensor`, `group` (a block), `global`, `row`, `N:M` such as `2:4`, "
@@ -202,6 +206,14 @@ class PruningSection(Section):
         default=None, description="texts and model of criteria that need activations; null: the defaults below"
     )
 
+    @field_validator("criterion")
+    @classmethod
+    def _ranking(cls, criterion: str) -> str:
+        row = CRITERIA.find(criterion)
+        if row.unavailable is not None:
+            raise ValueError(row.unavailable)
+        return row.name
+
     @field_validator("scope", mode="before")
     @classmethod
     def _known(cls, scope: Any) -> Any:
@@ -215,7 +227,7 @@ class PruningSection(Section):
     @property
     def calibrated(self) -> CalibrationSection | None:
         """The calibration, defaults filled in; None if the criterion needs none."""
-        return (self.calibration or CalibrationSection()) if self.criterion == "wanda" else None
+        return (self.calibration or CalibrationSection()) if CRITERIA.find(self.criterion).calibrated else None
 
 
 class AnnealingSection(Section):

@@ -19,6 +19,7 @@ from sae_moo.experts.anatomy import anatomy, transposed
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.feed import Feed
+from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.select import NOTHING, compact, lowest
@@ -267,8 +268,9 @@ class Plan:
         where = Place(
             info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
         )
-        step = method.function(operands, [float(weights[i]) for i in order], where)
-        return _Value(torch.float32, info.numel, users, None, lambda out: write(step, operands, out), tuple(inputs))
+        step = guarded(METHODS, method, method.function)(operands, [float(weights[i]) for i in order], where)
+        writer = guarded(METHODS, method, lambda out: write(step, operands, out))
+        return _Value(torch.float32, info.numel, users, None, writer, tuple(inputs))
 
     def _ready(self, value: _Value) -> Tensor:
         """Return a value's tensor, written into a buffer if it was not yet."""
@@ -311,7 +313,8 @@ def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) 
         assert node.calibration is not None  # the recipe was checked
         norms = pool.norms[node.calibration][info.name].to(source.device)
     made = pruning.Scoring.whole if criterion.whole else pruning.Scoring
-    return made(source, pruning.Grid(info.shape, transposed(pool)), criterion.function, norms)
+    score = guarded(CRITERIA, criterion, criterion.function)
+    return made(source, pruning.Grid(info.shape, transposed(pool)), score, norms)
 
 
 def _work(node: Merge) -> _Work:

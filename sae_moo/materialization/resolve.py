@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from sae_moo.errors import WeightsError
 from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
+from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
 from sae_moo.materialization.ops.select import Scores, rank
 from sae_moo.materialization.parents import WeightCache
@@ -20,7 +22,7 @@ from sae_moo.materialization.plan import Plan, scoring_of
 from sae_moo.recipe import STRUCTURED, Cast, Merge, Prune, Recipe, walk
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
-from sae_moo.recipe.methods import METHODS, WholeModel
+from sae_moo.recipe.methods import METHODS, Method, WholeModel
 from sae_moo.recipe.rows import Rows
 
 
@@ -46,9 +48,10 @@ def resolve(
             case Merge():
                 inputs = tuple(new[child] for child in node.inputs)
                 params = node.params
-                whole = METHODS.find(node.method).whole_model
-                if whole is not None and _unresolved(node):
-                    params = (*params, (whole.setting, _measured(whole, inputs, pool, device, cache)))
+                method = METHODS.find(node.method)
+                if method.whole_model is not None and _unresolved(node):
+                    measured = _measured(method, method.whole_model, inputs, pool, device, cache)
+                    params = (*params, (method.whole_model.setting, measured))
                 node_now: Recipe = Merge(node.method, inputs, node.weights, params)
             case Prune():
                 pruned = replace(node, input=new[node.input])
@@ -76,6 +79,7 @@ def _unresolved(node: Recipe) -> bool:
 
 
 def _measured(
+    method: Method,
     whole: WholeModel,
     inputs: Sequence[Recipe],
     pool: ExpertPool,
@@ -83,7 +87,12 @@ def _measured(
     cache: WeightCache | None,
 ) -> tuple[tuple[float, ...], ...]:
     models = (Plan(node, pool, device, cache).tensor for node in inputs)
-    measured: tuple[tuple[float, ...], ...] = resolved(whole.measure)(models, pool, device)
+    measure = guarded(METHODS, method, resolved(whole.measure))
+    measured: tuple[tuple[float, ...], ...] = measure(models, pool, device)
+    if len(measured) != len(pool.tensors):
+        raise WeightsError(
+            f"{method.name}: {whole.setting}: expected {len(pool.tensors)} rows, one per tensor, got {len(measured)}"
+        )
     return measured
 
 

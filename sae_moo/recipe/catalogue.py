@@ -37,6 +37,10 @@ class Guest:
         return f"{self.distribution} {self.version}"
 
 
+class OtherGuest(InputError):
+    """What was written used a package that is not installed here, or is in another version."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What every row of a catalogue has.
@@ -169,6 +173,31 @@ def check_implemented(catalogue: Catalogue[R], row: R, place: str) -> None:
         raise InputError(
             f"{catalogue.kind} {row.name!r}: {row.guest} names {place}, which cannot be imported: {error!r}"
         ) from error
+
+
+def check_guests(written: object) -> None:
+    """Check that the packages that something was written with are here, in the same versions.
+
+    Args:
+        written: name of a row -> its guest as text, as in the ``guests`` of a recipe.
+
+    Raises:
+        OtherGuest: naming the first row whose package is missing or has another version, and both versions.
+        InputError: if this is no such mapping.
+    """
+    if not isinstance(written, dict) or not all(isinstance(text, str) for text in written.values()):
+        raise InputError(f'expected "guests": {{NAME: "PACKAGE VERSION"}}, got {written!r}')
+    for name, text in sorted(written.items()):
+        distribution, _, wanted = text.partition(" ")
+        try:
+            here = version(distribution)
+        except (PackageNotFoundError, ValueError):
+            raise OtherGuest(f"{name!r} needs the package {text}, which is not installed here") from None
+        if here != wanted:
+            raise OtherGuest(
+                f"{name!r} was used as of {text}, here is {distribution} {here}, which may compute something else: "
+                f"install {distribution}=={wanted}"
+            )
 
 
 def canonical(name: str) -> str:

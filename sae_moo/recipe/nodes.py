@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from sae_moo.errors import InputError
+from sae_moo.recipe.catalogue import SEPARATOR, Guest, Row, canonical, check_guests
+from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers, rounded
 
 SCHEMA = 1
@@ -121,10 +124,11 @@ class Expert(Recipe):
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Merge(Recipe):
-    """A merge of several inputs by a method of `ops.merge`.
+    """A merge of several inputs by one of `methods.METHODS`.
 
     Args:
-        method: name of a merge method, e.g. ``linear`` or ``task_arithmetic``.
+        method: name of a merge method, e.g. ``linear`` or ``task_arithmetic``; of an installed package's,
+            ``package/name``.
         inputs: one or more recipes, in the order of the weights.
         weights: one finite number per input, or one such row per parameter group (groups in the pool's order) or per
             tensor (tensors in the pool's order).
@@ -161,6 +165,7 @@ class Merge(Recipe):
                 raise InputError(f"Merge {self.method}: expected a number, truth value or text for {name!r}: {value!r}")
             elif isinstance(value, float):
                 params[name] = number(value, where)
+        object.__setattr__(self, "method", canonical(self.method))
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "params", tuple(sorted(params.items())))
@@ -176,7 +181,8 @@ class Prune(Recipe):
         sparsity: fraction of zeros asked for, in [0, 1): one number, or one per parameter group. With a scope ``N:M``
             it is the pattern's 1 - N/M (a group may ask 0.0 and is left alone); with `neurons` and `heads` it is the
             fraction of units, one number for all blocks.
-        criterion: name of a criterion of `ops.prune`: ``magnitude`` or ``wanda``.
+        criterion: name of one of `criteria.CRITERIA`, ``magnitude`` or ``wanda``; of an installed package's,
+            ``package/name``.
         scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights); ``row``, the inputs
             of one output, the same number in each; ``N:M``, every M consecutive weights of a row, of which N stay;
             ``neurons``, whole neurons of a block's MLP; ``heads``, whole key/value groups of its attention heads.
@@ -214,6 +220,7 @@ class Prune(Recipe):
                 raise InputError(f"Prune: expected a sparsity in [0, 1), got {value!r}")
         if not isinstance(self.criterion, str) or not self.criterion:
             raise InputError(f"Prune: expected the name of a criterion, got {self.criterion!r}")
+        object.__setattr__(self, "criterion", canonical(self.criterion))
         single = not isinstance(self.sparsity, (Sequence, tuple))
         object.__setattr__(self, "sparsity", asked[0] if single else asked)
         _check_scope(self.scope, asked, single)
@@ -291,8 +298,32 @@ def experts_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(sorted({node.name for node in walk(recipe) if isinstance(node, Expert)}))
 
 
+def guests_of(recipe: Recipe, stop: Collection[Recipe] = ()) -> dict[str, Guest]:
+    """Return the packages whose methods and criteria a recipe uses, by the rows' names, sorted.
+
+    Args:
+        recipe: any recipe.
+        stop: nodes that are not looked at, nor what they are made of.
+
+    Raises:
+        InputError: if one is not installed.
+    """
+    guests: dict[str, Guest] = {}
+    for node in walk(recipe, stop=stop):
+        row: Row | None = None
+        if isinstance(node, Merge) and SEPARATOR in node.method and node not in stop:
+            row = METHODS.find(node.method)
+        elif isinstance(node, Prune) and SEPARATOR in node.criterion and node not in stop:
+            row = CRITERIA.find(node.criterion)
+        if row is not None and row.guest is not None:
+            guests[row.name] = row.guest
+    return dict(sorted(guests.items()))
+
+
 def digest(recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
     """Return the identity of the weights a recipe stands for: equal digests are equal weights.
+
+    Packages whose methods and criteria it uses are bound in with their versions.
 
     Args:
         recipe: any recipe.
@@ -303,14 +334,17 @@ def digest(recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
         64 hexadecimal digits, the same on every machine and in every process.
 
     Raises:
-        InputError: if the recipe names an expert without a fingerprint.
+        InputError: if the recipe names an expert without a fingerprint, or uses a package that is not installed.
     """
     names = sorted({*experts_of(recipe), *({BASE} & set(fingerprints))})
     missing = [name for name in names if name not in fingerprints]
     if missing:
         known = ", ".join(sorted(fingerprints))
         raise InputError(f"the recipe names {', '.join(map(repr, missing))}, but the experts at hand are: {known}")
-    bound = [SCHEMA, recipe.key, [[name, fingerprints[name]] for name in names]]
+    bound: list[Any] = [SCHEMA, recipe.key, [[name, fingerprints[name]] for name in names]]
+    guests = guests_of(recipe)
+    if guests:
+        bound.append([[name, str(guest)] for name, guest in guests.items()])
     return hashlib.sha256(dumps(bound).encode()).hexdigest()
 
 
@@ -323,7 +357,8 @@ def encode(recipe: Recipe, known: Mapping[Recipe, str] | None = None) -> dict[st
             document of a child does not grow with its lineage.
 
     Returns:
-        ``{"schema": 1, "nodes": [...]}``; the last node is the root, inputs are indices of earlier nodes.
+        ``{"schema": 1, "nodes": [...]}``; the last node is the root, inputs are indices of earlier nodes. Where methods
+        or criteria of installed packages are used, these and their versions are ``"guests"``.
     """
     known = {} if known is None else known
     index: dict[str, int] = {}
@@ -337,7 +372,8 @@ def encode(recipe: Recipe, known: Mapping[Recipe, str] | None = None) -> dict[st
     for written in nodes:
         if not written.get("inputs", True):
             del written["inputs"]
-    return {"schema": SCHEMA, "nodes": nodes}
+    guests = {name: str(guest) for name, guest in guests_of(recipe, stop=known).items()}
+    return {"schema": SCHEMA, "nodes": nodes} | ({"guests": guests} if guests else {})
 
 
 def decode(document: object, known: Mapping[str, Recipe] | None = None) -> Recipe:
@@ -349,11 +385,13 @@ def decode(document: object, known: Mapping[str, Recipe] | None = None) -> Recip
 
     Raises:
         InputError: naming the node and what is wrong with it.
+        OtherGuest: if it was written with a package that is not installed here, or with another version of it.
     """
     if not isinstance(document, dict) or not isinstance(document.get("nodes"), list) or not document["nodes"]:
         raise InputError('expected a recipe: an object with "schema" and a non-empty list "nodes"')
     if document.get("schema") != SCHEMA:
         raise InputError(f"expected recipe schema {SCHEMA}, got {document.get('schema')!r}")
+    check_guests(document.get("guests", {}))
     built: list[Recipe] = []
     for position, entry in enumerate(document["nodes"]):
         try:

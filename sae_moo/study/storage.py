@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sae_moo.errors import InputError
 from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, feasible, violations
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
+from sae_moo.recipe.catalogue import OtherGuest
 
 log = logging.getLogger(__name__)
 
@@ -308,6 +309,8 @@ class TrialStorage:
                 params=dict(trial.params),
                 vector=tuple(attrs.get("vector", ())),
             )
+        except OtherGuest as error:
+            raise InputError(f"trial {trial.number}: {error}") from error
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
         if evaluation is not None:

@@ -233,8 +233,11 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
             "'neuron' (did you mean 'neurons'?)",
         ),
         ("{scope: 4:2}", "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M"),
-        ("{criterion: wnda}", "expected 'magnitude' or 'wanda', got 'wnda' (did you mean 'wanda'?)"),
-        ("{calibration: {tokens: 64}}", "pruning.calibration: only criterion: wanda is calibrated; leave it out"),
+        (
+            "{criterion: wnda}",
+            "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",
+        ),
+        ("{calibration: {tokens: 64}}", "pruning.calibration: criterion: magnitude is not calibrated; leave it out"),
         (
             "{criterion: wanda, calibration: {model: maths}}",
             "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
