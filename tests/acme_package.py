@@ -6,6 +6,7 @@ import importlib
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from guests import installed
@@ -94,7 +95,8 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str | None =
     """Install a version of the package, in this process and for those that it starts; None: none, from now on."""
     for catalogue in (METHODS, CRITERIA):
         monkeypatch.setattr(catalogue, "_guests", {})
-    monkeypatch.delitem(sys.modules, "acme", raising=False)
+    monkeypatch.setitem(sys.modules, "acme", ModuleType("acme"))  # so that what is imported is forgotten afterwards
+    del sys.modules["acme"]
     resolved.cache_clear()
     shutil.rmtree(folder, ignore_errors=True)
     importlib.invalidate_caches()

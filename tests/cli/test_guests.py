@@ -1,0 +1,123 @@
+"""Methods and criteria of installed packages from the command line: searched, resumed, exported, verified, merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import acme_package
+import numpy as np
+import pytest
+from commands import call, refused
+
+import sae_moo
+from sae_moo.recipe import Expert, Merge
+from sae_moo.searchers.searcher import Proposal
+
+NAMES = ("math", "code", "law")
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """The package is installed; call it to have another version, or none."""
+    folder = tmp_path / "site-packages"
+    acme_package.install(folder, monkeypatch)
+    return lambda version: acme_package.install(folder, monkeypatch, version)
+
+
+class Medians:
+    """Proposes medians of the experts, pulled towards the base."""
+
+    def __init__(self, bench) -> None:
+        merged = [
+            Merge("acme/median", tuple(map(Expert, NAMES)), (1, 1, 1), {"pull": float(pull)})
+            for pull in np.linspace(0, 0.5, 3)
+        ]
+        self.waiting = [Proposal(bench.ground().candidate(recipe), operator="median") for recipe in merged]
+
+    def ask(self, n):
+        taken, self.waiting = self.waiting[:n], self.waiting[n:]
+        return taken
+
+    def tell(self, proposal, evaluation) -> None: ...
+
+
+def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packages, here):
+    (here / "c.yaml").write_text(Path("c.yaml").read_text() + "pruning: {criterion: acme/relative, scope: row}\n")
+    call("search", "c.yaml", "--evaluations", "10")
+    call("search", "c.yaml", "--evaluations", "12")
+    shown = json.loads(call("pick", "runs/tiny", "--json", "--weights", "sparsity=1").stdout)
+    number = str(shown["trial"]["number"])
+    exported = call("export", "runs/tiny", "--trial", number, "--output", "out", "--verify")
+    assert "verified in a fresh process" in exported.stderr + exported.stdout
+    document = json.loads(Path("out/recipe.json").read_text())
+    assert document["guests"] == {"acme/relative": "acme 1.2"}
+    call("merge", "out/recipe.json", "--output", "again")
+    assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+
+    packages("1.3")
+    for command in (
+        ("search", "c.yaml", "--evaluations", "14"),
+        ("pick", "runs/tiny"),
+        ("merge", "out/recipe.json", "-o", "a"),
+    ):
+        assert "'acme/relative' was used as of acme 1.2, here is acme 1.3" in refused(*command)
+    packages(None)
+    for command in (("pick", "runs/tiny"), ("merge", "out/recipe.json", "-o", "a")):
+        assert "'acme/relative' needs the package" in refused(*command)
+    message = "pruning.criterion: pruning criterion 'acme/relative' needs the package 'acme', which is not installed"
+    assert message in refused("search", "c.yaml", "--evaluations", "14")
+    assert not Path("a").exists()
+
+
+def test_a_method_is_searched_with_resumed_exported_verified_and_merged(packages, here):
+    for budget in (2, 3):
+        config = sae_moo.Config.load("c.yaml", [f"search.evaluations={budget}"])
+        run = sae_moo.search(config, searcher=Medians)
+    assert [record.operator for record in run.view().done] == ["median"] * 3
+    call("export", "runs/tiny", "--trial", "1", "--output", "out", "--format", "recipe", "--verify")
+    assert json.loads(Path("out/recipe.json").read_text())["guests"] == {"acme/median": "acme 1.2"}
+    call("merge", "out/recipe.json", "--output", "again")
+    assert Path("again/model.safetensors").is_file()
+    call("evaluate", "out/recipe.json", "--config", "c.yaml")
+    assert "mergekit has no merge method 'acme/median'" in refused(
+        "merge", "out/recipe.json", "--to-mergekit", "m.yaml"
+    )
+    packages("2.0")
+    assert "trial 0: 'acme/median' was used as of acme 1.2, here is acme 2.0" in refused(
+        "report", "runs/tiny", "-o", "r.html"
+    )
+
+
+def test_a_criterion_that_needs_activations_is_calibrated(packages, here):
+    with Path("c.yaml").open("a") as file:
+        file.write("pruning: {criterion: acme/active, calibration: {tokens: 64}}\n")
+    call("search", "c.yaml", "--evaluations", "8")
+    call("export", "runs/tiny", "--weights", "sparsity=1", "--output", "out")
+    nodes = json.loads(Path("out/recipe.json").read_text())["nodes"]
+    assert {node["criterion"] for node in nodes if node["node"] == "prune"} == {"acme/active"}
+    assert all(node["calibration"] for node in nodes if node["node"] == "prune")
+    call("merge", "out/recipe.json", "--output", "again")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        ("acme/relativ", "acme 1.2 has no 'relativ' (did you mean 'relative'?)"),
+        ("acme/fisher", "criterion 'acme/fisher' needs gradients, which nothing here computes yet"),
+        ("os:system", "expected a pruning criterion, one of magnitude, wanda; got 'os:system'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_line(packages, here, criterion, message):
+    with Path("c.yaml").open("a") as file:
+        file.write(f"pruning:\n  criterion: {criterion}\n")
+    lines = len(Path("c.yaml").read_text().splitlines())
+    said = refused("search", "c.yaml")
+    assert message in said
+    assert f"c.yaml:{lines}" in said
+
+
+def test_help_reads_no_entry_points(monkeypatch):
+    monkeypatch.setattr("sae_moo.recipe.catalogue.entry_points", lambda **_: pytest.fail("entry points were read"))
+    for command in ("search", "export", "merge", "evaluate"):
+        call(command, "--help")
