@@ -13,7 +13,9 @@ import subprocess
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_merge import inputs_of, merge, tensors
+from test_merge import inputs_of
+
+from sae_moo.testing import experts, merged
 
 PYTHON = os.environ.get("SAE_MOO_ORACLE")
 
@@ -72,7 +74,7 @@ save_file(out, sys.argv[1] + "/out.safetensors")
 
 def prepared(size, number):
     method, ours, theirs, with_base = CASES[number]
-    base, *xs = tensors(inputs_of(method), size, seed=number)
+    base, *xs = experts(inputs_of(method), size, seed=number)
     weights = [1.0] * len(xs) if method in UNWEIGHTED else [0.5, 0.3, 0.9][: len(xs)]
     if method == "slerp":  # mergekit's runs from the base to one other model
         xs = [base, xs[0]]
@@ -109,6 +111,6 @@ def oracle(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{n}-{CASES[n][0]}")
 def test_agrees_with_mergekit(oracle, size, number):
     method, ours, _, _, base, xs, weights = prepared(size, number)
-    merged = merge(method, xs, weights, base, **ours)
+    result = merged(method, xs, weights, base, **ours)
     theirs = oracle[f"{number}-{'x'.join(map(str, size))}"]
-    torch.testing.assert_close(merged, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result, theirs, rtol=1e-5, atol=1e-6)
