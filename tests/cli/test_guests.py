@@ -8,7 +8,8 @@ from pathlib import Path
 import acme_package
 import numpy as np
 import pytest
-from commands import call, refused
+import yaml
+from commands import call, refused, written
 
 import sae_moo
 from sae_moo.recipe import Expert, Merge
@@ -98,6 +99,15 @@ def test_a_criterion_that_needs_activations_is_calibrated(packages, here):
     assert {node["criterion"] for node in nodes if node["node"] == "prune"} == {"acme/active"}
     assert all(node["calibration"] for node in nodes if node["node"] == "prune")
     call("merge", "out/recipe.json", "--output", "again")
+
+
+def test_processes_that_compare_know_the_guests_too(packages, here):
+    methods = ["nsga2", {"name": "relative", "pruning": {"criterion": "acme/relative"}}]
+    raw = yaml.safe_load(Path("c.yaml").read_text()) | {"compare": {"methods": methods, "seeds": 1, "resamples": 100}}
+    raw["search"] = {"population": 6, "evaluations": 8}
+    Path("compare.yaml").write_text(written(raw))
+    document = json.loads(call("compare", "compare.yaml", "--workers", "2", "--json").stdout)
+    assert [method["evaluations"] for method in document["methods"]] == [[8], [8]]
 
 
 @pytest.mark.parametrize(
