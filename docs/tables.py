@@ -9,7 +9,6 @@ import inspect
 import os.path
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from sae_moo.cli.main import app
 from sae_moo.config.document import Config
 from sae_moo.evaluate.tasks import KINDS
 from sae_moo.jobs.export import FORMATS
-from sae_moo.materialization.ops.merge import METHODS
-from sae_moo.materialization.ops.prune import CRITERIA
 from sae_moo.recipe import SCOPES
+from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.methods import METHODS
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.schedule import ADAPTIVE, SHAPES
 
@@ -80,11 +79,6 @@ KIND_WORDS = {
         "`prompt`, `answer`",
         "the geometric mean probability of the answer's tokens; it still tells models apart when accuracy is at chance",
     ),
-}
-CRITERION_WORDS = {
-    "magnitude": "the weight's absolute value (Han et al. 2015)",
-    "wanda": "the absolute value times the norm of the weight's input over calibration texts "
-    "(Sun et al. 2023, [arXiv 2306.11695](https://arxiv.org/abs/2306.11695), whose scope is `row`)",
 }
 SCOPE_WORDS = {
     "tensor": "all weights of one tensor",
@@ -152,20 +146,16 @@ def algorithms(page: Path) -> str:  # noqa: ARG001
 
 
 def merge_methods(page: Path) -> str:  # noqa: ARG001
-    """Return the merge methods: the first sentence of each docstring, inputs, weights, settings."""
+    """Return the merge methods: summary, source, inputs, weights, settings."""
     rows = []
-    shared = Counter(method.function for method in METHODS.values())
     for name, method in METHODS.items():
-        words = _first_sentence(method.function.__doc__)
-        if "elect" in method.fixed and shared[method.function] > 1:
-            words = f"{words.rstrip('.')}; {'signs are elected' if method.fixed['elect'] else 'summed plainly'}."
         low, high = method.inputs
         inputs = str(low) if high == low else f"{low} or more" if high is None else f"{low} to {high}"
         settings = []
-        for key, value in method.defaults.items():
-            choices = f" ({', '.join(method.choices[key])})" if key in method.choices else ""
-            settings.append(f"`{key}`: {_yaml(value)}{choices}")
-        rows.append((f"`{name}`", words, inputs, WEIGHT_WORDS[method.weights], "; ".join(settings)))
+        for key, setting in method.settings.items():
+            choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
+            settings.append(f"`{key}`: {_yaml(setting.default)}{choices}")
+        rows.append((f"`{name}`", _cited(method), inputs, WEIGHT_WORDS[method.weights], "; ".join(settings)))
     return _table(("method", "what it is", "inputs", "weights", "settings and defaults"), rows)
 
 
@@ -177,10 +167,7 @@ def task_kinds(page: Path) -> str:  # noqa: ARG001
 
 def criteria(page: Path) -> str:  # noqa: ARG001
     """Return the pruning criteria."""
-    needs = {False: "nothing", True: "activations"}
-    rows = [
-        (f"`{name}`", words, needs[CRITERIA[name].activations]) for name, words in _worded(CRITERIA, CRITERION_WORDS)
-    ]
+    rows = [(f"`{name}`", _cited(row), row.needs or "nothing") for name, row in CRITERIA.items()]
     return _table(("`pruning.criterion`", "weights are ranked by", "needs"), rows)
 
 
@@ -265,10 +252,15 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
+def _cited(row: Any) -> str:
+    """Return the summary of a catalogue's row, with its source."""
+    return f"{row.summary} ({row.source})" if row.source else str(row.summary)
+
+
 def _first_sentence(text: str | None) -> str:
-    """Return the first sentence of a docstring as Markdown; the points of "et al.", "sec." and "eq." end none."""
+    """Return the first sentence of a docstring as Markdown."""
     plain = " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split()).replace("``", "`")
-    end = re.search(r"(?<!\bal)(?<!\bsec)(?<!\beq)\.(?= |$)", plain)
+    end = re.search(r"\.(?= |$)", plain)
     return plain if end is None else plain[: end.end()]
 
 

@@ -6,7 +6,7 @@ import cases
 import pytest
 import record
 
-from sae_moo.materialization.ops.merge import METHODS
+from sae_moo.recipe.methods import METHODS
 from sae_moo.searchers.algorithms import ALGORITHMS
 
 FIXTURE = record.recorded()

@@ -1,7 +1,7 @@
 """Merge methods: a row each, which says all that others need to know of one without merging anything.
 
-What a method computes is a function of `materialize.ops` (or of a guest's package) that the row names as ``step``. It
-looks at one tensor of every input and returns the elementwise step that merges it (`materialize.ops.steps.Step`).
+What a method computes is a function of `materialization.ops` (or of a guest's package) that the row names as ``step``.
+It looks at one tensor of every input and returns the elementwise step that merges it (`ops.steps.Step`).
 
 A few settings mean the same in every row that has them, and others rely on it: ``scale`` stretches the distance from
 the base, ``normalize`` divides by the weights' sum, ``relative`` works on differences from the base, ``seed`` draws.
@@ -103,7 +103,7 @@ class Method(Row):
 
     Args:
         step: ``module:function`` that is called with operands, weights and place for each tensor, and returns the step
-            (`materialize.ops.operands`, `materialize.ops.steps`).
+            (`materialization.ops.operands`, `materialization.ops.steps`).
         summary: what it does, in a line.
         source: who has thought of it.
         inputs: smallest and largest number of inputs (None: any).

@@ -39,8 +39,8 @@ USERS = (
     "searchers/",  # who merges by them, and algorithms called after them
     "config/consistency.py",  # an algorithm of that name
     "experts/adapters.py",  # a kind of layer
-    "materialize/ops/merge.py",  # `rankmean` reads its ranks
-    "materialize/ops/task_vectors.py",  # `sce` remembers under its name
+    "materialization/ops/merge.py",  # `rankmean` reads its ranks
+    "materialization/ops/task_vectors.py",  # `sce` remembers under its name
 )
 
 
