@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.deploy.tensor_files import Entry, raw
-from sae_moo.errors import WeightsError
+from sae_moo.errors import RunError, WeightsError
 from sae_moo.experts.anatomy import transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import fractions
@@ -90,6 +90,22 @@ class Stream:
             where = ", ".join(list(self._broken)[:3]) + more
             raise WeightsError(f"the merged weights are not finite in {where}; nothing was written")
         return fractions(self.pool, self._zeros)[0]
+
+
+def check_sparsity(stream: Stream, sparsity: float, whose: str) -> None:
+    """Raise RunError if weights, all of which have passed, have another sparsity than they should.
+
+    Args:
+        stream: the weights.
+        sparsity: the fraction of exact zeros that they had.
+        whose: what they are the weights of, such as ``trial 3``.
+    """
+    found = stream.sparsity()
+    if found != sparsity:
+        raise RunError(
+            f"{whose} gives sparsity {found} here and had {sparsity}: the arithmetic of this machine or version "
+            "differs; nothing was exported"
+        )
 
 
 def is_two_four(matrix: Tensor) -> bool:

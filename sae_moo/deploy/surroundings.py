@@ -98,10 +98,18 @@ def write_surroundings(
         GenerationConfig.from_model_config(described).save_pretrained(folder)
 
 
-def write_origin(folder: Path, stream: Stream, card: Card) -> None:
-    """Write recipe, activation norms that it names, and card, once all tensors of a stream have passed."""
+def write_origin(folder: Path, stream: Stream, card: Card, facts: Mapping[str, Any] | None = None) -> None:
+    """Write recipe, activation norms that it names, and card, once all tensors of a stream have passed.
+
+    Args:
+        folder: to write into.
+        stream: the weights.
+        card: the model card; one that is there stays.
+        facts: what else ``recipe.json`` says.
+    """
     digests = stream.digests if isinstance(stream.recipe, Cast) else None  # else the dtype is not the recipe's to say
-    document = recipe_document(stream.recipe, stream.pool, digests)
+    document = recipe_document(stream.recipe, stream.pool, digests) | dict(facts or {})
     (folder / RECIPE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     save_calibration(stream.recipe, stream.pool, folder)
-    (folder / CARD_FILE).write_text(card.of(stream).text(stream.pool), encoding="utf-8")
+    if not (folder / CARD_FILE).exists():
+        (folder / CARD_FILE).write_text(card.of(stream).text(stream.pool), encoding="utf-8")

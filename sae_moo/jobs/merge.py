@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sae_moo.deploy.card import Card
+from sae_moo.deploy.formats import FORMATS
 from sae_moo.deploy.mergekit import document as mergekit_document
 from sae_moo.deploy.mergekit import writer as mergekit_writer
 from sae_moo.deploy.mergekit.document import Document
@@ -28,7 +29,7 @@ from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
 from sae_moo.recipe import BASE, Recipe, decode
 
-MERGEKIT = (".yaml", ".yml")  # endings of mergekit configurations
+MERGEKIT = FORMATS["mergekit"].endings
 
 
 @dataclass(frozen=True, slots=True)

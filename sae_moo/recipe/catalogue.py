@@ -9,14 +9,19 @@ packages by entry points and are named ``package/name``. A configuration never n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError, RunError, SaeMooError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+# What reads installed packages is imported on first use: `sae-moo --help` shows the house's rows, at once.
 
 SEPARATOR = "/"
 
@@ -117,6 +122,8 @@ class Catalogue(Mapping[str, R], Generic[R]):
     def unknown(self, name: object) -> str:
         """Return why a name finds no row: what was expected, what came, and the nearest name."""
         if isinstance(name, str) and SEPARATOR in name:
+            from importlib.metadata import PackageNotFoundError, version
+
             package, _, short = name.partition(SEPARATOR)
             try:
                 installed = version(package)
@@ -185,6 +192,8 @@ def check_guests(written: object) -> None:
         OtherGuest: naming the first row whose package is missing or has another version, and both versions.
         InputError: if this is no such mapping.
     """
+    from importlib.metadata import PackageNotFoundError, version
+
     if not isinstance(written, dict) or not all(isinstance(text, str) for text in written.values()):
         raise InputError(f'expected "guests": {{NAME: "PACKAGE VERSION"}}, got {written!r}')
     for name, text in sorted(written.items()):
@@ -206,6 +215,13 @@ def canonical(name: str) -> str:
     return f"{normalized(package)}{separator}{short}" if separator else name
 
 
+def entry_points(group: str) -> Iterable[EntryPoint]:
+    """Return what installed packages offer in a group."""
+    from importlib.metadata import entry_points as offered
+
+    return offered(group=group)
+
+
 def normalized(distribution: str) -> str:
     """Return a package's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
@@ -221,3 +237,22 @@ def resolved(place: str) -> Callable[..., Any]:
     module, _, attribute = place.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), attribute)
     return found
+
+
+@contextmanager
+def blamed(row: Row, what: str, error: type[SaeMooError] = RunError) -> Iterator[None]:
+    """Let what a guest's code raises say whose it is; our own errors, and errors of the house, stay as they are.
+
+    Args:
+        row: whose code runs.
+        what: what it is the code of, such as ``format 'acme/onnx'``.
+        error: what is raised instead.
+    """
+    try:
+        yield
+    except SaeMooError:
+        raise
+    except Exception as raised:  # whatever a guest's code raises
+        if row.guest is None:
+            raise
+        raise error(f"{what}: {row.guest} failed: {type(raised).__name__}: {raised}") from raised

@@ -213,7 +213,7 @@ def test_what_mergekit_can_say_is_written_for_it_and_is_the_trial(there, tmp_pat
     sparsest = str(max(Run.open("tiny").front(), key=lambda record: record.values["sparsity"]).number)
     message = refused(*pick, sparsest, "-o", f"{tmp_path}/n.yaml")
     assert "format mergekit: mergekit cannot say this: it does not prune, this is Prune to" in message
-    assert "recipe, hf, packed and delta hold any model" in message
+    assert "hf, packed, delta and recipe hold any model" in message
     assert "ends in .yaml or .yml" in refused(*pick, str(average), "-o", f"{tmp_path}/n.json")
     assert "format mergekit holds none" in refused(
         *pick, str(average), "-o", f"{tmp_path}/n.yaml", "--tokenizer-from", "math"
@@ -224,7 +224,7 @@ def test_what_mergekit_can_say_is_written_for_it_and_is_the_trial(there, tmp_pat
 def test_how_far_a_mergekit_file_is_from_the_trial_is_told(there, tmp_path, monkeypatch):
     average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average")
     near = Cast(Merge("linear", average.recipe.input.inputs, (0.334, 0.333, 0.333)), "float32")
-    monkeypatch.setattr("sae_moo.jobs.export.mergekit_writer.write", lambda recipe, pool: write(near, pool))
+    monkeypatch.setattr("sae_moo.deploy.mergekit.writer.write", lambda recipe, pool: write(near, pool))
     export = ("export", "tiny", "--trial", str(average.number), "--format", "mergekit", "-o", f"{tmp_path}/m.yaml")
     (note,) = (
         note for note in json.loads(call(*export, "--verify", "--json").stdout)["notes"] if "bit for bit" in note

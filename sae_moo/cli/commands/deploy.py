@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +33,7 @@ from sae_moo.cli.frame import (
     staged,
     suggest,
 )
+from sae_moo.deploy.formats import FORMATS
 from sae_moo.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,15 +42,8 @@ if TYPE_CHECKING:
     from sae_moo.study.storage import TrialRecord
 
 
-class FormatName(StrEnum):
-    """How a model is written."""
-
-    hf = "hf"
-    packed = "packed"
-    delta = "delta"
-    recipe = "recipe"
-    mergekit = "mergekit"
-    structured = "structured"
+FORMAT_NAMES = "|".join((*FORMATS, "PACKAGE/NAME"))
+FORMAT_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items()) + "."
 
 
 @reported
@@ -67,15 +60,7 @@ def export(
     order: Order = None,
     tolerance: Tolerance = None,
     where: Where = [],  # noqa: B006  # typer copies it
-    format_: Annotated[
-        FormatName,
-        typer.Option(
-            "--format",
-            help="hf: a folder of dense weights; packed: one file of what is not zero; delta: one file of what is not "
-            "the base's; recipe: no weights; mergekit: a YAML file, where mergekit can say the recipe; structured: a "
-            "folder without neurons and heads that are zero as a whole.",
-        ),
-    ] = FormatName.hf,
+    format_: Annotated[str, typer.Option("--format", metavar=f"<{FORMAT_NAMES}>", help=FORMAT_HELP)] = "hf",
     tokenizer_from: Annotated[
         str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
     ] = "base",
@@ -100,7 +85,7 @@ def export(
         raise InputError("expected either --output DIR or --estimate")
     idle = {
         "--verify": verify,
-        "--format": format_ != FormatName.hf,
+        "--format": format_ != "hf",
         "--tokenizer-from": tokenizer_from != "base",
         "--max-shard-size": max_shard_size != "5GB",
     }
@@ -132,7 +117,16 @@ def export(
     size = shard_bytes(max_shard_size)
     with staged() as stage:
         done = jobs.export(
-            opened, record, why, output, verify, format_.value, tokenizer_from, size, notes.append, stage
+            opened,
+            record,
+            why,
+            output,
+            verify=verify,
+            form=format_,
+            tokenizer_from=tokenizer_from,
+            shard_bytes=size,
+            tell=notes.append,
+            stage=stage,
         )
     scores = done.scores
     if as_json:
@@ -149,7 +143,7 @@ def export(
                 },
                 "optimism": deciding.optimism_json(scores),
             }
-            | {"format": format_.value, "notes": notes}
+            | {"format": done.format.name, "notes": notes}
         )
         return
     console = make_console()
@@ -158,30 +152,23 @@ def export(
     for note in notes:
         say(console, note)
     deciding.show_export(console, scores, opened.objectives)
-    suggest(console, _next(format_, output, done))
+    if done.format.next_step:
+        suggest(console, _next(output, done))
 
 
-def _next(form: FormatName, output: Path, done: Exported) -> dict[str, str]:
+def _next(output: Path, done: Exported) -> dict[str, str]:
     """Return what to type once a model is written."""
-    made = "unpacked" if form in (FormatName.packed, FormatName.delta) else "merged"
-    name, beside = shlex.quote(str(output)), shlex.quote(f"{output.with_suffix('')}-{made}")
-    match form:
-        case FormatName.hf | FormatName.structured:
-            ask = f'from transformers import pipeline; m = pipeline("text-generation", {_python(str(output))}); '
-            ask += f'print(m({_python(done.prompt)}, max_new_tokens=20, do_sample=False)[0]["generated_text"])'
-            return {f"python -c {shlex.quote(ask)}": "loaded as any model is, and asked"}
-        case FormatName.packed:
-            return {f"sae-moo unpack {name} --output {beside}": "the folder, bit for bit"}
-        case FormatName.delta:
-            unpack = f"sae-moo unpack {name} --base {shlex.quote(done.base)} --output {beside}"
-            return {unpack: "the folder, bit for bit"}
-        case FormatName.recipe:
-            return {f"sae-moo merge {name}/recipe.json --output {beside}": "the folder, from the experts"}
-        case FormatName.mergekit:
-            return {
-                f"mergekit-yaml {name} {beside}": "merged by mergekit",
-                f"sae-moo merge {name} --output {beside}": "or here",
-            }
+    ask = f'from transformers import pipeline; m = pipeline("text-generation", {_python(str(output))}); '
+    ask += f'print(m({_python(done.prompt)}, max_new_tokens=20, do_sample=False)[0]["generated_text"])'
+    words = {
+        "output": str(output),
+        "base": done.base,
+        "unpacked": f"{output.with_suffix('')}-unpacked",
+        "merged": f"{output.with_suffix('')}-merged",
+        "ask": ask,
+    }
+    quoted = {word: shlex.quote(text) for word, text in words.items()}
+    return {command.format(**quoted): what for command, what in done.format.next_step}
 
 
 def _python(text: str) -> str:

@@ -1,0 +1,162 @@
+"""How each of the house's formats is written: the functions that rows of `formats` name as ``write``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from sae_moo.deploy.formats import FORMATS
+from sae_moo.deploy.mergekit import writer as mergekit_writer
+from sae_moo.deploy.order import Order
+from sae_moo.deploy.packing import Packer, unpack
+from sae_moo.deploy.shrink import Shrunk, speed_up
+from sae_moo.deploy.surroundings import CARD_FILE, RECIPE_FILE
+from sae_moo.deploy.tensor_files import in_bytes, raw, write_shards
+from sae_moo.errors import InputError
+from sae_moo.experts.checkpoint import Checkpoint, Weights
+from sae_moo.recipe import BASE
+
+
+def dense(order: Order, folder: Path) -> None:
+    """Write a folder of dense weights."""
+    write_shards(folder, order.stream.entries, order.content(order.stream), order.shard_bytes)
+    order.surround(folder)
+    _certify(folder, order.verified(folder))
+
+
+def packed(order: Order, file: Path) -> None:
+    """Write one file of what is not zero; verified as it is unpacked."""
+    _pack(order, file, None)
+
+
+def delta(order: Order, file: Path) -> None:
+    """Write one file of what is not the base's; verified as it is unpacked."""
+    _pack(order, file, order.stream.pool.checkpoints[BASE])
+
+
+def _pack(order: Order, file: Path, base: Weights | None) -> None:
+    stream = order.stream
+    named = None if base is None else {"source": base.origin, "fingerprint": stream.pool.fingerprints[BASE]}
+    with Packer(file, order.shard_bytes, named) as packer:
+        for entry, tensor in order.tensors():
+            reference = None if base is None else base.load(entry.name).to(entry.dtype)
+            packer.add(entry, tensor, stream.digests[entry.name], reference)
+        with order.scratch() as folder:
+            order.surround(folder)
+            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        packer.seal(files)
+        if order.verifies:
+            with order.scratch() as folder:
+                unpack(file, folder / "unpacked", None if base is None else base.origin)
+                card = order.verified(folder / "unpacked")
+            assert card is not None
+            packer.seal(files | {CARD_FILE: card.encode()})
+        size, whole = file.stat().st_size, sum(entry.nbytes for entry in stream.entries)
+        order.tell(
+            f"{order.output}: {in_bytes(size)}, {size / whole:.3f} of the {in_bytes(whole)} of the dense weights"
+        )
+
+
+def recipe(order: Order, folder: Path) -> None:
+    """Write a folder of the recipe and the digests of the tensors it gives; verified by merging it."""
+    for _ in order.tensors():
+        pass  # their digests are kept
+    order.origin(folder)
+    if order.verifies:
+        with order.scratch() as scratch:
+            order.merge(folder / RECIPE_FILE, scratch / "merged")
+            _certify(folder, order.verified(scratch / "merged"))
+    size = (folder / RECIPE_FILE).stat().st_size
+    order.tell(f"{order.output}: {in_bytes(size)}; whoever has the experts makes the model of it by sae-moo merge")
+
+
+def mergekit(order: Order, file: Path) -> None:
+    """Write a configuration for mergekit; verified by merging it here, which may differ in the last digits.
+
+    Raises:
+        InputError: if mergekit has no words for the recipe.
+    """
+    try:
+        text, notes = mergekit_writer.write(order.stream.recipe, order.stream.pool)
+    except InputError as error:
+        *most, last = (name for name, row in FORMATS.items() if not row.needs)
+        raise InputError(
+            f"format {order.format.name}: {error}; the formats {', '.join(most)} and {last} hold any model"
+        ) from error
+    for note in notes:
+        order.tell(note)
+    file.write_text(text, encoding="utf-8")
+    if order.verifies:
+        with order.scratch() as folder:
+            document = folder / f"mergekit{order.format.endings[0]}"
+            shutil.copyfile(file, document)
+            order.merge(document, folder / "merged")
+            digests = _against_model(order, folder / "merged")
+            order.verified(folder / "merged", digests, exact=digests == order.stream.digests)
+
+
+def _against_model(order: Order, folder: Path) -> dict[str, str]:
+    """Tell how the tensors of a folder differ from the model's, and return their names and SHA-256 digests."""
+    stream, written = order.stream, Checkpoint(str(folder))
+    digests: dict[str, str] = {}
+    worst, where, count = 0.0, "", 0
+    for entry, ours in order.tensors():
+        theirs = written.load(entry.name).contiguous()
+        digests[entry.name] = sha256(raw(theirs)).hexdigest()
+        if digests[entry.name] == stream.digests[entry.name]:
+            continue
+        count += 1
+        far = (ours.float() - theirs.float()).abs()
+        if (most := float(far.max())) >= worst:
+            worst, where = most, f"{entry.name}, where the trial has {float(ours.flatten()[far.argmax()]):.3g}"
+    order.check_sparsity()
+    same = "all" if not count else f"{len(digests) - count} of"
+    said = f"read and merged by sae-moo, {same} {len(digests)} tensors are bit for bit the trial's"
+    order.tell(said + (f"; the largest difference is {worst:.3g}, in {where}" if count else ""))
+    return digests
+
+
+def structured(order: Order, folder: Path) -> None:
+    """Write a folder of dense weights without the neurons and heads that are zero as a whole.
+
+    Raises:
+        InputError: if nothing can be dropped from every block.
+    """
+    order.stage("what is zero as a whole is looked for")
+    small = Shrunk(order.stream)
+    gone = " and ".join(f"{count} of {units} {what}" for what, (count, units) in small.removed.items())
+    gone = gone.replace("heads", "key/value groups of heads")
+    size, whole = (sum(entry.nbytes for entry in each.entries) for each in (small, order.stream))
+    said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / whole:.3f} of {in_bytes(whole)}"
+    note = (
+        f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
+        "of smaller sums. Whatever loads this folder is faster by it."
+    )
+    facts = {
+        "sparsity": f"{order.sparsity:.4f} of the 2-D weights in blocks were exact zeros before "
+        f"{gone} of every block were dropped"
+    }
+    card = replace(
+        order.card,
+        facts={**order.card.facts, **facts},
+        notes=(*order.card.notes, note),
+        again=f"{order.card.again}  # whole, with zeros in place of what was dropped",
+    )
+    order = replace(order, card=card)
+    order.tell(f"{order.output}: {said}")
+    write_shards(folder, small.entries, order.content(small), order.shard_bytes)
+    order.surround(folder, small.config)
+    _certify(folder, order.verified(folder, small.digests, exact=False))
+    if order.verifies:
+        order.stage("timed beside the dense model")
+        base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.entries[0].dtype
+        faster = speed_up(folder, base, dtype, order.device)
+        order.tell(f"a forward pass over 4 x 64 tokens on {order.device} is {faster:.2f} times as fast as dense")
+
+
+def _certify(folder: Path, card: str | None) -> None:
+    """Write the card with the scores that were found by verifying, if that was done."""
+    if card is not None:
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
