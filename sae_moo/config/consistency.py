@@ -13,6 +13,7 @@ from typing import Any
 from sae_moo import zoo
 from sae_moo.config.sections import PruningSection
 from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.kinds import KINDS
 from sae_moo.files.marked_yaml import Key
 from sae_moo.objectives import SPARSITY
 from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
@@ -53,7 +54,7 @@ def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tup
         if task.get("multiturn") is True and task.get("chat_template") is not True:
             yield ("tasks", i, "multiturn"), "is for chat_template: true"
         if task.get("data") is not None and task.get("kind") is None:
-            yield ("tasks", i), "expected kind: multiple_choice, exact_match or likelihood beside data"
+            yield ("tasks", i), f"expected kind: {', '.join(KINDS)} beside data"
         if task.get("data") is None and task.get("kind") is not None:
             yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
     valid = [*names, SPARSITY]

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sae_moo import zoo
 from sae_moo.errors import nearest
+from sae_moo.evaluate.kinds import HARNESS as OF_HARNESS
+from sae_moo.evaluate.kinds import KINDS
 from sae_moo.recipe import BASE, SCOPES, pattern
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS
@@ -88,8 +90,8 @@ class TaskSection(Section):
     data: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="file of your own items, a JSON object a line"
     )
-    kind: Literal["multiple_choice", "exact_match", "likelihood"] | None = Field(
-        default=None, description="how your own items are scored; needed with `data`"
+    kind: str | None = Field(
+        default=None, description="how your own items are scored; needed with `data`. `package/name` is a package's"
     )
     search: Count = Field(default=200, description="instances that the search asks")
     test: Annotated[int, Field(ge=0, le=10**9)] = Field(
@@ -125,13 +127,18 @@ class TaskSection(Section):
         "harness evaluates on",
     )
 
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, kind: str | None) -> str | None:
+        return None if kind is None else KINDS.find(kind).name
+
     @property
     def of_harness(self) -> bool:
         """Whether it is a task of the harness."""
         return self.data is None and (self.task is not None or self.include is not None or self.name not in zoo.TASKS)
 
 
-HARNESS = tuple(TaskSection.model_fields)[list(TaskSection.model_fields).index("task") :]
+HARNESS = OF_HARNESS.settings
 """Settings that only a task of the harness has."""
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate import lm_eval
+from sae_moo.evaluate.kinds import Opening
 from sae_moo.evaluate.lm_eval import Documents
 from sae_moo.evaluate.splits import deal
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request
@@ -462,6 +463,19 @@ class HarnessTask:
         asked = {split: [repr(request) for request in self._asked[split]] for split in SPLITS}
         documents = {split: [_canonical(each.doc) for each in self._instances[split]] for split in SPLITS}
         return hashlib.sha256(json.dumps([rules, asked, documents]).encode()).hexdigest()
+
+
+def harness_task(opening: Opening) -> HarnessTask:
+    """Make a task of the harness."""
+    asked = dict(opening.settings)
+    include, multiturn = asked["include"], asked["multiturn"]
+    asked |= {
+        "task": asked["task"] or opening.name,
+        "include": None if include is None else (opening.directory / Path(include).expanduser()).resolve(),
+        "multiturn": asked["chat_template"] if multiturn is None else multiturn,
+    }
+    settings = Settings(name=opening.name, search=opening.search, test=opening.test, **asked)
+    return HarnessTask(settings, opening.tokenizer, opening.folder)
 
 
 def _among(right: Any, choices: Sequence[str]) -> bool:

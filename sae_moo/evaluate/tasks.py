@@ -1,4 +1,4 @@
-"""Built-in tasks: the zoo's and the user's own items, three ways of scoring, splits disjoint by content."""
+"""Tasks over items, the zoo's and the user's own, with splits disjoint by content; what the house's kinds ask."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo import zoo
 from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.guests import GuestTask
+from sae_moo.evaluate.kinds import KINDS, Opening, TaskKind
 from sae_moo.evaluate.splits import deal
-from sae_moo.evaluate.task import Answer, Answered, Metric, Request
+from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request, Task
 from sae_moo.objectives.scores import SPLITS, Split
-
-Kind = Literal["multiple_choice", "exact_match", "likelihood"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from sae_moo.recipe.catalogue import blamed, resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +39,46 @@ class Item:
 
 
 class ItemTask:
-    """A task over items with known answers.
+    """A task over items, of a kind that says what is asked about an item and how the answers are judged.
 
-    Scores per instance: `multiple_choice` 1 if the right choice has the highest summed log probability (as the
-    harness's ``acc``; the first wins a tie); `exact_match` 1 if greedy decoding writes exactly the answer's tokens
-    and then ends with a new line or a special token, found with one teacher-forced forward pass; `likelihood` the
-    geometric mean probability of the answer's tokens, which still separates models where accuracy is at chance.
+    The house's kinds (`kinds.KINDS`): `multiple_choice` compares summed log probabilities (as the harness's ``acc``;
+    the first wins a tie); `exact_match` finds out what greedy decoding would write with one teacher-forced forward
+    pass; `likelihood` still separates models where accuracy is at chance.
 
     Args:
         name: the task's name.
-        kind: how items are scored.
+        kind: name of the kind.
         splits: the items of the search and of the test split.
         tokenizer: a transformers tokenizer; items are tokenised once, here.
         max_tokens: longest prompt with answer that the model takes, or None.
 
     Raises:
-        InputError: if an item is longer than `max_tokens` or an answer has no tokens.
+        InputError: if an item is longer than `max_tokens`, an answer has no tokens, or there is no such kind.
     """
 
     def __init__(
         self,
         name: str,
-        kind: Kind,
-        splits: Mapping[Split, Sequence[Item]],
+        kind: str,
+        splits: Mapping[Split, Sequence[Any]],
         tokenizer: Any,
         max_tokens: int | None = None,
     ) -> None:
+        row = KINDS.find(kind)
         self.name = name
-        self.kind = kind
+        self.kind = row.name
         self.items = {split: tuple(splits[split]) for split in SPLITS}
-        ends = end_tokens(tokenizer) if kind == "exact_match" else ()
-        self._requests: dict[Split, tuple[Request, ...]] = {
-            split: tuple(
-                encode(tokenizer, item.prompt, choice, ends) for item in self.items[split] for choice in item.choices
-            )
-            for split in SPLITS
+        self._score = resolved(row.score)
+        asked = {split: [tuple(each) for each in resolved(row.ask)(self.items[split], tokenizer)] for split in SPLITS}
+        self._requests: dict[Split, tuple[Asked, ...]] = {
+            split: tuple(request for each in asked[split] for request in each) for split in SPLITS
         }
+        self._ends = {split: np.cumsum([0, *map(len, asked[split])]) for split in SPLITS}
         for split in SPLITS:
             self._check_lengths(split, max_tokens)
-        labels = {split: [item.label for item in self.items[split]] for split in SPLITS}
-        tokens = {s: [[r.context, r.continuation, r.ends] for r in self._requests[s]] for s in SPLITS}
-        self.fingerprint = hashlib.sha256(json.dumps([kind, labels, tokens]).encode()).hexdigest()
+        rules = {split: [_rule(item) for item in self.items[split]] for split in SPLITS}
+        tokens = {split: [_facts(request) for request in self._requests[split]] for split in SPLITS}
+        self.fingerprint = hashlib.sha256(json.dumps([self.kind, rules, tokens]).encode()).hexdigest()
 
     def instances(self, split: Split) -> int:
         """Return the number of items in a split."""
@@ -89,8 +88,8 @@ class ItemTask:
         """Return that both splits are dealt from the same items."""
         return "items of its own"
 
-    def requests(self, split: Split) -> Sequence[Request]:
-        """Return one request per item and choice, item by item."""
+    def requests(self, split: Split) -> Sequence[Asked]:
+        """Return the requests about each item, item by item."""
         return self._requests[split]
 
     def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:  # noqa: ARG002
@@ -98,48 +97,95 @@ class ItemTask:
         return {}
 
     def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
-        """Yield prompt, choices, label and the answers of each item."""
+        """Yield what an item holds and the answers about it: log probabilities, or what was written."""
         for item, own in self._by_item(split, answers):
-            yield {**asdict(item), "answers": [asdict(answer) for answer in own]}
+            told = [asdict(answer) if isinstance(answer, Answer) else answer for answer in own]
+            yield {**asdict(item), "answers": told}
 
     def _by_item(
         self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
-    ) -> Iterator[tuple[Item, list[Answer]]]:
-        items = self.items[split]
-        ends = np.cumsum([len(item.choices) for item in items])
+    ) -> Iterator[tuple[Any, list[Answered]]]:
+        items, ends = self.items[split], self._ends[split]
         for i in range(len(items)) if instances is None else instances:
-            own = answers[ends[i] - len(items[i].choices) : ends[i]]
-            yield items[i], [answer for answer in own if isinstance(answer, Answer)]
+            yield items[i], [answer for answer in answers[ends[i] : ends[i + 1]] if answer is not None]
 
     def owners(self, split: Split) -> NDArray[np.int64]:
         """Return the item of each request."""
-        return np.repeat(np.arange(len(self.items[split])), [len(item.choices) for item in self.items[split]])
+        return np.repeat(np.arange(len(self.items[split])), np.diff(self._ends[split]))
 
     def score(
         self, split: Split, answers: Sequence[Answered | None], instances: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
         """Return one score in [0, 1] per item."""
-        scores = np.empty(len(self.items[split]) if instances is None else len(instances))
-        for i, (item, own) in enumerate(self._by_item(split, answers, instances)):
-            match self.kind:
-                case "multiple_choice":
-                    scores[i] = float(np.argmax([answer.logprob for answer in own]) == item.label)
-                case "exact_match":
-                    scores[i] = float(own[0].greedy)
-                case "likelihood":
-                    scores[i] = math.exp(own[0].logprob / own[0].tokens)
-        return scores
+        found = [float(self._score(item, own)) for item, own in self._by_item(split, answers, instances)]
+        return np.array(found, dtype=np.float64)
 
     def _check_lengths(self, split: Split, max_tokens: int | None) -> None:
         for i, request in enumerate(self._requests[split]):
-            if not request.continuation:
+            if isinstance(request, Request) and not request.continuation:
                 raise InputError(f"task {self.name}: request {i} of the {split} split has an answer without tokens")
-            length = len(request.context) + len(request.continuation)
+            wanted = len(request.continuation) if isinstance(request, Request) else request.tokens
+            length = len(request.context) + wanted
             if max_tokens is not None and length > max_tokens:
                 raise InputError(
                     f"task {self.name}: request {i} of the {split} split has {length} tokens; "
                     f"the model takes {max_tokens}"
                 )
+
+
+def _facts(request: Asked) -> list[Any]:
+    """Return what a request holds, as JSON can."""
+    if isinstance(request, Request):
+        return [request.context, request.continuation, request.ends]
+    return [request.context, request.tokens, request.stops]
+
+
+def _rule(item: Any) -> Any:
+    """Return what of an item says how its answers are judged, beside what is asked."""
+    return item.label if isinstance(item, Item) else json.loads(json.dumps(asdict(item), default=str))
+
+
+def item_task(opening: Opening) -> ItemTask:
+    """Make a task over items."""
+    return ItemTask(opening.name, opening.kind.name, opening.splits, opening.tokenizer, opening.longest)
+
+
+def open_task(opening: Opening) -> Task:
+    """Make a task of any kind.
+
+    Raises:
+        InputError: if it cannot be made of that; of a guest's kind, naming the guest.
+    """
+    kind = opening.kind
+    with blamed(kind, f"task {opening.name}: {kind.name}", InputError):
+        task: Task = resolved(kind.make)(opening)
+    return task if kind.guest is None else GuestTask(task, kind)
+
+
+def each_choice(items: Sequence[Item], tokenizer: Any) -> list[list[Request]]:
+    """Ask how likely each choice of an item is."""
+    return [[encode(tokenizer, item.prompt, choice) for choice in item.choices] for item in items]
+
+
+def answer_that_ends(items: Sequence[Item], tokenizer: Any) -> list[list[Request]]:
+    """Ask whether greedy decoding writes the answer of an item and ends."""
+    ends = end_tokens(tokenizer)
+    return [[encode(tokenizer, item.prompt, choice, ends) for choice in item.choices] for item in items]
+
+
+def likeliest_is_right(item: Item, answers: Sequence[Answer]) -> float:
+    """Return whether the right choice has the highest log probability; the first wins a tie."""
+    return float(np.argmax([answer.logprob for answer in answers]) == item.label)
+
+
+def is_written(item: Item, answers: Sequence[Answer]) -> float:  # noqa: ARG001
+    """Return whether greedy decoding writes the answer and ends."""
+    return float(answers[0].greedy)
+
+
+def probability(item: Item, answers: Sequence[Answer]) -> float:  # noqa: ARG001
+    """Return the geometric mean probability of the answer's tokens."""
+    return math.exp(answers[0].logprob / answers[0].tokens)
 
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
@@ -170,7 +216,7 @@ def encode(tokenizer: Any, prompt: str, answer: str, ends: tuple[int, ...] = ())
     return Request((*first, *whole[:start]), tuple(whole[start:]), ends)
 
 
-def split_items(name: str, items: Sequence[Item], search: int, test: int) -> dict[Split, tuple[Item, ...]]:
+def split_items(name: str, items: Sequence[Any], search: int, test: int) -> dict[Split, tuple[Any, ...]]:
     """Deal items into disjoint splits.
 
     Items whose prompts differ only in case and white space are one item (the first stays); see `splits.deal`.
@@ -182,8 +228,8 @@ def split_items(name: str, items: Sequence[Item], search: int, test: int) -> dic
     return {split: tuple(items[i] for i in dealt[split]) for split in SPLITS}
 
 
-def zoo_items(task: str) -> tuple[list[Item], Kind]:
-    """Return the held-out items of one of the zoo's tasks and how they are scored.
+def zoo_items(task: str) -> tuple[list[Item], str]:
+    """Return the held-out items of one of the zoo's tasks and the name of their kind.
 
     Raises:
         InputError: if there is no such task.
@@ -191,56 +237,85 @@ def zoo_items(task: str) -> tuple[list[Item], Kind]:
     if task not in zoo.TASKS:
         known = ", ".join(zoo.TASKS)
         raise InputError(f"no task {task!r}{nearest(task, zoo.TASKS)}; built in are {known}; your own need data: FILE")
-    return [_item(entry, zoo.KINDS[task]) for entry in zoo.held_out(task)], zoo.KINDS[task]
+    kind = KINDS[zoo.KINDS[task]]
+    return [_item(entry, kind) for entry in zoo.held_out(task)], kind.name
 
 
-def read_items(path: Path, kind: Kind) -> list[Item]:
-    """Read items from a JSON-lines file: ``prompt`` and ``answer``, or ``prompt``, ``choices`` and ``label``.
+def read_items(path: Path, kind: str) -> list[Any]:
+    """Read items of a kind from a JSON-lines file, an object a line with the fields that the kind needs.
 
     Raises:
         InputError: if the file cannot be read, or listing the lines that are wrong.
     """
+    row = KINDS.find(kind)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also cuts at U+2028, which JSON allows
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot read items: {why}") from error
-    items: list[Item] = []
+    items: list[Any] = []
     faults = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            items.append(_item(json.loads(line), kind))
+            items.append(_item(json.loads(line), row))
         except json.JSONDecodeError as error:
             faults.append(f"{path}:{number}: not JSON: {error.msg}")
         except (ValueError, RecursionError) as error:
             faults.append(f"{path}:{number}: {error}")
     if faults:
         more = [f"... and {len(faults) - 10} more lines"] if len(faults) > 10 else []
-        raise InputError("\n".join([f"items for {kind} cannot be read:", *faults[:10], *more]))
+        raise InputError("\n".join([f"items for {row.name} cannot be read:", *faults[:10], *more]))
     return items
 
 
-def _item(entry: Any, kind: Kind) -> Item:
+def _item(entry: Any, kind: TaskKind) -> Any:
+    """Return the item of a kind that a JSON object describes.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
     if not isinstance(entry, dict):
         raise ValueError(f"expected an object, got {type(entry).__name__}")
-    needed = ("prompt", "choices", "label") if kind == "multiple_choice" else ("prompt", "answer")
-    missing = [key for key in needed if key not in entry]
+    missing = [key for key in kind.fields if key not in entry]
     if missing:
         near = nearest(missing[0], entry)
-        if {"prompt", "choices", "label"} <= set(entry):
-            near = "; it looks like an item of kind: multiple_choice"
-        elif {"prompt", "answer"} <= set(entry):
-            near = "; it looks like an item of kind: exact_match or likelihood"
-        raise ValueError(f"expected {', '.join(needed)}; missing {', '.join(missing)}{near}")
+        fitting = next((row.fields for row in KINDS.values() if set(row.fields) <= set(entry)), None)
+        if fitting is not None:
+            kinds = " or ".join(name for name, row in KINDS.items() if row.fields == fitting)
+            near = f"; it looks like an item of kind: {kinds}"
+        raise ValueError(f"expected {', '.join(kind.fields)}; missing {', '.join(missing)}{near}")
     json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text: UnicodeEncodeError
     if not isinstance(entry["prompt"], str):
         raise ValueError(f"prompt: expected text, got {entry['prompt']!r}")
-    if kind != "multiple_choice":
-        if not isinstance(entry["answer"], str) or not entry["answer"]:
-            raise ValueError(f"answer: expected non-empty text, got {entry['answer']!r}")
-        return Item(entry["prompt"], (entry["answer"],))
+    with blamed(kind, kind.name, InputError):
+        try:
+            item = resolved(kind.item)(entry)
+        except ValueError as error:  # about the item, whoever's kind it is
+            raise InputError(str(error)) from error
+        if not is_dataclass(item) or getattr(item, "prompt", None) != entry["prompt"]:
+            raise TypeError(f"expected an item to be a dataclass with its prompt, got {item!r}")
+    return item
+
+
+def answer_item(entry: Mapping[str, Any]) -> Item:
+    """Return an item with one answer.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if not isinstance(entry["answer"], str) or not entry["answer"]:
+        raise ValueError(f"answer: expected non-empty text, got {entry['answer']!r}")
+    return Item(entry["prompt"], (entry["answer"],))
+
+
+def choice_item(entry: Mapping[str, Any]) -> Item:
+    """Return an item with choices of which one is right.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
     choices, label = entry["choices"], entry["label"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError(f"choices: expected two or more non-empty texts, got {choices!r}")

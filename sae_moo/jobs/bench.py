@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -24,10 +24,10 @@ from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import decoding
-from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
 from sae_moo.evaluate.racing import Racing
 from sae_moo.evaluate.task import Generation, Task
-from sae_moo.evaluate.tasks import ItemTask, read_items, split_items, zoo_items
+from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmGenerations
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.calibration import calibrate, read_texts
@@ -37,6 +37,7 @@ from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.recipe import BASE, Cast, Expert
+from sae_moo.recipe.catalogue import Guest
 from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
@@ -265,6 +266,13 @@ class Bench:
                 optimizer = RandomDraws(coefficients, section.population, schedule.high)
         return ScalarSearcher(coefficients, objectives, constraints, optimizer, name, weights, seed)
 
+    def _guests(self) -> Iterator[tuple[str, Guest]]:
+        """Yield the tasks whose kind an installed package offers, and which."""
+        for section in self.config.tasks:
+            guest = None if section.kind is None else KINDS.find(section.kind).guest
+            if guest is not None:
+                yield section.name, guest
+
     def identity(self) -> dict[str, Any]:
         """Return what a study must not change while it is resumed: settings, experts, tasks, device."""
         base = self.pool.checkpoints[BASE].config
@@ -275,6 +283,7 @@ class Bench:
             "order of experts": list(self.pool.names),
             "config.json of base": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
             **{f"items of {task.name}": task.fingerprint for task in self.tasks},
+            **{f"kind of {name}": str(guest) for name, guest in self._guests()},
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
@@ -390,30 +399,31 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
 
 
 def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, longest: int | None) -> Task:
+    items: Sequence[Any] | None = None
     if section.of_harness:
-        settings = Settings(
-            name=section.name,
-            task=section.task or section.name,
-            include=None if section.include is None else (directory / Path(section.include).expanduser()).resolve(),
-            fewshot=section.fewshot,
-            chat_template=section.chat_template,
-            system_prompt=section.system_prompt,
-            multiturn=section.chat_template if section.multiturn is None else section.multiturn,
-            metric=section.metric,
-            filter=section.filter,
-            generation=section.generation,
-            documents=section.documents,
-            search=section.search,
-            test=section.test,
-        )
-        return HarnessTask(settings, tokenizer, folder)
-    if section.data is None:
-        items, kind = zoo_items(section.name)
+        kind = HARNESS
+    elif section.data is None:
+        items, name = zoo_items(section.name)
+        kind = KINDS.find(name)
     else:
         assert section.kind is not None  # the configuration was checked
-        items, kind = read_items(directory / Path(section.data).expanduser(), section.kind), section.kind
-    splits = split_items(section.name, items, section.search, section.test)
-    return ItemTask(section.name, kind, splits, tokenizer, longest)
+        kind = KINDS.find(section.kind)
+        items = read_items(directory / Path(section.data).expanduser(), kind.name)
+    splits = {} if items is None else split_items(section.name, items, section.search, section.test)
+    return open_task(
+        Opening(
+            name=section.name,
+            kind=kind,
+            search=section.search,
+            test=section.test,
+            tokenizer=tokenizer,
+            folder=folder,
+            longest=longest,
+            directory=directory,
+            splits=splits,
+            settings={key: getattr(section, key) for key in kind.settings},
+        )
+    )
 
 
 def resolve_device(name: str) -> str:

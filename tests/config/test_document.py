@@ -73,7 +73,7 @@ serch: 3
         "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
         "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
         "zoo_lingua, zoo_logic",
-        "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match or likelihood beside data",
+        "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match, likelihood beside data",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
         "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",

@@ -1,0 +1,123 @@
+"""Task kinds: what is asked of a model about own items, and how its answers are judged. A kind is one row here.
+
+Needs no torch: the configuration asks the rows whether there is such a kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_moo.objectives.scores import Split
+from sae_moo.recipe.catalogue import Catalogue, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskKind(Row):
+    """One kind of task.
+
+    A kind over own items names `fields`, `item`, `ask` and `score`, three functions about one item, and is a
+    `tasks.ItemTask`. One that asks otherwise names `make`.
+
+    Args:
+        summary: what an instance scores, in a line without a full stop.
+        fields: what each item, a JSON object a line of the file, must hold; ``prompt`` among them, whose text says
+            which items are the same. Empty: it reads no such file.
+        item: ``module:function``, from an object that has all fields to an item: a frozen dataclass with the attribute
+            ``prompt``. Raises ValueError saying what was expected; the file and line are told by others.
+        ask: ``module:function``, from items and a tokenizer to the requests of each (`task.Request`,
+            `task.Generation`), in order.
+        score: ``module:function``, from an item and the answers to its requests to a number in [0, 1].
+        make: ``module:function``, from an `Opening` to a `task.Task`.
+        settings: keys of a task in the configuration that only this kind reads.
+    """
+
+    summary: str
+    fields: tuple[str, ...] = ()
+    item: str = ""
+    ask: str = ""
+    score: str = ""
+    make: str = "sae_moo.evaluate.tasks:item_task"
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a task is made of.
+
+    Args:
+        name: what configuration and tables call it.
+        kind: its kind.
+        search, test: instances per split.
+        tokenizer: a transformers tokenizer.
+        folder: the base model's.
+        longest: how many tokens the model reads at once; None if it does not say.
+        directory: what relative paths of the configuration start from.
+        splits: the items of each split; empty for kinds that read none.
+        settings: the kind's own, by key.
+    """
+
+    name: str
+    kind: TaskKind
+    search: int
+    test: int
+    tokenizer: Any
+    folder: Path
+    longest: int | None
+    directory: Path
+    splits: Mapping[Split, tuple[Any, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS: Catalogue[TaskKind] = Catalogue(
+    "task kind",
+    "sae_moo.tasks",
+    TaskKind,
+    [
+        TaskKind(
+            name="multiple_choice",
+            summary="1 if the right choice has the highest log probability, summed over its tokens, else 0",
+            fields=("prompt", "choices", "label"),
+            item="sae_moo.evaluate.tasks:choice_item",
+            ask="sae_moo.evaluate.tasks:each_choice",
+            score="sae_moo.evaluate.tasks:likeliest_is_right",
+        ),
+        TaskKind(
+            name="exact_match",
+            summary="1 if greedy decoding writes exactly the answer and then ends, else 0",
+            fields=("prompt", "answer"),
+            item="sae_moo.evaluate.tasks:answer_item",
+            ask="sae_moo.evaluate.tasks:answer_that_ends",
+            score="sae_moo.evaluate.tasks:is_written",
+        ),
+        TaskKind(
+            name="likelihood",
+            summary="geometric mean probability of the answer's tokens",
+            fields=("prompt", "answer"),
+            item="sae_moo.evaluate.tasks:answer_item",
+            ask="sae_moo.evaluate.tasks:each_choice",
+            score="sae_moo.evaluate.tasks:probability",
+        ),
+    ],
+)
+
+HARNESS = TaskKind(
+    name="harness",
+    summary="the chosen metric of a task of the EleutherAI harness",
+    make="sae_moo.evaluate.harness:harness_task",
+    settings=(
+        "task",
+        "include",
+        "fewshot",
+        "chat_template",
+        "system_prompt",
+        "multiturn",
+        "metric",
+        "filter",
+        "generation",
+        "documents",
+    ),
+)
+"""Tasks of the harness. No configuration names this kind: it is what a task without items of its own is."""
