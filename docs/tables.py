@@ -17,8 +17,8 @@ from typer.main import get_command
 
 from sae_moo.cli.main import app
 from sae_moo.config.document import Config
-from sae_moo.evaluate.tasks import KINDS
-from sae_moo.jobs.export import FORMATS
+from sae_moo.deploy.formats import FORMATS
+from sae_moo.evaluate.kinds import KINDS
 from sae_moo.recipe import SCOPES
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS
@@ -68,17 +68,6 @@ ALGORITHM_WORDS = {
     "dare_ties": "one-shot: DARE-TIES at a tuned scale and density",
     "slerp": "one-shot: SLERP of pairs of experts",
     "single-experts": "one-shot: no merge at all, the experts themselves",
-}
-KIND_WORDS = {
-    "multiple_choice": ("`prompt`, `choices`, `label`", "1 if the right choice has the highest log-likelihood, else 0"),
-    "exact_match": (
-        "`prompt`, `answer`",
-        "1 if greedy decoding writes exactly the answer, then a new line or a special token, else 0",
-    ),
-    "likelihood": (
-        "`prompt`, `answer`",
-        "the geometric mean probability of the answer's tokens; it still tells models apart when accuracy is at chance",
-    ),
 }
 SCOPE_WORDS = {
     "tensor": "all weights of one tensor",
@@ -161,7 +150,7 @@ def merge_methods(page: Path) -> str:  # noqa: ARG001
 
 def task_kinds(page: Path) -> str:  # noqa: ARG001
     """Return the kinds of a user's own items."""
-    rows = [(f"`{name}`", *words) for name, words in _worded(KINDS, KIND_WORDS)]
+    rows = [(f"`{name}`", ", ".join(f"`{each}`" for each in row.fields), row.summary) for name, row in KINDS.items()]
     return _table(("`kind`", "an item has", "score of an item, in [0, 1]"), rows)
 
 
@@ -185,14 +174,12 @@ def schedules(page: Path) -> str:  # noqa: ARG001
 
 
 def formats(page: Path) -> str:  # noqa: ARG001
-    """Return the export formats; what each is, as the command's help says it."""
-    options = {option.name: option for option in get_command(app).commands["export"].params}  # type: ignore[attr-defined]
-    told = dict(part.split(": ", 1) for part in options["format_"].help.rstrip(".").split("; "))
-    rows = []
-    for name, words in _worded(FORMATS, told):
-        kind = FORMATS[name]
-        rows.append((f"`{name}`", words, "folder" if kind.folder else "file", "yes" if kind.loads else "no"))
-    return _table(("`--format`", "what is written", "as", "holds the model"), rows)
+    """Return the export formats."""
+    rows = [
+        (f"`{name}`", row.summary, "folder" if row.folder else "file", row.loads, row.needs or "nothing")
+        for name, row in FORMATS.items()
+    ]
+    return _table(("`--format`", "what is written", "as", "read by", "needs"), rows)
 
 
 TABLES: Mapping[str, Callable[..., str]] = {

@@ -20,10 +20,11 @@ from sae_moo import zoo
 from sae_moo.errors import InputError
 from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.kinds import KINDS, Opening
-from sae_moo.evaluate.task import SPLITS, Answer, Answered, Request, Split, Task
+from sae_moo.evaluate.task import Answer, Answered, Request, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items
 from sae_moo.experts.live import load_model
 from sae_moo.experts.vocabulary import load_tokenizer
+from sae_moo.objectives.scores import SPLITS, Split
 
 ENTRIES = 24
 SEARCH, TEST = 9, 6
