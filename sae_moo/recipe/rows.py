@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sae_moo.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Scalar: TypeAlias = float | int | bool | str
 Param: TypeAlias = Scalar | tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -98,6 +99,8 @@ class Rows:
     def per_group(self, groups: int) -> NDArray[np.float64]:
         """Return a row for each group, the mean of all rows where they are by tensor; shape (groups, row's length)."""
         width = max(map(len, self.rows))
+        import numpy as np  # here, so that what only reads the catalogues starts at once
+
         table = np.array([row * width if len(row) == 1 else row for row in self.rows], dtype=np.float64)
         if self.placed and len(table) == groups:
             return table
