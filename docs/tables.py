@@ -45,30 +45,6 @@ COMMANDS = {
     "figures": ("RUN", "looking.md#pictures-for-a-paper"),
     "dashboard": ("RUN", "looking.md#the-dashboard"),
 }
-ALGORITHM_WORDS = {
-    "nsga2": "our own search: NSGA-II over lineages of recipes",
-    "nsga3": "the same with NSGA-III, for three objectives or more",
-    "sae-global": "SAE (Zhang, Zhang et al. 2026): an archive, one child at a time, one mixing share per child",
-    "sae-local": "SAE with one mixing share per block",
-    "m2n2": "M2N2 (Abrantes et al. 2025): an archive without pruning, children by SLERP with a split point",
-    "pso": "a particle swarm: Model Swarms (Feng et al. 2024), or the plain form of PSO-Merging",
-    "cmaes": "CMA-ES (Hansen 2016) by the package `cma`",
-    "random": "independent draws like those of a first population: what a search must beat",
-    "optuna:TPESampler": "Optuna's tree-structured Parzen estimator",
-    "optuna:GPSampler": "Optuna's Gaussian process",
-    "optuna:NSGAIISampler": "Optuna's NSGA-II",
-    "optuna:NSGAIIISampler": "Optuna's NSGA-III",
-    "optuna:RandomSampler": "Optuna's random draws",
-    "optuna:QMCSampler": "Optuna's quasi-random draws",
-    "optuna:CmaEsSampler": "Optuna's CMA-ES (needs `pip install cmaes`)",
-    "weighted-average": "one-shot: weighted means of the experts",
-    "task-arithmetic": "one-shot: task vectors added at a tuned scale",
-    "rankmean": "one-shot: weights by the rank of each tensor's change",
-    "ties": "one-shot: TIES at a tuned scale and density",
-    "dare_ties": "one-shot: DARE-TIES at a tuned scale and density",
-    "slerp": "one-shot: SLERP of pairs of experts",
-    "single-experts": "one-shot: no merge at all, the experts themselves",
-}
 SCOPE_WORDS = {
     "tensor": "all weights of one tensor",
     "group": "all prunable weights of one block",
@@ -105,9 +81,11 @@ def commands(page: Path) -> str:
 
 def keys(page: Path, section: str) -> str:  # noqa: ARG001  # every table knows its page
     """Return the keys of a section, ``search`` or ``search.operators``; type, default and meaning of each."""
-    schema = Config.model_json_schema()
+    settings = _settings()
+    head, _, rest = section.partition(".")
+    schema = settings[rest].model_json_schema() if head == "search" and rest else Config.model_json_schema()
     properties = schema["properties"]
-    for part in section.split("."):
+    for part in () if head == "search" and rest else section.split("."):
         properties = schema["$defs"][_section_of(properties[part])]["properties"]
     rows = [
         (
@@ -118,19 +96,31 @@ def keys(page: Path, section: str) -> str:  # noqa: ARG001  # every table knows 
         )
         for key, value in properties.items()
     ]
+    if section == "search":
+        for key in settings:
+            readers = ", ".join(f"`{name}`" for name, row in ALGORITHMS.items() if key in row.settings)
+            rows.append((f"`{key}`", "section", "see below", f"settings that only some algorithms read: {readers}"))
     return _table(("key", "values", "default", "meaning"), rows)
+
+
+def _settings() -> dict[str, Any]:
+    """Return the sections that only some algorithms read; where families differ, the one with the most keys."""
+    found: dict[str, Any] = {}
+    for row in ALGORITHMS.values():
+        for key, kind in row.settings.items():
+            if key not in found or len(kind.model_fields) > len(found[key].model_fields):
+                found[key] = kind
+    return found
 
 
 def algorithms(page: Path) -> str:  # noqa: ARG001
     """Return the algorithms and what each does with a configuration."""
     one_number = {False: "", True: "yes", None: "with `search.weights`"}
     rows = []
-    for name, words in _worded(ALGORITHMS, ALGORITHM_WORDS):
-        row = ALGORITHMS[name]
-        reads = ", ".join(f"`{key}`" for key in row.reads)
-        rows.append(
-            (f"`{name}`", words, ", ".join(row.spaces), one_number[row.scalar], reads, "yes" if row.races else "")
-        )
+    for name, row in ALGORITHMS.items():
+        reads = ", ".join(f"`{key}`" for key in (*(["pace"] if row.paces else []), *row.settings))
+        able = "yes" if row.races else ""
+        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, able))
     return _table(("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race"), rows)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
+
+from sae_moo.recipe.catalogue import resolved
 
 
 def installed(folder: Path, name: str, version: str, source: str, points: dict[str, dict[str, str]]) -> None:
@@ -16,6 +20,9 @@ def installed(folder: Path, name: str, version: str, source: str, points: dict[s
         points: group -> name -> attribute of the module.
     """
     module = name.replace("-", "_").replace(".", "_")
+    sys.modules.pop(module, None)  # another test's package of that name
+    importlib.invalidate_caches()
+    resolved.cache_clear()
     (folder / f"{module}.py").write_text(source, encoding="utf-8")
     info = folder / f"{module}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -26,3 +33,64 @@ def installed(folder: Path, name: str, version: str, source: str, points: dict[s
         for line in (f"[{group}]", *(f"{row} = {module}:{attribute}" for row, attribute in rows.items()))
     ]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+ANTS = '''
+from sae_moo.recipe.section import Field, Section, Share, section_of
+from sae_moo.searchers.algorithms import Algorithm
+from sae_moo.searchers.scalar import RandomDraws, ScalarSearcher
+
+
+class Ants(Section):
+    """``search.ants``: the trail."""
+
+    evaporation: Share = Field(default=0.1, description="share of the trail that is gone after a generation")
+    visits: int = Field(default=3, description="visits of an ant")
+
+
+class Trail(RandomDraws):
+    def __init__(self, space, population, sparsest, evaporation):
+        super().__init__(space, population, sparsest)
+        self.evaporation = evaporation
+
+    def advance(self, x, losses, rng):
+        self.note(x, losses)
+        drawn = super().advance(x, losses, rng)
+        return self.evaporation * drawn + (1 - self.evaporation) * self.best
+
+
+def make(assignment):
+    space, settings = assignment.coefficients(), section_of(assignment.settings, Ants)
+    return ScalarSearcher(
+        space,
+        assignment.objectives,
+        assignment.constraints,
+        optimizer=Trail(space, assignment.population, assignment.schedule.top, settings.evaporation),
+        name="ants",
+        weights=assignment.weights,
+        seed=assignment.seed,
+    )
+
+
+def faults(draft):
+    if draft.settings.get("ants") and draft.settings["ants"].visits > 9:
+        yield ("search", "ants", "visits"), "an ant is tired after 9 visits"
+
+
+ROW = Algorithm(
+    name="ants",
+    summary="ants on a trail",
+    make="acme_ants:make",
+    settings={"ants": Ants},
+    spaces=("coefficients",),
+    scalar=True,
+    faults=faults,
+)
+GREEDY = Algorithm(name="greedy", summary="takes a name", make="acme_ants:make", settings={"population": Ants})
+'''
+ANT_POINTS = {"sae_moo.algorithms": {"ants": "ROW", "greedy": "GREEDY"}}
+
+
+def ants(folder: Path, version: str = "1.2") -> None:
+    """Write the package acme-ants, which offers a search algorithm."""
+    installed(folder, "acme-ants", version, ANTS, ANT_POINTS)

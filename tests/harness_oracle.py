@@ -14,7 +14,8 @@ import yaml
 
 from sae_moo import zoo
 from sae_moo.evaluate import lm_eval
-from sae_moo.evaluate.harness import HarnessTask, Settings
+from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.harness import HarnessTask
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
 
@@ -131,10 +132,9 @@ def opened(folder: Path) -> tuple[ExpertPool, Any]:
 
 
 def built(pool: ExpertPool, place: Path, task: str, search: int = 8, test: int = 10, **changes) -> HarnessTask:
-    usual = {"fewshot": None, "chat_template": False, "system_prompt": None, "multiturn": False, "metric": None}
-    usual |= {"filter": None, "generation": {}, "documents": None, "include": place} | changes
-    settings = Settings(name=task, task=f"our_{task}", search=search, test=test, **usual)
-    return HarnessTask(settings, pool.tokenizer(), pool.checkpoints["base"].folder)
+    asked = {"include": str(place), "multiturn": False} | changes
+    section = TaskSection(name=task, task=f"our_{task}", search=search, test=test, **asked)
+    return HarnessTask(section, pool.tokenizer(), pool.checkpoints["base"].folder)
 
 
 def by_the_harness(task: HarnessTask, folder: Path, place: Path, batch: int = 4, **settings) -> dict:
@@ -153,7 +153,7 @@ def by_the_harness(task: HarnessTask, folder: Path, place: Path, batch: int = 4,
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=batch),
-            tasks=[task._settings.task],
+            tasks=[task._section.task],
             samples=ids,
             task_manager=TaskManager(include_path=str(place), include_defaults=False),
             bootstrap_iters=lm_eval.BOOTSTRAP,

@@ -21,6 +21,7 @@ from typer.main import get_command
 import sae_moo as sm
 from sae_moo import zoo
 from sae_moo.cli.main import app
+from sae_moo.searchers.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
@@ -133,7 +134,9 @@ def test_every_section_of_a_configuration_has_its_table():
 
     schema = sm.Config.model_json_schema()
     page = PAGES["docs/configuration.md"].read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- generated: keys: (.+?) -->", page)) == {*sections("", schema["properties"], schema)}
+    expected = {*sections("", schema["properties"], schema)}
+    expected |= {f"search.{key}" for row in ALGORITHMS.values() for key in row.settings}
+    assert set(re.findall(r"<!-- generated: keys: (.+?) -->", page)) == expected
 
 
 def test_the_readme_is_short():

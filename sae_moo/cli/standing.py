@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 
 from sae_moo.config.document import Config
-from sae_moo.jobs.bench import schedule_of
 from sae_moo.objectives.front import Front
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.searchers.schedule import Schedule
 from sae_moo.study.records import told
 from sae_moo.study.storage import TrialRecord
 
@@ -74,7 +72,7 @@ class Standing:
         self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
         self.best: dict[str, float] = {}
         self.failures = Failures()
-        self._schedule = schedule_of(config) if config.anneals else None
+        self._schedule = config.schedule if config.anneals else None
         self._ratios: deque[float] = deque(maxlen=config.search.population)
 
     @property
@@ -119,16 +117,14 @@ class Standing:
             return str(generation)
         if not generation:
             return "0, the first population"
-        if not isinstance(self._schedule, Schedule):
+        if self._schedule.adapts:
             drawn = tuple(self._ratios)
             if not drawn:
                 return f"{generation}, pruning ratio learned"
             spread = f"the last {len(drawn)} from {min(drawn):.2f} to {max(drawn):.2f}, median {median(drawn):.2f}"
             return f"{generation}, pruning ratio learned: {spread}"
         ratio = f"{generation}, pruning ratio {self._schedule(generation - 1):.2f}"
-        if self._schedule.shape == "constant":
+        if self._schedule.schedule == "constant":
             return f"{ratio}, constant"
         cycle, into, length = self._schedule.cycle(generation - 1)
-        return (
-            f"{ratio} (cycle {cycle + 1}, step {into + 1:.0f} of {length:.0f}, climbing to {self._schedule.high:.2f})"
-        )
+        return f"{ratio} (cycle {cycle + 1}, step {into + 1:.0f} of {length:.0f}, climbing to {self._schedule.top:.2f})"

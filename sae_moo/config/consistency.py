@@ -1,25 +1,26 @@
 """What does not fit together in a configuration: faults that concern several keys.
 
-Parts of the wrong type were reported already, by what reads the single keys, and are passed over here.
+A rule is a generator over a draft (`drafts`): in it None stands for what could not be read, which was reported already
+by what reads the single keys. What concerns one search algorithm stands at its row (`searchers.algorithms`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sae_moo import zoo
-from sae_moo.config.sections import PruningSection
+from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.kinds import KINDS
-from sae_moo.files.marked_yaml import Key
+from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY
 from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
-from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA, SETTINGS
-from sae_moo.searchers.schedule import ADAPTIVE
+from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
+
+if TYPE_CHECKING:
+    from sae_moo.config.document import Config
 
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 
@@ -29,198 +30,180 @@ def slug(name: str) -> str:
     return re.sub("[^A-Za-z0-9.]+", "-", name).strip("-.") or "method"
 
 
-def cross_faults(raw: Mapping[str, Any], harness: Sequence[str]) -> Iterator[tuple[Key, str]]:
-    """Yield the faults that concern several keys; parts of the wrong type were reported already and are passed over."""
-    tasks = [task for task in _as(list, raw.get("tasks")) if isinstance(task, dict)]
-    names = [task["name"] for task in tasks if isinstance(task.get("name"), str)]
-    for i, task in enumerate(_as(list, raw.get("tasks"))):
-        if not isinstance(task, dict) or not isinstance(task.get("name"), str):
-            continue
-        if names.count(task["name"]) > 1 and names.index(task["name"]) != i:
-            yield ("tasks", i, "name"), f"expected every task once, {task['name']!r} came before"
-        if task["name"] == SPARSITY:
+def cross_faults(draft: Config) -> Iterator[Fault]:
+    """Yield the faults that concern several keys."""
+    for rule in RULES:
+        yield from rule(draft)
+    algorithm = _algorithm(draft)
+    if algorithm is not None:
+        for rule_of_algorithms in RULES_OF_ALGORITHMS:
+            yield from rule_of_algorithms(draft, algorithm)
+
+
+def _algorithm(draft: Config) -> Algorithm | None:
+    """Return the search algorithm; None where there is none of that name."""
+    try:
+        return ALGORITHMS.get(draft.search.algorithm or "")
+    except InputError:  # a package offers it and it cannot be imported
+        return None
+
+
+def _tasks(draft: Config) -> list[str]:
+    return [task.name for task in draft.tasks if task.name is not None]
+
+
+def _unnamed(draft: Config) -> bool:
+    """Say whether it is not known what all tasks are called."""
+    return not draft.tasks or len(_tasks(draft)) < len(draft.tasks)
+
+
+def _objectives(draft: Config) -> list[str]:
+    called = [entry.name if isinstance(entry, MeanSection) else entry for entry in draft.objectives]
+    return [name for name in called if name is not None]
+
+
+def _every_task_once(draft: Config) -> Iterator[Fault]:
+    names = [task.name for task in draft.tasks]
+    for i, name in enumerate(names):
+        if name is not None and names.index(name) != i:
+            yield ("tasks", i, "name"), f"expected every task once, {name!r} came before"
+        if name == SPARSITY:
             yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
-        of_harness = [key for key in harness if task.get(key) not in (None, False, {})]
-        if task.get("data") is None and task["name"].startswith("zoo_") and task["name"] not in zoo.TASKS:
+
+
+def _tasks_that_are_built_in(draft: Config) -> Iterator[Fault]:
+    for i, task in enumerate(draft.tasks):
+        if task.name is None:
+            continue
+        if task.data is None and task.name.startswith("zoo_") and task.name not in zoo.TASKS:
             known = ", ".join(zoo.TASKS)
             yield (
                 ("tasks", i, "name"),
-                f"no built-in task {task['name']!r}{nearest(task['name'], zoo.TASKS)}; there are {known}",
+                f"no built-in task {task.name!r}{nearest(task.name, zoo.TASKS)}; there are {known}",
             )
-        if of_harness and task.get("data") is not None:
-            yield ("tasks", i, of_harness[0]), "is for tasks of the harness; own items (data) have no such setting"
-        if of_harness and task["name"] in zoo.TASKS and not {"task", "include"} & {*of_harness}:
-            yield ("tasks", i, of_harness[0]), f"is for tasks of the harness; {task['name']} is built in"
-        if task.get("multiturn") is True and task.get("chat_template") is not True:
-            yield ("tasks", i, "multiturn"), "is for chat_template: true"
-        if task.get("data") is not None and task.get("kind") is None:
+        if task.data is not None and task.kind is None and "kind" not in task.unread:
             yield ("tasks", i), f"expected kind: {', '.join(KINDS)} beside data"
-        if task.get("data") is None and task.get("kind") is not None:
+        if task.data is None and task.kind is not None:
             yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
-    valid = [*names, SPARSITY]
-    unnamed = not names or len(names) < len(_as(list, raw.get("tasks")))  # what tasks are called is not known then
-    called: list[str] = []
-    for i, entry in enumerate(_as(list, raw.get("objectives"))):
-        if isinstance(entry, str):
-            called.append(entry)
-            if entry not in valid and not unnamed:
-                yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
-        elif isinstance(entry, dict):
-            called += [entry["name"]] if isinstance(entry.get("name"), str) else []
-            for j, task in enumerate(_as(list, entry.get("mean"))):
-                if isinstance(task, str) and entry["mean"].index(task) != j:
+
+
+def _settings_of_the_harness(draft: Config) -> Iterator[Fault]:
+    for i, task in enumerate(draft.tasks):
+        if task.name is None:
+            continue
+        of_harness = [key for key in HARNESS.settings if getattr(task, key) not in (None, False, {})]
+        if of_harness and task.data is not None:
+            yield ("tasks", i, of_harness[0]), "is for tasks of the harness; own items (data) have no such setting"
+        if of_harness and task.name in zoo.TASKS and not {"task", "include"} & {*of_harness}:
+            yield ("tasks", i, of_harness[0]), f"is for tasks of the harness; {task.name} is built in"
+        if task.multiturn and not task.chat_template:
+            yield ("tasks", i, "multiturn"), "is for chat_template: true"
+
+
+def _objectives_are_tasks(draft: Config) -> Iterator[Fault]:
+    tasks, unnamed = _tasks(draft), _unnamed(draft)
+    valid = [*tasks, SPARSITY]
+    for i, entry in enumerate(draft.objectives):
+        if isinstance(entry, str) and entry not in valid and not unnamed:
+            yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
+        if isinstance(entry, MeanSection):
+            for j, task in enumerate(entry.mean or ()):
+                if entry.mean.index(task) != j:
                     yield ("objectives", i, "mean", j), f"expected every task once, {task!r} came before"
-                if isinstance(task, str) and task not in names and not unnamed:
-                    yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, names)}"
-            if isinstance(entry.get("name"), str) and entry["name"] in valid:
-                yield ("objectives", i, "name"), f"expected a name of its own, {entry['name']!r} is taken"
-    if isinstance(_as(dict, raw.get("evaluation")).get("racing"), dict) and called and set(called) == {SPARSITY}:
-        yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
-    evaluation = _as(dict, raw.get("evaluation"))
-    if evaluation.get("anchors") is not None and evaluation.get("generation") == "vllm":
-        yield (
-            ("evaluation", "anchors"),
-            "not with generation: vllm; its memory holds one engine, choosing takes another",
-        )
+                if task not in tasks and not unnamed:
+                    yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, tasks)}"
+            if entry.name in valid:
+                yield ("objectives", i, "name"), f"expected a name of its own, {entry.name!r} is taken"
+
+
+def _every_objective_once(draft: Config) -> Iterator[Fault]:
+    called = _objectives(draft)
     for name in sorted({name for name in called if called.count(name) > 1}):
         yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
-    limited = [*valid, *called]
-    for name, limit in _as(dict, raw.get("constraints")).items():
-        if not isinstance(name, str):
-            continue
-        if name not in limited and not unnamed:
+
+
+def _what_is_limited(draft: Config) -> Iterator[Fault]:
+    limited = [*_tasks(draft), SPARSITY, *_objectives(draft)]
+    for name, limit in draft.constraints.items():
+        if name not in limited and not _unnamed(draft):
             yield (
                 ("constraints", name),
                 f"expected a task, an objective or {SPARSITY!r}, got {name!r}{nearest(name, limited)}",
             )
-        if isinstance(limit, dict) and _both_numbers(limit, "min", "max") and limit["min"] > limit["max"]:
-            yield ("constraints", name), f"expected min <= max, got {limit['min']} > {limit['max']}"
-    experts, population = (
-        _as(dict, _as(dict, raw.get("models")).get("experts")),
-        _as(dict, raw.get("search")).get("population"),
-    )
-    if type(population) is int and 4 <= population <= len(experts):
+        if limit.min is not None and limit.max is not None and limit.min > limit.max:
+            yield ("constraints", name), f"expected min <= max, got {limit.min} > {limit.max}"
+
+
+def _room_in_the_first_population(draft: Config) -> Iterator[Fault]:
+    experts, population = draft.models.experts or {}, draft.search.population
+    if population is not None and population <= len(experts):
         need = f"expected at least {len(experts) + 1}, room for the base and every expert in the first population"
         yield ("search", "population"), f"{need}; got {population}"
-    storage = _as(dict, raw.get("study")).get("storage")
-    if isinstance(storage, str) and ("://" not in storage or storage.endswith(("://", ":memory:"))):
+
+
+def _storage_that_lasts(draft: Config) -> Iterator[Fault]:
+    storage = draft.study.storage
+    if storage is not None and ("://" not in storage or storage.endswith(("://", ":memory:"))):
         expected = "expected an Optuna URL that outlives the process, e.g. sqlite:///s.db, or null for a journal file"
         yield ("study", "storage"), f"{expected}; got {storage!r}"
-    pruning = _as(dict, raw.get("pruning"))
-    criterion = pruning.get("criterion", PruningSection.model_fields["criterion"].default)
-    if pruning.get("calibration") is not None and not _calibrated(criterion):
-        yield ("pruning", "calibration"), f"criterion: {criterion} is not calibrated; leave it out"
-    if pruning.get("rescale") is True and pruning.get("scope") in STRUCTURED:
-        yield ("pruning", "rescale"), f"scope: {pruning['scope']} is not rescaled; leave it out"
-    calibrated = _as(dict, pruning.get("calibration")).get("model", BASE)
-    if isinstance(calibrated, str) and calibrated not in (BASE, *experts):
-        models = [BASE, *(name for name in experts if isinstance(name, str))]
+
+
+def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
+    pruning = draft.pruning
+    if pruning.calibration is not None and pruning.criterion is not None and not _calibrated(pruning.criterion):
+        yield ("pruning", "calibration"), f"criterion: {pruning.criterion} is not calibrated; leave it out"
+    if pruning.rescale and pruning.scope in STRUCTURED:
+        yield ("pruning", "rescale"), f"scope: {pruning.scope} is not rescaled; leave it out"
+    model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
+    models += draft.models.experts or {}
+    if model is not None and model not in models:
         yield (
             ("pruning", "calibration", "model"),
-            f"expected one of {', '.join(models)}, got {calibrated!r}{nearest(calibrated, models)}",
+            f"expected one of {', '.join(models)}, got {model!r}{nearest(model, models)}",
         )
-    yield from _algorithm_faults(raw, called)
-    yield from _compare_faults(raw)
-    named = _as(dict, raw.get("search")).get("algorithm", "nsga2")
-    own = ALGORITHMS.get(named) if isinstance(named, str) else None
-    annealing = ({} if own is None else {"high": own.high}) | _set(_as(dict, raw.get("annealing")))
-    if _both_numbers(annealing, "low", "high") and annealing["low"] > annealing["high"]:
-        yield ("annealing", "low"), f"expected low <= high, got {annealing['low']} > {annealing['high']}"
 
 
-def _algorithm_faults(raw: Mapping[str, Any], objectives: Sequence[str]) -> Iterator[tuple[Key, str]]:
-    """Yield what the chosen algorithm does not read, or cannot do with."""
-    search, space = _as(dict, raw.get("search")), _as(dict, raw.get("space"))
-    name = search.get("algorithm", "nsga2")
-    algorithm = ALGORITHMS.get(name) if isinstance(name, str) else None
-    if algorithm is None:
-        return  # reported already
-
-    def readers(key: str) -> str:
-        return ", ".join(each for each, row in ALGORITHMS.items() if key in row.reads)
-
-    for key in SETTINGS:
-        if search.get(key) is not None and key not in algorithm.reads:
-            yield ("search", key), f"is for {readers(key)}; algorithm: {name} does not read it"
-    kind = space.get("kind")
-    if kind in ("lineage", "coefficients") and kind not in algorithm.spaces:
-        own = " or ".join(algorithm.spaces)
-        yield ("space", "kind"), f"algorithm: {name} " + (f"searches {own}; leave it out" if own else "has no space")
-    over = algorithm.searched(kind)
-    if search.get("operators") is not None and over != "lineage" and "operators" in algorithm.reads:
-        yield ("search", "operators"), "is for space.kind: lineage"
-    if space.get("sparsity") is not None and over != "coefficients":
-        yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
-    sae = _as(dict, search.get("sae"))
-    if sae.get("omega", 0.5) == 0 and sae.get("beta", 0.5) == 0:
-        yield ("search", "sae", "omega"), "expected omega or beta above 0, got 0 for both"
-    for key in sae if name == "m2n2" else ():
-        if key not in ("alpha", "matchmaker"):
-            yield ("search", "sae", key), "is for sae-global, sae-local; m2n2 reads alpha and matchmaker"
-    scope = _as(dict, raw.get("pruning")).get("scope")
-    given = pattern_sparsity(scope) if isinstance(scope, str) else None
-    if given is not None and space.get("sparsity") not in (None, 0, given):
-        yield ("space", "sparsity"), f"expected 0 or {given:g}, what scope: {scope} prunes to, got {space['sparsity']}"
-    fixed, most = space.get("sparsity"), _as(dict, _as(dict, raw.get("constraints")).get(SPARSITY)).get("max")
-    least = min([each for each in (most, MOST_SPARSE) if isinstance(each, (int, float))])
-    if isinstance(fixed, (int, float)) and fixed > least:
-        yield ("space", "sparsity"), f"expected at most {least:g}, got {fixed:g}"
-    experts, population = _as(dict, _as(dict, raw.get("models")).get("experts")), search.get("population", 24)
-    swarm = name == "pso" and _as(dict, search.get("pso")).get("flavour") == "pso-merging"
-    if swarm and isinstance(population, int) and population < 2 * len(experts) + 1:
-        need = f"expected at least {2 * len(experts) + 1}: base, experts and sparsified experts"
-        yield ("search", "population"), f"{need}; got {population}"
-    if _as(dict, raw.get("annealing")).get("schedule") == ADAPTIVE and not algorithm.annealed(kind):
-        yield ("annealing", "schedule"), f"expected a fixed one; algorithm: {name} has no cycles that could adapt"
-    if _as(dict, raw.get("evaluation")).get("racing") is not None and not algorithm.races:
-        able = ", ".join(each for each, row in ALGORITHMS.items() if row.races)
-        yield ("evaluation", "racing"), f"is for {able}; algorithm: {name} needs the scores of every candidate"
-    weights = search.get("weights")
-    if weights is not None and algorithm.scalar is False:
-        single = ", ".join(each for each, row in ALGORITHMS.items() if row.scalar is not False)
-        yield ("search", "weights"), f"is for what works on one number ({single}), not for {name}"
-    for objective in weights if isinstance(weights, dict) else ():
-        if isinstance(objective, str) and objective not in objectives:
-            yield (
-                ("search", "weights", objective),
-                f"expected an objective, got {objective!r}{nearest(objective, objectives)}",
-            )
-    if isinstance(weights, dict) and not any(weights.values()):
-        yield ("search", "weights"), "expected at least one weight above 0"
-    if algorithm.scalar and weights is None and objectives and set(objectives) == {SPARSITY}:
-        yield ("objectives",), f"algorithm: {name} needs one that is scored on tasks, or search.weights"
-    if name == f"{OPTUNA}CmaEsSampler" and find_spec("cmaes") is None:
-        yield ("search", "algorithm"), "Optuna's CMA-ES needs a package that is not installed: pip install cmaes"
-    if name == "slerp" and len(_as(dict, _as(dict, raw.get("models")).get("experts"))) == 1:
-        yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
+def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
+    evaluation, called = draft.evaluation, _objectives(draft)
+    if evaluation.racing is not None and called and set(called) == {SPARSITY}:
+        yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
+    if evaluation.anchors is not None and evaluation.generation == "vllm":
+        yield (
+            ("evaluation", "anchors"),
+            "not with generation: vllm; its memory holds one engine, choosing takes another",
+        )
 
 
-def _compare_faults(raw: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
-    """Yield what does not fit together in ``compare``."""
-    section = _as(dict, raw.get("compare"))
+def _compared_methods(draft: Config) -> Iterator[Fault]:
     names: list[str] = []
-    for i, entry in enumerate(_as(list, section.get("methods"))):
-        key: Key = ("compare", "methods", i)
-        name = _as(dict, entry).get("name", entry if isinstance(entry, str) else None)
+    for i, entry in enumerate(() if draft.compare is None else draft.compare.methods):
+        name = entry.name if isinstance(entry, MethodSection) else entry
         if isinstance(entry, str) and not 1 <= len(entry) <= 60:
-            yield key, f"expected the name of an algorithm, got {entry!r}"
-        if isinstance(name, str):
+            yield ("compare", "methods", i), f"expected the name of an algorithm, got {entry!r}"
+        if name is not None:
             if slug(name) in map(slug, names):
-                yield key, f"expected every method once, with a name of its own, got {name!r} again"
+                once = f"expected every method once, with a name of its own, got {name!r} again"
+                yield ("compare", "methods", i), once
             names.append(name)
-        if "evaluations" in _as(dict, _as(dict, entry).get("search")):
-            yield (*key, "search", "evaluations"), "every method has the same budget; set search.evaluations for all"
-    reference = section.get("reference")
-    if isinstance(reference, str) and names and reference not in names:
+        if isinstance(entry, MethodSection) and "evaluations" in (entry.search or {}):
+            every = "every method has the same budget; set search.evaluations for all"
+            yield ("compare", "methods", i, "search", "evaluations"), every
+    reference = None if draft.compare is None else draft.compare.reference
+    if reference is not None and names and reference not in names:
         yield ("compare", "reference"), f"expected a method, got {reference!r}{nearest(reference, names)}"
-    if section and _as(dict, raw.get("study")).get("storage") is not None:
+
+
+def _what_a_comparison_needs(draft: Config) -> Iterator[Fault]:
+    if draft.compare is None:
+        return
+    if draft.study.storage is not None:
         yield ("study", "storage"), "a comparison keeps every search in a journal of its own; leave it out"
-    for i, task in enumerate(_as(list, raw.get("tasks")) if section else []):
-        if _as(dict, task).get("test") == 0:
+    for i, task in enumerate(draft.tasks):
+        if task.test == 0:
             yield ("tasks", i, "test"), "a comparison judges on the test split; expected at least 1 instance"
 
 
-def _calibrated(criterion: Any) -> bool:
+def _calibrated(criterion: str) -> bool:
     """Say whether a criterion weighs by activations; of one that there is not, the section says so."""
     try:
         return CRITERIA.find(criterion).calibrated
@@ -228,14 +211,113 @@ def _calibrated(criterion: Any) -> bool:
         return True
 
 
-def _both_numbers(section: Mapping[str, Any], *keys: str) -> bool:
-    return all(isinstance(section.get(key), (int, float)) for key in keys)
+RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
+    _every_task_once,
+    _tasks_that_are_built_in,
+    _settings_of_the_harness,
+    _objectives_are_tasks,
+    _every_objective_once,
+    _what_is_limited,
+    _room_in_the_first_population,
+    _storage_that_lasts,
+    _what_pruning_reads,
+    _evaluation_of_parts,
+    _compared_methods,
+    _what_a_comparison_needs,
+)
+"""What holds whatever the search algorithm."""
 
 
-def _set(section: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a section is not null."""
-    return {key: value for key, value in section.items() if value is not None}
+def _names(able: Callable[[Algorithm], bool]) -> str:
+    """Return the names of the house's algorithms of a kind."""
+    return ", ".join(name for name, row in ALGORITHMS.items() if able(row))
 
 
-def _as(kind: type, value: Any) -> Any:
-    return value if isinstance(value, kind) else kind()
+def _space_of_the_algorithm(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    kind = draft.space.kind
+    if kind is not None and kind not in algorithm.spaces:
+        own = " or ".join(algorithm.spaces)
+        leave = f"searches {own}; leave it out" if own else "has no space"
+        yield ("space", "kind"), f"algorithm: {algorithm.name} {leave}"
+    for key in algorithm.breeding:
+        if getattr(draft.search, key, None) is not None and _over(draft, algorithm) != "lineage":
+            yield ("search", key), "is for space.kind: lineage"
+
+
+def _over(draft: Config, algorithm: Algorithm) -> str | None:
+    """Return what kind of space is searched."""
+    return algorithm.space(draft.space.kind if draft.space.kind in algorithm.spaces else None)
+
+
+def _one_sparsity_for_all(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    sparsity = draft.space.sparsity
+    if sparsity is None:
+        return
+    if _over(draft, algorithm) != "coefficients":
+        yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
+    scope = draft.pruning.scope
+    pattern = None if scope is None else pattern_sparsity(scope)
+    if pattern is not None and sparsity not in (0, pattern):
+        yield ("space", "sparsity"), f"expected 0 or {pattern:g}, what scope: {scope} prunes to, got {sparsity}"
+    limit = draft.constraints.get(SPARSITY)
+    most = MOST_SPARSE if limit is None or limit.max is None else min(limit.max, MOST_SPARSE)
+    if sparsity > most:
+        yield ("space", "sparsity"), f"expected at most {most:g}, got {sparsity:g}"
+
+
+def _annealing_of_the_algorithm(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    annealing = draft.annealing
+    if annealing.adapts and (not algorithm.anneals or _over(draft, algorithm) != "lineage"):
+        fixed = f"expected a fixed one; algorithm: {algorithm.name} has no cycles that could adapt"
+        yield ("annealing", "schedule"), fixed
+    usual = annealing.high is None and "high" not in annealing.unread
+    if usual and annealing.low is not None and annealing.low > algorithm.high:
+        yield ("annealing", "low"), f"expected low <= high, got {annealing.low} > {algorithm.high}"
+
+
+def _what_one_number_is_made_of(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    weights, objectives = draft.search.weights, _objectives(draft)
+    if weights is not None and algorithm.scalar is False:
+        single = _names(lambda row: row.scalar is not False)
+        yield ("search", "weights"), f"is for what works on one number ({single}), not for {algorithm.name}"
+    for name in weights or ():
+        if name not in objectives:
+            yield ("search", "weights", name), f"expected an objective, got {name!r}{nearest(name, objectives)}"
+    if weights is not None and not any(weights.values()):
+        yield ("search", "weights"), "expected at least one weight above 0"
+    if algorithm.scalar and weights is None and objectives and set(objectives) == {SPARSITY}:
+        yield ("objectives",), f"algorithm: {algorithm.name} needs one that is scored on tasks, or search.weights"
+
+
+def _what_the_algorithm_can(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    if draft.search.pace is not None and not algorithm.paces:
+        able = _names(lambda row: row.paces)
+        yield ("search", "pace"), f"is for {able}; algorithm: {algorithm.name} does not read it"
+    if draft.evaluation.racing is not None and not algorithm.races:
+        able = _names(lambda row: row.races)
+        needs = f"is for {able}; algorithm: {algorithm.name} needs the scores of every candidate"
+        yield ("evaluation", "racing"), needs
+
+
+def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    if algorithm.faults is None:
+        return
+    yield from algorithm.faults(
+        Draft(
+            experts=tuple(draft.models.experts or ()),
+            objectives=tuple(_objectives(draft)),
+            population=draft.search.population,
+            settings={key: each for key, each in draft.search.settings.items() if not each.unread},
+        )
+    )
+
+
+RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = (
+    _space_of_the_algorithm,
+    _one_sparsity_for_all,
+    _annealing_of_the_algorithm,
+    _what_one_number_is_made_of,
+    _what_the_algorithm_can,
+    _what_the_algorithm_says,
+)
+"""What its row says of a search algorithm."""

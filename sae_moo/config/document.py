@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler
 
 from sae_moo.config.consistency import cross_faults, slug
+from sae_moo.config.drafts import draft
 from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import (
-    HARNESS,
-    AnnealingSection,
     CompareSection,
     EvaluationSection,
     ExecutorSection,
@@ -24,17 +23,22 @@ from sae_moo.config.sections import (
     ModelsSection,
     PruningSection,
     SearchSection,
-    Section,
     SpaceSection,
     StudySection,
-    TaskSection,
+    read_search,
+    search_section_of,
 )
+from sae_moo.errors import InputError
+from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
 from sae_moo.recipe import STRUCTURED
-from sae_moo.searchers.algorithms import ALGORITHMS, SETTINGS
-from sae_moo.searchers.schedule import ADAPTIVE
+from sae_moo.recipe.section import Field, Section, field_validator
+from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
+from sae_moo.searchers.schedule import ADAPTIVE, Schedule
+from sae_moo.searchers.searcher import Pace, SpaceKind
 
 
 class Config(Section):
@@ -47,12 +51,23 @@ class Config(Section):
     constraints: dict[str, LimitSection] = Field(default={})
     space: SpaceSection = SpaceSection()
     pruning: PruningSection = PruningSection()
-    annealing: AnnealingSection = AnnealingSection()
-    search: SearchSection = SearchSection()
+    annealing: Schedule = Schedule()
+    search: SerializeAsAny[SearchSection] = Field(default_factory=lambda: search_section_of({})())
     evaluation: EvaluationSection = EvaluationSection()
     executor: ExecutorSection = ExecutorSection()
     compare: CompareSection | None = None
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("search", mode="wrap")
+    @classmethod
+    def _of_the_algorithm(cls, search: Any, validated: ValidatorFunctionWrapHandler) -> SearchSection:
+        """Read ``search`` with the settings of its algorithm."""
+        if isinstance(search, SearchSection):
+            search = search.model_dump(exclude_unset=True)
+        if not isinstance(search, dict):
+            checked: SearchSection = validated(search)
+            return checked
+        return search_section_of(search).model_validate(read_search(search))
 
     @property
     def directory(self) -> Path:
@@ -101,8 +116,8 @@ class Config(Section):
             config = cls.model_validate(raw)
             config._directory = directory
         except ValidationError as error:
-            faults += faults_of(cls, error)
-        faults += cross_faults(raw, HARNESS)
+            faults += faults_of(cls, error, {("search",): search_section_of(raw.get("search", {}))})
+        faults += cross_faults(config if config is not None else draft(cls, raw))
         if config is not None and config.compare is not None and not faults:
             for i, method in enumerate(config.compare.named):
                 _, wrong = cls._read(config._cell(method, config.study.seed), directory)
@@ -140,22 +155,18 @@ class Config(Section):
     def _cell(self, method: MethodSection, seed: int) -> dict[str, Any]:
         raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
         search = _deeper(raw.get("search", {}), method.search)
-        named = search.get("algorithm", "nsga2")
-        algorithm = ALGORITHMS.get(named if isinstance(named, str) else "", ALGORITHMS["nsga2"])
-        for key in SETTINGS:
-            if key not in algorithm.reads and key not in method.search:
-                search.pop(key, None)
-        if algorithm.scalar is False and "weights" not in method.search:
-            search.pop("weights", None)
+        algorithm = _row(search.get("algorithm", self.search.algorithm))
         space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
         space |= method.space
-        kind = space.get("kind")
-        if algorithm.searched(kind) != "lineage" and "operators" not in method.search:
-            search.pop("operators", None)
+        over = algorithm.space(space.get("kind"))
+        read = {*SearchSection.model_fields, *algorithm.read(over)}
+        read -= {"pace"} if not algorithm.paces else set()
+        read -= {"weights"} if algorithm.scalar is False else set()
+        search = {key: value for key, value in search.items() if key in read or key in method.search}
         raw |= {"search": search, "space": space}
         for section in ("pruning", "annealing"):
             raw[section] = {**raw.get(section, {}), **getattr(method, section)}
-        unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(kind)
+        unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(space.get("kind"))
         if unread and method.annealing.get("schedule") != ADAPTIVE:
             del raw["annealing"]["schedule"]
         raw["study"] = {"name": f"{slug(method.name)}-{seed}", "seed": seed}
@@ -163,40 +174,35 @@ class Config(Section):
         return document
 
     @property
-    def space_kind(self) -> str | None:
-        """The space that is searched, ``lineage`` or ``coefficients``; None for one-shot merges."""
-        return ALGORITHMS[self.search.algorithm].searched(self.space.kind)
+    def algorithm(self) -> Algorithm:
+        """The search algorithm."""
+        return ALGORITHMS[self.search.algorithm]
 
     @property
     def anneals(self) -> bool:
-        """Whether the pruning ratio of children follows the schedule."""
-        return ALGORITHMS[self.search.algorithm].annealed(self.space.kind)
+        """Whether the pruning ratio of children follows the schedule: it is children of a lineage that are pruned."""
+        return self.algorithm.annealed(self.space.kind)
 
     @property
-    def pace(self) -> Literal["generational", "steady-state"]:
+    def space_kind(self) -> SpaceKind | None:
+        """The space that is searched, ``lineage`` or ``coefficients``; None for one-shot merges."""
+        return self.algorithm.space(self.space.kind)
+
+    @property
+    def pace(self) -> Pace:
         """When a population takes its children in."""
         return self.search.pace or "generational"
 
     @property
-    def schedule(self) -> str:
+    def schedule(self) -> Schedule:
         """The schedule of pruning ratios: as asked, else as the algorithm has it."""
-        return self.annealing.schedule or ALGORITHMS[self.search.algorithm].schedule
-
-    @property
-    def highest_ratio(self) -> float:
-        """The largest pruning ratio of that schedule."""
-        high = self.annealing.high
-        return ALGORITHMS[self.search.algorithm].high if high is None else high
+        return self.annealing.filled(self.algorithm.schedule, self.algorithm.high)
 
     @property
     def rescale(self) -> bool:
         """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
         asked = self.pruning.rescale
-        return (
-            ALGORITHMS[self.search.algorithm].rescales and self.pruning.scope not in STRUCTURED
-            if asked is None
-            else asked
-        )
+        return self.algorithm.rescales and self.pruning.scope not in STRUCTURED if asked is None else asked
 
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
@@ -215,6 +221,8 @@ class Config(Section):
     def identity(self) -> dict[str, Any]:
         """Return what a study may not change while it is resumed, as flat ``key.path -> value``.
 
+        Of an algorithm that an installed package offers, the package and its version are part of it.
+
         The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
         so are places of models, items and calibration texts, whose contents a study is bound to instead.
         """
@@ -228,16 +236,26 @@ class Config(Section):
         document["tasks"] = {  # prompts and items are bound by their contents
             t["name"]: {
                 **{key: t[key] for key in ("kind", "search", "test")},
-                **{key: t[key] for key in HARNESS if key != "include" and t[key] not in (None, False, {})},
+                **{key: t[key] for key in HARNESS.settings if key != "include" and t[key] not in (None, False, {})},
             }
             for t in tasks
         }
         document["pruning"]["rescale"] = self.rescale
-        document["annealing"] |= {"schedule": self.schedule, "high": self.highest_ratio}
+        document["annealing"] = self.schedule.model_dump(mode="json")
         document["space"]["kind"] = self.space_kind
-        document["search"]["pace"] = self.pace if "pace" in ALGORITHMS[self.search.algorithm].reads else None
+        document["search"]["pace"] = self.pace if self.algorithm.paces else None
+        if self.algorithm.guest is not None:
+            document["search"]["algorithm's package"] = str(self.algorithm.guest)
         document["objectives"] = json.dumps(document["objectives"])
         return dict(_flat(document, ()))
+
+
+def _row(name: Any) -> Algorithm:
+    """Return an algorithm, or the usual one where the name is none: that is told by what checks the whole."""
+    try:
+        return ALGORITHMS.find(name if isinstance(name, str) else "")
+    except InputError:
+        return ALGORITHMS[SearchSection().algorithm]
 
 
 def _deeper(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from sae_moo.errors import nearest
-from sae_moo.files.marked_yaml import Key
+from sae_moo.files.marked_yaml import Key, dotted
+from sae_moo.searchers.algorithms import ALGORITHMS
 
 UNIONS = ("objectives",), ("compare", "methods")
 """Lists whose entries are names or sections."""
 
 
-def faults_of(model: type[BaseModel], error: ValidationError) -> Iterator[tuple[Key, str]]:
+Kinds = Mapping[Key, type[BaseModel]]
+"""Key -> the class that is read there, where it hangs on another key and no annotation says it."""
+
+
+def faults_of(model: type[BaseModel], error: ValidationError, kinds: Kinds) -> Iterator[tuple[Key, str]]:
     """Yield each fault with its key.
 
     Args:
         model: what was to be read.
         error: what pydantic raised.
+        kinds: see `Kinds`.
     """
     faults = [(_own_key(fault), fault) for fault in error.errors() if not _of_another_branch(fault)]
     unknown = [key for key, fault in faults if fault["type"] == "extra_forbidden"]
     for key, fault in faults:
         if not (fault["type"] == "missing" and any(_meant(each, key) for each in unknown)):
-            yield key, _explained(model, key, fault)
+            yield key, _explained(model, key, fault, kinds)
 
 
 def _meant(unknown: Key, missing: Key) -> bool:
@@ -61,13 +67,12 @@ def _own_key(fault: Any) -> Key:
     return location if at is None else (*location[:at], *location[at + 1 :])
 
 
-def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:
+def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> str:
     got = fault["input"]
     shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
     match fault["type"]:
         case "extra_forbidden":
-            siblings = _keys_beside(model, key)
-            return f"no such key{nearest(str(key[-1]), siblings)}; expected one of {', '.join(siblings)}"
+            return _unknown(model, key, kinds)
         case "missing":
             return "expected this key, it is missing"
         case "value_error":
@@ -90,15 +95,41 @@ def _explained(model: type[BaseModel], key: Key, fault: Any) -> str:
             return f"expected {text}, got {shown}"
 
 
-def _keys_beside(model: type[BaseModel], key: Key) -> list[str]:
+def _unknown(model: type[BaseModel], key: Key, kinds: Kinds) -> str:
+    """Return why a key is none: it is another algorithm's, it stands in another section, or it is misspelt."""
+    readers = [name for name, row in ALGORITHMS.items() if key[:-1] == ("search",) and key[-1] in row.settings]
+    if readers:
+        chosen = getattr(_kind_at(model, key[:-1], kinds), "for_algorithm", "")
+        return f"is for {', '.join(readers)}; algorithm: {chosen} does not read it"
+    for name, kind in _fields(_kind_at(model, key[:-2], kinds)).items() if len(key) > 2 else ():
+        if name != key[-2] and str(key[-1]) in _fields(kind):
+            return f"no such key here; it is {dotted((*key[:-2], name, key[-1]))}"
+    siblings = list(_fields(_kind_at(model, key[:-1], kinds)))
+    return f"no such key{nearest(str(key[-1]), siblings)}; expected one of {', '.join(siblings)}"
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Return the keys of a section, each with the section within it, if there is one."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return {}
+    return {name: _within(field.annotation) for name, field in kind.model_fields.items()}
+
+
+def _kind_at(model: type[BaseModel], key: Key, kinds: Kinds) -> Any:
+    """Return the section that stands at a key."""
     current: Any = model
-    for part in key[:-1]:
-        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
-            current = current.model_fields[str(part)].annotation
-        while not (isinstance(current, type) and issubclass(current, BaseModel)):
-            inner = [each for each in get_args(current) if isinstance(each, type) and each not in (str, type(None))]
-            inner += [each for each in get_args(current) if get_origin(each) is not None]
-            if not inner:
-                break
-            current = inner[-1]
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    for i, part in enumerate(key):
+        if isinstance(part, str) and part in _fields(current):
+            current = kinds.get(key[: i + 1], _fields(current)[part])
+    return current
+
+
+def _within(annotation: Any) -> Any:
+    """Return the section that an annotation holds, alone, in a list, a mapping or a union; else what it is."""
+    while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = [each for each in get_args(annotation) if isinstance(each, type) and each not in (str, type(None))]
+        inner += [each for each in get_args(annotation) if get_origin(each) is not None]
+        if not inner:
+            break
+        annotation = inner[-1]
+    return annotation

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import create_model
 
-from sae_moo import zoo
-from sae_moo.errors import nearest
-from sae_moo.evaluate.kinds import HARNESS as OF_HARNESS
-from sae_moo.evaluate.kinds import KINDS
+from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.asking import Racing
 from sae_moo.recipe import BASE, SCOPES, pattern
 from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.section import Amount, Count, Field, Section, Sparsity, field_validator
 from sae_moo.searchers.algorithms import ALGORITHMS
-from sae_moo.searchers.schedule import ADAPTIVE, SHAPES
-
-Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-
-
-class Section(BaseModel):
-    """What every section is: frozen, strict, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from sae_moo.searchers.searcher import Pace
 
 
 class StudySection(Section):
@@ -78,68 +69,6 @@ class ModelsSection(Section):
         if BASE in experts:
             raise ValueError(f"{BASE!r} names the base model; give the expert another name")
         return experts
-
-
-class TaskSection(Section):
-    """One entry of ``tasks``: built in, one's own items (``data``, ``kind``), or a task of the evaluation harness."""
-
-    name: Annotated[str, Field(min_length=1)] = Field(
-        description="names the task; `zoo_math`, `zoo_lingua` and `zoo_logic` are built in, a name without `data` is a "
-        "task of the harness"
-    )
-    data: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="file of your own items, a JSON object a line"
-    )
-    kind: str | None = Field(
-        default=None, description="how your own items are scored; needed with `data`. `package/name` is a package's"
-    )
-    search: Count = Field(default=200, description="instances that the search asks")
-    test: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        default=400, description="instances kept for judging what was found; the search never sees them"
-    )
-    task: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="the harness's name for the task, if it is not `name`"
-    )
-    include: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="folder or file of your own harness YAMLs"
-    )
-    fewshot: Annotated[int, Field(ge=0, le=1000)] | None = Field(
-        default=None, description="examples before each question; null: as the task's YAML says"
-    )
-    chat_template: bool = Field(default=False, description="whether prompts go through the tokenizer's chat template")
-    system_prompt: str | None = Field(default=None, description="system prompt before every question")
-    multiturn: bool | None = Field(
-        default=None,
-        description="whether examples become turns of the chat; null: yes with a chat template, as in the harness",
-    )
-    metric: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="the metric that scores an instance; null: the first of the task's `metric_list`"
-    )
-    filter: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="the filter that reads the answer; null: the task's first"
-    )
-    generation: dict[str, Any] = Field(
-        default={}, description="changes to the task's generation settings, such as `{max_gen_toks: 128}`"
-    )
-    documents: Literal["train", "validation", "test"] | None = Field(
-        default=None,
-        description="the documents that the search takes; null: validation, else training, else a part of those the "
-        "harness evaluates on",
-    )
-
-    @field_validator("kind")
-    @classmethod
-    def _kind(cls, kind: str | None) -> str | None:
-        return None if kind is None else KINDS.find(kind).name
-
-    @property
-    def of_harness(self) -> bool:
-        """Whether it is a task of the harness."""
-        return self.data is None and (self.task is not None or self.include is not None or self.name not in zoo.TASKS)
-
-
-HARNESS = OF_HARNESS.settings
-"""Settings that only a task of the harness has."""
 
 
 class MeanSection(Section):
@@ -237,120 +166,13 @@ class PruningSection(Section):
         return (self.calibration or CalibrationSection()) if CRITERIA.find(self.criterion).calibrated else None
 
 
-class AnnealingSection(Section):
-    """``annealing``: how hard pruning-merging cycles prune; a period counts generations."""
-
-    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published", "adaptive"] | None = Field(
-        default=None,
-        description="course of the largest pruning ratio over the generations; null: constant in our own search, "
-        "cosine in the methods of others",
-    )
-    low: Sparsity = Field(default=0.0, description="ratio at the start of every cycle")
-    high: Sparsity | None = Field(
-        default=None,
-        description="ratio that every cycle approaches; null: 0.8 in our own search, 0.6 in the methods of others. "
-        "Over coefficients it bounds the first population alone",
-    )
-    period: Count = Field(default=8, description="generations of the first cycle")
-    growth: Annotated[float, Field(ge=1.0, le=1000.0)] = Field(
-        default=2.0, description="how many times as long each cycle is as the one before"
-    )
-
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Amount = Annotated[float, Field(ge=0.0, le=1e6)]
-
-
-class OperatorsSection(Section):
-    """``search.operators``: the parts of our own search over lineages, each of which can be turned off."""
-
-    attraction: bool = Field(
-        default=True, description="whether parents are paired that complement each other item by item"
-    )
-    founders: Share = Field(default=0.0, description="probability that the second parent is an original expert")
-    remerge: Share = Field(
-        default=1.0,
-        description="probability that a child is merged anew from the experts by its parents' mixing weights; else "
-        "their weights are merged",
-    )
-    zero_aware: bool = Field(
-        default=True, description="whether, where one parent's weight is zero, the other's takes its place undiluted"
-    )
-    split: Share = Field(
-        default=0.0,
-        description="probability that a merge of two parents exchanges them behind a split point, as M2N2 does",
-    )
-    stretch: Share = Field(
-        default=0.5, description="probability that a child's mixing weights, or its task vectors, are moved"
-    )
-    reach: Annotated[float, Field(ge=0.0, le=1.0)] = Field(default=0.1, description="standard deviation of that move")
-    prune_before: bool = Field(default=False, description="whether parents are pruned before they are merged")
-    prune_after: bool = Field(default=True, description="whether a child is pruned after it is merged")
-    inherit: Share = Field(
-        default=0.5,
-        description="probability that a child's sparsity is near its parent's; else it is drawn below the annealed "
-        "ratio",
-    )
-    shape: Share = Field(
-        default=0.8, description="probability that a child inherits how a parent's sparsity differs over the blocks"
-    )
-    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = Field(
-        default=0.4,
-        description="standard deviation of the slope of sparsity from the first block to the last, where no shape is "
-        "inherited",
-    )
-    ladder: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        default=0, description="how many models of the first population are averages pruned to evenly spaced sparsities"
-    )
-
-
-class SaeSection(Section):
-    """``search.sae``: the numbers of the SAE paper; M2N2 reads alpha and matchmaker."""
-
-    omega: Amount = Field(default=0.5, description="weight of the competition for instances in a model's score")
-    beta: Amount = Field(default=0.5, description="weight of the competition for sparsity in a model's score")
-    alpha: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
-        default=1.0, description="strength of the competition for instances; 0 is none"
-    )
-    tau: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
-        default=1.0, description="temperature of the competition for sparsity"
-    )
-    measure: Literal["zeros", "l1", "hoyer"] = Field(
-        default="zeros", description="what counts as sparse in the competition"
-    )
-    matchmaker: bool = Field(default=True, description="whether second parents are chosen by attraction; else by score")
-
-
-class PsoSection(Section):
-    """``search.pso``: which particle swarm, and its patience."""
-
-    flavour: Literal["model-swarms", "pso-merging"] = Field(default="model-swarms", description="which particle swarm")
-    patience: Annotated[int, Field(ge=2, le=10**6)] = Field(
-        default=10,
-        description="a particle without a new best for half as many generations begins anew at its best",
-    )
-
-
-class OneShotSection(Section):
-    """``search.one_shot``: what one-shot merges are tuned over, and the sparsities that the best is pruned to."""
-
-    scales: Annotated[list[Annotated[float, Field(gt=0.0, le=100.0)]], Field(min_length=1)] = Field(
-        default=[
-            *(round(0.1 * i, 1) for i in range(2, 11)),
-            1.2,
-        ],
-        description="scales of the task vectors that are tried",
-    )
-    densities: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)] = Field(
-        default=[0.2, 0.5, 0.8], description="shares of each task vector that are tried where the method trims"
-    )
-    levels: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(
-        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], description="sparsities that the best merge is then pruned to"
-    )
-
-
 class SearchSection(Section):
-    """``search``: algorithm, population, number of evaluations, generational or steady-state; settings of families."""
+    """``search``: algorithm, population, number of evaluations, generational or steady-state.
+
+    Beside these stand the settings that the algorithm itself reads: `search_section` has them as keys too.
+    """
+
+    for_algorithm: ClassVar[str] = ""  # whose settings it has
 
     algorithm: str = Field(default="nsga2", description="the search algorithm; see the page on algorithms")
     population: Annotated[int, Field(ge=4, le=100_000)] = Field(
@@ -359,7 +181,7 @@ class SearchSection(Section):
     evaluations: Count = Field(
         default=400, description="the budget: trials in all, earlier ones of a resumed study counted"
     )
-    pace: Literal["generational", "steady-state"] | None = Field(
+    pace: Pace | None = Field(
         default=None,
         description="when children enter the population: all of a generation at once, or each as it is evaluated; "
         "null: generational",
@@ -369,40 +191,65 @@ class SearchSection(Section):
         description="for algorithms that work on one number, weights of the objectives such as `{accuracy: 1, "
         "sparsity: 0.5}`; null: the mean of the objectives scored on tasks",
     )
-    operators: OperatorsSection | None = Field(
-        default=None, description="parts of our own search over lineages; null: the defaults below"
-    )
-    sae: SaeSection | None = Field(default=None, description="numbers of the SAE paper; null: the defaults below")
-    pso: PsoSection | None = Field(default=None, description="the particle swarm; null: the defaults below")
-    one_shot: OneShotSection | None = Field(
-        default=None, description="what one-shot merges are tuned over; null: the defaults below"
-    )
 
     @field_validator("algorithm")
     @classmethod
     def _known(cls, algorithm: str) -> str:
-        if algorithm not in ALGORITHMS:
-            expected = f"expected one of {', '.join(ALGORITHMS)}"
-            raise ValueError(f"{expected}, got {algorithm!r}{nearest(algorithm, ALGORITHMS)}")
+        search_section(algorithm)  # refused there if there is no such algorithm
         return algorithm
 
+    @property
+    def settings(self) -> dict[str, Section]:
+        """The algorithm's own settings by their keys, defaults filled in."""
+        own = ALGORITHMS[self.algorithm].settings
+        return {key: getattr(self, key, None) or kind() for key, kind in own.items()}
 
-class RacingSection(Section):
-    """``evaluation.racing``: parts the instances are asked in, confidence of giving a candidate up, margin."""
 
-    blocks: Annotated[int, Field(ge=2, le=100)] = Field(default=10, description="parts that the instances are asked in")
-    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
-        default=0.9, description="confidence with which a candidate must be beaten before it is stopped"
-    )
-    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        default=0.01, description="how far beyond the front a candidate must promise to be, in some objective, to go on"
-    )
+@cache
+def search_section(algorithm: str) -> type[SearchSection]:
+    """Return ``search`` with the settings of an algorithm.
+
+    Raises:
+        InputError: if there is no such algorithm, or what it reads is called like what every search has.
+    """
+    own = ALGORITHMS.find(algorithm).settings
+    taken = [key for key in own if key in SearchSection.model_fields]
+    if taken:
+        raise InputError(f"search algorithm {algorithm!r} calls settings {taken[0]!r}, as every search has them")
+    described = {key: str(kind.__doc__ or "").partition("\n")[0] for key, kind in own.items()}
+    fields: Any = {key: (kind | None, Field(default=None, description=described[key])) for key, kind in own.items()}
+    made = create_model("SearchSection", __base__=SearchSection, __doc__=SearchSection.__doc__, **fields)
+    made.for_algorithm = algorithm
+    return made
+
+
+def search_section_of(raw: Any) -> type[SearchSection]:
+    """Return the class of ``search`` that its algorithm asks for; without settings if there is no such algorithm."""
+    algorithm = raw.get("algorithm", SearchSection.model_fields["algorithm"].default) if isinstance(raw, dict) else None
+    try:
+        return search_section(algorithm) if isinstance(algorithm, str) else SearchSection
+    except InputError:  # told as a fault of the key itself
+        return SearchSection
+
+
+def read_search(raw: Any) -> Any:
+    """Return ``search`` as far as its keys can be judged: null sections, and the settings of nobody, are left out."""
+    if not isinstance(raw, dict):
+        return raw
+    common, kind = SearchSection.model_fields, search_section_of(raw)
+    settings = {key for row in ALGORITHMS.values() for key in row.settings}
+    return {
+        key: value
+        for key, value in raw.items()
+        if key in common
+        or (not (value is None and key in settings) and not (kind is SearchSection and isinstance(value, dict)))
+    }
 
 
 class EvaluationSection(Section):
     """``evaluation``: how much a candidate is asked: everything, less in a race, or a share that stands for all."""
 
-    racing: RacingSection | None = Field(
+    racing: Racing | None = Field(
         default=None, description="candidates race against the front; null: no, `{}`: yes, with the defaults below"
     )
     anchors: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
@@ -459,7 +306,3 @@ class CompareSection(Section):
             MethodSection(name=entry, search={"algorithm": entry}) if isinstance(entry, str) else entry
             for entry in self.methods
         )
-
-
-_SCHEDULES = get_args(get_args(AnnealingSection.model_fields["schedule"].annotation)[0])
-assert set(_SCHEDULES) == {*SHAPES, ADAPTIVE}

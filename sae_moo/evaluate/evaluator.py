@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError, WeightsError, out_of_memory
+from sae_moo.evaluate.asking import Racing
 from sae_moo.evaluate.batches import Batches
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import Generations, Writer
-from sae_moo.evaluate.racing import Race, Racing
+from sae_moo.evaluate.racing import Race
 from sae_moo.evaluate.task import Answered, Asked, Generation, Request, Task
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import l1_norms, materialize, sparseness

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate import lm_eval
+from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import Opening
 from sae_moo.evaluate.lm_eval import Documents
 from sae_moo.evaluate.splits import deal
@@ -30,41 +31,6 @@ from sae_moo.objectives.scores import SPLITS, Split
 log = logging.getLogger(__name__)
 
 PER_WORD = ("word_perplexity", "byte_perplexity", "bits_per_byte")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a task of the harness is asked.
-
-    Args:
-        name: what configuration and tables call it.
-        task: the harness's name for it, or for a group of tasks.
-        include: a folder with further task YAMLs, or one such file; its tasks go before those of the same name.
-        fewshot: number of examples; None: the task's own. As in the harness, a task whose YAML says 0 keeps 0.
-        chat_template: whether prompts go through the tokenizer's chat template.
-        system_prompt: put first, or None.
-        multiturn: whether examples are turns of the chat instead of one message.
-        metric: the metric that is the score of an instance; None: the task's first.
-        filter: the filter whose outcome is judged; None: the task's first.
-        generation: changes to the task's settings of generation, e.g. ``max_gen_toks``.
-        documents: which documents the search is asked; None: validation or else training documents if there are any
-            beside those that the harness evaluates on, else a part of the same.
-        search, test: instances per split.
-    """
-
-    name: str
-    task: str
-    include: Path | None
-    fewshot: int | None
-    chat_template: bool
-    system_prompt: str | None
-    multiturn: bool
-    metric: str | None
-    filter: str | None
-    generation: Mapping[str, Any]
-    documents: Documents | None
-    search: int
-    test: int
 
 
 @dataclass(slots=True)
@@ -94,26 +60,30 @@ class HarnessTask:
     so larger is better. A group's score is the mean over the instances of all its tasks.
 
     Args:
-        settings: how it is asked.
+        section: how it is asked.
         tokenizer: of the models.
         folder: the base model's; its configuration says how much it reads at once.
+        directory: where a relative `include` starts from; None: the current folder.
 
     Attributes:
-        name: see `Settings`.
+        name: see `TaskSection`.
         fingerprint: of prompts, documents and rules of scoring.
 
     Raises:
         InputError: if there is no such task, its documents cannot be had, or it cannot be scored item by item.
     """
 
-    def __init__(self, settings: Settings, tokenizer: Any, folder: Path) -> None:
-        self.name = settings.name
-        self._settings = settings
+    def __init__(self, section: TaskSection, tokenizer: Any, folder: Path, directory: Path | None = None) -> None:
+        self.name = section.name
+        self._section = section
+        include = None
+        if section.include is not None:
+            include = ((directory or Path()) / Path(section.include).expanduser()).resolve()
         with lm_eval.quiet():
             self._leaves = lm_eval.loaded(
-                settings.name, settings.task, settings.include, settings.fewshot, settings.generation
+                section.name, section.name_in_harness, include, section.fewshot, section.generation
             )
-            if settings.chat_template and not getattr(tokenizer, "chat_template", None):
+            if section.chat_template and not getattr(tokenizer, "chat_template", None):
                 raise InputError(f"task {self.name}: chat_template: the base's tokenizer has none")
             reader = lm_eval.reader(tokenizer, folder)
             self._metric, self._filter = zip(*[self._chosen(leaf) for leaf in self._leaves], strict=True)
@@ -209,8 +179,8 @@ class HarnessTask:
         metrics, filters = list(leaf.aggregation()), lm_eval.filters(leaf)
         found = []
         for what, wanted, known in (
-            ("metric", self._settings.metric, metrics),
-            ("filter", self._settings.filter, filters),
+            ("metric", self._section.metric, metrics),
+            ("filter", self._section.filter, filters),
         ):
             if wanted is not None and wanted not in known:
                 there = ", ".join(map(repr, known)) or "not any"
@@ -265,7 +235,7 @@ class HarnessTask:
         same = all(own["search"] == own["test"] for own in where)
         keys = {split: [key for *_, key in pools[split]] for split in SPLITS}
         dealt = deal(
-            self.name, keys["search"], None if same else keys["test"], self._settings.search, self._settings.test
+            self.name, keys["search"], None if same else keys["test"], self._section.search, self._section.test
         )
         chosen: list[dict[Split, tuple[Documents, list[int]]]] = [
             {split: (own[split], []) for split in SPLITS} for own in where
@@ -286,7 +256,7 @@ class HarnessTask:
 
     def _searched(self, leaf: Any, tested: Documents) -> Documents:
         having = lm_eval.kinds(leaf)
-        wanted = self._settings.documents
+        wanted = self._section.documents
         if wanted is not None:
             if not having[wanted]:
                 there = ", ".join(kind for kind, has in having.items() if has)
@@ -331,15 +301,15 @@ class HarnessTask:
 
     def _add(self, split: Split, index: int, number: int, doc: Any, reader: Any) -> None:
         """Build the requests of one document."""
-        settings, leaf = self._settings, self._leaves[index]
+        section, leaf = self._section, self._leaves[index]
         shots = int(leaf.config.num_fewshot or 0)
-        template = reader.apply_chat_template if settings.chat_template else None
+        template = reader.apply_chat_template if section.chat_template else None
         context = leaf.fewshot_context(
             doc,
             num_fewshot=shots,
-            system_instruction=settings.system_prompt,
-            apply_chat_template=settings.chat_template,
-            fewshot_as_multiturn=settings.multiturn,
+            system_instruction=section.system_prompt,
+            apply_chat_template=section.chat_template,
+            fewshot_as_multiturn=section.in_turns,
             chat_template=template,
             gen_prefix=leaf.doc_to_prefix(doc),
         )
@@ -347,7 +317,7 @@ class HarnessTask:
             doc=doc,
             ctx=context,
             metadata=(leaf.task_name, number, leaf.config.repeats),
-            apply_chat_template=settings.chat_template,
+            apply_chat_template=section.chat_template,
             chat_template=template,
         )
         requests = made if isinstance(made, list) else [made]
@@ -467,15 +437,8 @@ class HarnessTask:
 
 def harness_task(opening: Opening) -> HarnessTask:
     """Make a task of the harness."""
-    asked = dict(opening.settings)
-    include, multiturn = asked["include"], asked["multiturn"]
-    asked |= {
-        "task": asked["task"] or opening.name,
-        "include": None if include is None else (opening.directory / Path(include).expanduser()).resolve(),
-        "multiturn": asked["chat_template"] if multiturn is None else multiturn,
-    }
-    settings = Settings(name=opening.name, search=opening.search, test=opening.test, **asked)
-    return HarnessTask(settings, opening.tokenizer, opening.folder)
+    section = TaskSection(name=opening.name, search=opening.search, test=opening.test, **opening.settings)
+    return HarnessTask(section, opening.tokenizer, opening.folder, opening.directory)
 
 
 def _among(right: Any, choices: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ are compared with the front. The idea of a race is Maron and Moore's (1994, Hoef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtrit
 
+from sae_moo.evaluate.asking import Racing
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Accuracy, Front
 
@@ -32,29 +32,6 @@ DOUBT = 0.5
 0.7. Without it, a few instances that all come out as predicted would leave no doubt at all."""
 NODES = 128
 """Gauss-Legendre nodes on which the density of a race that has not ended is followed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Racing:
-    """How candidates race.
-
-    Args:
-        blocks: in how many parts the instances are asked, at least 2.
-        confidence: least probability that a candidate is not stopped if, fully evaluated, it would be beyond each
-            member of the front by more than the margin in some objective; in [0.5, 1).
-        margin: see there, in [0, 1). With 0, those that are stopped wrongly are those that are not dominated.
-
-    Raises:
-        ValueError: for values out of range.
-    """
-
-    blocks: int
-    confidence: float
-    margin: float
-
-    def __post_init__(self) -> None:
-        if self.blocks < 2 or not 0.5 <= self.confidence < 1 or not 0 <= self.margin < 1:
-            raise ValueError(f"expected blocks >= 2, confidence in [0.5, 1) and margin in [0, 1), got {self}")
 
 
 class Race:

@@ -18,14 +18,13 @@ import torch
 
 from sae_moo.config.consistency import MOST_SPARSE
 from sae_moo.config.document import Config
-from sae_moo.config.sections import OneShotSection, OperatorsSection, PsoSection, SaeSection, SearchSection, TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
+from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.evaluator import Evaluator, Scorer
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
-from sae_moo.evaluate.racing import Racing
 from sae_moo.evaluate.task import Generation, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmGenerations
@@ -38,23 +37,8 @@ from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.recipe import BASE, Cast, Expert
 from sae_moo.recipe.catalogue import Guest
-from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA
-from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher
-from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import AttractionMating, LineageSampling, PruneMergeMutation, ZeroAwareCrossover
-from sae_moo.searchers.optuna_samplers import OptunaSearcher
-from sae_moo.searchers.sae import Archive, SaeSearcher
-from sae_moo.searchers.scalar import (
-    Best,
-    CovarianceAdaptation,
-    ParticleSwarm,
-    RandomDraws,
-    ScalarSearcher,
-    Swarm,
-)
-from sae_moo.searchers.schedule import ADAPTIVE, Adaptive, Schedule
-from sae_moo.searchers.searcher import Searcher
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.searcher import Assignment, Searcher
+from sae_moo.searchers.space import Ground
 
 log = logging.getLogger(__name__)
 
@@ -156,13 +140,8 @@ class Bench:
 
     @property
     def _blocks(self) -> int:
-        racing = self.racing()
+        racing = self.config.evaluation.racing
         return 1 if racing is None else racing.blocks
-
-    def racing(self) -> Racing | None:
-        """Return how candidates race, or None if they do not."""
-        section = self.config.evaluation.racing
-        return None if section is None else Racing(section.blocks, section.confidence, section.margin)
 
     def rivals(self) -> Front[Evaluation] | None:
         """Return what candidates race for, with nobody in front yet; None if they do not race."""
@@ -172,10 +151,11 @@ class Bench:
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator over a live model of its own."""
-        cache = WeightCache(int(self.config.models.cache_gib * 2**30) if self._breeds else 0)
+        needs = self.config.algorithm.needs(self.assignment())
+        cache = WeightCache(int(self.config.models.cache_gib * 2**30) if needs.parents else 0)
         held = cache.max_bytes // self.model_bytes
         wanted = 2 * self.config.search.population  # the population, and as many children on their way
-        if held < wanted and self._breeds:
+        if held < wanted and needs.parents:
             log.warning(
                 "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
                 "recomputed from the experts, slower with each generation. "
@@ -188,17 +168,8 @@ class Bench:
             )
         writer = self.config.evaluation.generation
         known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
-        sae = self.config.search.sae
-        measured = self.config.search.algorithm.startswith("sae-") and sae is not None and sae.measure != "zeros"
-        measure = sae.measure if measured and sae is not None else None
-        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, self.racing(), known, measure)
-
-    @property
-    def _breeds(self) -> bool:
-        """Whether candidates are merged from the weights of earlier candidates, not from the experts alone."""
-        section = self.config.search
-        anew = "operators" in ALGORITHMS[section.algorithm].reads and _operators(section).remerge == 1.0
-        return self.config.space_kind == "lineage" and not anew
+        racing = self.config.evaluation.racing
+        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, racing, known, needs.sparseness)
 
     @property
     def model_bytes(self) -> int:
@@ -225,46 +196,27 @@ class Bench:
             most=min([MOST_SPARSE, *highest]),
         )
 
+    def assignment(self) -> Assignment:
+        """Return what the configured algorithm is to search."""
+        config, schedule = self.config, self.config.schedule
+        return Assignment(
+            algorithm=config.search.algorithm,
+            ground=self.ground(),
+            space=config.space_kind,
+            sparsity=config.space.sparsity,
+            objectives=config.objective_list(),
+            constraints=config.constraint_list(),
+            weights=config.search.weights,
+            schedule=schedule.learning() if schedule.adapts else schedule,
+            pace=config.pace,
+            population=config.search.population,
+            seed=config.study.seed,
+            settings=config.search.settings,
+        )
+
     def searcher(self) -> Searcher:
         """Return a fresh searcher."""
-        config, ground, section = self.config, self.ground(), self.config.search
-        name, seed, weights = section.algorithm, config.study.seed, section.weights
-        objectives, constraints, schedule = config.objective_list(), config.constraint_list(), schedule_of(config)
-        coefficients = CoefficientSpace(ground, sparsity=config.space.sparsity)
-        if name in ("nsga2", "nsga3"):
-            return NsgaSearcher(
-                LineageSpace(ground) if config.space_kind == "lineage" else coefficients,
-                objectives,
-                constraints,
-                algorithm=name,
-                population=section.population,
-                seed=seed,
-                schedule=schedule,
-                pace=config.pace,
-                operators=operators(ground, _operators(section), schedule.high),
-            )
-        if name in ("sae-global", "sae-local", "m2n2"):
-            archive = _archive(name, section.sae or SaeSection(), section.population)
-            return SaeSearcher(ground, objectives, constraints, archive, seed, schedule)
-        if name in ONE_SHOTS:
-            tried = section.one_shot or OneShotSection()
-            settings = OneShot(tuple(tried.scales), tuple(tried.densities), tuple(tried.levels))
-            return OneShotSearcher(ground, objectives, constraints, name, settings, weights, seed)
-        if name.startswith(OPTUNA):
-            sampler = name.removeprefix(OPTUNA)
-            rest = (section.population, schedule.high, weights, seed)
-            return OptunaSearcher(coefficients, objectives, constraints, sampler, *rest)
-        optimizer: Best
-        match name:
-            case "pso":
-                pso = section.pso or PsoSection()
-                swarm = Swarm(pso.flavour, patience=pso.patience)
-                optimizer = ParticleSwarm(coefficients, section.population, schedule.high, swarm)
-            case "cmaes":
-                optimizer = CovarianceAdaptation(coefficients, section.population, schedule.high)
-            case _:
-                optimizer = RandomDraws(coefficients, section.population, schedule.high)
-        return ScalarSearcher(coefficients, objectives, constraints, optimizer, name, weights, seed)
+        return self.config.algorithm.searcher(self.assignment())
 
     def _guests(self) -> Iterator[tuple[str, Guest]]:
         """Yield the tasks whose kind an installed package offers, and which."""
@@ -288,42 +240,6 @@ class Bench:
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             "device": torch.device(self.device).type,
         }
-
-
-def _operators(section: SearchSection) -> OperatorsSection:
-    return section.operators or OperatorsSection()
-
-
-def operators(ground: Ground, section: OperatorsSection, sparsest: float) -> dict[str, Any]:
-    """Return our search's operators over lineages, as configured; `sparsest` of the first population."""
-    return {
-        "sampling": LineageSampling(ground, sparsest, section.ladder, section.tilt),
-        "selection": AttractionMating(section.founders, section.attraction),
-        "crossover": ZeroAwareCrossover(
-            ground,
-            split=section.split,
-            stretch=section.stretch,
-            reach=section.reach,
-            remerge=section.remerge,
-            aware=section.zero_aware,
-        ),
-        "mutation": PruneMergeMutation(
-            ground,
-            inherit=section.inherit,
-            shape=section.shape,
-            tilt=section.tilt,
-            before=section.prune_before,
-            after=section.prune_after,
-        ),
-    }
-
-
-def _archive(name: str, section: SaeSection, size: int) -> Archive:
-    if name == "m2n2":  # SAE without sparsity and pruning, and with a crossover of its own
-        settings = Archive(size, omega=1.0, beta=0.0, alpha=section.alpha, matchmaker=section.matchmaker)
-        return replace(settings, crossover="split-slerp")
-    numbers = section.model_dump()
-    return Archive(size, **numbers, local=name == "sae-local")
 
 
 def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
@@ -361,14 +277,6 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
         prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
         texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
-
-
-def schedule_of(config: Config) -> Schedule | Adaptive:
-    """Return the configured schedule of pruning ratios."""
-    annealing = config.annealing
-    if config.schedule == ADAPTIVE:
-        return Adaptive(annealing.low, config.highest_ratio)
-    return Schedule(config.schedule, annealing.low, config.highest_ratio, annealing.period, annealing.growth)
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

@@ -1,23 +1,80 @@
-"""Which search algorithms there are, and what each reads of a configuration. `build` makes them."""
+"""Which search algorithms there are: the catalogue of ``search.algorithm``.
+
+A row says what an algorithm reads of a configuration, what it can do, and which function makes its searcher; nothing
+else in the house knows an algorithm by its name. An installed package offers rows of its own by the entry points of the
+group ``sae_moo.algorithms``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 
-OPTUNA = "optuna:"  # what the names of Optuna's samplers begin with
+from sae_moo.recipe.catalogue import Catalogue, Row, resolved
+from sae_moo.recipe.section import Section, section_of
+from sae_moo.searchers.baselines import OneShot
+from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.sae import M2n2, Sae
+from sae_moo.searchers.scalar import Swarm
+from sae_moo.searchers.schedule import PUBLISHED
+from sae_moo.searchers.searcher import Assignment, Searcher, SpaceKind
+
+Fault = tuple[tuple[str | int, ...], str]
+"""A key of the configuration, and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a configuration asks of an algorithm, as far as it could be read.
+
+    Args:
+        experts: names of the experts.
+        objectives: names of the objectives.
+        population: size of the population; None if it could not be read.
+        settings: key of ``search`` -> the algorithm's own settings, defaults filled in; without those that could not be
+            read.
+    """
+
+    experts: tuple[str, ...]
+    objectives: tuple[str, ...]
+    population: int | None
+    settings: Mapping[str, Section]
 
 
 @dataclass(frozen=True, slots=True)
-class Algorithm:
+class Needs:
+    """What a searcher needs of those who evaluate for it.
+
+    Args:
+        parents: whether candidates are merged from the weights of earlier ones, so that these are worth keeping.
+        sparseness: the measure of sparsity beside the share of zeros that it breeds by (``l1``, ``hoyer``), or None.
+    """
+
+    parents: bool = False
+    sparseness: str | None = None
+
+
+def _parents_of_lineages(assignment: Assignment) -> Needs:
+    return Needs(parents=assignment.space == "lineage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm(Row):
     """One value of ``search.algorithm``.
 
     Args:
-        spaces: kinds of space that it searches; empty for one-shot merges, which have none.
+        summary: what it is, in a line.
+        make: ``module:function`` that makes the searcher of an `Assignment`; imported on first use.
+        source: where it is from; empty for our own.
+        settings: further keys of ``search`` that it reads -> the class of each. A guest calls its key as it likes, by
+            custom like its algorithm: ``search: {algorithm: acme/ants, ants: {...}}``. So a key is of one algorithm
+            or family, and the settings of another are never taken for its own.
+        breeding: those of `settings` that it reads over lineages only.
+        spaces: kinds of space that it searches, the usual one first; empty for one-shot merges, which have none.
         scalar: whether it works on one number (the mean of the objectives scored on tasks, or ``search.weights``);
             None: on whatever ``search.weights`` says, else on all objectives.
-        reads: further keys of ``search`` that it reads.
+        paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
         seeded: whether its seed changes anything.
@@ -25,66 +82,205 @@ class Algorithm:
             for our own what measured best, like the following.
         high: ``annealing.high`` likewise.
         rescales: ``pruning.rescale`` likewise.
+        needs: what it needs of evaluations.
+        faults: what is wrong with a configuration that asks for it, beyond what holds for every algorithm; None: no
+            such thing.
     """
 
-    spaces: tuple[Literal["lineage", "coefficients"], ...]
+    summary: str
+    make: str
+    source: str = ""
+    settings: Mapping[str, type[Section]] = field(default_factory=dict)
+    breeding: tuple[str, ...] = ()
+    spaces: tuple[SpaceKind, ...] = ()
     scalar: bool | None = False
-    reads: tuple[str, ...] = ()
+    paces: bool = False
     anneals: bool = False
     races: bool = False
     seeded: bool = True
-    schedule: str = "cosine"
-    high: float = 0.6
+    schedule: str = PUBLISHED[0]
+    high: float = PUBLISHED[1]
     rescales: bool = False
+    needs: Callable[[Assignment], Needs] = _parents_of_lineages
+    faults: Callable[[Draft], Iterator[Fault]] | None = None
 
-    def searched(self, kind: object = None) -> Literal["lineage", "coefficients"] | None:
-        """Return the space that is searched: the kind asked for if it searches that, else its first; None without."""
-        return next((space for space in self.spaces if space == kind), next(iter(self.spaces), None))
+    def searcher(self, assignment: Assignment) -> Searcher:
+        """Return a fresh searcher."""
+        made: Searcher = resolved(self.make)(assignment)
+        return made
 
-    def annealed(self, kind: object = None) -> bool:
-        """Say whether it follows ``annealing`` in the space asked for: it is children of a lineage that are pruned."""
-        return self.anneals and self.searched(kind) == "lineage"
+    def space(self, asked: SpaceKind | None) -> SpaceKind | None:
+        """Return the kind of space that is searched where `asked` is asked for: it, or else the usual one."""
+        return asked or (*self.spaces, None)[0]
+
+    def read(self, space: SpaceKind | None) -> dict[str, type[Section]]:
+        """Return the settings that it reads over a kind of space."""
+        return {key: kind for key, kind in self.settings.items() if space == "lineage" or key not in self.breeding}
+
+    def annealed(self, space: SpaceKind | None) -> bool:
+        """Say whether it follows ``annealing`` over a kind of space: it is children of a lineage that are pruned."""
+        return self.anneals and self.space(space) == "lineage"
 
 
-_NSGA = Algorithm(
-    ("lineage", "coefficients"),
-    reads=("pace", "operators"),
-    anneals=True,
-    races=True,
-    schedule="constant",
-    high=0.8,
-    rescales=True,
+def _needs_of_nsga(assignment: Assignment) -> Needs:
+    anew = section_of(assignment.settings, Operators).remerge == 1.0
+    return Needs(parents=assignment.space == "lineage" and not anew)
+
+
+def _needs_of_sae(assignment: Assignment) -> Needs:
+    measure = section_of(assignment.settings, Sae).measure
+    return Needs(parents=True, sparseness=None if measure == "zeros" else measure)
+
+
+def _room_for_experts(draft: Draft) -> Iterator[Fault]:
+    """PSO-Merging begins at the base, the experts, and the experts sparsified."""
+    merging = section_of(draft.settings, Swarm).flavour == "pso-merging"
+    least = 2 * len(draft.experts) + 1
+    if merging and draft.population is not None and draft.population < least:
+        need = f"expected at least {least}: base, experts and sparsified experts"
+        yield ("search", "population"), f"{need}; got {draft.population}"
+
+
+def _pairs(draft: Draft) -> Iterator[Fault]:
+    if len(draft.experts) == 1:
+        yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
+
+
+def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
+    if find_spec("cmaes") is None:
+        yield ("search", "algorithm"), "Optuna's CMA-ES needs a package that is not installed: pip install cmaes"
+
+
+def _nsga(name: str, summary: str, source: str) -> Algorithm:
+    return Algorithm(
+        name=name,
+        summary=summary,
+        source=source,
+        make="sae_moo.searchers.nsga:make",
+        settings={"operators": Operators, "ablation": Ablation},
+        breeding=("operators", "ablation"),
+        spaces=("lineage", "coefficients"),
+        paces=True,
+        anneals=True,
+        races=True,
+        schedule="constant",
+        high=0.8,
+        rescales=True,
+        needs=_needs_of_nsga,
+    )
+
+
+def _sae(name: str, summary: str) -> Algorithm:
+    return Algorithm(
+        name=name,
+        summary=summary,
+        source="Zhang, Zhang et al. 2026, arXiv 2602.08218",
+        make="sae_moo.searchers.sae:make",
+        settings={"sae": Sae},
+        spaces=("lineage",),
+        anneals=True,
+        races=True,
+        needs=_needs_of_sae,
+    )
+
+
+def _optuna(sampler: str, summary: str, *, single: bool = False) -> Algorithm:
+    return Algorithm(
+        name=f"optuna:{sampler}",
+        summary=summary,
+        source="Optuna",
+        make="sae_moo.searchers.optuna_samplers:make",
+        spaces=("coefficients",),
+        scalar=True if single else None,
+        faults=_package_of_cmaes if single else None,
+    )
+
+
+def _one_shot(
+    name: str,
+    summary: str,
+    source: str = "",
+    *,
+    seeded: bool = False,
+    faults: Callable[[Draft], Iterator[Fault]] | None = None,
+) -> Algorithm:
+    return Algorithm(
+        name=name,
+        summary=summary,
+        source=source,
+        make="sae_moo.searchers.baselines:make",
+        settings={"one_shot": OneShot},
+        scalar=True,
+        seeded=seeded,
+        faults=faults,
+    )
+
+
+ALGORITHMS: Catalogue[Algorithm] = Catalogue(
+    "search algorithm",
+    "sae_moo.algorithms",
+    Algorithm,
+    [
+        _nsga(
+            "nsga2",
+            "our own search: a population by rank and crowding, over lineages bred by attraction and annealed pruning",
+            "Deb et al. 2002; operators ours",
+        ),
+        _nsga(
+            "nsga3",
+            "our own search by reference directions, for three objectives and more",
+            "Deb and Jain 2014; operators ours",
+        ),
+        _sae("sae-global", "an archive that competes for instances and sparsity; one share for a whole child"),
+        _sae("sae-local", "an archive that competes for instances and sparsity; a share for every block of a child"),
+        Algorithm(
+            name="m2n2",
+            summary="an archive that competes for instances; children split two parents along an arc, dense",
+            source="Abrantes et al. 2025, arXiv 2508.16204",
+            make="sae_moo.searchers.sae:make",
+            settings={"sae": M2n2},
+            spaces=("lineage",),
+            races=True,
+        ),
+        Algorithm(
+            name="pso",
+            summary="a particle swarm over one number",
+            source="Feng et al. 2024, arXiv 2410.11163; PSO-Merging",
+            make="sae_moo.searchers.scalar:particle_swarm",
+            settings={"pso": Swarm},
+            spaces=("coefficients",),
+            scalar=True,
+            faults=_room_for_experts,
+        ),
+        Algorithm(
+            name="cmaes",
+            summary="CMA-ES over one number",
+            source="Hansen 2016, arXiv 1604.00772",
+            make="sae_moo.searchers.scalar:covariance_adaptation",
+            spaces=("coefficients",),
+            scalar=True,
+        ),
+        Algorithm(
+            name="random",
+            summary="random draws: what a search must beat",
+            make="sae_moo.searchers.scalar:random_draws",
+            spaces=("coefficients",),
+            races=True,
+        ),
+        _optuna("TPESampler", "Optuna's tree-structured Parzen estimator"),
+        _optuna("GPSampler", "Optuna's Gaussian process; seconds a trial"),
+        _optuna("NSGAIISampler", "Optuna's NSGA-II"),
+        _optuna("NSGAIIISampler", "Optuna's NSGA-III"),
+        _optuna("RandomSampler", "Optuna's random draws"),
+        _optuna("QMCSampler", "Optuna's quasi-random sequence"),
+        _optuna("CmaEsSampler", "Optuna's CMA-ES over one number; needs the package cmaes", single=True),
+        _one_shot("weighted-average", "the uniform average of the experts", "Wortsman et al. 2022"),
+        _one_shot("task-arithmetic", "task vectors summed at several scales", "Ilharco et al. 2023"),
+        _one_shot("rankmean", "experts weighed by the ranks of their changes"),
+        _one_shot("ties", "TIES at several densities and scales", "Yadav et al. 2023"),
+        _one_shot("dare_ties", "DARE and TIES at several densities and scales", "Yu et al. 2024", seeded=True),
+        _one_shot("slerp", "every pair of experts, halfway along the arc", faults=_pairs),
+        _one_shot("single-experts", "every expert and the base, unmerged"),
+    ],
 )
-_SAE = Algorithm(("lineage",), reads=("sae",), anneals=True, races=True)
-_SCALAR = Algorithm(("coefficients",), scalar=True)
-_OPTUNA = Algorithm(("coefficients",), scalar=None)
-_ONE_SHOT = Algorithm((), scalar=True, reads=("one_shot",), seeded=False)
-
-ALGORITHMS: Mapping[str, Algorithm] = {
-    "nsga2": _NSGA,
-    "nsga3": _NSGA,
-    "sae-global": _SAE,
-    "sae-local": _SAE,
-    "m2n2": Algorithm(("lineage",), reads=("sae",), races=True),
-    "pso": Algorithm(("coefficients",), scalar=True, reads=("pso",)),
-    "cmaes": _SCALAR,
-    "random": Algorithm(("coefficients",), races=True),
-    f"{OPTUNA}TPESampler": _OPTUNA,
-    f"{OPTUNA}GPSampler": _OPTUNA,
-    f"{OPTUNA}NSGAIISampler": _OPTUNA,
-    f"{OPTUNA}NSGAIIISampler": _OPTUNA,
-    f"{OPTUNA}RandomSampler": _OPTUNA,
-    f"{OPTUNA}QMCSampler": _OPTUNA,
-    f"{OPTUNA}CmaEsSampler": Algorithm(("coefficients",), scalar=True),
-    "weighted-average": _ONE_SHOT,
-    "task-arithmetic": _ONE_SHOT,
-    "rankmean": _ONE_SHOT,
-    "ties": _ONE_SHOT,
-    "dare_ties": Algorithm((), scalar=True, reads=("one_shot",)),
-    "slerp": _ONE_SHOT,
-    "single-experts": _ONE_SHOT,
-}
 """Name -> what it is."""
-
-SETTINGS = ("pace", "operators", "sae", "pso", "one_shot")
-"""Keys of ``search`` that only some algorithms read."""

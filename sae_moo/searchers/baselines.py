@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Annotated
 
 import numpy as np
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
-from sae_moo.searchers.algorithms import ALGORITHMS
-from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.recipe.section import Field, Section, section_of
+from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import Ground
 
-
-@dataclass(frozen=True, slots=True)
-class OneShot:
-    """What one-shot merges are tried with.
-
-    Args:
-        scales: of the sum of task vectors, for methods that have one, each above 0.
-        densities: shares of each task vector that TIES and DARE keep, each in (0, 1].
-        levels: sparsities that the best merge is pruned to afterwards, each in (0, 1).
-    """
-
-    scales: tuple[float, ...]
-    densities: tuple[float, ...]
-    levels: tuple[float, ...]
+Scale = Annotated[float, Field(gt=0.0, le=100.0)]
+Density = Annotated[float, Field(gt=0.0, le=1.0)]
+Level = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-ONE_SHOTS = ("weighted-average", "task-arithmetic", "rankmean", "ties", "dare_ties", "slerp", "single-experts")
-"""Names of the one-shot merges; see `variants`."""
+class OneShot(Section):
+    """``search.one_shot``: what one-shot merges are tuned over, and the sparsities that the best is pruned to."""
+
+    scales: Annotated[list[Scale], Field(min_length=1)] = Field(
+        default=[*(round(0.1 * i, 1) for i in range(2, 11)), 1.2],
+        description="scales of the task vectors that are tried",
+    )
+    densities: Annotated[list[Density], Field(min_length=1)] = Field(
+        default=[0.2, 0.5, 0.8], description="shares of each task vector that are tried where the method trims"
+    )
+    levels: list[Level] = Field(
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], description="sparsities that the best merge is then pruned to"
+    )
+
+
+ONE_SHOT = OneShot()
 
 
 class OneShotSearcher:
@@ -46,8 +49,8 @@ class OneShotSearcher:
         ground: experts, groups, dtype, pruning.
         objectives: what is maximized.
         constraints: limits.
-        method: a name of `ONE_SHOTS`.
-        settings: what is tried.
+        method: what is tried; see `variants`.
+        settings: what it is tried with.
         weights: objective name -> how much it counts; None: the mean of those that are scored on tasks.
         seed: of what DARE drops.
 
@@ -60,8 +63,9 @@ class OneShotSearcher:
         ground: Ground,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
+        *,
         method: str,
-        settings: OneShot,
+        settings: OneShot = ONE_SHOT,
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
@@ -111,7 +115,7 @@ def variants(method: str, ground: Ground, settings: OneShot, seed: int) -> list[
     the base, unmerged, for ``single-experts``.
 
     Args:
-        method: a name of `ONE_SHOTS`.
+        method: one of those above.
         ground: experts, groups, dtype.
         settings: scales and densities.
         seed: of what DARE drops.
@@ -127,11 +131,24 @@ def variants(method: str, ground: Ground, settings: OneShot, seed: int) -> list[
             return [ground.task_arithmetic(np.full((ground.rows, len(experts)), scale)) for scale in settings.scales]
         case "ties" | "dare_ties":
             tried = product(settings.densities, settings.scales)
-            drawn = (("seed", seed),) if ALGORITHMS[method].seeded else ()
+            drawn = (("seed", seed),) if method == "dare_ties" else ()
             return [Merge(method, experts, equal, (("density", d), ("scale", s), *drawn)) for d, s in tried]
         case "slerp":
             return [Merge("slerp", pair, (0.5, 0.5)) for pair in combinations(experts, 2)]
         case "single-experts":
             return [*experts, Expert(BASE)]
         case _:
-            raise ValueError(f"method: expected one of {', '.join(ONE_SHOTS)}, got {method!r}")
+            raise ValueError(f"method: expected a one-shot merge, got {method!r}")
+
+
+def make(assignment: Assignment) -> OneShotSearcher:
+    """Return the one-shot merge of the algorithm's name."""
+    return OneShotSearcher(
+        assignment.ground,
+        assignment.objectives,
+        assignment.constraints,
+        method=assignment.algorithm,
+        settings=section_of(assignment.settings, OneShot),
+        weights=assignment.weights,
+        seed=assignment.seed,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -17,25 +17,24 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.util.ref_dirs import get_reference_directions
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.recipe.section import section_of
 from sae_moo.searchers.annealing import CyclicAnnealing
+from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.operators import (
+    ABLATION,
+    OPERATORS,
     ORIGIN,
-    AttractionMating,
     CoefficientSampling,
-    LineageSampling,
     Origin,
-    PruneMergeMutation,
     RecipeDuplicates,
     SeededTournament,
-    ZeroAwareCrossover,
+    lineage_operators,
 )
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
 from sae_moo.searchers.ratio import AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.searchers.searcher import Assignment, Pace, Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
-
-Pace = Literal["generational", "steady-state"]
 
 
 class NsgaSearcher:
@@ -50,7 +49,10 @@ class NsgaSearcher:
         seed: seed of everything drawn.
         schedule: the annealed pruning ratio over generations, or one that learns; used over lineages.
         pace: ``generational``, or ``steady-state``: every told child takes its place at once, so that no worker waits.
-        operators: replacements for ``selection``, ``crossover`` and ``mutation`` (for ablations), over lineages.
+        settings: how children are bred over lineages.
+        ablation: what of it is turned off, or on.
+        operators: over lineages, operators of one's own in the place of ours: ``sampling``, ``selection``,
+            ``crossover``, ``mutation``.
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class NsgaSearcher:
         space: Space,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
+        *,
         algorithm: str = "nsga2",
         population: int = 24,
         seed: int = 0,
         schedule: Schedule | Adaptive | None = None,
         pace: Pace = "generational",
+        settings: Operators = OPERATORS,
+        ablation: Ablation = ABLATION,
         operators: dict[str, Any] | None = None,
     ) -> None:
         if population < 4:
@@ -73,32 +78,26 @@ class NsgaSearcher:
         self._seen: set[Any] = set()
         schedule = Schedule() if schedule is None else schedule
         self._ratio = AnnealedRatio(schedule, objectives, constraints)
-        settings: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
+        given: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
         if isinstance(space, LineageSpace):
-            ground = space.ground
-            settings |= {
-                "sampling": LineageSampling(ground, schedule.high),
-                "selection": AttractionMating(),
-                "crossover": ZeroAwareCrossover(ground),
-                "mutation": PruneMergeMutation(ground),
-                "eliminate_duplicates": RecipeDuplicates(self._seen),
-            }
-            settings |= operators or {}
+            given |= lineage_operators(space.ground, schedule.top, settings, ablation)
+            given |= {"eliminate_duplicates": RecipeDuplicates(self._seen)}
+            given |= operators or {}
             if isinstance(schedule, Schedule):  # the first mating comes after the callback's first call
-                settings["callback"] = CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1)
+                given["callback"] = CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1)
             else:
-                settings["mutation"].ratio = self._ratio.drawn
+                given["mutation"].ratio = self._ratio.drawn
         else:
-            settings |= {
-                "sampling": CoefficientSampling(space, schedule.high),
+            given |= {
+                "sampling": CoefficientSampling(space, schedule.top),
                 "selection": SeededTournament(),  # pymoo's own tosses an unseeded coin between equally infeasible ones
                 "crossover": SBX(eta=15, prob=0.9),
                 "mutation": PM(eta=20),
             }
         if algorithm == "nsga2":
-            self._algorithm = NSGA2(**settings)
+            self._algorithm = NSGA2(**given)
         elif algorithm == "nsga3":
-            self._algorithm = NSGA3(ref_dirs=reference_directions(len(objectives), population), **settings)
+            self._algorithm = NSGA3(ref_dirs=reference_directions(len(objectives), population), **given)
         else:
             raise ValueError(f"algorithm: expected 'nsga2' or 'nsga3', got {algorithm!r}")
         self._algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
@@ -190,3 +189,19 @@ def reference_directions(objectives: int, population: int) -> Any:
             break
         lattice = finer
     return lattice
+
+
+def make(assignment: Assignment) -> NsgaSearcher:
+    """Return NSGA-II or NSGA-III, as the algorithm's name says, over the assigned space."""
+    return NsgaSearcher(
+        LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),
+        assignment.objectives,
+        assignment.constraints,
+        algorithm=assignment.algorithm,
+        population=assignment.population,
+        seed=assignment.seed,
+        schedule=assignment.schedule,
+        pace=assignment.pace,
+        settings=section_of(assignment.settings, Operators),
+        ablation=section_of(assignment.settings, Ablation),
+    )

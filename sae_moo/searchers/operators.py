@@ -25,6 +25,7 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers import fitness
+from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
@@ -32,9 +33,9 @@ from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
-KEEP = 0.5  # probability that a child merged anew has the first parent's mixing weights
 SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
+OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +59,30 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
     Args:
         ground: experts, groups, dtype, pruning.
         sparsest: largest ratio drawn.
-        ladder: how many of the random ones give way to the uniform average pruned to evenly spaced ratios.
-        tilt: see `Ground.random_merge`.
+        settings: `tilt`, the slope of drawn ratios over the blocks (`Ground.random_merge`).
+        ablation: `ladder`, how many of the random ones give way to the uniform average pruned to evenly spaced ratios.
     """
 
-    def __init__(self, ground: Ground, sparsest: float = 0.6, ladder: int = 0, tilt: float | None = 0.4) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        sparsest: float = 0.6,
+        settings: Operators = OPERATORS,
+        ablation: Ablation = ABLATION,
+    ) -> None:
         super().__init__()
         self.ground = ground
         self.sparsest = sparsest
-        self.ladder = ladder
-        self.tilt = tilt
+        self.settings = settings
+        self.ablation = ablation
 
     def do(
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        drawn = self.ground.first(n_samples, _required(random_state), self.sparsest, self.ladder, self.tilt)
+        drawn = self.ground.first(
+            n_samples, _required(random_state), self.sparsest, self.ablation.ladder, self.settings.tilt
+        )
         population = Population.new("X", _objects([recipe for _, recipe in drawn]))
         for individual, (operator, _) in zip(population, drawn, strict=True):
             individual.set(ORIGIN, Origin(operator))
@@ -119,18 +128,16 @@ class AttractionMating(Selection):  # type: ignore[misc]
 
     The tournament compares constraint violation, then rank, then crowding, then tosses a coin. The second parent is
     drawn in proportion to its attraction on per-instance scores (`fitness.attraction`), by total score when nobody
-    complements the first. With probability `founder` it is an original expert, so that lost material can come back.
+    complements the first. With probability `founders` it is an original expert, so that lost material can come back.
     Every parent's local SAE score is noted on it for the crossover. Failed evaluations are no parents.
 
     Args:
-        founder: probability of an original expert as the second parent, in [0, 1].
-        attract: draw the second parent by attraction; else by a second tournament (for ablations).
+        ablation: `founders`; and `attraction`, without which the second parent is drawn by a second tournament.
     """
 
-    def __init__(self, founder: float = 0.0, attract: bool = True) -> None:
+    def __init__(self, ablation: Ablation = ABLATION) -> None:
         super().__init__()
-        self.founder = founder
-        self.attract = attract
+        self.ablation = ablation
 
     def _do(
         self,
@@ -162,9 +169,9 @@ class AttractionMating(Selection):  # type: ignore[misc]
         for pair in pairs:
             first = _tournament(usable, rng)
             pair[0] = usable[first]
-            if founders and rng.random() < self.founder:
+            if founders and rng.random() < self.ablation.founders:
                 pair[1] = founders[int(rng.integers(len(founders)))]
-            elif self.attract:
+            elif self.ablation.attraction:
                 pull = fitness.attraction(scores, first, weight)
                 pull = pull if pull.sum() > 0 else overall
                 pair[1] = usable[int(rng.choice(len(usable), p=pull / pull.sum()))]
@@ -181,9 +188,9 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
     plus one per group. With probability `split` the shares are mirrored from a random group on.
 
     With probability `remerge` the child is task arithmetic on the experts by its parents' mixing weights: what pruning
-    took from a parent is not lost to it, and its recipe is as short as the first. Half of those keep the first parent's
-    mixing weights and only get another sparsity. With probability `stretch` the weights are moved by N(0, `reach`) per
-    expert and N(0, `wobble`) per group and expert.
+    took from a parent is not lost to it, and its recipe is as short as the first. With probability `keep` it has the
+    first parent's mixing weights and only gets another sparsity. With probability `stretch` the weights are moved by
+    N(0, `reach`) per expert and N(0, `wobble`) per group and expert.
 
     Other children are the zero-aware merge of the parents' weights: where one is zero the other's take the place. With
     probability `stretch` their task vectors are scaled by ``1 + e``, e ~ N(0, `reach`), since convex mixing alone
@@ -191,38 +198,15 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
 
     Args:
         ground: experts, groups, dtype.
-        spread: standard deviation of the deviation shared by all groups.
-        jitter: standard deviation of the deviation per group.
-        split: probability of a split point.
-        stretch: probability of scaling.
-        reach: standard deviation of the scaling.
-        wobble: standard deviation of mixing weights per group.
-        remerge: probability of merging anew from the experts.
-        aware: use the zero-aware merge; else plain linear mixing (for ablations, without scaling).
+        settings: `spread` and `jitter` of the shares, `remerge` and `keep`, `stretch`, `reach` and `wobble`.
+        ablation: `split`; and `zero_aware`, without which other children are plain linear merges that are not scaled.
     """
 
-    def __init__(
-        self,
-        ground: Ground,
-        spread: float = 0.25,
-        jitter: float = 0.05,
-        split: float = 0.0,
-        stretch: float = 0.5,
-        reach: float = 0.1,
-        wobble: float = 0.03,
-        remerge: float = 1.0,
-        aware: bool = True,
-    ) -> None:
+    def __init__(self, ground: Ground, settings: Operators = OPERATORS, ablation: Ablation = ABLATION) -> None:
         super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
         self.ground = ground
-        self.spread = spread
-        self.jitter = jitter
-        self.split = split
-        self.stretch = stretch
-        self.reach = reach
-        self.wobble = wobble
-        self.remerge = remerge
-        self.aware = aware
+        self.settings = settings
+        self.ablation = ablation
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
     def do(
@@ -247,17 +231,19 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         return children
 
     def _child(self, first: Individual, second: Individual, rng: Rng) -> tuple[Recipe, Origin]:
-        rows = self.ground.rows
-        share = self._ratio(first, second) + rng.normal(0.0, self.spread) + rng.normal(0.0, self.jitter, rows)
-        if rng.random() < self.split and rows > 1:
+        rows, settings = self.ground.rows, self.settings
+        share = self._ratio(first, second) + rng.normal(0.0, settings.spread)
+        share = share + rng.normal(0.0, settings.jitter, rows)
+        if rng.random() < self.ablation.split and rows > 1:
             place = int(rng.integers(1, rows))
             share[place:] = 1.0 - share[place:]
         share = np.clip(share, 0.0, 1.0).round(DIGITS)
         inputs = (first.get("X")[0], second.get("X")[0])
-        if rng.random() < self.remerge:
+        if rng.random() < settings.remerge:
             merged, name = self._anew(inputs, share, rng), "merge anew"
         else:
-            merged, name = self._bred(inputs, share, rng), "zero-aware crossover" if self.aware else "crossover"
+            merged = self._bred(inputs, share, rng)
+            name = "zero-aware crossover" if self.ablation.zero_aware else "crossover"
         parents = tuple(parent.get(EVALUATION) for parent in (first, second))
         return self.ground.candidate(merged), Origin(name, parents)
 
@@ -268,21 +254,22 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         return found if ground.rows > 1 else found.mean(axis=0, keepdims=True)
 
     def _moved(self, weights: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
-        if rng.random() < self.stretch:
-            weights = weights + rng.normal(0.0, self.reach, len(self.ground.experts))
-            weights = weights + rng.normal(0.0, self.wobble, weights.shape)
+        if rng.random() < self.settings.stretch:
+            weights = weights + rng.normal(0.0, self.settings.reach, len(self.ground.experts))
+            weights = weights + rng.normal(0.0, self.settings.wobble, weights.shape)
         return weights
 
     def _anew(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
         first, second = map(self._weights, parents)
-        if rng.random() < KEEP:
+        if rng.random() < self.settings.keep:
             share = np.ones(self.ground.rows)
         return self.ground.task_arithmetic(self._moved(share[:, None] * first + (1.0 - share[:, None]) * second, rng))
 
     def _bred(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
-        scale = 1.0 + rng.normal(0.0, self.reach) if rng.random() < self.stretch else 1.0
+        settings = self.settings
+        scale = 1.0 + rng.normal(0.0, settings.reach) if rng.random() < settings.stretch else 1.0
         weights = self.ground.weights(np.stack([share, 1.0 - share], axis=1))
-        if not self.aware:
+        if not self.ablation.zero_aware:
             return Merge("linear", parents, weights)
         scaling = (("scale", round(max(scale, 0.0), DIGITS)),) if scale != 1.0 else ()
         return Merge("zero_aware", parents, weights, scaling)
@@ -308,40 +295,23 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         ground: groups, dtype, pruning.
         ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating. Or what draws
             the level of each child.
-        inherit: probability of inheriting the parent's level.
-        shift: standard deviation of an inherited level.
-        shape: probability of inheriting a parent's shape.
-        slope: standard deviation of the slope of an inherited shape.
-        tilt: standard deviation of the slope of a new shape.
-        noise: standard deviation of the targets.
-        before: prune the parents (for ablations).
-        after: prune the child (for ablations).
+        settings: `prune_after` (whether the child is pruned), `inherit` and `shift` of the level, `shape` and `slope`
+            of an inherited shape, `tilt` of a new one, `noise`.
+        ablation: `prune_before`, whether the parents are.
     """
 
     def __init__(
         self,
         ground: Ground,
         ratio: float | Callable[[Rng], float] = 0.0,
-        inherit: float = 0.5,
-        shift: float = 0.08,
-        shape: float = 0.8,
-        slope: float = 0.15,
-        tilt: float = 0.4,
-        noise: float = 0.04,
-        before: bool = False,
-        after: bool = True,
+        settings: Operators = OPERATORS,
+        ablation: Ablation = ABLATION,
     ) -> None:
         super().__init__(prob=1.0)
         self.ground = ground
         self.ratio = ratio
-        self.inherit = inherit
-        self.shift = shift
-        self.shape = shape
-        self.slope = slope
-        self.tilt = tilt
-        self.noise = noise
-        self.before = before
-        self.after = after
+        self.settings = settings
+        self.ablation = ablation
 
     def do(
         self, problem: Any, pop: Any, inplace: bool = True, *args: Any, random_state: Rng | None = None, **kwargs: Any
@@ -360,28 +330,38 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         inner = recipe.input if isinstance(recipe, Cast) else recipe
         ground = self.ground
         ratio = round(eta * float(rng.random()), DIGITS)
-        if self.before and ratio > 0 and isinstance(inner, Merge) and not any(map(_whole, inner.inputs)):
+        if self.ablation.prune_before and ratio > 0 and isinstance(inner, Merge) and not any(map(_whole, inner.inputs)):
             inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
-        if self.after:
+        if self.settings.prune_after:
             inner = ground.pruned(inner, self._targets(origin, eta, rng))
         return ground.candidate(inner)
 
     def _targets(self, origin: Origin, eta: float, rng: Rng) -> NDArray[np.float64]:
         """Draw a sparsity per group, shape (groups,), not yet clipped."""
-        ground = self.ground
+        ground, settings = self.ground, self.settings
         here = list(ground.prunable)
         # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
         parents = [] if ground.scope in STRUCTURED else [np.array(each.group_sparsity) for each in origin.parents]
         level = eta if callable(self.ratio) else eta * float(rng.random())
-        if parents and rng.random() < self.inherit:
-            level = float(parents[0][here].mean()) + rng.normal(0.0, self.shift)
-        shape = rng.normal(0.0, self.tilt) * ground.depth
+        if parents and rng.random() < settings.inherit:
+            level = float(parents[0][here].mean()) + rng.normal(0.0, settings.shift)
+        shape = rng.normal(0.0, settings.tilt) * ground.depth
         pruned = [each for each in parents if each[here].mean() >= SHAPED]
-        if pruned and rng.random() < self.shape:
+        if pruned and rng.random() < settings.shape:
             given = pruned[int(rng.integers(len(pruned)))]
-            shape = given - given[here].mean() + rng.normal(0.0, self.slope) * ground.depth
-        return level + shape + rng.normal(0.0, self.noise, ground.groups)
+            shape = given - given[here].mean() + rng.normal(0.0, settings.slope) * ground.depth
+        return level + shape + rng.normal(0.0, settings.noise, ground.groups)
+
+
+def lineage_operators(ground: Ground, sparsest: float, settings: Operators, ablation: Ablation) -> dict[str, Any]:
+    """Return pymoo's arguments that make an algorithm breed as our own search does; `sparsest` of the first ones."""
+    return {
+        "sampling": LineageSampling(ground, sparsest, settings, ablation),
+        "selection": AttractionMating(ablation),
+        "crossover": ZeroAwareCrossover(ground, settings, ablation),
+        "mutation": PruneMergeMutation(ground, settings=settings, ablation=ablation),
+    }
 
 
 class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]

@@ -15,15 +15,24 @@ from optuna.trial import Trial, TrialState
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, violations
 from sae_moo.objectives.front import Accuracy
-from sae_moo.searchers.algorithms import ALGORITHMS, OPTUNA
 from sae_moo.searchers.scalar import FIRST
-from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 
-SAMPLERS = tuple(name.removeprefix(OPTUNA) for name in ALGORITHMS if name.startswith(OPTUNA))
-"""Names of Optuna's samplers that can be asked for."""
 FORGETFUL = frozenset({"TPESampler", "GPSampler", "RandomSampler"})
-"""Those that keep nothing beside the study's trials, so that they can be made anew for every ask."""
+"""Samplers that keep nothing beside the study's trials, so that they can be made anew for every ask."""
+SINGLE = frozenset({"CmaEsSampler"})
+"""Samplers that know one number only."""
+SAMPLERS = (
+    "TPESampler",
+    "GPSampler",
+    "NSGAIISampler",
+    "NSGAIIISampler",
+    "RandomSampler",
+    "QMCSampler",
+    "CmaEsSampler",
+)
+"""Names of Optuna's samplers that can be asked for."""
 
 
 class OptunaSearcher:
@@ -54,6 +63,7 @@ class OptunaSearcher:
         space: CoefficientSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
+        *,
         sampler: str,
         population: int = 24,
         sparsest: float = 0.6,
@@ -67,7 +77,7 @@ class OptunaSearcher:
         self._constraints = tuple(constraints)
         self._name = sampler
         self._forgetful = sampler in FORGETFUL
-        single = Accuracy(objectives).weights if ALGORITHMS[OPTUNA + sampler].scalar else None
+        single = Accuracy(objectives).weights if sampler in SINGLE else None
         self._weights = single if weights is None else dict(weights)
         self._seed = seed
         self._population = population
@@ -151,6 +161,20 @@ class OptunaSearcher:
         with _quiet():
             made: BaseSampler = getattr(optuna.samplers, self._name)(seed=drawn, **settings)
         return made
+
+
+def make(assignment: Assignment) -> OptunaSearcher:
+    """Return the searcher of the sampler that the algorithm's name ends in."""
+    return OptunaSearcher(
+        assignment.coefficients(),
+        assignment.objectives,
+        assignment.constraints,
+        sampler=assignment.algorithm.partition(":")[2],
+        population=assignment.population,
+        sparsest=assignment.schedule.top,
+        weights=assignment.weights,
+        seed=assignment.seed,
+    )
 
 
 @contextmanager

@@ -9,65 +9,56 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, violations
 from sae_moo.recipe import Merge, Recipe
+from sae_moo.recipe.section import Amount, Field, Section, ValidationInfo, field_validator, section_of
 from sae_moo.searchers import fitness
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import DIGITS, Ground
 
 Array = NDArray[np.float64]
 Measure = Literal["zeros", "l1", "hoyer"]
+Crossover = Literal["zero-aware", "split-slerp"]
 TINY = 1e-300  # two parents that score nothing share alike
 TRIES = 100  # pairs drawn for one child before it is something else: an archive may hold a single member
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """Settings of an archive evolution.
+class M2n2(Section):
+    """``search.sae`` of M2N2: the competition for instances."""
 
-    Args:
-        size: candidates kept.
-        omega: weight of the competition for instances in the score.
-        beta: weight of the competition for sparsity.
-        alpha: strength of the competition for instances; 0 is none.
-        tau: temperature of the sparsity score, above 0.
-        measure: what counts as sparse: ``zeros`` (their share; the paper's best), ``l1`` or ``hoyer`` (see
-            `into_model.sparseness`).
-        matchmaker: draw the second parent by attraction; else by score, as the first.
-        local: one share per group, from the group's sparsity; else one for the whole child.
-        crossover: ``zero-aware``: parents pruned at the annealed ratio, then merged where one is zero as the other;
-            ``split-slerp``: M2N2's, of parents as they are, share and split point drawn.
+    alpha: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        default=1.0, description="strength of the competition for instances; 0 is none"
+    )
+    matchmaker: bool = Field(default=True, description="whether second parents are chosen by attraction; else by score")
 
-    Raises:
-        ValueError: naming the setting out of range.
-    """
 
-    size: int = 24
-    omega: float = 0.5
-    beta: float = 0.5
-    alpha: float = 1.0
-    tau: float = 1.0
-    measure: Measure = "zeros"
-    matchmaker: bool = True
-    local: bool = False
-    crossover: Literal["zero-aware", "split-slerp"] = "zero-aware"
+class Sae(M2n2):
+    """``search.sae``: the numbers of the SAE paper."""
 
-    def __post_init__(self) -> None:
-        if self.size < 2:
-            raise ValueError(f"size: expected at least 2, got {self.size}")
-        if self.omega < 0 or self.beta < 0 or self.omega + self.beta == 0:
-            raise ValueError(f"omega, beta: expected numbers from 0, not both 0, got {self.omega} and {self.beta}")
-        if self.alpha < 0:
-            raise ValueError(f"alpha: expected a number from 0, got {self.alpha}")
-        if self.tau <= 0:
-            raise ValueError(f"tau: expected a number above 0, got {self.tau}")
+    omega: Amount = Field(default=0.5, description="weight of the competition for instances in a model's score")
+    beta: Amount = Field(default=0.5, description="weight of the competition for sparsity in a model's score")
+    tau: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        default=1.0, description="temperature of the competition for sparsity"
+    )
+    measure: Measure = Field(
+        default="zeros",
+        description="what counts as sparse in the competition: `zeros` (their share), or `l1`, `hoyer`: measures of a "
+        "model's norms",
+    )
+
+    @field_validator("beta")
+    @classmethod
+    def _some(cls, beta: float, info: ValidationInfo) -> float:
+        if beta == 0 and info.data.get("omega") == 0:
+            raise ValueError("expected omega or beta above 0, got 0 for both")
+        return beta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +70,9 @@ class _Member:
     sparsity: float
     group_sparsity: Array
     violation: float
+
+
+SAE = Sae()  # as published
 
 
 class SaeSearcher:
@@ -94,7 +88,11 @@ class SaeSearcher:
         ground: experts, groups, dtype, pruning.
         objectives: what is maximized; needed to tell gains under an adaptive schedule.
         constraints: limits.
-        archive: settings.
+        settings: weights and strengths of the competitions.
+        size: candidates kept, at least 2.
+        local: one share per group, from the group's sparsity; else one for the whole child.
+        crossover: ``zero-aware``: parents pruned at the annealed ratio, then merged where one is zero as the other;
+            ``split-slerp``: M2N2's, of parents as they are, share and split point drawn.
         seed: seed of everything drawn.
         schedule: the annealed ratio; a step is as many children as the archive holds.
     """
@@ -104,18 +102,24 @@ class SaeSearcher:
         ground: Ground,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
-        archive: Archive | None = None,
+        *,
+        settings: Sae = SAE,
+        size: int = 24,
+        local: bool = False,
+        crossover: Crossover = "zero-aware",
         seed: int = 0,
         schedule: Schedule | Adaptive | None = None,
     ) -> None:
+        if size < 2:
+            raise ValueError(f"size: expected at least 2, got {size}")
         self._ground = ground
         self._constraints = tuple(constraints)
-        self._settings = Archive() if archive is None else archive
+        self._settings, self._size, self._is_local, self._crossover = settings, size, local, crossover
         self._rng = np.random.default_rng(seed)
         schedule = Schedule() if schedule is None else schedule
         self._ratio = AnnealedRatio(schedule, objectives, constraints)
-        self._sparsest = schedule.high if self._settings.crossover == "zero-aware" else 0.0
-        first = {recipe: operator for operator, recipe in ground.first(self._settings.size, self._rng, self._sparsest)}
+        self._sparsest = schedule.top if crossover == "zero-aware" else 0.0
+        first = {recipe: operator for operator, recipe in ground.first(self._size, self._rng, self._sparsest)}
         self._firsts = [Proposal(recipe, operator=operator) for recipe, operator in first.items()]
         self._waiting = deque(self._firsts)
         self._told: dict[Recipe, Evaluation] = {}  # of the first ones
@@ -157,7 +161,7 @@ class SaeSearcher:
 
     def _child(self) -> Proposal:
         """Return a proposal that was never made: of two members, or a random merge where no pair has a new child."""
-        step = self._born // self._settings.size
+        step = self._born // self._size
         self._born += 1
         for _ in range(TRIES):
             first, second = self._pair()
@@ -166,7 +170,7 @@ class SaeSearcher:
             if recipe not in self._seen:
                 self._seen.add(recipe)
                 asked = (parents[0].recipe, parents[1].recipe)
-                return Proposal(recipe, asked, f"{self._settings.crossover} merge", step + 1, numbers)
+                return Proposal(recipe, asked, f"{self._crossover} merge", step + 1, numbers)
         operator, recipe = self._ground.random_merge(self._rng, self._sparsest)
         self._seen.add(recipe)
         return Proposal(recipe, operator=operator, generation=step + 1)
@@ -193,7 +197,7 @@ class SaeSearcher:
     def _merged(self, first: int, second: int, step: int) -> tuple[Recipe, Mapping[str, float]]:
         ground = self._ground
         a, b = (self._members[i].evaluation.recipe for i in (first, second))
-        if self._settings.crossover == "split-slerp":
+        if self._crossover == "split-slerp":
             share, split = (round(float(self._rng.random()), DIGITS) for _ in range(2))
             merged = Merge("split_slerp", (a, b), (share, round(1 - share, DIGITS)), (("split", split),))
             return ground.candidate(merged), {"share": share, "split": split}
@@ -212,7 +216,7 @@ class SaeSearcher:
         self._members.append(self._member(evaluation))
         self._scores = np.vstack([self._scores, self._members[-1].scores])
         self._score()
-        if len(self._members) > self._settings.size:
+        if len(self._members) > self._size:
             worst = max(range(len(self._members)), key=lambda i: (self._members[i].violation, -self._total[i]))
             del self._members[worst]
             self._scores = np.delete(self._scores, worst, axis=0)
@@ -235,4 +239,25 @@ class SaeSearcher:
             return fitness.total(self._scores, np.array(sparsity), self._weight, s.omega, s.beta, s.tau, s.alpha)
 
         self._total = total([member.sparsity for member in self._members])
-        self._local = total([m.group_sparsity for m in self._members]) if s.local else self._total[:, None]
+        self._local = total([m.group_sparsity for m in self._members]) if self._is_local else self._total[:, None]
+
+
+def make(assignment: Assignment) -> SaeSearcher:
+    """Return SAE in its global or local form, or M2N2, as the algorithm's name says."""
+    settings = section_of(assignment.settings, Sae)
+    crossover: Crossover = "zero-aware"
+    if assignment.algorithm == "m2n2":  # SAE without sparsity and pruning, and with a crossover of its own
+        numbers = section_of(assignment.settings, M2n2)
+        settings = Sae(omega=1.0, beta=0.0, alpha=numbers.alpha, matchmaker=numbers.matchmaker)
+        crossover = "split-slerp"
+    return SaeSearcher(
+        assignment.ground,
+        assignment.objectives,
+        assignment.constraints,
+        settings=settings,
+        size=assignment.population,
+        local=assignment.algorithm == "sae-local",
+        crossover=crossover,
+        seed=assignment.seed,
+        schedule=assignment.schedule,
+    )

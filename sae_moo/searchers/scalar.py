@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
 from sae_moo.objectives.front import Accuracy
-from sae_moo.searchers.searcher import Proposal, check_first
+from sae_moo.recipe.section import Amount, Field, Section, ValidationInfo, field_validator, section_of
+from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 
 Array = NDArray[np.float64]
@@ -57,6 +57,7 @@ class ScalarSearcher:
         space: CoefficientSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
+        *,
         optimizer: Optimizer,
         name: str,
         weights: Mapping[str, float] | None = None,
@@ -183,38 +184,39 @@ class CovarianceAdaptation(Best):
         return CMAEvolutionStrategy(self.best, self.STEP, options)
 
 
-@dataclass(frozen=True, slots=True)
-class Swarm:
-    """Settings of a particle swarm.
+class Swarm(Section):
+    """``search.pso``: which particle swarm, and its numbers.
 
-    Args:
-        flavour: ``model-swarms`` (Feng et al. 2024, arXiv 2410.11163: pulled to the particle's and the swarm's best,
-            pushed from the worst) or ``pso-merging`` (the plain form, begun at base, experts and sparsified experts).
-        inertia, own, swarm, worst: the four phi of ``model-swarms``: of the velocity, the particle's best, the swarm's
-            best, the swarm's worst.
-        step: first step length; each population shortens it to 0.95 of itself, not below 0.1.
-        patience: a particle that has no new best for half as many populations begins anew at its best.
-        plain_inertia, plain_pull: w and c1 = c2 of ``pso-merging``.
-
-    Raises:
-        ValueError: naming the setting out of range.
+    ``model-swarms`` (Feng et al. 2024, arXiv 2410.11163) is pulled to the particle's and the swarm's best and pushed
+    from the worst; ``pso-merging`` is the plain form, begun at base, experts and sparsified experts.
     """
 
-    flavour: Literal["model-swarms", "pso-merging"] = "model-swarms"
-    inertia: float = 0.4
-    own: float = 0.3
-    swarm: float = 0.3
-    worst: float = 0.3
-    step: float = 1.0
-    patience: int = 10
-    plain_inertia: float = 0.2
-    plain_pull: float = 2.0
+    flavour: Literal["model-swarms", "pso-merging"] = Field(
+        default="model-swarms", description="which particle swarm; the first numbers are of `model-swarms`"
+    )
+    inertia: Amount = Field(default=0.4, description="weight of a particle's velocity")
+    own: Amount = Field(default=0.3, description="weight of the way to the particle's best")
+    swarm: Amount = Field(default=0.3, description="weight of the way to the swarm's best")
+    worst: Amount = Field(default=0.3, description="weight of the way from the swarm's worst")
+    step: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        default=1.0, description="first step length; each generation shortens it to 0.95 of itself, not below 0.1"
+    )
+    patience: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        default=10,
+        description="a particle without a new best for half as many generations begins anew at its best",
+    )
+    plain_inertia: Amount = Field(default=0.2, description="w of `pso-merging`: weight of a particle's velocity")
+    plain_pull: Amount = Field(default=2.0, description="c1 = c2 of `pso-merging`: weight of the ways to both bests")
 
-    def __post_init__(self) -> None:
-        if min(self.inertia, self.own, self.swarm, self.worst) < 0 or self.own + self.swarm == 0:
-            raise ValueError("inertia, own, swarm, worst: expected numbers from 0, own and swarm not both 0")
-        if self.step <= 0 or self.patience < 2:
-            raise ValueError(f"step, patience: expected above 0 and at least 2, got {self.step} and {self.patience}")
+    @field_validator("swarm")
+    @classmethod
+    def _drawn(cls, swarm: float, info: ValidationInfo) -> float:
+        if swarm == 0 and info.data.get("own") == 0:
+            raise ValueError("expected own or swarm above 0, got 0 for both")
+        return swarm
+
+
+SWARM = Swarm()  # as published
 
 
 class ParticleSwarm(Best):
@@ -230,11 +232,9 @@ class ParticleSwarm(Best):
         settings: the flavour's numbers.
     """
 
-    def __init__(
-        self, space: CoefficientSpace, population: int, sparsest: float, settings: Swarm | None = None
-    ) -> None:
+    def __init__(self, space: CoefficientSpace, population: int, sparsest: float, settings: Swarm = SWARM) -> None:
         super().__init__(space, population, sparsest)
-        self._settings = Swarm() if settings is None else settings
+        self._settings = settings
         self._step = self._settings.step
         self._velocity: Array = np.empty((0, 0))
         self._own: Array = np.empty((0, 0))  # best of each particle
@@ -287,3 +287,34 @@ class ParticleSwarm(Best):
         x = np.clip(x + self._step * self._velocity, low, high)
         self._step = max(0.95 * self._step, 0.1)
         return x
+
+
+def particle_swarm(assignment: Assignment) -> ScalarSearcher:
+    """Return a particle swarm."""
+    settings = section_of(assignment.settings, Swarm)
+    space = assignment.coefficients()
+    return _searcher(assignment, ParticleSwarm(space, assignment.population, assignment.schedule.top, settings))
+
+
+def covariance_adaptation(assignment: Assignment) -> ScalarSearcher:
+    """Return CMA-ES."""
+    space = assignment.coefficients()
+    return _searcher(assignment, CovarianceAdaptation(space, assignment.population, assignment.schedule.top))
+
+
+def random_draws(assignment: Assignment) -> ScalarSearcher:
+    """Return random draws."""
+    space = assignment.coefficients()
+    return _searcher(assignment, RandomDraws(space, assignment.population, assignment.schedule.top))
+
+
+def _searcher(assignment: Assignment, optimizer: ParticleSwarm | CovarianceAdaptation | RandomDraws) -> ScalarSearcher:
+    return ScalarSearcher(
+        optimizer.space,
+        assignment.objectives,
+        assignment.constraints,
+        optimizer=optimizer,
+        name=assignment.algorithm,
+        weights=assignment.weights,
+        seed=assignment.seed,
+    )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
+
+from sae_moo.recipe.section import Count, Field, Section, Sparsity, ValidationInfo, field_validator
 
 SHAPES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -22,42 +24,72 @@ SHAPES: Mapping[str, Callable[[float], float]] = {
 
 
 ADAPTIVE = "adaptive"  # the schedule that learns: `Adaptive`
+PUBLISHED = ("cosine", 0.6)  # schedule and high of the methods of others
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One schedule's settings; call it with a step.
+class Schedule(Section):
+    """``annealing``: how hard pruning-merging cycles prune; a period counts generations.
 
-    Args:
-        shape: a name of `SHAPES`; ``constant`` stays at `high`.
-        low: value at the start of every cycle, in [0, 1).
-        high: value that the end of every cycle approaches, in [low, 1).
-        period: steps of the first cycle, at least 1.
-        growth: factor from one cycle's length to the next, at least 1.
-
-    Raises:
-        ValueError: naming the setting out of range.
+    Call it with a step. Where `schedule` or `high` is None it follows what is `PUBLISHED`, unless a search algorithm
+    fills in its own (`filled`).
     """
 
-    shape: str = "cosine"
-    low: float = 0.0
-    high: float = 0.6
-    period: int = 8
-    growth: float = 2.0
+    schedule: Literal["cosine", "sine", "sawtooth", "constant", "sae-published", "adaptive"] | None = Field(
+        default=None,
+        description="course of the largest pruning ratio over the generations; null: constant in our own search, "
+        "cosine in the methods of others",
+    )
+    low: Sparsity = Field(default=0.0, description="ratio at the start of every cycle")
+    high: Sparsity | None = Field(
+        default=None,
+        description="ratio that every cycle approaches; null: 0.8 in our own search, 0.6 in the methods of others. "
+        "Over coefficients it bounds the first population alone",
+    )
+    period: Count = Field(default=8, description="generations of the first cycle")
+    growth: Annotated[float, Field(ge=1.0, le=1000.0)] = Field(
+        default=2.0, description="how many times as long each cycle is as the one before"
+    )
 
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
-        if not 0.0 <= self.low <= self.high < 1.0:
-            raise ValueError(f"low, high: expected 0 <= low <= high < 1, got low={self.low}, high={self.high}")
-        if self.period < 1:
-            raise ValueError(f"period: expected at least 1 step, got {self.period}")
-        if self.growth < 1.0:
-            raise ValueError(f"growth: expected at least 1, got {self.growth}")
+    @field_validator("high")
+    @classmethod
+    def _ascends(cls, high: float | None, info: ValidationInfo) -> float | None:
+        low = info.data.get("low", 0.0)
+        if high is not None and low > high:
+            raise ValueError(f"expected low <= high, got {low} > {high}")
+        return high
+
+    def filled(self, schedule: str, high: float) -> Schedule:
+        """Return it with what is None filled in.
+
+        Raises:
+            ValueError: if `low` is above what `high` becomes.
+        """
+        mine = {"schedule": self.schedule or schedule, "high": high if self.high is None else self.high}
+        return Schedule.model_validate({**self.model_dump(), **mine})
+
+    @property
+    def top(self) -> float:
+        """The largest ratio."""
+        return PUBLISHED[1] if self.high is None else self.high
+
+    @property
+    def adapts(self) -> bool:
+        """Whether ratios are learned (`learning`), so that no step has one."""
+        return self.schedule == ADAPTIVE
+
+    def learning(self) -> Adaptive:
+        """Return the settings of what learns ratios within the same bounds."""
+        return Adaptive(self.low, self.top)
 
     def __call__(self, step: int) -> float:
-        """Return the value at `step` (from 0), in [low, high]."""
-        return self.low + (self.high - self.low) * SHAPES[self.shape](self.position(step))
+        """Return the value at `step` (from 0), in [low, high].
+
+        Raises:
+            ValueError: for a negative step, or if it adapts.
+        """
+        if self.adapts:
+            raise ValueError("schedule: an adaptive one has no value for a step; it learns")
+        return self.low + (self.top - self.low) * SHAPES[self.schedule or PUBLISHED[0]](self.position(step))
 
     def position(self, step: int) -> float:
         """Return the place in the current cycle, u in [0, 1); 0 right after a restart.
@@ -121,6 +153,11 @@ class Adaptive:
             raise ValueError(f"rate: expected a number in (0, 1], got {self.rate}")
         if not 0.0 < self.floor <= 1.0 / self.arms:
             raise ValueError(f"floor: expected a number in (0, 1/{self.arms}], got {self.floor}")
+
+    @property
+    def top(self) -> float:
+        """The largest ratio."""
+        return self.high
 
     @property
     def ratios(self) -> tuple[float, ...]:

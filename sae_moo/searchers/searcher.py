@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from sae_moo.errors import Hint, RunError
-from sae_moo.objectives import Evaluation
+from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Recipe
+from sae_moo.recipe.section import Section
+from sae_moo.searchers.schedule import Adaptive, Schedule
+from sae_moo.searchers.space import CoefficientSpace, Ground
+
+Pace = Literal["generational", "steady-state"]
+SpaceKind = Literal["lineage", "coefficients"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,43 @@ class Proposal:
     generation: int = 0
     numbers: Mapping[str, float] = field(default_factory=dict)
     vector: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a search algorithm is made for: everything that a configuration says of it. A value.
+
+    Args:
+        algorithm: name of the algorithm; several may be made by one function.
+        ground: experts, groups, pruning.
+        space: kind of space that is searched; None where the algorithm has none.
+        sparsity: over coefficients, what every candidate is pruned to; None: sparsities are coordinates.
+        objectives: what is maximized.
+        constraints: limits.
+        weights: objective name -> how much it counts, for what works on one number; None: as the algorithm has it.
+        schedule: pruning ratios; `top` of it bounds a first population.
+        pace: when children enter the population.
+        population: size of the population, archive or swarm.
+        seed: seed of everything drawn.
+        settings: key of ``search`` -> the algorithm's own settings, defaults filled in; see `section_of`.
+    """
+
+    algorithm: str
+    ground: Ground
+    space: SpaceKind | None = None
+    sparsity: float | None = None
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    weights: Mapping[str, float] | None = None
+    schedule: Schedule | Adaptive = field(default_factory=Schedule)
+    pace: Pace = "generational"
+    population: int = 24
+    seed: int = 0
+    settings: Mapping[str, Section] = field(default_factory=dict)
+
+    def coefficients(self) -> CoefficientSpace:
+        """Return the space of vectors over the ground."""
+        return CoefficientSpace(self.ground, sparsity=self.sparsity)
 
 
 class Searcher(Protocol):

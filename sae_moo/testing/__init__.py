@@ -1,8 +1,8 @@
 """Contracts for what is added from outside: suites that a guest's author runs on a row, in a line each.
 
-In a test of the package ``acme``, which offers a merge method and a pruning criterion::
+In a test of the package ``acme``, which offers a merge method, a pruning criterion and a search algorithm::
 
-    from sae_moo.testing import CriterionContract, MergeMethodContract
+    from sae_moo.testing import CriterionContract, MergeMethodContract, SearcherContract
 
     class TestSoftmax(MergeMethodContract):
         method = "acme/softmax"
@@ -11,10 +11,15 @@ In a test of the package ``acme``, which offers a merge method and a pruning cri
     class TestRelative(CriterionContract):
         criterion = "acme/relative"
 
-The house's own rows pass the same suites. Needs pytest, which nothing else in this package does.
+    class TestAnts(SearcherContract):
+        algorithm = "acme/ants"
+
+Task kinds and export formats have suites in `tasks` and `formats`. The house's own rows pass the same suites. They need
+pytest, which nothing else in this package does.
 """
 
 from sae_moo.testing.criteria import CriterionContract
 from sae_moo.testing.merging import MergeMethodContract, experts, merged
+from sae_moo.testing.searchers import SearcherContract
 
-__all__ = ["CriterionContract", "MergeMethodContract", "experts", "merged"]
+__all__ = ["CriterionContract", "MergeMethodContract", "SearcherContract", "experts", "merged"]

@@ -18,7 +18,7 @@ STEPS = 8 * (1 + 2 + 4)
 
 def fixed(axes, shape: str) -> None:
     """Draw one schedule with its ends."""
-    schedule = Schedule(shape, low=0.0, high=0.6, period=8, growth=2)
+    schedule = Schedule(schedule=shape, low=0.0, high=0.6, period=8, growth=2)
     values = [schedule(step) for step in range(STEPS)]
     axes.step(range(STEPS), values, where="post", color="#1f5fa8", linewidth=1.3)
     axes.set_title(f"{shape}: {min(values):.3f} to {max(values):.3f}", fontsize="small", loc="left")

@@ -217,8 +217,9 @@ def tasks(model: Path, rounds: int, count: int) -> None:
     from lm_eval.tasks import TaskManager
 
     from sae_moo import zoo
+    from sae_moo.evaluate.asking import TaskSection
     from sae_moo.evaluate.evaluator import Scorer
-    from sae_moo.evaluate.harness import HarnessTask, Settings
+    from sae_moo.evaluate.harness import HarnessTask
 
     logging.disable(logging.WARNING)
     print("| task | documents | ours, s | bare passes | evaluate, tasks built before | simple_evaluate | differing |")
@@ -228,10 +229,8 @@ def tasks(model: Path, rounds: int, count: int) -> None:
             folder = zoo.checkpoint("math") if whose == "zoo" else model
             number = count * 5 if whose == "zoo" else count
             live, tokenizer, harness = opened(folder)
-            usual = {"fewshot": None, "chat_template": False, "system_prompt": None, "multiturn": False}
-            usual |= {"metric": None, "filter": None, "generation": {}, "documents": None}
-            settings = Settings(name=name, task=name, include=Path(root), search=4, test=number, **usual)
-            task = HarnessTask(settings, tokenizer, folder)
+            section = TaskSection(name=name, include=root, search=4, test=number, multiturn=False)
+            task = HarnessTask(section, tokenizer, folder)
             scorer = Scorer([task], tokenizer=tokenizer)
             ids = {name: [each.doc_id for each in task._instances["test"]]}
             by, manager = harness(8), TaskManager(include_path=root, include_defaults=False)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from sae_moo.evaluate.anchors import anchors
-from sae_moo.evaluate.racing import Race, Racing
+from sae_moo.evaluate.asking import Racing
+from sae_moo.evaluate.racing import Race
 from sae_moo.explore.run import Run
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
@@ -104,7 +105,7 @@ def main() -> None:
     rules += [(confidence, margin, "front") for confidence in (0.8, 0.9, 0.95) for margin in (0.0, 0.01, 0.02)]
     for confidence, margin, by in dict.fromkeys(rules):
         rows = [
-            (*asked(run, own, Racing(BLOCKS, confidence, margin), by), run.hypervolume())
+            (*asked(run, own, Racing(blocks=BLOCKS, confidence=confidence, margin=margin), by), run.hypervolume())
             for run, own in zip(runs, recorded, strict=True)
         ]
         share, wrong, lost = (

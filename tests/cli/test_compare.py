@@ -15,12 +15,13 @@ import pytest
 from commands import call, config_for, refused, written
 
 from sae_moo.config.document import Config
-from sae_moo.config.sections import MethodSection, OperatorsSection
+from sae_moo.config.sections import MethodSection
 from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.explore.run import Run
 from sae_moo.jobs import search as jobs
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare import comparison as compare
+from sae_moo.searchers.breeding import Operators
 
 METHODS = [
     "nsga2",
@@ -202,15 +203,15 @@ def test_a_name_may_hold_what_tables_are_made_of(config, here):
 
 
 def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
-    changes = ["annealing.schedule=adaptive", "search.operators.split=0.1", "search.pace=steady-state"]
+    changes = ["annealing.schedule=adaptive", "search.operators.stretch=0.1", "search.pace=steady-state"]
     parsed = Config.load(config, changes)
     cells = {method.name: parsed.cell(method, 0) for method in parsed.compare.named}
     assert cells["nsga2"].annealing.schedule == "adaptive"
-    assert cells["nsga2"].search.operators.split == 0.1
-    assert cells["swarm, dense"].schedule == "cosine"
+    assert cells["nsga2"].search.operators.stretch == 0.1
+    assert cells["swarm, dense"].schedule.schedule == "cosine"
     method = MethodSection(name="x", search={"operators": {"tilt": 0.1}})
-    assert parsed.cell(method, 0).search.operators == OperatorsSection(split=0.1, tilt=0.1), "changed, not replaced"
-    assert cells["swarm, dense"].search.operators is None
+    assert parsed.cell(method, 0).search.operators == Operators(stretch=0.1, tilt=0.1), "changed, not replaced"
+    assert not hasattr(cells["swarm, dense"].search, "operators")
 
 
 def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
@@ -235,8 +236,8 @@ def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, m
         ("compare.reference=nsga3", "compare.reference: expected a method, got 'nsga3' (did you mean 'nsga2'?)"),
         ("compare.methods.1.search.evaluations=5", "compare.methods[1].search.evaluations: every method has the same budget"),
         ("compare.methods.1.name=nsga2", "compare.methods[1]: expected every method once, with a name of its own, got 'nsga2' again"),
-        ("compare.methods.1.search.algorithm=psso", "compare.methods[1]: swarm, dense: search.algorithm: expected one of nsga2"),
-        ("compare.methods.0=nsga", "compare.methods[0]: nsga: search.algorithm: expected one of nsga2"),
+        ("compare.methods.1.search.algorithm=psso", "compare.methods[1]: swarm, dense: search.algorithm: expected a search algorithm, one of nsga2"),
+        ("compare.methods.0=nsga", "compare.methods[0]: nsga: search.algorithm: expected a search algorithm, one of nsga2"),
         ("compare.methods.1.serch={}", "compare.methods[1].serch: no such key (did you mean 'search'?)"),
         ("tasks.0.test=0", "tasks[0].test: a comparison judges on the test split"),
         ("study.storage=sqlite:///x.db", "study.storage: a comparison keeps every search in a journal of its own"),

@@ -366,13 +366,13 @@ def test_another_measure_of_sparsity_is_told_and_kept(here):
 
 def test_operators_are_turned_off_by_name(here):
     off = [
-        "attraction=false",
-        "remerge=0",
-        "zero_aware=false",
-        "prune_after=false",
-        "ladder=1",
+        "ablation.attraction=false",
+        "operators.remerge=0",
+        "ablation.zero_aware=false",
+        "operators.prune_after=false",
+        "ablation.ladder=1",
     ]
-    changes = [each for change in off for each in ("--set", f"search.operators.{change}")]
+    changes = [each for change in off for each in ("--set", f"search.{change}")]
     call("search", "c.yaml", *changes, "--set", "search.population=10")
     records = Run.open(here / "runs" / "tiny").trials()
     children = [record for record in records if record.generation > 0]

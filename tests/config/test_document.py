@@ -43,9 +43,21 @@ def test_a_good_one(tmp_path):
     assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
 
 
-@pytest.mark.parametrize("name", ["quickstart"])
-def test_the_configurations_we_ship_are_good(name):
-    Config.load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("configs/*.yaml"), *ROOT.glob("studies/*/*.yaml")], ids=lambda path: "/".join(path.parts[-2:])
+)
+def test_the_configurations_we_ship_are_good(path):
+    config = Config.load(path)
+    assert config.compare is None or config.smoke().compare.seeds == 1
+
+
+def test_null_settings_of_another_algorithm_say_nothing(tmp_path):
+    config = load(tmp_path, GOOD + "search: {algorithm: pso, sae: null, operators: null, one_shot: null}\n")
+    assert config == load(tmp_path, GOOD + "search: {algorithm: pso}\n")
+    assert "search.sea: no such key" in faults(tmp_path, GOOD + "search: {algorithm: pso, sea: null}\n")[0]
 
 
 def test_every_fault_at_once_with_line_key_and_nearest_name(tmp_path):
@@ -78,10 +90,11 @@ serch: 3
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
         "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
         "c.yaml:10: constraints.sparsity.max: expected less than or equal to 1, got 1.5",
+        "c.yaml:11: annealing.high: expected low <= high, got 0.7 > 0.2",
         "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
         "period, growth",
-        "c.yaml:11: annealing.low: expected low <= high, got 0.7 > 0.2",
-        f"c.yaml:12: search.algorithm: expected one of {', '.join(ALGORITHMS)}, got 'nsga4' (did you mean 'nsga3'?)",
+        f"c.yaml:12: search.algorithm: expected a search algorithm, one of {', '.join(ALGORITHMS)}; got 'nsga4' (did you "
+        "mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
         "constraints, space, pruning, annealing, search, evaluation, executor, compare",
@@ -194,7 +207,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "--set a=[: the value is not YAML: while parsing a flow node",
         "--set search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "--set search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, pace, weights, operators, sae, pso, one_shot",
+        "algorithm, population, evaluations, pace, weights, operators, ablation",
         "--set tasks.9.search=1: tasks[9]: there is nothing to go into",
         "--set x: expected key.path=value, e.g. search.population=32",
     ]
@@ -257,7 +270,7 @@ def test_faults_of_pruning(tmp_path, section, fault):
 def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):
     def ratios(*changes):
         config = load(tmp_path, GOOD, *changes)
-        return config.schedule, config.highest_ratio
+        return config.schedule.schedule, config.schedule.high
 
     assert ratios() == ratios("search.algorithm=nsga3") == ("constant", 0.8)
     assert ratios("search.algorithm=sae-local") == ("cosine", 0.6)
@@ -301,7 +314,7 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.algorithm=ties", "space.kind=lineage"], "space.kind: algorithm: ties has no space"),
         (["search.algorithm=pso", "search.pace=generational"], "search.pace: is for nsga2, nsga3; algorithm: pso does not read it"),
         (["search.sae.omega=1"], "search.sae: is for sae-global, sae-local, m2n2; algorithm: nsga2 does not read it"),
-        (["search.operators.split=0", "space.kind=coefficients"], "search.operators: is for space.kind: lineage"),
+        (["search.operators.stretch=0", "space.kind=coefficients"], "search.operators: is for space.kind: lineage"),
         (["space.sparsity=0.3"], "space.sparsity: is for coefficients; lineages draw the sparsity of every child"),
         (["annealing.schedule=adaptive", "space.kind=coefficients"], "annealing.schedule: expected a fixed one; algorithm: nsga2 has no cycles that could adapt"),
         (["annealing.schedule=adaptive", "search.algorithm=m2n2"], "annealing.schedule: expected a fixed one; algorithm: m2n2 has no cycles that could adapt"),
@@ -311,9 +324,13 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.weights.sparsity=0", "search.algorithm=pso"], "search.weights: expected at least one weight above 0"),
         (["objectives=[sparsity]", "search.algorithm=pso"], "objectives: algorithm: pso needs one that is scored on tasks, or search.weights"),
         (["models.experts={math: zoo:math}", "search.algorithm=slerp"], "search.algorithm: slerp merges pairs of experts; there is one expert"),
-        (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of omega, beta, alpha, tau, measure, matchmaker"),
-        (["search.sae={omega: 0, beta: 0}", "search.algorithm=sae-local"], "search.sae.omega: expected omega or beta above 0, got 0 for both"),
-        (["search.sae.beta=0.2", "search.algorithm=m2n2"], "search.sae.beta: is for sae-global, sae-local; m2n2 reads alpha and matchmaker"),
+        (["search.ablation.split=0", "space.kind=coefficients"], "search.ablation: is for space.kind: lineage"),
+        (["search.operators.split=0"], "search.operators.split: no such key here; it is search.ablation.split"),
+        (["search.operators.zero_awre=true"], "search.operators.zero_awre: no such key; expected one of remerge, keep"),
+        (["search.pso={own: 0, swarm: 0}", "search.algorithm=pso"], "search.pso.swarm: expected own or swarm above 0, got 0 for both"),
+        (["search.sae.metric=l1", "search.algorithm=sae-local"], "search.sae.metric: no such key; expected one of alpha, matchmaker, omega, beta, tau, measure"),
+        (["search.sae={omega: 0, beta: 0}", "search.algorithm=sae-local"], "search.sae.beta: expected omega or beta above 0, got 0 for both"),
+        (["search.sae.beta=0.2", "search.algorithm=m2n2"], "search.sae.beta: no such key; expected one of alpha, matchmaker"),
         (["space.sparsity=0.4", "search.algorithm=pso", "pruning.scope='2:4'"], "space.sparsity: expected 0 or 0.5, what scope: 2:4 prunes to, got 0.4"),
         (["search.weights.sparsity=1", "search.algorithm=random"], "search.weights: is for what works on one number (pso, cmaes, "),
         (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
@@ -329,13 +346,13 @@ def test_what_an_algorithm_does_not_read_is_refused(tmp_path, changes, fault):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_can_be_asked_for_and_what_is_stored_is_read_again(tmp_path, algorithm, monkeypatch):
-    monkeypatch.setattr("sae_moo.config.consistency.find_spec", lambda name: True)  # as if all extras were installed
+    monkeypatch.setattr("sae_moo.searchers.algorithms.find_spec", lambda name: True)  # as if all extras were installed
     config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", "models.experts.lingua=zoo:lingua")
     assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
 
 
 def test_optunas_cma_es_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_moo.config.consistency.find_spec", lambda name: None)
+    monkeypatch.setattr("sae_moo.searchers.algorithms.find_spec", lambda name: None)
     (fault,) = faults(tmp_path, GOOD, "search.algorithm=optuna:CmaEsSampler")
     assert fault.endswith("Optuna's CMA-ES needs a package that is not installed: pip install cmaes")
 

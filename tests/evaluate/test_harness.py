@@ -13,8 +13,9 @@ import yaml
 
 from sae_moo.errors import InputError
 from sae_moo.evaluate import lm_eval
+from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.harness import HarnessTask, Settings, _among
+from sae_moo.evaluate.harness import HarnessTask, _among
 from sae_moo.evaluate.task import Answer, Generation, Request
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
@@ -146,10 +147,9 @@ def tokenizer(pool):
 @pytest.fixture
 def task(folder, pool, tokenizer):
     def built(name: str, search: int = 12, test: int = 15, **changes) -> HarnessTask:
-        usual = {"fewshot": None, "chat_template": False, "system_prompt": None, "multiturn": False, "metric": None}
-        usual |= {"filter": None, "generation": {}, "documents": None, "include": folder} | changes
+        asked = {"include": str(folder), "multiturn": False} | changes
         return HarnessTask(
-            Settings(name=name, task=f"our_{name}", search=search, test=test, **usual),
+            TaskSection(name=name, task=f"our_{name}", search=search, test=test, **asked),
             tokenizer,
             pool.checkpoints["base"].folder,
         )
@@ -169,7 +169,7 @@ def by_the_harness(built: HarnessTask, model, tokenizer, folder: Path, **setting
     with lm_eval.quiet():
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
-            tasks=[built._settings.task],
+            tasks=[built._section.task],
             samples=ids,
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             bootstrap_iters=lm_eval.BOOTSTRAP,
@@ -297,7 +297,7 @@ def test_a_changed_rule_is_another_task(change, folder, tmp_path, pool, tokenize
             described |= {key: value for key, value in change.items() if key != "helper"}
         text = yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge")
         (tmp_path / "choices.yaml").write_text(text)
-        settings = Settings("choices", "our_choices", tmp_path, None, False, None, False, None, None, {}, None, 5, 5)
+        settings = TaskSection(name="choices", task="our_choices", include=str(tmp_path), search=5, test=5)
         lm_eval._manager.cache_clear()
         fingerprints.append(HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder).fingerprint)
     assert fingerprints[0] != fingerprints[1]
@@ -335,7 +335,7 @@ def test_a_group_is_the_mean_over_all_its_documents(task, model, tokenizer):
         ("writing", {"generation": {"until": [5]}}, r"until: expected texts, got \[5\]"),
         ("writing", {"generation": {"untill": ["x"]}}, r"untill: no such setting \(did you mean 'until'\?\)"),
         ("choices", {"generation": {"max_gen_toks": 4}}, "generation: our_choices lets models write nothing"),
-        ("choices", {"include": Path("/nowhere")}, "include: no such file or folder: /nowhere"),
+        ("choices", {"include": "/nowhere"}, "include: no such file or folder: /nowhere"),
         ("choices", {"documents": "validation"}, "our_choices has no validation documents; it has train, test"),
         ("choices", {"test": 51}, "asked for 51 test instances; it has 50 different items for them"),
         ("last_word", {"search": 30, "test": 30}, "asked for 30 search and 30 test instances, 60 in all; it has 50"),
@@ -387,7 +387,7 @@ def test_a_bad_yaml_is_one_clear_error(change, message, folder, tmp_path, pool, 
             described = change
         described = {key: value for key, value in described.items() if value is not None}
         place.write_text(yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge"))
-    settings = Settings("bad", "our_bad", place, None, False, None, False, None, None, {}, None, 5, 5)
+    settings = TaskSection(name="bad", task="our_bad", include=str(place), search=5, test=5)
     lm_eval._manager.cache_clear()
     with pytest.raises(InputError, match=message) as caught:
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
@@ -399,7 +399,7 @@ def changed(folder, tmp_path, pool, tokenizer, name, **changes):
     """A task of the folder with some lines changed."""
     described = yaml.safe_load((folder / f"{name}.yaml").read_text()) | {"task": "our_changed"} | changes
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(described))
-    settings = Settings("c", "our_changed", tmp_path, None, False, None, False, None, None, {}, None, 10, 10)
+    settings = TaskSection(name="c", task="our_changed", include=str(tmp_path), search=10, test=10)
     lm_eval._manager.cache_clear()
     return HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
@@ -432,7 +432,7 @@ def test_a_metric_that_the_right_answer_takes_out_of_range_is_refused(folder, tm
     described |= {"metric_list": [{"metric": "words", **MEAN}], "process_results": "!function rules.judge"}
     text = yaml.safe_dump(described).replace("'!function rules.judge'", "!function rules.judge")
     (tmp_path / "words.yaml").write_text(text)
-    settings = Settings("w", "our_words", tmp_path, None, False, None, False, None, None, {}, None, 10, 10)
+    settings = TaskSection(name="w", task="our_words", include=str(tmp_path), search=10, test=10)
     with pytest.raises(InputError, match="task w: words of an item is 2, expected a number from 0 to 1"):
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
@@ -440,7 +440,7 @@ def test_a_metric_that_the_right_answer_takes_out_of_range_is_refused(folder, tm
 def test_a_folder_that_is_called_like_a_yaml_is_passed_over(folder, tmp_path, pool, tokenizer):
     (tmp_path / "deep.yaml").mkdir()
     shutil.copy(folder / "choices.yaml", tmp_path / "deep.yaml" / "one.yaml")
-    settings = Settings("a", "our_choices", tmp_path, None, False, None, False, None, None, {}, None, 5, 5)
+    settings = TaskSection(name="a", task="our_choices", include=str(tmp_path), search=5, test=5)
     assert HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder).instances("search") == 5
 
 
@@ -448,13 +448,15 @@ def test_two_yamls_of_one_name_are_refused(folder, tmp_path, pool, tokenizer):
     for name in ("one.yaml", "deep/two.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "choices.yaml", tmp_path / name)
-    settings = Settings("a", "our_choices", tmp_path / "one.yaml", None, False, None, False, None, None, {}, None, 5, 5)
+    settings = TaskSection(name="a", task="our_choices", include=str(tmp_path / "one.yaml"), search=5, test=5)
     with pytest.raises(InputError, match=r"our_choices is named by several YAMLs: .*deep/two.yaml, .*one.yaml"):
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
 
 def test_a_chat_template_that_is_not_there_is_named(folder, pool):
-    settings = Settings("choices", "our_choices", folder, None, True, None, True, None, None, {}, None, 5, 5)
+    settings = TaskSection(
+        name="choices", task="our_choices", include=str(folder), chat_template=True, search=5, test=5
+    )
     with pytest.raises(InputError, match="task choices: chat_template: the base's tokenizer has none"):
         HarnessTask(settings, pool.tokenizer(), pool.checkpoints["base"].folder)
 
@@ -467,7 +469,7 @@ def test_a_document_that_cannot_be_scored_is_found_wherever_it_is(folder, tmp_pa
     described["num_fewshot"] = 0
     described = {key: value for key, value in described.items() if key not in ("training_split", "fewshot_split")}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(described))
-    settings = Settings("bad", "our_bad", tmp_path, None, False, None, False, None, None, {}, None, 20, 20)
+    settings = TaskSection(name="bad", task="our_bad", include=str(tmp_path), search=20, test=20)
     with pytest.raises(InputError, match="task bad: our_bad, document 30: TypeError"):
         HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
@@ -481,7 +483,7 @@ def test_metrics_that_are_no_score_of_an_item_are_refused_before_any_search(fold
         described |= {"task": f"our_{metric}", "metric_list": [{"metric": metric}]}
         place = folder.with_name(f"one-{metric}.yaml")
         place.write_text(yaml.safe_dump(described))
-        settings = Settings(metric, f"our_{metric}", place, None, False, None, False, None, None, {}, None, 5, 5)
+        settings = TaskSection(name=metric, task=f"our_{metric}", include=str(place), search=5, test=5)
         with pytest.raises(InputError, match=message):
             HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 
@@ -495,7 +497,7 @@ def test_documents_that_are_not_there_are_named_with_the_way_to_get_them(folder,
         place = folder / name / "task.yaml"
         place.parent.mkdir()
         place.write_text(yaml.safe_dump({**described, "task": f"our_{name}", **change}))
-        settings = Settings(name, f"our_{name}", place, None, False, None, False, None, None, {}, None, 5, 5)
+        settings = TaskSection(name=name, task=f"our_{name}", include=str(place), search=5, test=5)
         with pytest.raises(InputError, match=f"task {name}: our_{name} cannot be loaded: .*{message}"):
             HarnessTask(settings, tokenizer, pool.checkpoints["base"].folder)
 

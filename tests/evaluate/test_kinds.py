@@ -16,9 +16,9 @@ import yaml
 from guests import installed
 
 from sae_moo import zoo
-from sae_moo.config.sections import TaskSection
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import AnchoredTask
+from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
 from sae_moo.evaluate.tasks import open_task
 from sae_moo.experts.vocabulary import load_tokenizer

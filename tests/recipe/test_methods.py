@@ -37,6 +37,7 @@ USERS = (
     "recipe/methods.py",  # their rows
     "deploy/mergekit/table.py",  # the format's own names
     "searchers/",  # who merges by them, and algorithms called after them
+    "testing/",  # what the suites merge by
     "config/consistency.py",  # an algorithm of that name
     "experts/adapters.py",  # a kind of layer
     "materialization/ops/merge.py",  # `rankmean` reads its ranks

@@ -11,16 +11,18 @@ from sae_moo.materialization.check import check
 from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Expert, Merge, Prune
-from sae_moo.searchers.baselines import ONE_SHOTS, OneShot, OneShotSearcher, variants
+from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.searchers.baselines import OneShot, OneShotSearcher, variants
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False), most=0.6)
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
-TRIED = OneShot((0.5, 1.0), (0.2, 0.8), (0.3, 0.5, 0.7))
+TRIED = OneShot(scales=[0.5, 1.0], densities=[0.2, 0.8], levels=[0.3, 0.5, 0.7])
+ONE_SHOTS = [name for name, row in ALGORITHMS.items() if "one_shot" in row.settings]
 
 
 def run(method, evaluate, **more):
-    searcher = OneShotSearcher(GROUND, OBJECTIVES, (), method, TRIED, **more)
+    searcher = OneShotSearcher(GROUND, OBJECTIVES, (), method=method, settings=TRIED, **more)
     history = []
     while proposals := searcher.ask(3):
         for proposal in proposals:
@@ -80,10 +82,10 @@ def test_what_fails_is_not_pruned():
 
 
 def test_settings_out_of_range():
-    with pytest.raises(ValueError, match=r"method: expected one of weighted-average, .*, got 'mean'"):
-        OneShotSearcher(GROUND, OBJECTIVES, (), "mean", TRIED)
+    with pytest.raises(ValueError, match=r"method: expected a one-shot merge, got 'mean'"):
+        OneShotSearcher(GROUND, OBJECTIVES, (), method="mean", settings=TRIED)
     with pytest.raises(ValueError, match="slerp merges two experts, got 1"):
-        OneShotSearcher(Ground(("math",), (True,)), OBJECTIVES, (), "slerp", TRIED)
+        OneShotSearcher(Ground(("math",), (True,)), OBJECTIVES, (), method="slerp", settings=TRIED)
 
 
 def test_what_is_alike_is_tried_once(landscape):
@@ -91,8 +93,8 @@ def test_what_is_alike_is_tried_once(landscape):
         Ground(("math", "code"), (True, True), scope="2:4"),
         OBJECTIVES,
         (),
-        "task-arithmetic",
-        OneShot((0.5, 0.5), (), (0.3, 0.5, 0.7)),
+        method="task-arithmetic",
+        settings=OneShot(scales=[0.5, 0.5], levels=[0.3, 0.5, 0.7]),
     )
     (only,) = searcher.ask(9)
     searcher.tell(only, Evaluation(only.recipe, {"a": (0.5,), "b": (0.5,)}))
@@ -101,7 +103,7 @@ def test_what_is_alike_is_tried_once(landscape):
 
 def test_a_least_sparsity_does_not_choose_what_is_pruned():
     limit = (Constraint(OBJECTIVES[1], low=0.3),)
-    searcher = OneShotSearcher(GROUND, OBJECTIVES, limit, "task-arithmetic", TRIED)
+    searcher = OneShotSearcher(GROUND, OBJECTIVES, limit, method="task-arithmetic", settings=TRIED)
     merges = searcher.ask(2)
     for accuracy, proposal in zip((0.2, 0.8), merges, strict=True):
         searcher.tell(proposal, Evaluation(proposal.recipe, {"a": (accuracy,), "b": (accuracy,)}))

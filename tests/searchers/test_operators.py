@@ -14,8 +14,10 @@ import sae_moo as sm
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 from sae_moo.searchers import fitness
+from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.nsga import reference_directions
 from sae_moo.searchers.operators import (
+    ABLATION,
     AttractionMating,
     LineageSampling,
     Origin,
@@ -65,7 +67,7 @@ def test_attraction_finds_the_complement():
         individual("code", (0.0, 0.0, 1.0, 1.0)),
         individual("law", (1.0, 1.0, 0.0, 0.0)),
     )
-    pairs = AttractionMating(founder=0.0)._do(None, pop, 200, 2, random_state=rng)
+    pairs = AttractionMating()._do(None, pop, 200, 2, random_state=rng)
     for first, second in pairs:
         assert (first.X[0].input.name == "code") != (second.X[0].input.name == "code")
     assert all(each.get("total") is not None for each in pop)
@@ -84,7 +86,7 @@ def test_founders_come_back_after_they_died():
 
     founder = individual("math")
     founder.set("origin", Origin("expert"))
-    mating = AttractionMating(founder=1.0)
+    mating = AttractionMating(Ablation(founders=1.0))
     rng = np.random.default_rng(0)
     mating._do(None, Population.create(founder, individual("code")), 1, 2, random_state=rng, algorithm=algorithm)
     later = mating._do(None, Population.create(individual("law")), 20, 2, random_state=rng, algorithm=algorithm)
@@ -95,7 +97,7 @@ def test_crossover_follows_the_local_ratio():
     a, b = individual("math"), individual("code")
     a.set("total", np.array([1.0, 1.0, 3.0, 1.0]))
     b.set("total", np.array([1.0, 3.0, 1.0, 1.0]))
-    exact = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=0, stretch=0, remerge=0)
+    exact = ZeroAwareCrossover(GROUND, Operators(spread=0, jitter=0, stretch=0, remerge=0))
     (child,) = exact.do(None, [[a, b]], random_state=np.random.default_rng(0))
     merge = child.X[0].input
     assert merge.method == "zero_aware"
@@ -108,9 +110,10 @@ def test_shares_spread_over_children_and_groups_and_task_vectors_are_stretched()
     pair = [individual("math"), individual("code")]
     rng = np.random.default_rng(0)
 
-    def merges(**settings):
-        quiet = {"spread": 0, "jitter": 0, "split": 0, "stretch": 0, "remerge": 0} | settings
-        return [c.X[0].input for c in ZeroAwareCrossover(GROUND, **quiet).do(None, [pair] * 40, random_state=rng)]
+    def merges(ablation=ABLATION, **settings):
+        quiet = Operators(**{"spread": 0, "jitter": 0, "stretch": 0, "remerge": 0} | settings)
+        crossover = ZeroAwareCrossover(GROUND, quiet, ablation)
+        return [child.X[0].input for child in crossover.do(None, [pair] * 40, random_state=rng)]
 
     assert len({merge.weights for merge in merges(spread=0.2)}) > 30
     assert all(len(set(merge.weights)) == 1 for merge in merges(spread=0.2))
@@ -118,7 +121,7 @@ def test_shares_spread_over_children_and_groups_and_task_vectors_are_stretched()
     scales = [dict(merge.params)["scale"] for merge in merges(stretch=1, reach=0.15)]
     assert 0.05 < np.std(scales) < 0.3
     assert np.mean(scales) == pytest.approx(1, abs=0.1)
-    assert all(merge.method == "linear" for merge in merges(aware=False))
+    assert all(merge.method == "linear" for merge in merges(Ablation(zero_aware=False)))
 
 
 def test_the_tournament_prefers_feasible_then_rank_then_crowding():
@@ -157,7 +160,8 @@ def test_a_split_point_mirrors_the_shares_after_it():
     a, b = individual("math"), individual("code")
     a.set("total", np.full(4, 3.0))
     b.set("total", np.full(4, 1.0))
-    splitting = ZeroAwareCrossover(GROUND, spread=0, jitter=0, split=1, stretch=0, remerge=0)
+    settings = Operators(spread=0, jitter=0, stretch=0, remerge=0)
+    splitting = ZeroAwareCrossover(GROUND, settings, Ablation(split=1))
     places = set()
     for child in splitting.do(None, [[a, b]] * 50, random_state=np.random.default_rng(0)):
         shares = [row[0] for row in child.X[0].input.weights]
@@ -171,7 +175,8 @@ def test_a_split_point_mirrors_the_shares_after_it():
 @pytest.mark.parametrize("after", [True, False])
 def test_pruning_before_and_after_the_merge(before, after):
     merge = Merge("zero_aware", (individual("math").X[0], individual("code").X[0]), (0.5, 0.5))
-    mutation = PruneMergeMutation(GROUND, 0.5, **FLAT | {"inherit": 0}, before=before, after=after)
+    settings = Operators(**FLAT | {"inherit": 0, "prune_after": after})
+    mutation = PruneMergeMutation(GROUND, 0.5, settings, Ablation(prune_before=before))
     mutated = mutation.mutated(Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0))
     inner = mutated.input
     if after:
@@ -185,7 +190,7 @@ def test_pruning_before_and_after_the_merge(before, after):
 
 def test_experts_are_not_pruned_before_they_are_merged_anew():
     merge = Merge("task_arithmetic", (Expert("math"), Expert("code")), (0.5, 0.5))
-    mutated = PruneMergeMutation(GROUND, 0.5, before=True).mutated(
+    mutated = PruneMergeMutation(GROUND, 0.5, ablation=Ablation(prune_before=True)).mutated(
         Cast(merge, "float32"), Origin("x"), 0.5, np.random.default_rng(0)
     )
     assert mutated.input.input == merge
@@ -196,7 +201,7 @@ FLAT = {"inherit": 1, "shape": 1, "shift": 0, "slope": 0, "tilt": 0, "noise": 0}
 
 def targets(count=400, parents=(), ratio=0.5, ground=GROUND, **settings) -> np.ndarray:
     """Sparsities asked of the two prunable groups by many mutations; shape (count, 2)."""
-    mutation = PruneMergeMutation(ground, ratio, **FLAT | settings)
+    mutation = PruneMergeMutation(ground, ratio, Operators(**FLAT | settings))
     origin, rng = Origin("x", tuple(each.get("evaluation") for each in parents)), np.random.default_rng(0)
     eta = ratio if isinstance(ratio, float) else ratio(rng)
     asked = [mutation.mutated(Cast(Expert("math"), "float32"), origin, eta, rng).input for _ in range(count)]
@@ -238,14 +243,14 @@ def test_new_shapes_are_slopes_over_depth():
 
 def test_structured_targets_inherit_nothing():
     ground = Ground(("math", "code"), (False, True, True, False), scope="neurons")
-    mutation = PruneMergeMutation(ground, lambda rng: 0.3, **FLAT)
+    mutation = PruneMergeMutation(ground, lambda rng: 0.3, Operators(**FLAT))
     origin = Origin("x", (individual().get("evaluation"),))
     mutated = mutation.mutated(Cast(Expert("math"), "float32"), origin, 0.3, np.random.default_rng(0))
     assert mutated.input.sparsity == 0.3
 
 
 def test_targets_stay_in_range():
-    mutation = PruneMergeMutation(Ground(("math",), (True,), most=0.7), 0.6, noise=5.0)
+    mutation = PruneMergeMutation(Ground(("math",), (True,), most=0.7), 0.6, Operators(noise=5.0))
     rng = np.random.default_rng(0)
     asked = [mutation.mutated(Cast(Expert("math"), "float32"), Origin("x"), mutation.ratio, rng) for _ in range(100)]
     ratios = [each.input.sparsity[0] for each in asked if isinstance(each.input, Prune)]
@@ -275,7 +280,7 @@ def test_plain_pymoo_works_and_anneals_from_the_low_end(landscape, wrap):
             ratios.append(self.ratio)
             return super().do(*args, **kwargs)
 
-    schedule = Schedule("sawtooth", 0.1, 0.5, 4, 1)
+    schedule = Schedule(schedule="sawtooth", low=0.1, high=0.5, period=4, growth=1)
     problem = sm.MergeProblem(LineageSpace(GROUND), OBJECTIVES, evaluate=landscape)
     algorithm = NSGA2(
         8,
@@ -326,14 +331,16 @@ def test_reference_directions_fit_the_population(objectives, population):
 def test_a_ladder_takes_the_place_of_random_merges():
     ground = Ground(("math", "code", "law"), (False, True, True, False))
     plain, ladder = (
-        LineageSampling(ground, 0.6, rungs).do(None, 16, random_state=np.random.default_rng(0)) for rungs in (0, 3)
+        LineageSampling(ground, ablation=Ablation(ladder=rungs)).do(None, 16, random_state=np.random.default_rng(0))
+        for rungs in (0, 3)
     )
     rungs = ladder[9:12]
     assert [individual.get("origin").operator for individual in rungs] == ["pruned average"] * 3
     assert [individual.X[0].input.sparsity[1] for individual in rungs] == pytest.approx([0.2, 0.4, 0.6])
     assert [i.X[0] for i in ladder[:9]] == [i.X[0] for i in plain[:9]]
     assert [i.get("origin").operator for i in ladder[12:]] == ["random merge"] * 4
-    assert len(LineageSampling(ground, 0.6, 50).do(None, 11, random_state=np.random.default_rng(0))) == 11
+    steep = LineageSampling(ground, ablation=Ablation(ladder=50))
+    assert len(steep.do(None, 11, random_state=np.random.default_rng(0))) == 11
 
 
 @pytest.mark.parametrize("granularity", ["block", "model"])
@@ -343,7 +350,7 @@ def test_children_merged_anew_are_task_arithmetic_by_the_mixing_weights_of_their
     inner = ground.task_arithmetic(np.tile([0.8, 0.2], (rows, 1)))
     first, second = individual("math"), individual("code")
     first.X[0] = Cast(Prune(inner, 0.5), "float32")  # its zeros do not count
-    anew = ZeroAwareCrossover(ground, spread=0, jitter=0, split=0, stretch=0, remerge=1)
+    anew = ZeroAwareCrossover(ground, Operators(spread=0, jitter=0, stretch=0, remerge=1))
     rng = np.random.default_rng(0)
     children = anew.do(None, [[first, second]] * 60, random_state=rng)
     found = [np.reshape(child.X[0].input.weights, (-1, 2)) for child in children]
@@ -355,7 +362,7 @@ def test_children_merged_anew_are_task_arithmetic_by_the_mixing_weights_of_their
     assert 15 < sum(kept) < 45, "half keep the first parent's"
     assert {tuple(each[0]) for each, same in zip(found, kept, strict=True) if not same} == {(0.4, 0.6)}
     assert children[0].get("origin").parents == (first.get("evaluation"), second.get("evaluation"))
-    anew = ZeroAwareCrossover(ground, spread=0, jitter=0, split=0, stretch=1, reach=0.1, wobble=0.02, remerge=1)
+    anew = ZeroAwareCrossover(ground, Operators(spread=0, jitter=0, stretch=1, reach=0.1, wobble=0.02, remerge=1))
     moved = np.array(
         [np.reshape(c.X[0].input.weights, (-1, 2)) for c in anew.do(None, [[first, first]] * 300, random_state=rng)]
     )
@@ -367,7 +374,9 @@ def test_children_merged_anew_are_task_arithmetic_by_the_mixing_weights_of_their
 
 def test_the_share_of_children_merged_anew():
     pairs = [[individual("math"), individual("code")]] * 200
-    children = ZeroAwareCrossover(GROUND, remerge=0.25).do(None, pairs, random_state=np.random.default_rng(0))
+    children = ZeroAwareCrossover(GROUND, Operators(remerge=0.25)).do(
+        None, pairs, random_state=np.random.default_rng(0)
+    )
     anew = [child.get("origin").operator == "merge anew" for child in children]
     assert np.mean(anew) == pytest.approx(0.25, abs=0.08)
     assert {child.X[0].input.method for child in children} == {"task_arithmetic", "zero_aware"}
@@ -375,7 +384,7 @@ def test_the_share_of_children_merged_anew():
 
 def test_the_first_random_merges_are_of_the_kind_that_children_are():
     ground = Ground(("math", "code", "law"), (False, True, True, True, False))
-    drawn = LineageSampling(ground, 0.6, tilt=0.3).do(None, 60, random_state=np.random.default_rng(0))[9:]
+    drawn = LineageSampling(ground, 0.6, Operators(tilt=0.3)).do(None, 60, random_state=np.random.default_rng(0))[9:]
     slopes = []
     for each in drawn:
         merge = each.X[0].input
@@ -387,5 +396,5 @@ def test_the_first_random_merges_are_of_the_kind_that_children_are():
             merge = merge.input
         assert len(set(merge.weights)) == 1
     assert np.std(slopes) > 0.1
-    grouped = LineageSampling(ground, 0.6, tilt=None).do(None, 20, random_state=np.random.default_rng(0))[9:]
-    assert all(len(set(each.X[0].input.input.weights)) == 5 for each in grouped)
+    grouped = ground.first(20, np.random.default_rng(0), 0.6)[9:]
+    assert all(len(set(recipe.input.input.weights)) == 5 for _, recipe in grouped)

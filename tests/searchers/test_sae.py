@@ -11,14 +11,14 @@ from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, experts_of
 from sae_moo.searchers import fitness
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.sae import Sae, SaeSearcher
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
 OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
 LIMIT = (Constraint(OBJECTIVES[1], high=0.3),)
-TWELVE, CLIMB = Archive(12), Schedule("sawtooth", 0.1, 0.6, 2, 1)
+PUBLISHED, CLIMB = Sae(), Schedule(schedule="sawtooth", low=0.1, high=0.6, period=2, growth=1)
 
 
 def drive(searcher, evaluate, count):
@@ -31,33 +31,34 @@ def drive(searcher, evaluate, count):
     return history
 
 
-def made(archive=TWELVE, limits=(), seed=0, schedule=CLIMB):
-    return SaeSearcher(GROUND, OBJECTIVES, limits, archive, seed, schedule)
+def made(settings=PUBLISHED, limits=(), *, schedule=CLIMB, **more):
+    return SaeSearcher(GROUND, OBJECTIVES, limits, settings=settings, size=12, schedule=schedule, **more)
 
 
-def total(members, archive=TWELVE, groups=False):
+def total(members, settings=PUBLISHED, groups=False):
     scores = np.stack([fitness.instances(e) for e in members])
     sparsity = np.array([e.group_sparsity if groups else e.sparsity for e in members])
-    competed = scores / np.where(scores.sum(0) == 0, 1, scores.sum(0)) ** archive.alpha
+    competed = scores / np.where(scores.sum(0) == 0, 1, scores.sum(0)) ** settings.alpha
     weight = fitness.instance_weights(members[0])
-    f = (competed * weight).sum(1) / scores.shape[1] ** archive.alpha
-    p = np.exp(sparsity / archive.tau) / np.exp(sparsity / archive.tau).sum(0)
-    return archive.omega * (f[:, None] if groups else f) + archive.beta * p
+    f = (competed * weight).sum(1) / scores.shape[1] ** settings.alpha
+    p = np.exp(sparsity / settings.tau) / np.exp(sparsity / settings.tau).sum(0)
+    return settings.omega * (f[:, None] if groups else f) + settings.beta * p
 
 
 @pytest.mark.parametrize(
-    "archive", [Archive(12), Archive(12, local=True), Archive(12, omega=0.8, beta=0.1, alpha=0.7, tau=0.5)]
+    ("settings", "local"),
+    [(Sae(), False), (Sae(), True), (Sae(omega=0.8, beta=0.1, alpha=0.7, tau=0.5), False)],
 )
-def test_a_parents_share_follows_its_score(landscape, archive):
-    searcher = made(archive)
+def test_a_parents_share_follows_its_score(landscape, settings, local):
+    searcher = made(settings, local=local)
     first = [e for _, e in drive(searcher, landscape, 12)]
     (child,) = searcher.ask(1)
     a, b = (next(i for i, e in enumerate(first) if e.recipe == parent) for parent in child.parents)
-    t = total(first, archive, groups=archive.local)
+    t = total(first, settings, groups=local)
     share = np.broadcast_to(t[a] / (t[a] + t[b]), (4,))
     assert child.recipe.input.method == "zero_aware"
     np.testing.assert_allclose(np.array(child.recipe.input.weights)[:, 0], share, atol=6e-5)
-    assert (len(set(share)) > 1) == archive.local
+    assert (len(set(share)) > 1) == local
     assert child.operator == "zero-aware merge"
 
 
@@ -75,7 +76,7 @@ def test_the_worst_leaves_and_the_rest_stays(landscape):
 def test_partners_complement_each_other_unless_the_matchmaker_is_off(landscape):
     pulls = {}
     for matchmaker in (True, False):
-        searcher = made(Archive(12, matchmaker=matchmaker))
+        searcher = made(Sae(matchmaker=matchmaker))
         first = [e for _, e in drive(searcher, landscape, 12)]
         scores = np.stack([fitness.instances(e) for e in first])
         gains = []
@@ -140,11 +141,11 @@ def test_the_archive_begins_with_real_models():
 
 
 def test_the_schedule_begins_at_its_low_end(landscape):
-    searcher = made(schedule=Schedule("cosine", 0.2, 0.6, 4))
+    searcher = made(schedule=Schedule(schedule="cosine", low=0.2, high=0.6, period=4))
     history = drive(searcher, landscape, 12 + 36)
     ratios = [p.numbers[RATIO] for p, _ in history[12:]]
     assert ratios[:12] == [0.2] * 12
-    assert ratios[12] == pytest.approx(Schedule("cosine", 0.2, 0.6, 4)(1), abs=1e-4)
+    assert ratios[12] == pytest.approx(Schedule(schedule="cosine", low=0.2, high=0.6, period=4)(1), abs=1e-4)
     assert [p.generation for p, _ in history] == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 12
 
 
@@ -161,7 +162,7 @@ def test_failures_do_not_enter_the_archive_and_scores_of_other_questions_are_an_
 
 
 def test_m2n2_prunes_nothing_and_splits_an_arc(landscape):
-    searcher = made(Archive(12, omega=1.0, beta=0.0, crossover="split-slerp"))
+    searcher = made(Sae(omega=1.0, beta=0.0), crossover="split-slerp")
     history = drive(searcher, landscape, 40)
     assert not any(isinstance(p.recipe.input, Prune) for p, _ in history)
     for proposal, _ in history[12:]:
@@ -170,16 +171,16 @@ def test_m2n2_prunes_nothing_and_splits_an_arc(landscape):
         assert sum(merge.weights) == pytest.approx(1)
         assert 0 <= dict(merge.params)["split"] <= 1
     assert len({dict(p.recipe.input.params)["split"] for p, _ in history[12:]}) > 20
-    t = total([m.evaluation for m in searcher._members], Archive(12, omega=1.0, beta=0.0))
+    t = total([m.evaluation for m in searcher._members], Sae(omega=1.0, beta=0.0))
     np.testing.assert_allclose(searcher._total, t)
 
 
 @pytest.mark.parametrize("measure", ["l1", "hoyer"])
 def test_another_measure_of_sparsity_takes_the_place_of_zeros(landscape, measure):
-    searcher = made(Archive(12, measure=measure))
+    searcher = made(Sae(measure=measure))
     members = [e for _, e in drive(searcher, landscape, 12)]
     assert [m.sparsity for m in searcher._members] == [e.sparseness[0] for e in members]
-    without = made(Archive(12, measure=measure))
+    without = made(Sae(measure=measure))
     with pytest.raises(ValueError, match=f"expected evaluations that tell {measure}"):
         drive(without, lambda recipe: Evaluation(recipe, {"a": (1.0,), "b": (0.5,)}, 0.1, (0.0,) * 4), 12)
 
@@ -202,20 +203,24 @@ def test_an_adaptive_ratio_is_credited_with_what_children_gain(landscape):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 1}, "size: expected at least 2, got 1"),
-        ({"omega": 0, "beta": 0}, "omega, beta: expected numbers from 0, not both 0, got 0 and 0"),
-        ({"omega": -1}, "omega, beta"),
-        ({"alpha": -0.1}, "alpha: expected a number from 0, got -0.1"),
-        ({"tau": 0}, "tau: expected a number above 0, got 0"),
+        ({"omega": 0.0, "beta": 0.0}, "expected omega or beta above 0, got 0 for both"),
+        ({"omega": -1}, r"omega\n.*greater than or equal to 0"),
+        ({"alpha": -0.1}, r"alpha\n.*greater than or equal to 0"),
+        ({"tau": 0}, r"tau\n.*greater than 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
-        Archive(**settings)
+        Sae(**settings)
+
+
+def test_an_archive_of_one_is_none():
+    with pytest.raises(ValueError, match="size: expected at least 2, got 1"):
+        SaeSearcher(GROUND, OBJECTIVES, size=1)
 
 
 def test_two_parents_that_score_nothing_share_alike():
-    searcher = made(Archive(12, omega=1.0, beta=0.0))
+    searcher = made(Sae(omega=1.0, beta=0.0))
     drive(searcher, lambda r: Evaluation(r, {"a": (0.0, 0.0), "b": (0.0,)}, 0.0, (0.0,) * 4), 12)
     (child,) = searcher.ask(1)
     assert isinstance(child.recipe.input, Merge)
@@ -224,7 +229,7 @@ def test_two_parents_that_score_nothing_share_alike():
 
 def test_first_candidates_that_are_alike_are_one():
     ground = Ground(("math",), (True,), granularity="model", scope="2:4")
-    searcher = SaeSearcher(ground, OBJECTIVES, (), Archive(24), 3)
+    searcher = SaeSearcher(ground, OBJECTIVES, size=24, seed=3)
     seen = []
     for _ in range(40):
         (proposal,) = searcher.ask(1)

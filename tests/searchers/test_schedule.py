@@ -8,7 +8,7 @@ from sae_moo.searchers.schedule import SHAPES, Adaptive, Bandit, Schedule
 
 @pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"constant", "sae-published"}))
 def test_every_cycle_starts_low_and_climbs_towards_high(shape):
-    schedule = Schedule(shape, low=0.1, high=0.6, period=100, growth=2)
+    schedule = Schedule(schedule=shape, low=0.1, high=0.6, period=100, growth=2)
     assert schedule(0) == pytest.approx(0.1)
     assert schedule(99) == pytest.approx(0.6, abs=0.011)
     assert schedule(100) == pytest.approx(0.1)  # restart
@@ -19,14 +19,14 @@ def test_every_cycle_starts_low_and_climbs_towards_high(shape):
 
 
 def test_known_values():
-    assert Schedule("cosine", 0.0, 0.8, 4, 1)(2) == pytest.approx(0.4)
-    assert Schedule("sine", 0.0, 0.8, 4, 1)(2) == pytest.approx(0.8 * 2**-0.5)
-    assert Schedule("sawtooth", 0.0, 0.8, 4, 1)(3) == pytest.approx(0.6)
-    assert [Schedule("constant", 0.0, 0.5)(step) for step in (0, 1, 77)] == [0.5] * 3
+    assert Schedule(schedule="cosine", low=0.0, high=0.8, period=4, growth=1)(2) == pytest.approx(0.4)
+    assert Schedule(schedule="sine", low=0.0, high=0.8, period=4, growth=1)(2) == pytest.approx(0.8 * 2**-0.5)
+    assert Schedule(schedule="sawtooth", low=0.0, high=0.8, period=4, growth=1)(3) == pytest.approx(0.6)
+    assert [Schedule(schedule="constant", low=0.0, high=0.5)(step) for step in (0, 1, 77)] == [0.5] * 3
 
 
 def test_the_published_form_stays_in_the_upper_half():
-    schedule = Schedule("sae-published", 0.0, 0.6, 50, 1)
+    schedule = Schedule(schedule="sae-published", low=0.0, high=0.6, period=50, growth=1)
     assert schedule(0) == pytest.approx(0.3)
     assert schedule(49) == pytest.approx(0.6, abs=0.001)
 
@@ -38,11 +38,11 @@ def test_a_period_of_one_stays_low():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shape": "cosin"}, "expected one of constant"),
-        ({"low": 0.7, "high": 0.6}, "expected 0 <= low <= high < 1"),
-        ({"high": 1.0}, "expected 0 <= low <= high < 1"),
-        ({"period": 0}, "expected at least 1 step"),
-        ({"growth": 0.5}, "expected at least 1, got 0.5"),
+        ({"schedule": "cosin"}, "should be 'cosine', 'sine'"),
+        ({"low": 0.7, "high": 0.6}, "expected low <= high, got 0.7 > 0.6"),
+        ({"high": 1.0}, "should be less than 1"),
+        ({"period": 0}, "period\n.*greater than or equal to 1"),
+        ({"growth": 0.5}, "growth\n.*greater than or equal to 1"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -12,10 +12,10 @@ from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.searchers.baselines import OneShot, OneShotSearcher
+from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import ZeroAwareCrossover
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
-from sae_moo.searchers.sae import Archive, SaeSearcher
+from sae_moo.searchers.sae import Sae, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.schedule import Adaptive
 from sae_moo.searchers.searcher import Proposal
@@ -104,20 +104,28 @@ def test_a_run_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pac
 
 
 def scalar(optimizer, **more):
-    return lambda: ScalarSearcher(SPACE, OBJECTIVES, LIMITS, optimizer(SPACE, 8, 0.6), "moved", **more)
+    return lambda: ScalarSearcher(SPACE, OBJECTIVES, LIMITS, optimizer=optimizer(SPACE, 8, 0.6), name="moved", **more)
 
 
 SEARCHERS = {
-    "sae": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, local=True), 0),
-    "sae by norms": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, measure="hoyer"), 0, Adaptive()),
-    "m2n2": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, Archive(8, 1.0, 0.0, crossover="split-slerp"), 0),
+    "sae": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, size=8, local=True),
+    "sae by norms": lambda: SaeSearcher(
+        GROUND, OBJECTIVES, LIMITS, settings=Sae(measure="hoyer"), size=8, schedule=Adaptive()
+    ),
+    "m2n2": lambda: SaeSearcher(
+        GROUND, OBJECTIVES, LIMITS, settings=Sae(omega=1.0, beta=0.0), size=8, crossover="split-slerp"
+    ),
     "adaptive": lambda: NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, schedule=Adaptive()),
     "swarm": scalar(ParticleSwarm),
     "cma-es": scalar(CovarianceAdaptation),
-    "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, "TPESampler", 8),
-    "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, "NSGAIISampler", 8),
+    "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="TPESampler", population=8),
+    "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="NSGAIISampler", population=8),
     "one-shot": lambda: OneShotSearcher(
-        GROUND, OBJECTIVES, LIMITS, "ties", OneShot((0.5, 1.0), (0.2, 0.8), (0.3, 0.5))
+        GROUND,
+        OBJECTIVES,
+        LIMITS,
+        method="ties",
+        settings=OneShot(scales=[0.5, 1.0], densities=[0.2, 0.8], levels=[0.3, 0.5]),
     ),
 }
 
@@ -329,8 +337,7 @@ def test_a_task_may_be_called_anything(tmp_path, name):
 
 
 def test_trials_do_not_grow_with_the_lineage(tmp_path):
-    operators = {"crossover": ZeroAwareCrossover(GROUND, remerge=0.0)}
-    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, operators=operators)
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, settings=Operators(remerge=0.0))
     setup = Setup(tmp_path / "s", searcher=lambda: searcher)
     setup.run(evaluations=160)
     trials = setup.storage().study.get_trials()

@@ -1,0 +1,79 @@
+"""How our own search breeds over lineages: the settings of `operators`, apart so that a YAML is read without pymoo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from sae_moo.recipe.section import Field, Section, Share
+
+Deviation = Annotated[float, Field(ge=0.0, le=10.0)]
+
+
+class Operators(Section):
+    """``search.operators``: how children are merged and pruned."""
+
+    remerge: Share = Field(
+        default=1.0,
+        description="probability that a child is merged anew from the experts by its parents' mixing weights; else "
+        "their weights are merged",
+    )
+    keep: Share = Field(
+        default=0.5, description="probability that a child merged anew has the first parent's mixing weights"
+    )
+    spread: Deviation = Field(
+        default=0.25, description="standard deviation of the first parent's share in a child, alike in all blocks"
+    )
+    jitter: Deviation = Field(default=0.05, description="standard deviation of that share from block to block")
+    stretch: Share = Field(
+        default=0.5, description="probability that a child's mixing weights, or its task vectors, are moved"
+    )
+    reach: Share = Field(default=0.1, description="standard deviation of that move")
+    wobble: Deviation = Field(
+        default=0.03, description="standard deviation of that move from block to block, where mixing weights are moved"
+    )
+    prune_after: bool = Field(default=True, description="whether a child is pruned after it is merged")
+    inherit: Share = Field(
+        default=0.5,
+        description="probability that a child's sparsity is near its parent's; else it is drawn below the annealed "
+        "ratio",
+    )
+    shift: Deviation = Field(default=0.08, description="standard deviation of an inherited sparsity from the parent's")
+    shape: Share = Field(
+        default=0.8, description="probability that a child inherits how a parent's sparsity differs over the blocks"
+    )
+    slope: Deviation = Field(
+        default=0.15,
+        description="standard deviation of what an inherited shape gains in slope from the first block to the last",
+    )
+    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = Field(
+        default=0.4,
+        description="standard deviation of the slope of sparsity from the first block to the last, where no shape is "
+        "inherited",
+    )
+    noise: Deviation = Field(default=0.04, description="standard deviation of every block's sparsity from its target")
+
+
+class Ablation(Section):
+    """``search.ablation``: parts of our own search that earned nothing in `studies/ablations`, or cost something.
+
+    They are kept so that the studies can be repeated.
+    """
+
+    attraction: bool = Field(
+        default=True,
+        description="whether parents are paired that complement each other item by item; else by a second tournament",
+    )
+    founders: Share = Field(default=0.0, description="probability that the second parent is an original expert")
+    zero_aware: bool = Field(
+        default=True,
+        description="whether, where one parent's weight is zero, the other's takes its place undiluted; of children "
+        "that are not merged anew",
+    )
+    split: Share = Field(
+        default=0.0,
+        description="probability that a merge of two parents exchanges them behind a split point, as M2N2 does",
+    )
+    prune_before: bool = Field(default=False, description="whether parents are pruned before they are merged")
+    ladder: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=0, description="how many models of the first population are averages pruned to evenly spaced sparsities"
+    )
