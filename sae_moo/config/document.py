@@ -69,6 +69,10 @@ class Config(Section):
             return checked
         return search_section_of(search).model_validate(read_search(search))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes as a document: the class of ``search`` is made where the algorithm is known."""
+        return Config.from_dict, (self.model_dump(mode="json", exclude_unset=True), str(self.directory))
+
     @property
     def directory(self) -> Path:
         """The folder that relative paths in the configuration start from: that of its file."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from sae_moo import zoo
-from sae_moo.recipe.section import Count, Field, Section
+from sae_moo.evaluate.kinds import KINDS
+from sae_moo.recipe.section import Count, Field, Section, field_validator
 
 
 class TaskSection(Section):
@@ -54,6 +55,11 @@ class TaskSection(Section):
         description="the documents that the search takes; null: validation, else training, else a part of those the "
         "harness evaluates on",
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, kind: str | None) -> str | None:
+        return None if kind is None else KINDS.find(kind).name
 
     @property
     def name_in_harness(self) -> str:
