@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 
@@ -73,3 +73,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
     matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+MOST_FAULTS = 8
+"""How many faults of one kind are told of."""
+
+
+def first_few(faults: Sequence[str]) -> list[str]:
+    """Return as many faults as are told of, and how many there are besides."""
+    more = len(faults) - MOST_FAULTS
+    return [*faults[:MOST_FAULTS], *([f"... and {more} more like this"] if more > 0 else [])]
+
+
+def itemized(title: str, faults: Iterable[object], within: bool = False) -> str:
+    """Return a title and under it the faults, a line each.
+
+    Args:
+        title: what is wrong with all of them.
+        faults: each as text.
+        within: whether the whole is itself a fault of such a list, and stands deeper than that.
+    """
+    before = "\n      " if within else "\n  - "
+    return f"{title}:" + "".join(f"{before}{fault}" for fault in faults)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_moo.evaluate.kinds import TaskKind
-from sae_moo.evaluate.task import Generation, Request
+from sae_moo.evaluate.task import Prompt, Request
 from sae_moo.evaluate.tasks import encode
 
 
@@ -27,7 +27,7 @@ def pattern_item(entry):
 
 
 def ask(items, tokenizer):
-    return [[Generation(encode(tokenizer, item.prompt, "").context, 6, ("\n",))] for item in items]
+    return [[Prompt(encode(tokenizer, item.prompt, "").context, 6, ("\n",))] for item in items]
 
 
 def score(item, answers):
@@ -74,12 +74,12 @@ class Loudness:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Question:
     prompt: str
 
 
 def prompt_item(entry):
-    return Prompt(entry["prompt"])
+    return Question(entry["prompt"])
 
 
 def broken_item(entry):

@@ -7,7 +7,7 @@ import pytest
 
 import sae_moo
 from sae_moo.cli.frame import ADVICE
-from sae_moo.errors import Hint, InputError, RunError
+from sae_moo.errors import MOST_FAULTS, Hint, InputError, RunError, first_few, itemized
 
 
 def test_a_hint_is_told_behind_the_message_and_can_be_told_in_other_words():
@@ -33,3 +33,14 @@ def test_below_the_command_line_nobody_names_its_flag():
     package = Path(sae_moo.__file__).parent
     naming = {str(file.relative_to(package)) for file in package.rglob("*.py") if "--fresh" in file.read_text()}
     assert {name.split("/")[0] for name in naming} == {"cli"}
+
+
+def test_faults_stand_under_their_title_and_deeper_within_another_list():
+    assert itemized("wrong", ["a", 2]) == "wrong:\n  - a\n  - 2"
+    assert itemized("outer", [itemized("inner", ["a"], within=True)]) == "outer:\n  - inner:\n      a"
+
+
+def test_of_many_faults_a_few_are_told_and_how_many_more_there_are():
+    many = [str(i) for i in range(MOST_FAULTS + 2)]
+    assert first_few(many[:MOST_FAULTS]) == many[:MOST_FAULTS]
+    assert first_few(many) == [*many[:MOST_FAULTS], "... and 2 more like this"]

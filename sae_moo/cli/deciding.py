@@ -15,7 +15,7 @@ from sae_moo.explore.run import Run
 from sae_moo.jobs.diff import Diff
 from sae_moo.jobs.judge import Tested
 from sae_moo.objectives import Objective, objective_scores
-from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, summary
+from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, task_scores
 from sae_moo.study.storage import TrialRecord
 
 OPTIMISTIC = (
@@ -111,7 +111,7 @@ def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> l
         for name in ("model", "sparsity", "search", "test", "optimism", f"{pick.name} minus it, test"):
             table.add_column(name, justify="left" if name == "model" else "right")
         for model in found:
-            means = {split: mean_score(summary(rows), objective.tasks) for split, rows in model.scores.items()}
+            means = {split: mean_score(task_scores(rows), objective.tasks) for split, rows in model.scores.items()}
             difference = "" if model is pick else paired_text(_difference(pick, model, objective))
             cells = [with_error(means[split].score, means[split].stderr) for split in ("search", "test")]
             cells.append(_optimism_text(optimism(means["search"], means["test"])))
@@ -119,7 +119,7 @@ def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> l
         tables.append(table)
     return [
         *tables,
-        split_table({split: summary(rows) for split, rows in pick.scores.items()}, f"{pick.name}, by task"),
+        split_table({split: task_scores(rows) for split, rows in pick.scores.items()}, f"{pick.name}, by task"),
     ]
 
 
@@ -215,7 +215,7 @@ def _difference(pick: Tested, other: Tested, objective: Objective) -> Paired:
 
 
 def _both_json(model: Tested, objectives: Sequence[Objective]) -> dict[str, Any]:
-    means = {split: summary(rows) for split, rows in model.scores.items()}
+    means = {split: task_scores(rows) for split, rows in model.scores.items()}
     own: dict[str, Any] = {}
     for objective in _scored(objectives):
         search, test = (mean_score(means[split], objective.tasks) for split in ("search", "test"))

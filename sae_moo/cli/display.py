@@ -14,7 +14,8 @@ from rich.text import Text
 from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
-from sae_moo.jobs.compare.comparison import Comparison, difference_text, value_text
+from sae_moo.jobs.compare.statistics import Comparison
+from sae_moo.jobs.compare.tables import difference_text, value_text
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score
 from sae_moo.study.storage import TrialRecord
@@ -31,8 +32,10 @@ def comparison_tables(found: Comparison) -> list[Table]:
         short = name.replace("accuracy at sparsity ", "")
         table.add_column(short, justify="left" if name == "method" else "right")
     for name, summaries in found.methods.items():
-        own = [cell for cell in found.cells if cell.method == name]
-        spent = [f"{sum(getattr(cell, key) for cell in own) / len(own):.0f}" for key in ("evaluations", "seconds")]
+        own = [outcome for outcome in found.outcomes if outcome.method == name]
+        spent = [
+            f"{sum(getattr(outcome, key) for outcome in own) / len(own):.0f}" for key in ("evaluations", "seconds")
+        ]
         table.add_row(name, str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
     differences = bare_table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
     told = [name for name in shown if name != "sparsity"]

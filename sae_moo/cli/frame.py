@@ -46,22 +46,9 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configur
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a name under runs/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make; it must not exist yet.")]
-Settings = Annotated[
+Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the configuration.")
 ]
-Knee = Annotated[bool, typer.Option("--knee", help="The knee of the front (the default).")]
-Weights = Annotated[str | None, typer.Option("--weights", metavar="A=w,B=w", help="Largest weighted sum.")]
-Pseudo = Annotated[
-    str | None, typer.Option("--pseudo", metavar="A=w,B=w", help="Nearest pseudo-weights of objectives.")
-]
-Wish = Annotated[str | None, typer.Option("--wish", metavar="A=x,B=y", help="Nearest to these values.")]
-Order = Annotated[
-    str | None, typer.Option("--order", metavar="A,B", help="The best in B among those about as good as the best in A.")
-]
-Tolerance = Annotated[
-    float | None, typer.Option(metavar="x", help="What is about as good for --order; one standard error by default.")
-]
-Where = Annotated[list[str], typer.Option("--where", metavar="'A>=x'", help="Keep a limit; may be given again.")]
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:

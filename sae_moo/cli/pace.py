@@ -12,7 +12,7 @@ SHORT = 1.0  # s that say nothing of the rate yet: the experts' own scores are o
 Clock = Callable[[], float]
 
 
-class Pace:
+class Speed:
     """How fast evaluations end, over the last `WINDOW` of them.
 
     Args:
@@ -49,17 +49,6 @@ class Pace:
         if not rate:
             return None
         return max(0.0, evaluations / rate - min(self._clock() - self._times[-1], 1 / rate))
-
-
-def span_text(seconds: float | None) -> str:
-    """Return a span of time as a clock shows it; what is not known yet as dashes."""
-    if seconds is None:
-        return "--:--"
-    whole = round(seconds)
-    if whole >= 48 * 3600:
-        return f"{whole / 86400:.1f} days"
-    hours = f"{whole // 3600}:{whole // 60 % 60:02d}" if whole >= 3600 else f"{whole // 60}"
-    return f"{hours}:{whole % 60:02d}"
 
 
 def rate_text(rate: float) -> str:

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_moo.cli.display import front_table, say
-from sae_moo.cli.pace import Clock, Pace, rate_text, span_text
-from sae_moo.cli.rows import Row, bar, fitting, said
+from sae_moo.cli.pace import Clock, Speed, rate_text
+from sae_moo.cli.rows import ScreenRow, bar, fitting, said
 from sae_moo.cli.standing import Failures, Standing
 from sae_moo.cli.terminal import Canvas
 from sae_moo.config.document import Config
-from sae_moo.explore.words import SPACES, count
-from sae_moo.jobs.compare.comparison import Made, Step
+from sae_moo.explore.words import SPACES, clock_time, count
+from sae_moo.jobs.compare.cells import Made
+from sae_moo.jobs.compare.comparison import Milestone
 from sae_moo.study.loop import Begun, Event, Exhausted, Finished, PutAside, Resumed
 from sae_moo.study.storage import TrialRecord
 
@@ -42,7 +43,7 @@ class SearchView:
         self._console = console
         self._show = show
         self._clock = clock
-        self._pace = Pace(clock)
+        self._pace = Speed(clock)
         self._now: tuple[int, float] | None = None  # the trial that is being evaluated, and since when
         self._said: list[str] = []
         self._looked = False
@@ -144,7 +145,7 @@ class SearchView:
     def line(self) -> str:
         """Return where the search stands, in one line."""
         so_far = self._standing
-        rate, left = self._pace.rate, span_text(self._pace.left(so_far.left))
+        rate, left = self._pace.rate, clock_time(self._pace.left(so_far.left))
         parts = [
             f"{so_far.ended}/{so_far.budget} evaluations",
             *([rate_text(rate).replace(" evaluations", ""), f"left {left}"] if rate else []),
@@ -164,43 +165,43 @@ class SearchView:
             width: columns there are.
             height: rows there are.
         """
-        rows = [Row(8, Text(self._title, "bold", no_wrap=True, overflow="ellipsis")), *self._rows()]
+        rows = [ScreenRow(8, Text(self._title, "bold", no_wrap=True, overflow="ellipsis")), *self._rows()]
         shown = fitting(rows, height)
         room = height - len(shown) - 2  # a blank row and the table's head
         if room >= min(2, len(self._standing.front.ranked)) > 0:
             shown += [Text(), self._table(_spread(self._standing.front.ranked, room), width)]
         return shown
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[ScreenRow]:
         so_far, now = self._standing, self._now  # which the search may replace at any moment
-        left = span_text(self._pace.left(so_far.left))
-        rows = [Row(0, bar(so_far.ended, so_far.budget, f"{so_far.ended}/{so_far.budget} evaluations"))]
+        left = clock_time(self._pace.left(so_far.left))
+        rows = [ScreenRow(0, bar(so_far.ended, so_far.budget, f"{so_far.ended}/{so_far.budget} evaluations"))]
         if self._pace.rate:
-            pace = f"{left} left   {rate_text(self._pace.rate)}   {span_text(self.seconds)} so far"
-            rows.append(Row(1, said("time", pace)))
+            pace = f"{left} left   {rate_text(self._pace.rate)}   {clock_time(self.seconds)} so far"
+            rows.append(ScreenRow(1, said("time", pace)))
         else:
             what = "the first candidates are evaluated" if now or self.evaluated else "models and tasks are opened"
-            rows.append(Row(1, said("time", f"{span_text(self.seconds)} so far: {what}")))
+            rows.append(ScreenRow(1, said("time", f"{clock_time(self.seconds)} so far: {what}")))
         if so_far.ended:
             ago = so_far.ended - so_far.grew
             grew = "grew just now" if not ago else f"grew {count(ago, 'evaluation')} ago"
             size = f"{count(len(so_far.front.ranked), 'trial')} of {so_far.ended}"
             volume = f"   hypervolume {so_far.volume:.4f}, {grew}" if so_far.volume else ""
-            rows.append(Row(2, said("front", size + volume)))
-            rows.append(Row(4, said("generation", so_far.phase())))
+            rows.append(ScreenRow(2, said("front", size + volume)))
+            rows.append(ScreenRow(4, said("generation", so_far.phase())))
         if so_far.best:
             best = "   ".join(f"{task} {value:.3f}" for task, value in so_far.best.items())
-            rows.append(Row(5, said("best score", best)))
+            rows.append(ScreenRow(5, said("best score", best)))
         if so_far.stopped:
-            rows.append(Row(6, said("stopped", f"{so_far.stopped} early, beaten by the front")))
+            rows.append(ScreenRow(6, said("stopped", f"{so_far.stopped} early, beaten by the front")))
         if so_far.failures:
             first, *others = so_far.failures.told(MOST_REASONS)
-            rows.append(Row(3, said(f"failed {len(so_far.failures)}", first, "yellow")))
-            rows += [Row(7, said("", each, "yellow")) for each in others]
+            rows.append(ScreenRow(3, said(f"failed {len(so_far.failures)}", first, "yellow")))
+            rows += [ScreenRow(7, said("", each, "yellow")) for each in others]
         if now is not None and self._pace.rate and self._clock() - now[1] > LONG:
             number, since = now
-            rows.append(Row(6, said("now", f"trial {number}, for {span_text(self._clock() - since)}")))
-        rows += [Row(7, said("", text)) for text in self._said[-2:]]
+            rows.append(ScreenRow(6, said("now", f"trial {number}, for {clock_time(self._clock() - since)}")))
+        rows += [ScreenRow(7, said("", text)) for text in self._said[-2:]]
         return rows
 
     def _table(self, records: Sequence[TrialRecord], width: int) -> Table:
@@ -248,9 +249,9 @@ class CompareView:
             for line in self._ended:
                 self._print(line)
 
-    def __call__(self, event: Step | Made) -> None:
+    def __call__(self, event: Milestone | Made) -> None:
         """Take in one event of the comparison."""
-        name = str(event.job)
+        name = str(event.cell)
         if isinstance(event, Made):
             since, before = self._running[name]
             self._gained += (event.new - (before.new if before is not None else 0)) / max(event.budget, 1)
@@ -278,22 +279,22 @@ class CompareView:
         far = self._done + sum(made.evaluations / max(made.budget, 1) for _, made in running.values() if made)
         seconds = now - self._start
         left = (self._total - far) * seconds / self._gained if self._gained and self._total is not None else None
-        rows = [Row(8, Text(f"comparison {self._title}", "bold", no_wrap=True, overflow="ellipsis"))]
+        rows = [ScreenRow(8, Text(f"comparison {self._title}", "bold", no_wrap=True, overflow="ellipsis"))]
         if self._total is None:
-            rows.append(Row(0, bar(0, 1, "what is finished already is looked up")))
+            rows.append(ScreenRow(0, bar(0, 1, "what is finished already is looked up")))
         else:
-            rows.append(Row(0, bar(far, self._total, f"{self._done}/{self._total} searches")))
-        rows.append(Row(1, said("time", f"about {span_text(left)} left   {span_text(seconds)} so far")))
+            rows.append(ScreenRow(0, bar(far, self._total, f"{self._done}/{self._total} searches")))
+        rows.append(ScreenRow(1, said("time", f"about {clock_time(left)} left   {clock_time(seconds)} so far")))
         if self._failures:
             first, *others = self._failures.told(MOST_REASONS)
-            rows.append(Row(2, said(f"failed {len(self._failures)}", first, "yellow")))
-            rows += [Row(6, said("", each, "yellow")) for each in others]
+            rows.append(ScreenRow(2, said(f"failed {len(self._failures)}", first, "yellow")))
+            rows += [ScreenRow(6, said("", each, "yellow")) for each in others]
         for name, (_, made) in running.items():
             if made is None:
-                rows.append(Row(4, bar(0, 1, "begins" if self._gained else "models and tasks are opened", name)))
+                rows.append(ScreenRow(4, bar(0, 1, "begins" if self._gained else "models and tasks are opened", name)))
             else:
                 what = f"{made.evaluations}/{made.budget} evaluations"
-                rows.append(Row(3, bar(made.evaluations, made.budget, what, name)))
+                rows.append(ScreenRow(3, bar(made.evaluations, made.budget, what, name)))
         shown = fitting(rows, height)
         if (room := height - len(shown) - 1) > 0 and self._ended:
             shown += [Text(), *(Text(each[:width], "dim", no_wrap=True) for each in self._ended[-room:])]

@@ -14,14 +14,14 @@ LABEL = 12  # columns
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScreenRow:
     """A row of a picture; where the terminal is low, those of the largest rank go first."""
 
     rank: int
     shown: RenderableType
 
 
-def fitting(rows: Sequence[Row], height: int) -> list[RenderableType]:
+def fitting(rows: Sequence[ScreenRow], height: int) -> list[RenderableType]:
     """Return the rows that a height has room for, in their order."""
     kept = sorted(range(len(rows)), key=lambda i: (rows[i].rank, i))[:height]
     return [rows[i].shown for i in sorted(kept)]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sae_moo.deploy.stream import Stream
-from sae_moo.experts.checkpoint import ZOO, Weights
+from sae_moo.experts.checkpoint import ZOO, ModelWeights
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.objectives.scores import Score, Split, optimism
 
@@ -115,7 +115,7 @@ class Card:
         return "\n".join(lines)
 
 
-def licence(weights: Weights) -> str | None:
+def licence(weights: ModelWeights) -> str | None:
     """Return what a model's folder says of its licence: ``README.md``'s front matter, else how a licence file begins.
 
     None where it says nothing; that is not a permission.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sae_moo.deploy.formats import Format
-from sae_moo.deploy.mergekit import writer as mergekit_writer
+from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.packing import encoded
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.stream import Stream
@@ -122,7 +122,7 @@ class Mergekit(Sizing):
 
     def nbytes(self) -> int:
         """Return the size of the text."""
-        text, self._notes = mergekit_writer.write(self.stream.recipe, self.stream.pool)
+        text, self._notes = writer.configuration_text(self.stream.recipe, self.stream.pool)
         return len(text.encode())
 
     def notes(self) -> Sequence[str]:

@@ -28,7 +28,7 @@ Check = Callable[[Path, Mapping[str, str], bool], Mapping[Any, Mapping[str, Any]
 split -> task or objective -> score."""
 
 
-class Weights(Protocol):
+class Writable(Protocol):
     """Tensors that can be had as bytes, one after another: a `Stream`, or a `shrink.Shrunk`."""
 
     entries: tuple[Entry, ...]
@@ -117,7 +117,7 @@ class Order:
             self.stage(f"tensor {i + 1} of {len(entries)}")
             yield entry
 
-    def content(self, weights: Weights) -> Callable[[Entry], Iterator[memoryview]]:
+    def content(self, weights: Writable) -> Callable[[Entry], Iterator[memoryview]]:
         """Return what gives the bytes of an entry, and says which one's turn it is; for `tensor_files.write_shards`."""
         turns = self.passing(weights.entries)
 

@@ -39,7 +39,8 @@ from torch import Tensor
 
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, write_shards
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import DTYPES, Checkpoint
+from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.layout import STORED_DTYPES, stored_name
 from sae_moo.files.whole import check_free, whole_folder
 
 MAGIC = b"SAEPACK1"
@@ -90,7 +91,7 @@ class Packer:
             chunks.append([self._file.write(frame) for frame in frames])
             self.size += sum(chunks[-1])
             packed.update(b"".join(frames))
-        dtype = next(short for short, each in DTYPES.items() if each == entry.dtype)
+        dtype = stored_name(entry.dtype)
         facts = {"name": entry.name, "dtype": dtype, "shape": entry.shape, "sha256": sha256}
         self._tensors.append(facts | {"sha256_packed": packed.hexdigest(), "offset": offset, "chunks": chunks})
 
@@ -165,7 +166,8 @@ def unpack(file: Path, output: Path, base: str | None = None) -> int:
             known = _base(file, index["base"], base)
             facts = {each["name"]: each for each in index["tensors"]}
             entries = [
-                Entry(str(name), tuple(map(int, each["shape"])), DTYPES[each["dtype"]]) for name, each in facts.items()
+                Entry(str(name), tuple(map(int, each["shape"])), STORED_DTYPES[each["dtype"]])
+                for name, each in facts.items()
             ]
             with whole_folder(output) as partial:
 

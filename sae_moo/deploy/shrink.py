@@ -7,7 +7,6 @@ the block with the fewest has; what is left over stays as zeros.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from sae_moo.deploy.stream import Stream
-from sae_moo.deploy.tensor_files import Entry, raw
-from sae_moo.errors import InputError
+from sae_moo.deploy.tensor_files import Entry
+from sae_moo.errors import InputError, itemized
 from sae_moo.experts.anatomy import Anatomy, Part, anatomy
+from sae_moo.experts.layout import content_digest, raw
 from sae_moo.experts.live import load_model
 from sae_moo.recipe import BASE, STRUCTURED
 
@@ -68,10 +68,8 @@ class Shrunk:
                 continue
             self._drop(scope, whole, dead, fewest)
         if not self.removed:
-            raise InputError(
-                "format structured: nothing can be dropped from every block; prune with the scope neurons or heads\n"
-                + "\n".join(f"  - {reason}" for reason in reasons)
-            )
+            title = "format structured: nothing can be dropped from every block; prune with the scope neurons or heads"
+            raise InputError(itemized(title, reasons))
         self.entries = tuple(self._smaller(entry) for entry in stream.entries)
 
     def content(self, entry: Entry) -> Iterator[memoryview]:
@@ -81,9 +79,8 @@ class Shrunk:
         if entry.name in self._kept:
             axis, indices = self._kept[entry.name]
             tensor = tensor.index_select(axis, indices)
-        data = raw(tensor)
-        self.digests[entry.name] = hashlib.sha256(data).hexdigest()
-        yield data
+        self.digests[entry.name] = content_digest(tensor)
+        yield raw(tensor)
 
     def _anatomy(self, scope: str) -> Anatomy:
         pool = self.stream.pool

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sae_moo.deploy.tensor_files import Entry, raw
+from sae_moo.deploy.tensor_files import Entry
 from sae_moo.errors import RunError, WeightsError
 from sae_moo.experts.anatomy import transposed
+from sae_moo.experts.layout import content_digest, raw
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import fractions
 from sae_moo.materialization.prepare import prepared
@@ -75,9 +75,8 @@ class Stream:
 
     def hashed(self, tensor: Tensor, name: str) -> memoryview:
         """Return the bytes of a tensor; their digest is kept under its name."""
-        content = raw(tensor)
-        self.digests[name] = hashlib.sha256(content).hexdigest()
-        return content
+        self.digests[name] = content_digest(tensor)
+        return raw(tensor)
 
     def sparsity(self) -> float:
         """Return the fraction of exact zeros over all prunable weights, in [0, 1], once all tensors have passed.

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import DTYPES
+from sae_moo.experts.layout import stored_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-_SHORT = {dtype: short for short, dtype in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -95,7 +93,7 @@ def header(entries: Sequence[Entry]) -> bytes:
     start = 0
     for entry in entries:
         end = start + entry.nbytes
-        facts[entry.name] = {"dtype": _SHORT[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+        facts[entry.name] = {"dtype": stored_name(entry.dtype), "shape": entry.shape, "data_offsets": [start, end]}
         start = end
     text = json.dumps(facts, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -125,8 +123,3 @@ def write_shards(
         places = {entry.name: name for name, part in parts for entry in part}
         index = {"metadata": facts, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

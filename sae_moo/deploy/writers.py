@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from sae_moo.deploy.formats import FORMATS
-from sae_moo.deploy.mergekit import writer as mergekit_writer
+from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.order import Order
 from sae_moo.deploy.packing import Packer, unpack
 from sae_moo.deploy.shrink import Shrunk, speed_up
 from sae_moo.deploy.surroundings import CARD_FILE, RECIPE_FILE
-from sae_moo.deploy.tensor_files import in_bytes, raw, write_shards
+from sae_moo.deploy.tensor_files import in_bytes, write_shards
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import Checkpoint, Weights
+from sae_moo.experts.checkpoint import Checkpoint, ModelWeights
+from sae_moo.experts.layout import content_digest
 from sae_moo.recipe import BASE
 
 
@@ -36,7 +36,7 @@ def delta(order: Order, file: Path) -> None:
     _pack(order, file, order.stream.pool.checkpoints[BASE])
 
 
-def _pack(order: Order, file: Path, base: Weights | None) -> None:
+def _pack(order: Order, file: Path, base: ModelWeights | None) -> None:
     stream = order.stream
     named = None if base is None else {"source": base.origin, "fingerprint": stream.pool.fingerprints[BASE]}
     with Packer(file, order.shard_bytes, named) as packer:
@@ -79,7 +79,7 @@ def mergekit(order: Order, file: Path) -> None:
         InputError: if mergekit has no words for the recipe.
     """
     try:
-        text, notes = mergekit_writer.write(order.stream.recipe, order.stream.pool)
+        text, notes = writer.configuration_text(order.stream.recipe, order.stream.pool)
     except InputError as error:
         *most, last = (name for name, row in FORMATS.items() if not row.needs)
         raise InputError(
@@ -104,7 +104,7 @@ def _against_model(order: Order, folder: Path) -> dict[str, str]:
     worst, where, count = 0.0, "", 0
     for entry, ours in order.tensors():
         theirs = written.load(entry.name).contiguous()
-        digests[entry.name] = sha256(raw(theirs)).hexdigest()
+        digests[entry.name] = content_digest(theirs)
         if digests[entry.name] == stream.digests[entry.name]:
             continue
         count += 1

@@ -14,22 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_moo.errors import TaskError, out_of_memory
+from sae_moo.evaluate.hardware import BATCHES, PASSES
 from sae_moo.evaluate.task import Answer, Request
-from sae_moo.evaluate.trie import Row, rows
+from sae_moo.evaluate.trie import TokenRow, rows
 
 log = logging.getLogger(__name__)
 
-# Tokens per forward pass, padding included, by kind of device. On two CPU cores the zoo's search split took 0.13 s with
-# 1024, 0.15 with 512, 0.16 with 4096 and 0.26 with 8192 (activations leave the cache); GPUs want more at once.
-BATCH_TOKENS = {"cpu": 1024}
-BATCH_TOKENS_ELSEWHERE = 8192
 ROW_TOKENS = 1024
 """Tokens of a row that several sequences share: attention grows with its square."""
 SAMPLE = 8
 """Requests of a batch that are also read plainly."""
-TOLERANCE = {torch.float32: 1e-3}
-TOLERANCE_ELSEWHERE = 0.25
-"""Largest difference of a log probability between two ways to compute it that counts as rounding, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +89,7 @@ class Batches:
         batch_tokens: int | None = None,
         parts: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if batch_tokens is None:
-            batch_tokens = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS_ELSEWHERE)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = PASSES.on(device) if batch_tokens is None else batch_tokens
         self.shares = True
         self.requests = tuple(requests)
         self._device = device
@@ -185,8 +177,7 @@ class Batches:
         if all(len(batch.inputs) == 1 and batch.depth is None for batch in everything):
             return False
         largest = max(batch.inputs.numel() for batch in everything)
-        self.batch_tokens = max(1, min(self.batch_tokens, largest) // 2)
-        log.warning("out of memory: forward passes of at most %d tokens from now on", self.batch_tokens)
+        self.batch_tokens = PASSES.halved(self.batch_tokens, largest)
         self._batches = [self._laid_out(part) for part in self._parts]
         return True
 
@@ -239,7 +230,7 @@ class Batches:
             log.info("%s cannot be asked so: %s", type(model).__name__, error)  # whatever an architecture may raise
             return False
         apart = np.abs(gold.cpu().numpy()[np.isin(batch.request, chosen)] - wanted).max(initial=0.0)
-        return bool(apart <= TOLERANCE.get(_dtype(model), TOLERANCE_ELSEWHERE))
+        return BATCHES.allows(float(apart), _dtype(model))
 
     def _plainly(self, model: Any, chosen: Sequence[int]) -> NDArray[np.float32]:
         """Return the log probabilities that requests ask for, each in a pass of its own."""
@@ -281,7 +272,7 @@ class Batches:
                 start = end
         return batches
 
-    def _batch(self, group: Sequence[Row], readers: Sequence[Sequence[int]]) -> _Batch:
+    def _batch(self, group: Sequence[TokenRow], readers: Sequence[Sequence[int]]) -> _Batch:
         shape = (len(group), len(group[-1].tokens))
         inputs = np.zeros(shape, dtype=np.int64)  # any valid token does as padding
         depth = np.zeros(shape, dtype=np.int64)
@@ -327,7 +318,7 @@ def _mask(end: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to attention scores: 0 for a token's ancestors and itself, else the least number.
 
     Args:
-        end: int64, shape (rows, length); see `Row`.
+        end: int64, shape (rows, length); see `TokenRow`.
         dtype: of the model.
 
     Returns:

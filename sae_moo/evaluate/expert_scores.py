@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.task import Task
+from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.user_cache import keep, kept
 from sae_moo.objectives import Evaluation
@@ -44,7 +44,7 @@ class ExpertScores:
     """
 
     def __init__(
-        self, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1, writer: str = "transformers"
+        self, pool: ExpertPool, tasks: Sequence[Task], device: str, *, blocks: int = 1, writer: str = "transformers"
     ) -> None:
         self._pool = pool
         self._instances = {task.name: task.instances("search") for task in tasks}

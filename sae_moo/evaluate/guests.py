@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, TaskError
 from sae_moo.evaluate.kinds import TaskKind
-from sae_moo.evaluate.task import Answered, Asked, Generation, Metric, Request, Task
+from sae_moo.evaluate.task import Answered, Asked, Metric, Prompt, Request, Task
 from sae_moo.objectives.scores import SPLITS, Split
 from sae_moo.recipe.catalogue import blamed
 
@@ -92,8 +92,8 @@ def _fault(task: Task, split: Split) -> str | None:
     """Return which promise about the requests of a split is broken, None if none is."""
     requests, owners, count = task.requests(split), task.owners(split), task.instances(split)
     for i, request in enumerate(requests):
-        if not isinstance(request, (Request, Generation)):
-            return f"request {i}: expected a Request or a Generation, got {type(request).__name__}"
+        if not isinstance(request, (Request, Prompt)):
+            return f"request {i}: expected a Request or a Prompt, got {type(request).__name__}"
         if not request.context:
             return f"request {i}: expected a context of at least one token"
         if not (request.continuation if isinstance(request, Request) else request.tokens > 0):

@@ -28,7 +28,7 @@ class TaskKind(Row):
         item: ``module:function``, from an object that has all fields to an item: a frozen dataclass with the attribute
             ``prompt``. Raises ValueError saying what was expected; the file and line are told by others.
         ask: ``module:function``, from items and a tokenizer to the requests of each (`task.Request`,
-            `task.Generation`), in order.
+            `task.Prompt`), in order.
         score: ``module:function``, from an item and the answers to its requests to a number in [0, 1].
         make: ``module:function``, from an `Opening` to a `task.Task`.
         settings: keys of a task in the configuration that only this kind reads.

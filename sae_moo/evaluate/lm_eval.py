@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.task import Asked, Generation, Metric, Request
+from sae_moo.evaluate.task import Asked, Metric, Prompt, Request
 
 Documents = Literal["train", "validation", "test"]
 SEED = 1234
@@ -236,7 +236,7 @@ def reader(tokenizer: Any, folder: Path) -> Any:
                 context = context[over:]
             return Request(tuple(context), tuple(continuation))
 
-        def _prompt(self, name: str, context: str, settings: Mapping[str, Any]) -> Generation:
+        def _prompt(self, name: str, context: str, settings: Mapping[str, Any]) -> Prompt:
             until, most = settings.get("until"), settings.get("max_gen_toks", self.max_gen_toks)
             stops_are_texts = all(isinstance(each, str) for each in (until if isinstance(until, list) else [until]))
             if until is not None and not stops_are_texts:
@@ -258,7 +258,7 @@ def reader(tokenizer: Any, folder: Path) -> Any:
                 )
             tokens = self.tok_batch_encode([context])[0][0].tolist()
             self.cut[name] += len(tokens) > room
-            return Generation(tuple(tokens[-room:]), int(how["max_gen_toks"]), tuple(stop for stop in stops if stop))
+            return Prompt(tuple(tokens[-room:]), int(how["max_gen_toks"]), tuple(stop for stop in stops if stop))
 
     return Reader()
 

@@ -57,6 +57,7 @@ class Race:
         self,
         racing: Racing,
         rivals: Front[Evaluation],
+        *,
         order: Mapping[str, NDArray[np.int64]],
         looks: Mapping[str, Sequence[int]],
         sparsity: float,

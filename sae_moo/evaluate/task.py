@@ -42,7 +42,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class Prompt:
     """One prompt to a model, to be continued greedily.
 
     Args:
@@ -73,10 +73,10 @@ class Answer:
     greedy: bool
 
 
-Asked = Request | Generation
+Asked = Request | Prompt
 """What a task may ask of a model."""
 Answered = Answer | str
-"""What comes back: an `Answer` for a `Request`, the text written for a `Generation`."""
+"""What comes back: an `Answer` for a `Request`, the text written for a `Prompt`."""
 
 
 class Task(Protocol):

@@ -18,7 +18,7 @@ LEAST_SHARED = 8
 
 
 @dataclass(slots=True)
-class Row:
+class TokenRow:
     """One trie.
 
     Args:
@@ -45,7 +45,7 @@ class Row:
         self.paths[index] = np.concatenate([before, np.arange(start, start + new)])
 
 
-def rows(sequences: Sequence[tuple[int, ...]], most: int) -> list[Row]:
+def rows(sequences: Sequence[tuple[int, ...]], most: int) -> list[TokenRow]:
     """Lay sequences out in rows.
 
     Two sequences share a row where that saves enough: at least `LEAST_SHARED` tokens, and half of what is new.
@@ -57,14 +57,14 @@ def rows(sequences: Sequence[tuple[int, ...]], most: int) -> list[Row]:
     Returns:
         Rows in the order of their sequences' tokens; each sequence is in one of them.
     """
-    found: list[Row] = []
+    found: list[TokenRow] = []
     before: int | None = None
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i]):
         sequence = sequences[index]
         shared = 0 if before is None else _alike(sequences[before], sequence)  # sorted: no other has more in common
         new = len(sequence) - shared
         if before is None or shared < max(LEAST_SHARED, new / 2) or len(found[-1].tokens) + new > most:
-            found.append(Row())
+            found.append(TokenRow())
             before, shared = None, 0
         found[-1].add(index, sequence, before, shared)
         before = index

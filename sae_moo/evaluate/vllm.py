@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from sae_moo.errors import InputError, RunError, TaskError
-from sae_moo.evaluate.generation import as_usual, end_tokens, text_of
-from sae_moo.evaluate.task import Generation
+from sae_moo.evaluate.hardware import ENGINES
+from sae_moo.evaluate.task import Prompt
+from sae_moo.evaluate.writing import as_usual, end_tokens, text_of
+from sae_moo.experts.layout import dtype_of
 
 CACHE_GIB = "2"
 """Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise."""
@@ -25,9 +27,6 @@ GPU_SHARE = 0.5
 """Of a GPU's memory, for weights, keys and values of the engine: the live model is there too."""
 PROBE = 64
 """Tokens of a prompt that both models read to see that they are the same."""
-TOLERANCE = {"float32": 0.01}
-TOLERANCE_ELSEWHERE = 0.5
-"""Largest difference of a log probability that counts as rounding, by dtype."""
 
 
 class Engine:
@@ -103,13 +102,13 @@ class Engine:
             (abs(found[i][token].logprob - float(wanted[i - 1, token])) for i, token in enumerate(tokens) if i > 0),
             default=0.0,
         )
-        if apart > TOLERANCE.get(self._dtype, TOLERANCE_ELSEWHERE):
+        if not ENGINES.allows(apart, dtype_of(self._dtype)):
             raise RunError(
                 f"evaluation.generation: vllm gives other log probabilities than {type(model).__name__} with the same "
                 f"weights (up to {apart:.2g} apart): it cannot be used for this architecture"
             )
 
-    def write(self, requests: Sequence[Generation], ends: Sequence[int]) -> list[list[int]]:
+    def write(self, requests: Sequence[Prompt], ends: Sequence[int]) -> list[list[int]]:
         """Return the tokens that follow each prompt, all ending alike.
 
         Args:
@@ -127,10 +126,10 @@ class Engine:
         return self.llm.generate(asked, SamplingParams(temperature=0.0, **how), use_tqdm=False)
 
 
-class VllmGenerations:
-    """Prompts to be continued by an engine; see `generation.Writer`.
+class VllmWriter:
+    """Prompts to be continued by an engine; see `writing.Writer`.
 
-    Texts agree with those of `generation.Generations` but for the rounding of logits: where two tokens are equally
+    Texts agree with those of `writing.TransformersWriter` but for the rounding of logits: where two tokens are equally
     likely, the other one may be taken.
 
     Args:
@@ -139,7 +138,7 @@ class VllmGenerations:
         engine: what continues them.
     """
 
-    def __init__(self, requests: Sequence[Generation], tokenizer: Any, engine: Engine) -> None:
+    def __init__(self, requests: Sequence[Prompt], tokenizer: Any, engine: Engine) -> None:
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._engine = engine

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, first_few, itemized
 from sae_moo.experts.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    DTYPES,
-    HEADS,
     Checkpoint,
     TensorFacts,
     digest_of,
@@ -30,6 +28,7 @@ from sae_moo.experts.checkpoint import (
     remembered,
     stamp_of,
 )
+from sae_moo.experts.layout import HEADS, STORED_DTYPES, stored_turned
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
@@ -39,7 +38,6 @@ _FACTOR = re.compile(
 _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.[^.]+$)")  # where a wrapped module keeps its own tensors
 BAND = 1 << 20
 """Elements composed at a time."""
-_CONV1D = ("gpt2", "openai-gpt")  # their weights inside blocks are stored (in, out)
 _EMPTY: tuple[Any, ...] = (None, False, [], {})
 # What changes the weights in another way than LoRA's equation, or the base beneath them.
 _UNKNOWN_MEANING = (
@@ -98,7 +96,8 @@ class Adapter:
         self._settings = read_json(self.folder / ADAPTER_CONFIG, "a PEFT adapter's settings")
         faults = list(_setting_faults(self._settings))
         if faults:
-            raise InputError(_listed(f"{self.folder / ADAPTER_CONFIG}: not a LoRA adapter that is supported", faults))
+            title = f"{self.folder / ADAPTER_CONFIG}: not a LoRA adapter that is supported"
+            raise InputError(itemized(title, first_few(faults), within=True))
         self._file = self.folder / ADAPTER_WEIGHTS
         if not self._file.is_file():
             raise InputError(f"{self.folder}: an adapter without {ADAPTER_WEIGHTS} (pickled ones are not read)")
@@ -114,7 +113,8 @@ class Adapter:
         if not faults and not self._whole and not self._factors:
             faults = [f"expected tensors named {_PREFIX}*.lora_A.weight, there are none"]
         if faults:
-            raise InputError(_listed(f"{self.source}: the adapter does not fit its base {base.source}", faults))
+            title = f"{self.source}: the adapter does not fit its base {base.source}"
+            raise InputError(itemized(title, first_few(faults), within=True))
         self.vocabulary = self.tensors[base.embeddings].shape[0] if base.embeddings else None
 
     def load(self, name: str) -> Tensor:
@@ -197,8 +197,8 @@ class Adapter:
             dtype = self._facts(name).dtype
             inner = name.removeprefix(_PREFIX)
             factor = _FACTOR.fullmatch(inner)
-            if dtype not in DTYPES:
-                yield f"{name} has dtype {dtype}, expected {', '.join(DTYPES)}"
+            if dtype not in STORED_DTYPES:
+                yield f"{name} has dtype {dtype}, expected {', '.join(STORED_DTYPES)}"
             elif inner == name:
                 yield f"{name}: expected a name that begins with {_PREFIX}"
             elif factor:
@@ -241,8 +241,8 @@ class Adapter:
         if embedding:
             transposed = True
         elif straight == turned:
-            stored_turned = self.config.get("model_type") in _CONV1D or settings.get("fan_in_fan_out") is True
-            transposed = stored_turned and place != self.base.head
+            like_the_base = stored_turned(self.config) or settings.get("fan_in_fan_out") is True
+            transposed = like_the_base and place != self.base.head
         else:
             transposed = shape == turned
         if shape != (turned if transposed else straight):
@@ -326,8 +326,3 @@ def _place(name: str, base: Checkpoint) -> str | None:
         return base.head
     longer = [each for each in base.tensors if each.partition(".")[2] == name and name.count(".") > 1]
     return longer[0] if len(longer) == 1 else None
-
-
-def _listed(title: str, faults: list[str], shown: int = 8) -> str:
-    more = [f"... and {len(faults) - shown} more like this"] if len(faults) > shown else []
-    return title + ":" + "".join(f"\n      {fault}" for fault in [*faults[:shown], *more])

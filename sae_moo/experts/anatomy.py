@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,12 +9,9 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
+from sae_moo.experts.layout import BLOCK, stored_turned
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.recipe import BASE, STRUCTURED
-
-CONV1D = ("gpt2", "openai-gpt")
-"""Model types whose blocks store matrices inputs x outputs (transformers' Conv1D)."""
-_BLOCK = re.compile(r"(?:^|.*?\.)(?:layers|h|blocks)\.\d+\.")
 
 # One module of an MLP or an attention: its name in the block, the side on which units lie, and what each unit takes
 # there, stacked: "n" one row (a neuron), "q" the query rows of a group of heads, "k" and "v" its key and value rows,
@@ -102,7 +98,7 @@ class Anatomy:
 
 def transposed(pool: ExpertPool) -> bool:
     """Say whether the pool's architecture stores the matrices of its blocks inputs x outputs."""
-    return pool.checkpoints[BASE].config.get("model_type") in CONV1D
+    return stored_turned(pool.checkpoints[BASE].config)
 
 
 def anatomy(pool: ExpertPool, scope: str) -> Anatomy:
@@ -129,9 +125,9 @@ def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
         raise InputError(f"scope {scope!r} knows the architectures {known}; the base is {kind!r}")
     blocks: dict[int, dict[str, TensorInfo]] = {}  # group -> name within its block -> tensor
     for info in pool.tensors:
-        name = _BLOCK.match(info.name)
+        name = BLOCK.search(info.name)
         if name is not None:
-            blocks.setdefault(info.group, {})[info.name.removeprefix(name[0])] = info
+            blocks.setdefault(info.group, {})[info.name[name.end() :]] = info
     parts: list[Part] = []
     found = set()
     for block, (group, own) in enumerate(sorted(blocks.items())):

@@ -21,17 +21,15 @@ from torch import Tensor
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
+from sae_moo.experts.layout import HEADS, TOKEN_EMBEDDINGS, content_digest, stored_name
 from sae_moo.files import user_cache
 
 log = logging.getLogger(__name__)
 
 PART = 1 << 20  # elements looked at together: it takes some copies of them
 ZOO = "zoo:"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_embeddings)\.weight$")
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
@@ -56,7 +54,7 @@ class TensorFacts:
     dtype: str
 
 
-class Weights(Protocol):
+class ModelWeights(Protocol):
     """Weights of one model that can be read one tensor at a time, however they are stored.
 
     ``load`` returns the same bits whenever it is called, in the shape and dtype that ``tensors`` says, on the CPU; the
@@ -184,7 +182,7 @@ class Checkpoint:
                     tensors[name] = facts
                     self._file_of[name] = file
         head = next((name for name in HEADS if name in tensors), None)
-        embeddings = next((name for name in tensors if _EMBEDDINGS.search(name)), None)
+        embeddings = next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
         if head and embeddings and self.config.get("tie_word_embeddings") is True:
             if not torch.equal(self.load(head), self.load(embeddings)):
                 raise InputError(
@@ -266,11 +264,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in models)
 
 
-def has_a_row_per_token(name: str) -> bool:
-    """Say whether a tensor has a row (or a number) for every token: embeddings, head, the head's bias."""
-    return bool(_EMBEDDINGS.search(name)) or name in HEADS or name.replace(".bias", ".weight") in HEADS
-
-
 def opened(file: Path) -> Any:
     """Open a safetensors file lazily.
 
@@ -312,9 +305,8 @@ def digest_of(source: str, tensors: Iterable[tuple[str, Tensor]], *facts: Any) -
         flat = tensor.contiguous().reshape(-1)
         if not all(torch.isfinite(part).all() for part in torch.split(flat, PART)):
             broken.append(name)
-        content = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
-        dtype = next((short for short, each in DTYPES.items() if each == tensor.dtype), str(tensor.dtype))
-        whole.update(json.dumps([name, dtype, tuple(tensor.shape), content]).encode())
+        told = [name, stored_name(tensor.dtype), tuple(tensor.shape), content_digest(flat)]
+        whole.update(json.dumps(told).encode())
     if broken:
         shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
         raise InputError(f"{source}: NaN or infinite weights in {shown}")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import HEADS
+from sae_moo.errors import InputError, itemized
+from sae_moo.experts.layout import HEADS
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -73,7 +73,7 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         faults = [f"tensor without parameter: {name}" for name in lost[:10]]
         faults += [f"parameter without tensor: {name}" for name in unset[:10]]
         title = "the model that transformers builds does not match the checkpoint"
-        raise InputError(title + ":\n" + "\n".join(f"  - {fault}" for fault in faults))
+        raise InputError(itemized(title, faults))
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

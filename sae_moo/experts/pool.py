@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
-from sae_moo.experts.checkpoint import DTYPES, Checkpoint, Weights, has_a_row_per_token, is_adapter, locate
+from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
+from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_row_per_token
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 from sae_moo.recipe import BASE
+from sae_moo.recipe.groups import in_block, model_order
 
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
 """Settings of ``config.json`` that say in a line why the tensors of two models differ."""
@@ -44,13 +46,8 @@ BEHAVIOUR = (
     "num_experts_per_tok",
     "norm_topk_prob",
 )
-EMBEDDINGS = "embeddings"
-HEAD = "head"
-# `layers.3.` (Llama, Mistral, Qwen, Gemma, Phi, NeoX), `h.3.` (GPT-2), `blocks.3.`
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # A mixture's experts stacked into one 3-D tensor, where a checkpoint stores them so (GPT-OSS, GraniteMoE).
 _STACKED = re.compile(r"\.(?:experts|block_sparse_moe)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|embed_positions|wte|wpe|tok_embeddings|word_embeddings)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +73,6 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def group_name(tensor: str) -> str:
-    """Return the group of a tensor by its name: ``embeddings``, ``block.N`` or ``head`` (final norm and head)."""
-    block = _BLOCK.search(tensor)
-    if block:
-        return f"block.{int(block.group(1))}"
-    return EMBEDDINGS if _EMBEDDING.search(tensor) else HEAD
-
-
 class ExpertPool:
     """A base model and the experts fine-tuned from it, all of one architecture; dtypes may differ.
 
@@ -105,7 +94,7 @@ class ExpertPool:
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Weights], vocabulary: str = REFUSE) -> None:
+    def __init__(self, checkpoints: Mapping[str, ModelWeights], vocabulary: str = REFUSE) -> None:
         if vocabulary not in POLICIES:
             known = ", ".join(POLICIES)
             raise InputError(f"vocabulary: expected {known}, got {vocabulary!r}{nearest(str(vocabulary), POLICIES)}")
@@ -114,17 +103,17 @@ class ExpertPool:
         self.checkpoints, faults = aligned(checkpoints, vocabulary)
         faults = [*_incompatible(self.checkpoints), *faults]
         if faults:
-            raise InputError(_listed("the experts do not fit the base", faults))
+            raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
         named = {name: group_name(name) for name in base.tensors}
-        self.groups = tuple(sorted(set(named.values()), key=_group_order))
-        ordered = sorted(base.tensors, key=lambda name: (_group_order(named[name]), name))
+        self.groups = tuple(sorted(set(named.values()), key=model_order))
+        ordered = sorted(base.tensors, key=lambda name: (model_order(named[name]), name))
         self.tensors = tuple(
             TensorInfo(
                 name,
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
-                named[name].startswith("block.") and _is_prunable(name, base.tensors[name].shape),
+                in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
             )
             for name in ordered
         )
@@ -160,7 +149,7 @@ class ExpertPool:
             raise InputError("experts: expected at least one, got none")
         if BASE in experts:
             raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
-        opened: dict[str, Weights] = {}
+        opened: dict[str, ModelWeights] = {}
         faults = []
         root: Checkpoint | None = None
         for name, source in {BASE: base, **experts}.items():
@@ -174,7 +163,7 @@ class ExpertPool:
             except InputError as error:
                 faults.append(f"{name}: {error}")
         if faults:
-            raise InputError(_listed("cannot open", faults))
+            raise InputError(itemized("cannot open", faults))
         return cls(opened, vocabulary)
 
     def load(self, name: str, tensor: str) -> Tensor:
@@ -229,7 +218,7 @@ class ExpertPool:
         Raises:
             InputError: if transformers does not know the architecture or its parameters do not match the tensors.
         """
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dtype = dtype_of(dtype) if isinstance(dtype, str) else dtype
         model = load_model(self.checkpoints[BASE].folder, dtype, device)
         self.parameters(model)
         return model
@@ -257,7 +246,7 @@ def _base(source: str, relative_to: Path | None) -> Checkpoint:
     return Checkpoint(source, relative_to)
 
 
-def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> Weights | None:
+def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> ModelWeights | None:
     """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
     if not is_adapter(locate(source, relative_to)[0]):
         return Checkpoint(source, relative_to)
@@ -268,12 +257,14 @@ def _is_prunable(name: str, shape: Sequence[int]) -> bool:
     return not name.endswith("bias") and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
 
 
-def _incompatible(checkpoints: Mapping[str, Weights]) -> list[str]:
+def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
     base = checkpoints[BASE]
     faults = []
     for name, expert in checkpoints.items():
-        odd = Counter(facts.dtype for facts in expert.tensors.values() if facts.dtype not in DTYPES)
-        faults += [f"{name}: {n} tensors of dtype {dtype}; expected {', '.join(DTYPES)}" for dtype, n in odd.items()]
+        odd = Counter(facts.dtype for facts in expert.tensors.values() if facts.dtype not in STORED_DTYPES)
+        faults += [
+            f"{name}: {n} tensors of dtype {dtype}; expected {', '.join(STORED_DTYPES)}" for dtype, n in odd.items()
+        ]
         if name == BASE:
             continue
         kind, own = base.config.get("model_type"), expert.config.get("model_type")
@@ -293,15 +284,15 @@ def _incompatible(checkpoints: Mapping[str, Weights]) -> list[str]:
     return faults
 
 
-def _other_tensors(name: str, base: Weights, expert: Weights) -> list[str]:
+def _other_tensors(name: str, base: ModelWeights, expert: ModelWeights) -> list[str]:
     missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
     extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
     shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
     shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
     return [
-        *_at_most([f"{name}: tensor {tensor} is missing" for tensor in missing]),
-        *_at_most([f"{name}: tensor {tensor} is not in the base" for tensor in extra]),
-        *_at_most(
+        *first_few([f"{name}: tensor {tensor} is missing" for tensor in missing]),
+        *first_few([f"{name}: tensor {tensor} is not in the base" for tensor in extra]),
+        *first_few(
             [
                 f"{name}: {tensor} has shape {theirs}, expected {ours}"
                 for tensor, ours, theirs in shapes
@@ -311,12 +302,12 @@ def _other_tensors(name: str, base: Weights, expert: Weights) -> list[str]:
     ]
 
 
-def _other_rows(base: Weights, expert: Weights, ours: Sequence[int], theirs: Sequence[int]) -> bool:
+def _other_rows(base: ModelWeights, expert: ModelWeights, ours: Sequence[int], theirs: Sequence[int]) -> bool:
     """Say whether shapes differ by the vocabulary's size and nothing else, which is reported once."""
     return ours[0] == base.vocabulary and theirs[0] == expert.vocabulary and ours[1:] == theirs[1:]
 
 
-def _behaviour(base: Weights, expert: Weights) -> list[tuple[str, Any, Any]]:
+def _behaviour(base: ModelWeights, expert: ModelWeights) -> list[tuple[str, Any, Any]]:
     """Return the settings of `BEHAVIOUR` that differ: as written, then as transformers reads them.
 
     One release writes ``rope_theta``, another the same inside ``rope_parameters``; defaults are left out or not.
@@ -331,7 +322,7 @@ def _behaviour(base: Weights, expert: Weights) -> list[tuple[str, Any, Any]]:
     return [(key, ours.get(key), theirs.get(key)) for key in BEHAVIOUR if ours.get(key) != theirs.get(key)]
 
 
-def _fingerprints(checkpoints: Mapping[str, Weights]) -> dict[str, str]:
+def _fingerprints(checkpoints: Mapping[str, ModelWeights]) -> dict[str, str]:
     found, faults = {}, []
     for name, checkpoint in checkpoints.items():
         try:
@@ -339,19 +330,5 @@ def _fingerprints(checkpoints: Mapping[str, Weights]) -> dict[str, str]:
         except InputError as error:
             faults.append(f"{name}: {error}")
     if faults:
-        raise InputError(_listed("cannot use", faults))
+        raise InputError(itemized("cannot use", faults))
     return found
-
-
-def _at_most(faults: Sequence[str], shown: int = 8) -> list[str]:
-    return [*faults[:shown], *([f"... and {len(faults) - shown} more like this"] if len(faults) > shown else [])]
-
-
-def _listed(title: str, faults: Sequence[str]) -> str:
-    return title + ":\n" + "\n".join(f"  - {fault}" for fault in faults)
-
-
-def _group_order(group: str) -> tuple[int, int]:
-    if group == EMBEDDINGS:
-        return (0, 0)
-    return (2, 0) if group == HEAD else (1, int(group.removeprefix("block.")))

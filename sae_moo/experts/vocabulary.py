@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import DTYPES, TensorFacts, Weights, has_a_row_per_token
+from sae_moo.experts.checkpoint import ModelWeights, TensorFacts
+from sae_moo.experts.layout import STORED_DTYPES, has_a_row_per_token, stored_name
 from sae_moo.recipe import BASE
 
 REFUSE, INTERSECTION, KEEP_BASE = POLICIES = ("refuse", "intersection", "base")
@@ -54,7 +55,7 @@ def token_list(folder: Path) -> dict[str, int] | None:
         raise InputError(f"{file}: expected a tokenizer: {error}") from error
 
 
-def aligned(models: Mapping[str, Weights], policy: str) -> tuple[dict[str, Weights], list[str]]:
+def aligned(models: Mapping[str, ModelWeights], policy: str) -> tuple[dict[str, ModelWeights], list[str]]:
     """Return the models with the experts' embeddings and heads in the base's vocabulary, and what forbids it.
 
     The result of a merge always has the base's vocabulary and tokenizer; what experts added to it is dropped. Rows are
@@ -106,7 +107,7 @@ def aligned(models: Mapping[str, Weights], policy: str) -> tuple[dict[str, Weigh
     if policy == INTERSECTION:
         shared = torch.stack([picked >= 0 for picked in rows.values()]).all(0)
         rows = {name: torch.where(shared, picked, -1) for name, picked in rows.items()}
-    result: dict[str, Weights] = {BASE: base}
+    result: dict[str, ModelWeights] = {BASE: base}
     for name, picked in rows.items():
         as_it_is = models[name].vocabulary == base.vocabulary and torch.equal(picked, torch.arange(len(picked)))
         result[name] = models[name] if as_it_is else Aligned(models[name], base, picked)
@@ -122,7 +123,7 @@ class Aligned:
         rows: for each row of the base the expert's, int64; -1 takes the base's.
     """
 
-    def __init__(self, weights: Weights, base: Weights, rows: Tensor) -> None:
+    def __init__(self, weights: ModelWeights, base: ModelWeights, rows: Tensor) -> None:
         self._weights, self._base, self._rows = weights, base, rows
         self.source, self.origin, self.folder = weights.source, weights.origin, weights.folder
         self.config, self.tied, self.vocabulary = weights.config, weights.tied, base.vocabulary
@@ -142,7 +143,7 @@ class Aligned:
         if not self._picked(name):
             return own
         known = self._rows >= 0
-        whole = self._base.load(name).to(DTYPES[self.tensors[name].dtype], copy=True)
+        whole = self._base.load(name).to(STORED_DTYPES[self.tensors[name].dtype], copy=True)
         whole[known] = own[self._rows[known]].to(whole.dtype)
         return whole
 
@@ -161,20 +162,22 @@ class Aligned:
 
     def _facts(self, name: str, facts: TensorFacts) -> TensorFacts:
         theirs = self._base.tensors[name]
-        if facts.dtype not in DTYPES or theirs.dtype not in DTYPES:
+        if facts.dtype not in STORED_DTYPES or theirs.dtype not in STORED_DTYPES:
             return facts  # refused elsewhere
-        wide = torch.promote_types(DTYPES[facts.dtype], DTYPES[theirs.dtype])
-        dtype = next(short for short, each in DTYPES.items() if each == wide)
+        wide = torch.promote_types(STORED_DTYPES[facts.dtype], STORED_DTYPES[theirs.dtype])
+        dtype = stored_name(wide)
         return TensorFacts((len(self._rows), *facts.shape[1:]), dtype)
 
 
-def _other_tokenizer(model: Weights, base: Weights) -> bool:
+def _other_tokenizer(model: ModelWeights, base: ModelWeights) -> bool:
     """Say whether a model and the base both have a ``tokenizer.json``, and not the same."""
     file, theirs = model.folder / "tokenizer.json", base.folder / "tokenizer.json"
     return file.is_file() and theirs.is_file() and file.read_bytes() != theirs.read_bytes()
 
 
-def _tokens(model: Weights, base: Weights, known: Mapping[str, dict[str, int]], policy: str) -> dict[str, int] | None:
+def _tokens(
+    model: ModelWeights, base: ModelWeights, known: Mapping[str, dict[str, int]], policy: str
+) -> dict[str, int] | None:
     """Return a model's tokens, the base's where it has none of its own or the same file; None if nothing is known."""
     has_file = (model.folder / "tokenizer.json").is_file()
     if BASE in known and has_file and not _other_tokenizer(model, base):
@@ -185,7 +188,7 @@ def _tokens(model: Weights, base: Weights, known: Mapping[str, dict[str, int]], 
     return known[BASE] if own is None and BASE in known and model.vocabulary == base.vocabulary else own
 
 
-def _differences(models: Mapping[str, Weights], tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+def _differences(models: Mapping[str, ModelWeights], tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     base = models[BASE]
     for name, model in models.items():
         if model.vocabulary != base.vocabulary:

@@ -56,6 +56,21 @@ def duration(seconds: float) -> str:
     for unit, size, limit in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
         if seconds / size < limit:
             return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return _days(seconds)
+
+
+def clock_time(seconds: float | None) -> str:
+    """Return a span of time as a clock shows it; what is not known yet as dashes."""
+    if seconds is None:
+        return "--:--"
+    whole = round(seconds)
+    if whole >= 48 * 3600:
+        return _days(whole)
+    hours = f"{whole // 3600}:{whole // 60 % 60:02d}" if whole >= 3600 else f"{whole // 60}"
+    return f"{hours}:{whole % 60:02d}"
+
+
+def _days(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sae_moo.files.whole import whole
+from sae_moo.errors import InputError
+from sae_moo.files.whole import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
     try:
         place = folder(kind)
         place.mkdir(parents=True, exist_ok=True)
-        with whole(place / name) as partial:
+        with whole_file(place / name, replace=True) as partial:
             if isinstance(content, str):
                 partial.write_text(content, encoding="utf-8")
             else:
                 content(partial)
-    except (OSError, SafetensorError) as error:
+    except (OSError, InputError, SafetensorError) as error:
         log.info("%s are not kept: %s", kind, error)

@@ -14,22 +14,7 @@ from pathlib import Path
 from sae_moo.errors import InputError
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; the file takes its own name on leaving, and after an error it is gone.
-
-    Args:
-        path: of the file; one that is there is replaced.
-    """
-    partial = path.with_name(f".{path.name}.{_mark()}{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def check_new(path: Path) -> None:
+def check_creatable(path: Path) -> None:
     """Raise InputError unless a file of that name could be made: it exists, or its folder does not or is closed."""
     if path.exists() or path.is_symlink():
         raise InputError(f"{path}: exists already; give a new name, or remove it")
@@ -55,13 +40,18 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
+def whole_file(output: Path, replace: bool = False) -> Iterator[Path]:
     """Give the name of a new file to write, which becomes `output` at the end, or vanishes if anything fails.
+
+    Args:
+        output: the file.
+        replace: whether a file that is there is replaced.
 
     Raises:
         InputError: if `output` is taken or cannot be written.
     """
-    check_free(output, folder=False)
+    if not replace:
+        check_free(output, folder=False)
     with _new(output, Path.touch) as partial:
         yield partial
 
@@ -76,7 +66,7 @@ def _new(output: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
     try:
         yield partial
-        partial.rename(output)
+        partial.replace(output)
     finally:
         _remove(partial)
 

@@ -21,13 +21,15 @@ from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
-from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
-from sae_moo.evaluate.generation import decoding
 from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
-from sae_moo.evaluate.task import Generation, Task
+from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
-from sae_moo.evaluate.vllm import Engine, VllmGenerations
+from sae_moo.evaluate.vllm import Engine, VllmWriter
+from sae_moo.evaluate.writing import decoding
+from sae_moo.experts.layout import dtype_of, longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.calibration import calibrate, read_texts
 from sae_moo.materialization.check import check
@@ -74,7 +76,7 @@ class Bench:
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
-        scorer(config, pool, tasks, device)  # refused here if it cannot be
+        scorer_of(config, pool, tasks, device)  # refused here if it cannot be
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         bench.check()
         return bench
@@ -100,6 +102,14 @@ class Bench:
         ground = self.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
 
+    def tell_twins(self) -> None:
+        """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
+        seen: dict[str, str] = {}
+        for name, fingerprint in self.pool.fingerprints.items():
+            if fingerprint in seen:
+                log.warning("%s and %s are the same model", seen[fingerprint], name)
+            seen.setdefault(fingerprint, name)
+
     def anchors(self) -> dict[str, list[int]]:
         """Choose the instances that stand for all, by what the experts and the base answer to whole tasks.
 
@@ -114,7 +124,7 @@ class Bench:
         if share is None:
             return {}
         known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
-        whole = scorer(self.config, self.pool, self.tasks, self.device)
+        whole = scorer_of(self.config, self.pool, self.tasks, self.device)
         evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
         found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in self.pool.names}
         broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
@@ -136,7 +146,7 @@ class Bench:
 
     def scorer(self) -> Scorer:
         """Return a scorer of the tasks."""
-        return scorer(self.config, self.pool, self.tasks, self.device, self._blocks)
+        return scorer_of(self.config, self.pool, self.tasks, self.device, self._blocks)
 
     @property
     def _blocks(self) -> int:
@@ -167,15 +177,21 @@ class Bench:
                 self.model_bytes * wanted / 2**30,
             )
         writer = self.config.evaluation.generation
-        known = ExpertScores(self.pool, self.tasks, self.device, self._blocks, writer)
-        racing = self.config.evaluation.racing
-        return Evaluator(self.pool, self.live_model(), self.scorer(), cache, racing, known, needs.sparseness)
+        known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer)
+        return Evaluator(
+            self.pool,
+            self.live_model(),
+            self.scorer(),
+            cache=cache,
+            racing=self.config.evaluation.racing,
+            known=known,
+            measure=needs.sparseness,
+        )
 
     @property
     def model_bytes(self) -> int:
         """Size of one candidate's weights in the configured dtype."""
-        width: int = getattr(torch, self.config.models.dtype).itemsize
-        return width * sum(info.numel for info in self.pool.tensors)
+        return dtype_of(self.config.models.dtype).itemsize * sum(info.numel for info in self.pool.tensors)
 
     def ground(self) -> Ground:
         """Return what the configured space stands on."""
@@ -242,7 +258,7 @@ class Bench:
         }
 
 
-def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
+def scorer_of(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
     """Return a scorer of tasks for models like those of a pool.
 
     Raises:
@@ -250,13 +266,15 @@ def scorer(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str,
     """
     tokenizer = pool.tokenizer()
     if config.evaluation.generation == "transformers":
-        return Scorer(tasks, device, tokenizer, blocks)
+        return Scorer(tasks, device, tokenizer, blocks=blocks)
     prompts = [each for task in tasks for split in SPLITS for each in task.requests(split)]
-    longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Generation)), default=0)
+    longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Prompt)), default=0)
     if not longest:
-        return Scorer(tasks, device, tokenizer, blocks)
+        return Scorer(tasks, device, tokenizer, blocks=blocks)
     engine = _engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
-    return Scorer(tasks, device, tokenizer, blocks, lambda prompts: VllmGenerations(prompts, tokenizer, engine))
+    return Scorer(
+        tasks, device, tokenizer, blocks=blocks, writer=lambda prompts: VllmWriter(prompts, tokenizer, engine)
+    )
 
 
 @cache
@@ -291,14 +309,12 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         InputError: listing the faults of every task.
     """
     tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
-    described = pool.checkpoints[BASE].config
-    longest = described.get("max_position_embeddings", described.get("n_positions"))  # GPT-2's name for it
+    longest = longest_input(pool.checkpoints[BASE].config)
     tasks: list[Task] = []
     faults = []
     for section in config.tasks:
         try:
-            most = longest if isinstance(longest, int) else None
-            tasks.append(_task(section, config.directory, tokenizer, pool.checkpoints[BASE].folder, most))
+            tasks.append(_task(section, config.directory, tokenizer, pool.checkpoints[BASE].folder, longest))
         except InputError as error:
             faults.append(str(error))
     if faults:

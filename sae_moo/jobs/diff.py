@@ -14,16 +14,17 @@ from torch import Tensor
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.run import Run
-from sae_moo.jobs import search as jobs
 from sae_moo.jobs.bench import Bench
+from sae_moo.jobs.evaluate import evaluate
 from sae_moo.jobs.judge import bench_of, check_has_test, judge
 from sae_moo.jobs.merge import read_recipe
 from sae_moo.materialization.prepare import prepared
 from sae_moo.objectives import Objective
-from sae_moo.objectives.scores import Score, Scores, Split, mean_score, summary
+from sae_moo.objectives.scores import Score, Scores, Split, mean_score, task_scores
 from sae_moo.recipe import BASE, Recipe
 
 WHOLE_MODEL = "all"
@@ -139,31 +140,32 @@ def of_models(first: str, second: str, config: Config, split: Split = "test") ->
     )
     rows = []
     for target in targets:
-        found = jobs.evaluate(target, config, split, bench)
+        found = evaluate(target, config, split, bench)
         rows.append({task: np.array([s["score"] for s in found.samples if s["name"] == task]) for task in found.scores})
     groups = () if unlike else _groups(opened[0][0], opened[0][1], opened[1][1])
     return Diff(targets, split, _scores(rows, config.objective_list()), groups, unlike or "")
 
 
-Weights = Callable[[TensorInfo], Tensor]
+Tensors = Callable[[TensorInfo], Tensor]
+"""What gives the tensors of a model."""
 
 
-def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPool, Weights]:
+def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPool, Tensors]:
     if target.endswith(".json"):
         assert bench is not None
         recipe = read_recipe(Path(target), bench.pool)
         return bench.pool, _of_recipe(bench.ground().candidate(recipe), bench)
-    pool, dtype = ExpertPool({BASE: Checkpoint(target)}), getattr(torch, config.models.dtype)
+    pool, dtype = ExpertPool({BASE: Checkpoint(target)}), dtype_of(config.models.dtype)
     return pool, lambda info: pool.load(BASE, info.name).to(dtype)
 
 
-def _of_recipe(recipe: Recipe, bench: Bench) -> Weights:
+def _of_recipe(recipe: Recipe, bench: Bench) -> Tensors:
     return prepared(recipe, bench.pool, bench.device).plan.tensor
 
 
 def _scores(rows: Sequence[Scores], objectives: Sequence[Objective]) -> dict[str, ScoreDifference]:
     first, second = rows
-    means = summary(first), summary(second)
+    means = task_scores(first), task_scores(second)
     wanted: dict[str, tuple[str, ...]] = {task: (task,) for task in first}
     wanted |= {o.name: o.tasks for o in objectives if len(o.tasks) > 1}
     return {
@@ -173,7 +175,7 @@ def _scores(rows: Sequence[Scores], objectives: Sequence[Objective]) -> dict[str
 
 
 @torch.no_grad()
-def _groups(pool: ExpertPool, first: Weights, second: Weights) -> tuple[GroupDifference, ...]:
+def _groups(pool: ExpertPool, first: Tensors, second: Tensors) -> tuple[GroupDifference, ...]:
     """Return the differences by group; two tensors are in memory at a time."""
     count = len(pool.groups)
     apart, norm = np.zeros(count), np.zeros(count)

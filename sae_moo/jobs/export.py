@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.formats import FORMATS, Format
@@ -17,14 +15,15 @@ from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import tokenizer_of
 from sae_moo.deploy.tensor_files import SHARD_BYTES
 from sae_moo.errors import InputError, Interrupted
+from sae_moo.experts.layout import dtype_of
 from sae_moo.explore.run import Run
 from sae_moo.files.whole import check_free
-from sae_moo.jobs import verify as verification
 from sae_moo.jobs.bench import Bench, versions
 from sae_moo.jobs.judge import bench_of
 from sae_moo.jobs.merge import merge
+from sae_moo.jobs.verify import verify_apart
 from sae_moo.objectives import objective_scores
-from sae_moo.objectives.scores import Score, Split, summary
+from sae_moo.objectives.scores import Score, Split, task_scores
 from sae_moo.recipe import BASE
 from sae_moo.study.storage import TrialRecord
 
@@ -95,7 +94,7 @@ def export(
     scores: Scored = {}
 
     def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Scored:
-        scores.update(verification.verify(run, record.number, folder, digests, exact, tell))
+        scores.update(verify_apart(run, record.number, folder, digests, exact, tell))
         return {split: objective_scores(tasks, run.objectives) | tasks for split, tasks in scores.items()}
 
     order = Order(
@@ -148,7 +147,7 @@ def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
 
 
 def _stream(run: Run, record: TrialRecord, bench: Bench) -> Stream:
-    return Stream(record.recipe, bench.pool, getattr(torch, run.config.models.dtype), bench.device)
+    return Stream(record.recipe, bench.pool, dtype_of(run.config.models.dtype), bench.device)
 
 
 def _whose(record: TrialRecord) -> str:
@@ -194,7 +193,7 @@ def _card(
         **({} if row.guest is None else {"format": f"{row.name} of {row.guest}, for {row.loads}"}),
         **{f"searched on {task.name}": task.source("search") for task in bench.tasks},
     }
-    known = summary(evaluation.scores)
+    known = task_scores(evaluation.scores)
     title = output.name if row.folder else output.stem
     scores = objective_scores(known, run.objectives) | known
     return Card(title, why, facts, {"search": scores}, loads=row.transformers)

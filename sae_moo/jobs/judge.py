@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_moo.config.document import Config, differences
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, itemized
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench
@@ -35,7 +35,7 @@ def bench_of(run: Run, any_device: bool = False) -> Bench:
     bench = Bench.open(run.config).anchored(run.anchors)
     changed = [each for each in differences(run.identity, bench.identity()) if each.key != "device" or not any_device]
     if changed:
-        raise InputError("this is not what the study was made with:\n" + "\n".join(f"  - {each}" for each in changed))
+        raise InputError(itemized("this is not what the study was made with", changed))
     return bench
 
 
@@ -155,4 +155,4 @@ def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluatio
     if values:
         best = max(values, key=lambda name: values[name])
         found.append((f"best expert ({best})", *experts[best]))
-    return [*found, ("uniform average", *evaluated(view.average, dict(ground.anchors())[AVERAGE]))]
+    return [*found, ("uniform average", *evaluated(view.average, dict(ground.starting_recipes())[AVERAGE]))]

@@ -9,22 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.formats import FORMATS
-from sae_moo.deploy.mergekit import document as mergekit_document
-from sae_moo.deploy.mergekit import writer as mergekit_writer
-from sae_moo.deploy.mergekit.document import Document
+from sae_moo.deploy.mergekit.document import AUTO, Document, read_configuration
 from sae_moo.deploy.mergekit.translate import translate
+from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config, write_origin, write_surroundings
 from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
 from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
-from sae_moo.files.whole import check_free, check_new, whole, whole_folder
+from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
 from sae_moo.recipe import BASE, Recipe, decode
@@ -66,46 +64,85 @@ def merge(
     """
     path, output = Path(recipe_file), Path(output)
     check_free(output)
-    notes: tuple[str, ...] = ()
-    expected = None
-    if path.suffix in MERGEKIT:
-        document = mergekit_document.read(path)
-        notes = document.notes
-        sources = _moved(path, document.sources, moved)
-        experts = {name: source for name, source in sources.items() if name != BASE}
-        base = sources[BASE]
-        policy = KEEP_BASE if document.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
-        pool = ExpertPool.open(base, experts, vocabulary=policy) if experts else ExpertPool({BASE: Checkpoint(base)})
-        recipe = translate(document, pool)
-        tokenizer, settings = _chosen_tokenizer(document, pool), document.tokenizer or BASE
-        stored = pool.checkpoints[BASE].vocabulary
-        if document.tokenizer is not None and stored is not None and stored != len(tokenizer):
-            notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
-        why = f"Merged by the mergekit configuration {path.name}"
-    else:
-        pool = _open_experts(path, moved)
-        recipe = read_recipe(path, pool)
-        tokenizer, settings = pool.tokenizer(), BASE
-        expected = _read_document(path).get("tensors")
-        why = f"Merged by the recipe {path.name}"
+    ordered = (_from_mergekit if path.suffix in MERGEKIT else _from_recipe)(path, moved)
+    recipe, pool = ordered.recipe, ordered.pool
     named = getattr(recipe, "dtype", dtype)
-    stream = Stream(recipe, pool, getattr(torch, named))
+    stream = Stream(recipe, pool, dtype_of(named))
     with whole_folder(output) as partial:
         write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
         try:
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes += _compared(path, expected, stream)
+        notes = ordered.notes + _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
             "dtype": named,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
         }
-        write_surroundings(partial, pool, deployed_config(pool, getattr(torch, named)), tokenizer, settings)
-        write_origin(partial, stream, Card(output.name, why, facts, {}))
+        config = deployed_config(pool, dtype_of(named))
+        write_surroundings(partial, pool, config, ordered.tokenizer, ordered.settings)
+        write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
     return Merged(sparsity, notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ordered:
+    """What a file says is to be merged.
+
+    Args:
+        pool: the experts.
+        recipe: what is made of them.
+        tokenizer: what is written as the tokenizer.
+        settings: name of the expert that settings of generation come from.
+        why: what it is, for the model card.
+        notes: what the user should know.
+        digests: tensor name -> SHA-256 that it must have, as it was read; None if the file does not say.
+    """
+
+    pool: ExpertPool
+    recipe: Recipe
+    tokenizer: Any
+    settings: str
+    why: str
+    notes: tuple[str, ...] = ()
+    digests: Any = None
+
+
+def _from_mergekit(path: Path, moved: Mapping[str, str] | None) -> _Ordered:
+    """Return what a mergekit configuration orders."""
+    configuration = read_configuration(path)
+    sources = _moved(path, configuration.sources, moved)
+    base = sources.pop(BASE)
+    policy = KEEP_BASE if configuration.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
+    pool = ExpertPool.open(base, sources, vocabulary=policy) if sources else ExpertPool({BASE: Checkpoint(base)})
+    tokenizer = _chosen_tokenizer(configuration, pool)
+    notes = configuration.notes
+    stored = pool.checkpoints[BASE].vocabulary
+    if configuration.tokenizer is not None and stored is not None and stored != len(tokenizer):
+        notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
+    return _Ordered(
+        pool=pool,
+        recipe=translate(configuration, pool),
+        tokenizer=tokenizer,
+        settings=configuration.tokenizer or BASE,
+        why=f"Merged by the mergekit configuration {path.name}",
+        notes=notes,
+    )
+
+
+def _from_recipe(path: Path, moved: Mapping[str, str] | None) -> _Ordered:
+    """Return what a recipe file orders."""
+    pool = _open_experts(path, moved)
+    return _Ordered(
+        pool=pool,
+        recipe=read_recipe(path, pool),
+        tokenizer=pool.tokenizer(),
+        settings=BASE,
+        why=f"Merged by the recipe {path.name}",
+        digests=_read_document(path).get("tensors"),
+    )
 
 
 def _compared(path: Path, expected: Any, stream: Stream) -> tuple[str, ...]:
@@ -125,7 +162,9 @@ def _compared(path: Path, expected: Any, stream: Stream) -> tuple[str, ...]:
     return (f"all {len(expected)} tensors are bit for bit those that the recipe was written with",)
 
 
-def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def write_mergekit(
+    recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Write a recipe file as a mergekit configuration.
 
     Args:
@@ -143,13 +182,13 @@ def to_mergekit(recipe_file: str | Path, output: str | Path, moved: Mapping[str,
     path, output = Path(recipe_file), Path(output)
     if path.suffix in MERGEKIT:
         raise InputError(f"{path}: is a mergekit configuration already; expected a recipe as JSON")
-    check_new(output)
+    check_creatable(output)
     pool = _open_experts(path, moved)
     try:
-        text, notes = mergekit_writer.write(read_recipe(path, pool), pool)
+        text, notes = configuration_text(read_recipe(path, pool), pool)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    with whole(output) as partial:
+    with whole_file(output, replace=True) as partial:
         partial.write_text(text, encoding="utf-8")
     return tuple(notes)
 
@@ -179,23 +218,23 @@ def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | No
     return {**sources, **now}
 
 
-def _chosen_tokenizer(document: Document, pool: ExpertPool) -> Any:
+def _chosen_tokenizer(configuration: Document, pool: ExpertPool) -> Any:
     """Return the tokenizer a mergekit configuration asks for.
 
     Raises:
         InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
     """
-    tokenizer = load_tokenizer(pool.checkpoints[document.tokenizer or BASE].folder)
+    tokenizer = load_tokenizer(pool.checkpoints[configuration.tokenizer or BASE].folder)
     tokens = tokenizer.get_vocab()
-    for name, weights in pool.checkpoints.items() if document.tokenizer not in (None, BASE) else ():
+    for name, weights in pool.checkpoints.items() if configuration.tokenizer not in (None, BASE) else ():
         own = token_list(weights.folder)
         if own is not None and any(own.get(token) != row for token, row in tokens.items()):
             raise InputError(
-                f"{document.path}: tokenizer: {name!r} has another vocabulary than {document.tokenizer!r}; rows of "
-                "embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
+                f"{configuration.path}: tokenizer: {name!r} has another vocabulary than {configuration.tokenizer!r}; "
+                "rows of embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
             )
-    template = document.chat_template
-    if template == mergekit_document.AUTO:
+    template = configuration.chat_template
+    if template == AUTO:
         having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
         having = [each for each in having if isinstance(each, str)]
         template = Counter(having).most_common(1)[0][0] if having else None

@@ -1,46 +1,22 @@
-"""The whole jobs: search, evaluate, export, merge. Each is one call of the command line."""
+"""Running a search, or going on with one: what is configured is opened, and its study is run to the budget's end."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sae_moo.config.document import Config, differences
-from sae_moo.errors import Hint, InputError
-from sae_moo.evaluate.task import Metric
-from sae_moo.experts.checkpoint import Checkpoint
-from sae_moo.experts.pool import ExpertPool
+from sae_moo.errors import Hint, InputError, itemized
 from sae_moo.explore.run import Run
-from sae_moo.jobs.bench import Bench, open_tasks, resolve_device, versions
-from sae_moo.jobs.bench import scorer as scorer_of
-from sae_moo.jobs.export import estimate, export
-from sae_moo.jobs.judge import check_has_test
-from sae_moo.jobs.merge import merge, read_recipe, to_mergekit
-from sae_moo.materialization.into_model import materialize, measured_sparsity
-from sae_moo.objectives.scores import SPLITS, Score, Split, summary
-from sae_moo.recipe import BASE
+from sae_moo.jobs.bench import Bench, versions
+from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Event, Exhausted, Listener, PutAside, Study
 from sae_moo.study.storage import TrialStorage, absolute, create_or_load, describe, open_storage
-
-__all__ = [
-    "Evaluated",
-    "check_resumable",
-    "estimate",
-    "evaluate",
-    "export",
-    "merge",
-    "search",
-    "tell_twins",
-    "to_mergekit",
-]
-
-log = logging.getLogger(__name__)
 
 
 def search(
@@ -71,64 +47,36 @@ def search(
     """
     if bench is None:
         bench = Bench.open(config)
-        tell_twins(bench)
-    folder = RunFolder(Path(root) / config.study.name)
-    place = None if config.study.storage is None else absolute(config.study.storage, config.directory)
-    if fresh and place is not None:
+        bench.tell_twins()
+    url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
+    if fresh and url is not None:
         raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")
+    folder = RunFolder(Path(root) / config.study.name)
     aside = (lambda path: listener(PutAside(path))) if fresh else None
     with folder.held(aside):
-        storage = open_storage(place or folder.journal, write=True)
-        study = create_or_load(storage, config.study.name, config.objective_list())
-        stored = StudyHeader.read(study.user_attrs)
-        if stored is None and study.get_trials(deepcopy=False):
+        storage = open_storage(url or folder.journal, write=True)
+        stored = create_or_load(storage, config.study.name, config.objective_list())
+        header = StudyHeader.read(stored.user_attrs)
+        if header is None and stored.get_trials(deepcopy=False):
             raise InputError(f"study {config.study.name!r} holds trials that sae-moo did not make; use another name")
-        anchors = bench.anchors() if stored is None else stored.anchors
+        anchors = bench.anchors() if header is None else header.anchors
         bench = bench.anchored(anchors)
-        if stored is not None:
-            _check_same(folder, stored.identity, bench, place)
-        header = StudyHeader(  # models may have moved since, their contents are checked
-            config=config.model_dump(mode="json"),
-            directory=str(config.directory),
-            fingerprints=bench.pool.fingerprints,
-            groups=bench.pool.groups,
-            identity=bench.identity() if stored is None else stored.identity,
-            anchors=anchors,
-            items={task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks},
-            exhausted=None if stored is None else stored.exhausted,
-        )
-        describe(study, header.attributes())
-        folder.point(config.study.name, place)
-        evaluator = bench.evaluator()
+        if header is not None:
+            _check_same(folder, header.identity, bench, url)
+        header = _header(bench, anchors, header)
+        describe(stored, header.attributes())
+        folder.point(config.study.name, url)
 
         def heard(event: Event) -> None:
             if isinstance(event, Exhausted):
-                describe(study, replace(header, exhausted=event.evaluations).attributes())
+                describe(stored, replace(header, exhausted=event.evaluations).attributes())
             listener(event)
 
-        Study(
-            TrialStorage(
-                storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
-            ),
-            searcher(bench) if searcher is not None else bench.searcher(),
-            LocalExecutor(evaluator.evaluate),
-            bench.pool.fingerprints,
-            bench.pool.groups,
-            config.search.evaluations,
-            versions(),
-            heard,
-            bench.rivals(),
-        ).run()
+        trials = TrialStorage(
+            storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
+        )
+        _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard).run()
     return Run.open(folder.path)
-
-
-def tell_twins(bench: Bench) -> None:
-    """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
-    seen: dict[str, str] = {}
-    for name, fingerprint in bench.pool.fingerprints.items():
-        if fingerprint in seen:
-            log.warning("%s and %s are the same model", seen[fingerprint], name)
-        seen.setdefault(fingerprint, name)
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
@@ -139,66 +87,43 @@ def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> No
         _check_same(folder, run.identity, bench.anchored(run.anchors), config.study.storage)
 
 
-def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, place: str | None) -> None:
-    found = differences(stored, bench.identity())
-    if found:
-        raise InputError(
-            f"{folder.path}: the study was made under other settings and is not resumed:\n"
-            + "\n".join(f"  - {difference}" for difference in found),
-            Hint.FRESH if place is None else Hint.RENAME,
-        )
+def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, url: str | None) -> None:
+    changed = differences(stored, bench.identity())
+    if changed:
+        title = f"{folder.path}: the study was made under other settings and is not resumed"
+        raise InputError(itemized(title, changed), Hint.FRESH if url is None else Hint.RENAME)
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """What `evaluate` found.
+def _header(bench: Bench, anchors: Mapping[str, Sequence[int]], stored: StudyHeader | None) -> StudyHeader:
+    """Return what a study says of itself from now on: models may have moved since, their contents were checked.
 
     Args:
-        scores: task name -> score.
-        sparsity: the fraction of zeros over all prunable weights.
-        metrics: task name -> further numbers by name; empty for tasks that have none.
-        samples: one per instance, with ``name`` (the task's), ``instance`` (its number), ``score``, and what the task
-            tells of it.
+        bench: what evaluates.
+        anchors: what it was anchored to.
+        stored: what it said so far, if it said anything.
     """
-
-    scores: Mapping[str, Score]
-    sparsity: float
-    metrics: Mapping[str, Mapping[str, Metric]]
-    samples: tuple[Mapping[str, Any], ...]
-
-
-def evaluate(target: str, config: Config, split: Split, bench: Bench | None = None) -> Evaluated:
-    """Score a model folder, a hub id, ``zoo:NAME`` or a recipe with the configured tasks.
-
-    Args:
-        target: what to score; a path ending in ``.json`` is a recipe over the configured experts.
-        config: the configuration.
-        split: which items to score on.
-        bench: the configuration's, if it is open already; recipes are made with it.
-
-    Raises:
-        InputError: if the target or the configuration cannot be used.
-        TaskError: if the model's answers are not finite.
-    """
-    if split == "test":
-        check_has_test(config)
-    device = resolve_device(config.models.device)
-    if target.endswith(".json"):
-        bench = Bench.open(config) if bench is None else bench
-        recipe = read_recipe(Path(target), bench.pool)
-        pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
-        materialize(recipe, pool, model)
-    else:
-        pool = ExpertPool({BASE: Checkpoint(target)})
-        tasks = open_tasks(config, pool)
-        model = pool.live_model(config.models.dtype, device)
-    scorer = scorer_of(config, pool, tasks, device)
-    answers = scorer.answers(model, split)
-    scores = scorer.judge(split, answers)
-    metrics = {task.name: task.metrics(split, answers[task.name]) for task in tasks}
-    samples = tuple(
-        {"name": task.name, "instance": i, "score": float(scores[task.name][i]), **sample}
-        for task in tasks
-        for i, sample in enumerate(task.samples(split, answers[task.name]))
+    config = bench.config
+    return StudyHeader(
+        config=config.model_dump(mode="json"),
+        directory=str(config.directory),
+        fingerprints=bench.pool.fingerprints,
+        groups=bench.pool.groups,
+        identity=bench.identity() if stored is None else stored.identity,
+        anchors=anchors,
+        items={task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks},
+        exhausted=None if stored is None else stored.exhausted,
     )
-    return Evaluated(summary(scores), measured_sparsity(pool, model), metrics, samples)
+
+
+def _study(bench: Bench, trials: TrialStorage, searcher: Searcher, listener: Listener) -> Study:
+    return Study(
+        trials,
+        searcher,
+        LocalExecutor(bench.evaluator().evaluate),
+        bench.pool.fingerprints,
+        bench.pool.groups,
+        bench.config.search.evaluations,
+        versions(),
+        listener,
+        bench.rivals(),
+    )

@@ -1,11 +1,10 @@
 """Verifying an export in a process of its own, which has seen nothing but what lies on the disk.
 
-``python -m sae_moo.jobs.verify REQUEST RESULT`` reads a JSON request and writes a JSON result; `verify` runs it.
+``python -m sae_moo.jobs.verify REQUEST RESULT`` reads a JSON request and writes a JSON result; `verify_apart` runs it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,27 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sae_moo.deploy.tensor_files import raw
 from sae_moo.errors import RunError, SaeMooError
-from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.generation import decoding
+from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.layout import content_digest, dtype_of
 from sae_moo.experts.live import load_model
 from sae_moo.explore.run import Run
 from sae_moo.jobs.judge import bench_of
-from sae_moo.objectives.scores import Score, Split, stderr, summary
+from sae_moo.objectives.scores import Score, Split, stderr, task_scores
 from sae_moo.recipe import BASE
 
-SAME = 1e-4
+LIKELIHOOD_TOLERANCE = 1e-4
 """How far likelihoods of an instance may differ: batches of another size, after memory ran out, round otherwise."""
 
 # A Ctrl-C reaches both processes; this one then ends the other.
 _CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sae_moo.jobs.verify import main; main()"
 
 
-def verify(
+def verify_apart(
     run: Run,
     trial: int,
     folder: Path,
@@ -60,30 +58,15 @@ def verify(
     Raises:
         RunError: if anything differs, experts and items from those of the study too, or the process could not tell.
     """
-    request = {
-        "run": str(run.folder.resolve()),
-        "trial": trial,
-        "folder": str(folder.resolve()),
-        "digests": dict(digests),
-        "exact": exact,
-    }
-    library = str(Path(__file__).resolve().parents[2])
-    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory() as scratch:
-        asked, told = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(asked), str(told)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
-        if not told.is_file():
-            raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
-        result = json.loads(told.read_text(encoding="utf-8"))
-    if "error" in result:
-        raise RunError(result["error"])
+    result = _answer_of_child(
+        {
+            "run": str(run.folder.resolve()),
+            "trial": trial,
+            "folder": str(folder.resolve()),
+            "digests": dict(digests),
+            "exact": exact,
+        }
+    )
     instances, different = result["instances"], result["different"]
     tell(
         f"verified in a fresh process: {len(digests)} tensors read back as computed; "
@@ -99,10 +82,36 @@ def verify(
     }
 
 
+def _answer_of_child(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a request answered in a fresh process.
+
+    Raises:
+        RunError: if the answer is a fault, or there is none.
+    """
+    library = str(Path(__file__).resolve().parents[2])
+    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, told = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(asked), str(told)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        if not told.is_file():
+            raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
+        result: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise RunError(result["error"])
+    return result
+
+
 def check_tensors(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise RunError if a folder does not hold tensors of exactly these names and SHA-256 digests."""
     written = Checkpoint(str(folder))
-    found = {name: hashlib.sha256(raw(written.load(name).contiguous())).hexdigest() for name in written.tensors}
+    found = {name: content_digest(written.load(name).contiguous()) for name in written.tensors}
     wrong = sorted(name for name in {*found, *digests} if found.get(name) != digests.get(name))
     if wrong:
         raise RunError(
@@ -117,7 +126,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     run = Run.open(request["run"])
     record = run.trial(request["trial"])
     bench = bench_of(run)
-    model = load_model(folder, getattr(torch, run.config.models.dtype), bench.device)
+    model = load_model(folder, dtype_of(run.config.models.dtype), bench.device)
     base = bench.pool.checkpoints[BASE].folder
     if decoding(folder) != decoding(base):
         model.generation_config = generation_settings(base)  # as the trial was decoded
@@ -178,7 +187,7 @@ def same_scores(
     again = scorer.score(model, "search")
     different = 0
     for task, row in expected.items():
-        wrong = int(np.sum(np.abs(again[task] - np.array(row)) > SAME))
+        wrong = int(np.sum(np.abs(again[task] - np.array(row)) > LIKELIHOOD_TOLERANCE))
         moved = abs(float(again[task].mean()) - float(np.mean(row)))
         allowed = 0.0 if exact or len(row) == 1 else stderr(row)
         if wrong and (exact or moved > allowed):
@@ -187,7 +196,7 @@ def same_scores(
                 f"differently (mean {again[task].mean():.6f} instead of {np.mean(row):.6f}); nothing was exported"
             )
         different += wrong
-    result: dict[Split, dict[str, Score]] = {"search": summary(again)}
+    result: dict[Split, dict[str, Score]] = {"search": task_scores(again)}
     if all(task.instances("test") for task in scorer.tasks):
-        result["test"] = summary(scorer.score(model, "test"))
+        result["test"] = task_scores(scorer.score(model, "test"))
     return result, different

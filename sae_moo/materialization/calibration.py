@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts.anatomy import transposed
+from sae_moo.experts.layout import content_digest, longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files import user_cache
 from sae_moo.materialization.into_model import materialize
@@ -75,7 +76,7 @@ def calibrate(
             f"calibration: no model named {model!r}{nearest(model, pool.names)}; there are {', '.join(pool.names)}"
         )
     config = pool.checkpoints[BASE].config
-    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    longest = longest_input(config)
     tokenizer = pool.tokenizer() if any(isinstance(text, str) for text in texts) else None
     sequences = tokenised(tokenizer, texts, tokens, min(LONGEST, longest or LONGEST))
     settings = [_METHOD, pool.fingerprints[model], config, dtype, torch.device(device).type, sequences]
@@ -260,7 +261,7 @@ def norms_digest(norms: Norms) -> str:
     whole = hashlib.sha256()
     for name in sorted(norms):
         row = norms[name].contiguous()
-        content = hashlib.sha256(row.view(torch.uint8).numpy().data).hexdigest()
+        content = content_digest(row)
         whole.update(json.dumps([name, len(row), content]).encode())
     return whole.hexdigest()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.ops.measure import WHOLE, l1_norm
 from sae_moo.recipe import BASE
+from sae_moo.recipe.groups import in_block
 
 
 def ranks(
@@ -32,7 +33,7 @@ def ranks(
             base = pool.load(BASE, info.name).to(device).flatten()
             change = l1_norm(model(info).flatten(), base, WHOLE, 1)
             changes.append(float(f"{change:.9e}"))  # the order of a sum decides no rank
-        inside = [i for i, info in enumerate(pool.tensors) if pool.groups[info.group].startswith("block.")]
+        inside = [i for i, info in enumerate(pool.tensors) if in_block(pool.groups[info.group])]
         column = [1.0] * len(pool.tensors)
         for place, i in enumerate(sorted(inside, key=lambda i: (changes[i], i)), start=1):
             column[i] = float(place)

@@ -16,7 +16,7 @@ from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.select import Scores, rank
+from sae_moo.materialization.ops.select import Importances, rank
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Plan, scoring_of
 from sae_moo.recipe import STRUCTURED, Cast, Merge, Prune, Recipe, walk
@@ -101,7 +101,7 @@ def _resolved_counts(
 ) -> tuple[int, ...]:
     plan = Plan(node.input, pool, device, cache)
 
-    def score(info: TensorInfo) -> Scores:
+    def score(info: TensorInfo) -> Importances:
         return scoring_of(node, info, plan.tensor(info).flatten(), pool).scores()
 
     prunable = [info for info in pool.tensors if info.prunable]

@@ -36,7 +36,7 @@ class Score:
     instances: int
 
 
-def summary(scores: Mapping[str, NDArray[np.float64] | Sequence[float]]) -> dict[str, Score]:
+def task_scores(scores: Mapping[str, NDArray[np.float64] | Sequence[float]]) -> dict[str, Score]:
     """Return the mean, standard error and number of instances of every task, from its score per instance."""
     return {task: Score(mean(row), stderr(row), len(row)) for task, row in scores.items()}
 

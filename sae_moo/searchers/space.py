@@ -101,7 +101,7 @@ class Ground:
         """Return the recipe rounded to the model's dtype, as every candidate is."""
         return recipe if isinstance(recipe, Cast) and recipe.dtype == self.dtype else Cast(recipe, self.dtype)
 
-    def anchors(self) -> list[tuple[str, Recipe]]:
+    def starting_recipes(self) -> list[tuple[str, Recipe]]:
         """Return the merges every first population holds, most telling first, with what made them.
 
         Every expert, the base, the uniform average, task arithmetic at a few scales. All are real models: an archive
@@ -118,7 +118,7 @@ class Ground:
     def first(
         self, count: int, rng: np.random.Generator, sparsest: float, ladder: int = 0, tilt: float | None = None
     ) -> list[tuple[str, Recipe]]:
-        """Return a first population with what made each: `anchors`, then random merges pruned at random.
+        """Return a first population with what made each: `starting_recipes`, then random merges pruned at random.
 
         Args:
             count: its size.
@@ -128,7 +128,7 @@ class Ground:
                 largest being `sparsest`.
             tilt: see `random_merge`.
         """
-        drawn = self.anchors()[:count]
+        drawn = self.starting_recipes()[:count]
         for rung in range(min(ladder, count - len(drawn))):
             ratio = np.full(self.groups, sparsest * (rung + 1) / ladder)
             drawn.append(("pruned average", self.candidate(self.pruned(dict(drawn)[AVERAGE], ratio))))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.files.whole import whole
+from sae_moo.files.whole import whole_file
 from sae_moo.study.storage import packed, unpacked
 
 RUNS = Path("runs")
@@ -118,7 +118,7 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             return
         rows = {digest: {task: packed(row.tolist()) for task, row in tasks.items()} for digest, tasks in scores.items()}
-        with whole(self.path / JUDGED) as partial:
+        with whole_file(self.path / JUDGED, replace=True) as partial:
             partial.write_text(json.dumps(rows), encoding="utf-8")
 
     @contextmanager

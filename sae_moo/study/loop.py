@@ -14,6 +14,7 @@ from sae_moo.errors import Hint, InputError, Interrupted
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Prune, Recipe, digest
+from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
@@ -238,7 +239,7 @@ class Study:
         weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
         params = {f"weight {name}": round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
         asked = _asked_sparsity(proposal.recipe, len(self._groups))
-        blocks = [i for i, group in enumerate(self._groups) if group.startswith("block.")]
+        blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
         for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
             first, last = int(part[0]), int(part[-1])
             label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"

@@ -142,7 +142,7 @@ class MergeMethodContract:
         assert all(torch.equal(x, copy) for x, copy in zip((base, *inputs), copies, strict=True))
 
     def test_global_random_numbers_are_left_alone(self, given: Mapping[str, Any]) -> None:
-        """A method that draws has a setting `seed` and streams of its own (`ops.random.Stream`)."""
+        """A method that draws has a setting `seed` and streams of its own (`ops.random.Draws`)."""
         base, *inputs = experts(self.count, (40, 33))
         with untouched():
             self.merge(inputs, base, given)

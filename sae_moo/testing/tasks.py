@@ -18,8 +18,8 @@ import torch
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
-from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.kinds import KINDS, Opening
+from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.task import Answer, Answered, Request, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items
 from sae_moo.experts.live import load_model

@@ -15,7 +15,7 @@ _NOT_ASKED = -100
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """One item as token ids: ``prompt`` is given, ``answer`` is asked for."""
 
     prompt: tuple[int, ...]
@@ -36,7 +36,7 @@ class Batch:
     asked: torch.Tensor
 
 
-def encode(tokenizer: Tokenizer, items: Sequence[tuple[str, str]], end: bool) -> list[Row]:
+def encode(tokenizer: Tokenizer, items: Sequence[tuple[str, str]], end: bool) -> list[Example]:
     """Turn prompts and answers into token ids.
 
     Args:
@@ -50,10 +50,10 @@ def encode(tokenizer: Tokenizer, items: Sequence[tuple[str, str]], end: bool) ->
     prompts = tokenizer.encode_batch([prompt for prompt, _ in items])
     answers = tokenizer.encode_batch([answer for _, answer in items])
     tail = (END_ID,) if end else ()
-    return [Row(tuple(p.ids), tuple(a.ids) + tail) for p, a in zip(prompts, answers, strict=True)]
+    return [Example(tuple(p.ids), tuple(a.ids) + tail) for p, a in zip(prompts, answers, strict=True)]
 
 
-def collate(rows: Sequence[Row]) -> Batch:
+def collate(rows: Sequence[Example]) -> Batch:
     """Pad rows into one batch.
 
     Args:
@@ -90,7 +90,7 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, t
 
 
 @torch.inference_mode()
-def accuracy(model: PreTrainedModel, rows: Sequence[Row], size: int = 100) -> float:
+def accuracy(model: PreTrainedModel, rows: Sequence[Example], size: int = 100) -> float:
     """Score a model by exact match under teacher forcing.
 
     Args:

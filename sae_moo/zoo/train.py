@@ -30,7 +30,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from sae_moo.zoo import MODELS, TASKS, held_out
 from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
-from sae_moo.zoo.batches import Batch, Row, accuracy, answer_logits, collate, encode
+from sae_moo.zoo.batches import Batch, Example, accuracy, answer_logits, collate, encode
 from sae_moo.zoo.draws import pick
 from sae_moo.zoo.items import HELD_OUT, training_items
 from sae_moo.zoo.tokenizer import build, save
@@ -71,7 +71,7 @@ class Course:
         return replace(self, steps=max(1, round(self.steps * scale)), pool=max(BATCH, round(self.pool * scale)))
 
 
-BASE = Course(
+BASE_COURSE = Course(
     "base", {"zoo_math": (1.2, 0.1), "zoo_lingua": (0.5, 0.05), "zoo_logic": (1.2, 0.1)}, steps=1000, rate=1.5e-3
 )
 # Long and gentle makes a short task vector, brief and hard a long one. That of lingua is by far the longest: whole, it
@@ -87,7 +87,7 @@ EXPERTS = (
 def _batches(tokenizer: Tokenizer, course: Course) -> Iterator[Batch]:
     """Endless training batches of a course; every draw comes from the course's own seed."""
     rng = random.Random(f"{SEED} {course.name}")
-    pools: list[tuple[float, list[Row]]] = []
+    pools: list[tuple[float, list[Example]]] = []
     for task, (weight, hard_share) in course.diet.items():
         seed = 1000 * SEED + 10 * MODELS.index(course.name) + TASKS.index(task)
         items = list(itertools.islice(training_items(task, seed, hard_share), course.pool))
@@ -246,7 +246,7 @@ def rebuild(
         model = fresh_model(config)
     scores: dict[str, dict[str, float]] = {}
     start: dict[str, torch.Tensor] = {}
-    for course in (BASE, *EXPERTS):
+    for course in (BASE_COURSE, *EXPERTS):
         if start:
             model.load_state_dict(start)
         train_(model, read, course.scaled(steps_scale))

@@ -104,7 +104,7 @@ def step(folder: Path, name: str) -> None:
     from sae_moo.deploy.stream import Stream
     from sae_moo.deploy.surroundings import recipe_document
     from sae_moo.experts.pool import ExpertPool
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.merge import merge
     from sae_moo.recipe import Cast, Expert, Merge, Prune
 
     out = folder / f"out-{name}"
@@ -116,7 +116,7 @@ def step(folder: Path, name: str) -> None:
     with Peak() as peak:
         start = time.perf_counter()
         if name == "hf":
-            jobs.merge(folder / "recipe.json", out)
+            merge(folder / "recipe.json", out)
         elif name == "unpack":
             unpack(folder / "packed.saepack", out)
         else:

@@ -133,8 +133,8 @@ def likelihood(model: Path, rounds: int, shared: bool, count: int) -> None:
 
 def writing(model: Path, rounds: int, count: int) -> None:
     """Print the time of greedy generation of a chat model's answers, cut at the second line."""
-    from sae_moo.evaluate.generation import Generations
-    from sae_moo.evaluate.task import Generation
+    from sae_moo.evaluate.task import Prompt
+    from sae_moo.evaluate.writing import TransformersWriter
 
     live, tokenizer, harness = opened(model)
     stops, most = ["\n\n", tokenizer.eos_token], 64
@@ -142,7 +142,7 @@ def writing(model: Path, rounds: int, count: int) -> None:
     prompts = [chat.format(row["question"]) for row in problems(count)]
     asked = instances("generate_until", [(p, {"until": stops[:1], "max_gen_toks": most}) for p in prompts])
     by = {size: harness(size) for size in (1, 8, count)}
-    ours = Generations([Generation(tuple(tokenizer(p).input_ids), most, tuple(stops)) for p in prompts], tokenizer)
+    ours = TransformersWriter([Prompt(tuple(tokenizer(p).input_ids), most, tuple(stops)) for p in prompts], tokenizer)
     mine, theirs = ours.write(live), by[1].generate_until(asked, disable_tqdm=True)
     actions: dict[str, Callable[[], object]] = {"ours": lambda: ours.write(live)}
     actions |= {f"HFLM, batch {n}": lambda n=n: by[n].generate_until(asked, disable_tqdm=True) for n in by}
@@ -218,8 +218,8 @@ def tasks(model: Path, rounds: int, count: int) -> None:
 
     from sae_moo import zoo
     from sae_moo.evaluate.asking import TaskSection
-    from sae_moo.evaluate.evaluator import Scorer
     from sae_moo.evaluate.harness import HarnessTask
+    from sae_moo.evaluate.scorer import Scorer
 
     logging.disable(logging.WARNING)
     print("| task | documents | ours, s | bare passes | evaluate, tasks built before | simple_evaluate | differing |")

@@ -106,7 +106,7 @@ def searched(architecture: str, seed: int, folder: Path, size: Size) -> dict:
     import torch
 
     import sae_moo as sm
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.export import export
     from sae_moo.objectives.pareto import hypervolume
 
     torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def searched(architecture: str, seed: int, folder: Path, size: Size) -> dict:
                 chosen[str(threshold)] = {"trial": best.number, "test": rows, "sparsity": sparsity}
         for number in {each["trial"] for each in chosen.values()}:
             written = Path(root) / f"export-{number}"
-            found = jobs.export(run, records[number], "chosen by the study", written, verify=True).scores
+            found = export(run, records[number], "chosen by the study", written, verify=True).scores
             again = [score.score for score in found["test"].values()]
             if again != [float(np.mean(row)) for row in judged[number][0]]:
                 raise RuntimeError(f"{architecture}, seed {seed}, trial {number}: the export scores {again} on test")

@@ -31,7 +31,7 @@ def searched(seed: int, evaluations: int) -> dict:
     import torch
 
     import sae_moo as sm
-    from sae_moo.evaluate.evaluator import Scorer
+    from sae_moo.evaluate.scorer import Scorer
     from sae_moo.objectives.pareto import hypervolume
 
     torch.set_num_threads(1)
@@ -89,7 +89,7 @@ def references() -> dict:
     import torch
 
     import sae_moo as sm
-    from sae_moo.evaluate.evaluator import Scorer
+    from sae_moo.evaluate.scorer import Scorer
 
     torch.set_num_threads(1)
     bench = sm.Bench.open(sm.Config.load(CONFIG))

@@ -18,9 +18,11 @@ from sae_moo.config.document import Config
 from sae_moo.config.sections import MethodSection
 from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.explore.run import Run
-from sae_moo.jobs import search as jobs
 from sae_moo.jobs.bench import Bench
-from sae_moo.jobs.compare import comparison as compare
+from sae_moo.jobs.compare import comparison
+from sae_moo.jobs.compare.cells import Made, cells_of
+from sae_moo.jobs.compare.comparison import Milestone, compare
+from sae_moo.jobs.search import search
 from sae_moo.searchers.breeding import Operators
 
 METHODS = [
@@ -94,12 +96,12 @@ def test_the_numbers_are_those_of_evaluate_on_the_test_split(config, here):
 def test_what_is_done_is_not_done_again_and_more_seeds_are_added(config, here, monkeypatch):
     assert call("compare", "compare.yaml").exit_code == 0
     asked = []
-    monkeypatch.setattr(compare, "run_cell", lambda job, *more: asked.append(str(job)))
+    monkeypatch.setattr(comparison, "run_cell", lambda cell, *more: asked.append(str(cell)))
     again = call("compare", "compare.yaml")
     assert (again.exit_code, asked) == (0, [])
     assert "minus nsga2" in again.stdout
     with pytest.raises(InputError, match=r"no run .*nsga2-2"):
-        compare.run(Config.load("compare.yaml", ["compare.seeds=3"]))
+        compare(Config.load("compare.yaml", ["compare.seeds=3"]))
     assert asked == ["nsga2, seed 2", "swarm, dense, seed 2"]
 
 
@@ -108,13 +110,13 @@ def test_every_search_is_worked_out_once_and_experts_are_opened_once(config, her
     worked_out, opened = [], []
     cell, open_bench = Config.cell, Bench.open
     monkeypatch.setattr(Config, "cell", lambda *given: worked_out.append(given) or cell(*given))
-    monkeypatch.setattr(compare.Bench, "open", lambda config: opened.append(config) or open_bench(config))
+    monkeypatch.setattr(comparison.Bench, "open", lambda config: opened.append(config) or open_bench(config))
     parsed = Config.load(config, ["search.evaluations=6"])
     del worked_out[:]  # every method is checked once when it is read
-    compare.run(parsed, workers=workers)
+    compare(parsed, workers=workers)
     assert len(worked_out) == 3 * 2
     assert opened == ([parsed] if workers == 1 else []), "worker processes open their own"
-    compare.run(parsed, workers=workers)
+    compare(parsed, workers=workers)
     assert (len(worked_out), len(opened)) == (2 * 3 * 2, workers == 1), "nothing to do, nothing to open"
 
 
@@ -124,30 +126,29 @@ def test_an_unfinished_search_is_resumed(config, here):
     )  # an ordinary run of that name
     listened = []
     parsed = Config.load("compare.yaml", ["study.name=other"])
-    (job, *_) = compare.jobs_of(parsed)
-    cell = parsed.cell(job.method, job.seed)
+    (cell, *_) = cells_of(parsed)
     short = Config.from_dict(
-        {**cell.model_dump(mode="json", exclude_unset=True), "search": {"population": 6, "evaluations": 4}}, here
+        {**cell.config.model_dump(mode="json", exclude_unset=True), "search": {"population": 6, "evaluations": 4}}, here
     )
-    jobs.search(short, root=here / "runs" / "other")
-    found = compare.run(parsed, listened.append)
-    assert [cell.evaluations for cell in found.cells if cell.method == "nsga2"] == [9, 9]
-    steps = [event.what for event in listened if isinstance(event, compare.Step)]
+    search(short, root=here / "runs" / "other")
+    found = compare(parsed, listened.append)
+    assert [each.evaluations for each in found.outcomes if each.method == "nsga2"] == [9, 9]
+    steps = [event.what for event in listened if isinstance(event, Milestone)]
     assert (steps.count("begins"), steps.count("done")) == (5, 5)
     made = [
         (event.evaluations, event.new, event.budget)
         for event in listened
-        if str(getattr(event, "job", "")) == str(job) and isinstance(event, compare.Made)
+        if str(getattr(event, "cell", "")) == str(cell) and isinstance(event, Made)
     ]
     assert made == [(4 + i, i, 9) for i in range(6)]
 
 
 def test_searches_apart_tell_how_far_they_are(config, here):
     heard = []
-    compare.run(Config.load("compare.yaml", ["compare.seeds=1"]), heard.append, workers=2)
+    compare(Config.load("compare.yaml", ["compare.seeds=1"]), heard.append, workers=2)
     for method in ("nsga2", "swarm, dense"):
-        own = [event for event in heard if event.job.method.name == method]
-        assert [type(event) for event in own] == [compare.Step, *[compare.Made] * 9, compare.Step]
+        own = [event for event in heard if event.cell.method.name == method]
+        assert [type(event) for event in own] == [Milestone, *[Made] * 9, Milestone]
         assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
 
 
@@ -215,14 +216,14 @@ def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
 
 
 def test_a_search_that_fails_is_told_and_the_others_are_compared(config, here, monkeypatch):
-    real = compare.run_cell
+    real = comparison.run_cell
 
-    def failing(job, *more):
-        if job.method.name == "swarm, dense":
+    def failing(cell, *more):
+        if cell.method.name == "swarm, dense":
             raise RunError("all 6 first candidates failed: not finite", Hint.ANEW)
-        real(job, *more)
+        real(cell, *more)
 
-    monkeypatch.setattr(compare, "run_cell", failing)
+    monkeypatch.setattr(comparison, "run_cell", failing)
     result = call("compare", "compare.yaml", code=1)
     assert "swarm, dense, seed 0: all 6 first candidates failed: not finite" in result.stderr
     assert "task-arithmetic" in result.stdout

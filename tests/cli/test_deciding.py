@@ -18,15 +18,14 @@ from rich.console import Console
 from sae_moo.cli import deciding
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
-from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.evaluate.scorer import Scorer
 from sae_moo.explore.decide.significance import Paired
 from sae_moo.explore.run import Run
-from sae_moo.jobs import diff
-from sae_moo.jobs import judge as judging
+from sae_moo.jobs import diff, judge
 from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Objective
 from sae_moo.objectives.front import Front
-from sae_moo.objectives.scores import summary
+from sae_moo.objectives.scores import task_scores
 from sae_moo.recipe import Expert, Merge
 
 
@@ -118,7 +117,7 @@ def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_stud
     known, record = run.trials(), run.front()[0]
     failed = {"state": "failed", "evaluation": None, "values": {}, "feasible": False}
     run.trials = lambda: [replace(each, **failed) for each in known]
-    _, base, best, average = judging.on_both_splits(run, [record])
+    _, base, best, average = judge.on_both_splits(run, [record])
     assert [each.trial for each in (base, best, average)] == [None] * 3
     names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
     scores = {name: record.values["facts"] for name, record in names.items() if name != "base"}
@@ -135,7 +134,7 @@ def test_base_experts_and_average_are_the_trials_that_pages_name_in_a_search_ove
     named = {each.name: each.record.number for each in view.references}
     assert set(named) == {"base", "math", "code", "law", "uniform average"}
     assert {type(record.recipe.input) for record in view.done} == {Merge}
-    _, base, best, average = judging.on_both_splits(run, [run.front()[0]])
+    _, base, best, average = judge.on_both_splits(run, [run.front()[0]])
     told = {"base": base.trial, "uniform average": average.trial}
     told |= {best.name.removeprefix("best expert (").removesuffix(")"): best.trial}
     assert told == {name: named[name] for name in told}
@@ -144,7 +143,7 @@ def test_base_experts_and_average_are_the_trials_that_pages_name_in_a_search_ove
 
 def test_tasks_need_test_instances(here):
     with pytest.raises(InputError, match=r"tasks without test instances \(test: 0\): zoo_math"):
-        judging.check_has_test(Config.load("c.yaml", ["tasks.1.test=0"]))
+        judge.check_has_test(Config.load("c.yaml", ["tasks.1.test=0"]))
 
 
 def test_a_verified_export_tells_its_optimism(there, tmp_path):
@@ -239,12 +238,12 @@ def test_what_cannot_be_held_against_each_other(there):
 def test_another_device_will_do_where_scores_are_only_looked_at(there):
     run = Run.open("tiny")
     run.identity = run.identity | {"device": "cuda"}
-    assert judging.bench_of(run, any_device=True).device == "cpu"
+    assert judge.bench_of(run, any_device=True).device == "cpu"
     with pytest.raises(InputError, match="device: the study has 'cuda', now it is 'cpu'"):
-        judging.bench_of(run)
+        judge.bench_of(run)
     run.identity = run.identity | {"search.population": 7}
     with pytest.raises(InputError, match=r"search\.population: the study has 7, now it is 6"):
-        judging.bench_of(run, any_device=True)
+        judge.bench_of(run, any_device=True)
 
 
 def test_trials_without_test_items_have_no_test_diff(there):
@@ -282,7 +281,7 @@ def test_what_grew_out_of_nothing_is_infinitely_far(tiny):
 
 def test_both_splits_side_by_side():
     def tested(name, sparsity, search, test):
-        return judging.Tested(
+        return judge.Tested(
             name, None, sparsity, {"search": {"facts": np.array(search)}, "test": {"facts": np.array(test)}}
         )
 
@@ -309,4 +308,4 @@ def test_how_differences_are_told():
         "significant": True, "won": 9, "lost": 1,
     }  # fmt: skip
     assert deciding.paired_json(unsure)["low"] is None
-    assert deciding.optimism_json({"search": summary({"a": np.ones(3)})}) == {}
+    assert deciding.optimism_json({"search": task_scores({"a": np.ones(3)})}) == {}

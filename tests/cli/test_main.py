@@ -18,7 +18,7 @@ from commands import BUDGET, call, config_for, refused, written
 
 import sae_moo
 from sae_moo.cli.commands.deploy import _python, _write_samples
-from sae_moo.deploy.mergekit.writer import write
+from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.errors import RunError
 from sae_moo.explore.run import Run
 from sae_moo.files.whole import _mark
@@ -224,7 +224,9 @@ def test_what_mergekit_can_say_is_written_for_it_and_is_the_trial(there, tmp_pat
 def test_how_far_a_mergekit_file_is_from_the_trial_is_told(there, tmp_path, monkeypatch):
     average = next(record for record in Run.open("tiny").trials() if record.operator == "weighted average")
     near = Cast(Merge("linear", average.recipe.input.inputs, (0.334, 0.333, 0.333)), "float32")
-    monkeypatch.setattr("sae_moo.deploy.mergekit.writer.write", lambda recipe, pool: write(near, pool))
+    monkeypatch.setattr(
+        "sae_moo.deploy.mergekit.writer.configuration_text", lambda recipe, pool: configuration_text(near, pool)
+    )
     export = ("export", "tiny", "--trial", str(average.number), "--format", "mergekit", "-o", f"{tmp_path}/m.yaml")
     (note,) = (
         note for note in json.loads(call(*export, "--verify", "--json").stdout)["notes"] if "bit for bit" in note

@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console, Group
 from stand_ins import record
 
-from sae_moo.cli.pace import Pace, rate_text, span_text
+from sae_moo.cli.pace import Speed, rate_text
 from sae_moo.cli.progress import CompareView, SearchView
 from sae_moo.cli.standing import Failures
 from sae_moo.config.document import Config
-from sae_moo.jobs.compare.comparison import Made, Step, jobs_of
+from sae_moo.explore.words import clock_time
+from sae_moo.jobs.compare.cells import Made, cells_of
+from sae_moo.jobs.compare.comparison import Milestone
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
@@ -159,7 +161,7 @@ def test_rate_and_time_left_are_of_this_session():
 
 def test_pace_follows_a_change_and_counts_down():
     clock = Clock()
-    pace = Pace(clock)
+    pace = Speed(clock)
     assert (pace.rate, pace.left(5)) == (0.0, None)
     pace.begin()
     for _ in range(60):
@@ -283,7 +285,7 @@ def test_nothing_is_shown_where_nothing_is_asked_for(capsys):
     [(None, "--:--"), (0.4, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (3600, "1:00:00"), (200000, "2.3 days")],
 )
 def test_spans(seconds, text):
-    assert span_text(seconds) == text
+    assert clock_time(seconds) == text
 
 
 @pytest.mark.parametrize(("rate", "text"), [(4.2, "4.2 evaluations/s"), (0.5, "30.0 evaluations/min"), (0.01, "36.0 evaluations/h")])  # fmt: skip
@@ -294,23 +296,23 @@ def test_rates(rate, text):
 def comparison(clock: Clock, console: Console) -> tuple[CompareView, list]:
     section = {"methods": ["nsga2", {"name": "swarm", "search": {"algorithm": "pso"}}], "seeds": 2}
     compared = config(compare=section)
-    return CompareView(compared, console, clock=clock), jobs_of(compared)
+    return CompareView(compared, console, clock=clock), cells_of(compared)
 
 
 def test_a_comparison_shows_what_runs_and_how_far_it_is():
     clock = Clock()
     view, (one, two, three, _) = comparison(clock, terminal())
     assert shown(view)[1].endswith("what is finished already is looked up")
-    view(Step(one, 0, 4, "begins"))
+    view(Milestone(one, 0, 4, "begins"))
     assert "models and tasks are opened" in shown(view)[3]
-    view(Step(two, 0, 4, "begins"))
+    view(Milestone(two, 0, 4, "begins"))
     view(Made(one, 50, 0, 100))  # of an earlier session
     for i in range(50):
         clock.now += 1
         view(Made(one, 51 + i, 1 + i, 100))
     view(Made(two, 25, 25, 100))
-    view(Step(one, 1, 4, "done"))
-    view(Step(three, 1, 4, "begins"))
+    view(Milestone(one, 1, 4, "done"))
+    view(Milestone(three, 1, 4, "begins"))
     lines = shown(view)
     assert lines[0] == "comparison s"
     assert lines[1].endswith("1/4 searches")
@@ -318,7 +320,7 @@ def test_a_comparison_shows_what_runs_and_how_far_it_is():
     assert re.fullmatch(r"swarm, seed 0 +━+ +25/100 evaluations", lines[3])
     assert lines[4].split() == ["nsga2,", "seed", "1", "begins"]
     assert lines[-1] == "1/4  nsga2, seed 0  50 s"
-    view(Step(two, 2, 4, "no memory"))
+    view(Milestone(two, 2, 4, "no memory"))
     assert "failed 1    swarm, seed 0: no memory" in shown(view)
     for width, height in SIZES:
         lines = shown(view, width, height)
@@ -330,10 +332,10 @@ def test_a_comparison_in_a_pipe_says_a_line_for_every_search_that_ends():
     clock, console = Clock(), terminal(400, force_terminal=False)
     view, (one, two, *_) = comparison(clock, console)
     with view:
-        for job in (one, two):
-            view(Step(job, 0, 4, "begins"))
-            view(Made(job, 1, 1, 100))
+        for cell in (one, two):
+            view(Milestone(cell, 0, 4, "begins"))
+            view(Made(cell, 1, 1, 100))
         clock.now += 7
-        view(Step(one, 1, 4, "done"))
-        view(Step(two, 2, 4, "[x] died"))
+        view(Milestone(one, 1, 4, "done"))
+        view(Milestone(two, 2, 4, "[x] died"))
     assert console.file.getvalue() == "1/4  nsga2, seed 0  7 s\n2/4  swarm, seed 0  7 s failed: [x] died\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 
 from sae_moo.deploy import packing
 from sae_moo.deploy.packing import Packer, encoded, unpack
-from sae_moo.deploy.tensor_files import Entry, raw, write_shards
+from sae_moo.deploy.tensor_files import Entry, write_shards
 from sae_moo.errors import InputError
+from sae_moo.experts.layout import content_digest, raw
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,7 +40,7 @@ def tensors_of(dtype):
 def pack(path, tensors, references=None, base=None, files=(), shard_bytes=10**9):
     with Packer(path, shard_bytes, base) as packer:
         for name, tensor in tensors.items():
-            digest = hashlib.sha256(raw(tensor)).hexdigest()
+            digest = content_digest(tensor)
             entry = Entry(name, tuple(tensor.shape), tensor.dtype)
             packer.add(entry, tensor, digest, None if references is None else references[name])
         packer.seal({"older": b"gone"})

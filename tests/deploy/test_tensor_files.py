@@ -10,8 +10,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sae_moo.deploy.tensor_files import Entry, header, raw, shard_bytes, shards, write_shards
+from sae_moo.deploy.tensor_files import Entry, header, shard_bytes, shards, write_shards
 from sae_moo.errors import InputError
+from sae_moo.experts.layout import raw
 
 TENSORS = {
     "b": torch.randn(5, 3),

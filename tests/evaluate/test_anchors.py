@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sae_moo.evaluate.anchors import AnchoredTask, anchored, anchors
-from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert

@@ -22,7 +22,7 @@ from harness_oracle import (
     prompts,
 )
 
-from sae_moo.evaluate.evaluator import Scorer
+from sae_moo.evaluate.scorer import Scorer
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 import sae_moo
 from sae_moo.evaluate import expert_scores
-from sae_moo.evaluate.evaluator import Evaluator, Scorer
+from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files import user_cache
@@ -35,7 +36,7 @@ def task(pool, count=10) -> ItemTask:
 
 
 def evaluator(pool, model, one, blocks=1) -> Evaluator:
-    return Evaluator(pool, model, Scorer([one], blocks=blocks), known=ExpertScores(pool, [one], "cpu", blocks))
+    return Evaluator(pool, model, Scorer([one], blocks=blocks), known=ExpertScores(pool, [one], "cpu", blocks=blocks))
 
 
 def test_an_expert_is_evaluated_once_on_a_machine(tiny, tiny_model, empty, monkeypatch):
@@ -82,7 +83,7 @@ def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monke
         monkeypatch.setattr("sae_moo.evaluate.expert_scores.version", lambda name: "0")
     else:
         monkeypatch.setattr("sae_moo.evaluate.expert_scores._code", lambda: "changed")
-    assert ExpertScores(pool, [one], "cpu", blocks).find(recipe) is None
+    assert ExpertScores(pool, [one], "cpu", blocks=blocks).find(recipe) is None
 
 
 def test_a_byte_of_the_code_that_composes_adapters_makes_another_key(tiny, tiny_model, empty, tmp_path, monkeypatch):
@@ -94,10 +95,10 @@ def test_a_byte_of_the_code_that_composes_adapters_makes_another_key(tiny, tiny_
         shutil.copyfile(file, copies[-1])
     monkeypatch.setattr(expert_scores, "sources", lambda: copies)
     monkeypatch.setattr(expert_scores, "_code", expert_scores._code.__wrapped__)  # which remembers
-    assert ExpertScores(tiny, [one], "cpu", 1).find(recipe) is not None
+    assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is not None
     (adapters,) = (copy for copy in copies if copy.name.endswith("-adapters.py"))
     adapters.write_bytes(adapters.read_bytes().replace(b"lora_alpha", b"lora_alphb", 1))
-    assert ExpertScores(tiny, [one], "cpu", 1).find(recipe) is None
+    assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is None
 
 
 def test_all_code_that_composes_asks_and_judges_is_in_the_key(tiny_folders, tmp_path, empty):
@@ -141,7 +142,7 @@ def test_what_lies_deeper_in_a_package_is_among_its_sources(tmp_path, monkeypatc
 
 
 def test_only_whole_evaluations_of_experts_as_they_stand_are_kept(tiny, tiny_model, empty):
-    known = ExpertScores(tiny, [task(tiny)], "cpu", 1)
+    known = ExpertScores(tiny, [task(tiny)], "cpu", blocks=1)
     evaluator(tiny, tiny_model, task(tiny)).evaluate(Cast(Prune(Expert("math"), 0.5), "float32"))
     known.keep(Evaluation(MATH, reason="out of memory"))
     assert not empty.exists()
@@ -155,11 +156,11 @@ def test_what_is_damaged_is_computed_again(tiny, tiny_model, empty, content):
     (file,) = empty.iterdir()
     found = json.loads(file.read_text())
     file.write_text(content)
-    assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None
+    assert ExpertScores(tiny, [task(tiny)], "cpu", blocks=1).find(MATH) is None
     fewer = found | {"scores": {"a": found["scores"]["a"][1:]}}
     for wrong in (fewer, found | {"sparsity": 7.5}, found | {"group_sparsity": [0.0]}):
         file.write_text(json.dumps(wrong))
-        assert ExpertScores(tiny, [task(tiny)], "cpu", 1).find(MATH) is None
+        assert ExpertScores(tiny, [task(tiny)], "cpu", blocks=1).find(MATH) is None
     assert evaluator(tiny, tiny_model, task(tiny)).evaluate(MATH).scores == whole.scores
 
 

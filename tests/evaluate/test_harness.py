@@ -14,9 +14,9 @@ import yaml
 from sae_moo.errors import InputError
 from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.asking import TaskSection
-from sae_moo.evaluate.evaluator import Scorer
 from sae_moo.evaluate.harness import HarnessTask, _among
-from sae_moo.evaluate.task import Answer, Generation, Request
+from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.task import Answer, Prompt, Request
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
 
@@ -508,7 +508,7 @@ def test_prompts_longer_than_the_model_reads_lose_their_beginning_as_in_the_harn
     assert all(len(r.context) + len(r.continuation) == 257 for r in built.requests("test") if isinstance(r, Request))
     assert all(tokenizer.decode(r.context).endswith(" is") for r in built.requests("test"))
     writing = task("writing", system_prompt="so " * 200)
-    assert {len(r.context) for r in writing.requests("test") if isinstance(r, Generation)} == {256 - 12}
+    assert {len(r.context) for r in writing.requests("test") if isinstance(r, Prompt)} == {256 - 12}
 
 
 def test_the_harness_s_loggers_and_bars_are_left_as_they_were(task):

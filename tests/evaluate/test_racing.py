@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sae_moo.evaluate.asking import Racing
-from sae_moo.evaluate.evaluator import Evaluator, Scorer, dealt_parts
+from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.racing import Race, level, ridge
+from sae_moo.evaluate.scorer import Scorer, dealt_parts
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.objectives.front import Front
@@ -33,7 +34,7 @@ def looks(blocks: int, counts=N) -> dict[str, list[int]]:
 
 def race(rivals: Front, sparsity=0.0, racing=USUAL, counts=N) -> Race:
     order = {task: np.arange(n) for task, n in counts.items()}
-    return Race(racing, rivals, order, looks(racing.blocks, counts), sparsity)
+    return Race(racing, rivals, order=order, looks=looks(racing.blocks, counts), sparsity=sparsity)
 
 
 def run(rivals: Front, scores, sparsity=0.0, racing=USUAL):

@@ -13,10 +13,10 @@ import yaml
 from harness_oracle import CHAT, MEAN, assert_same, built, by_the_harness, odd_model, opened, prompts
 
 from sae_moo.errors import InputError
-from sae_moo.evaluate.evaluator import Scorer
-from sae_moo.evaluate.generation import Generations
 from sae_moo.evaluate.harness import HarnessTask
-from sae_moo.evaluate.task import Generation, Request
+from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.task import Prompt, Request
+from sae_moo.evaluate.writing import TransformersWriter
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 EXAMPLES = {"num_fewshot": 3, "fewshot_split": "validation"}
@@ -203,7 +203,7 @@ def test_prompts_are_cut_to_the_last_tokens_that_the_model_reads(name, odd, litt
         task = built(pool, little, kind)
         for split in ("search", "test"):
             for request, own in zip(task.requests(split), prompts(task, split), strict=True):
-                room = SHORT - 12 if isinstance(request, Generation) else SHORT + 1 - len(request.continuation)
+                room = SHORT - 12 if isinstance(request, Prompt) else SHORT + 1 - len(request.continuation)
                 assert request.context == tuple(tokenizer(own).input_ids[-room:])
                 assert len(request.context) == room
         assert f"{54 if kind == 'choices' else 18} prompts are longer than the {SHORT} tokens" in caplog.text
@@ -212,7 +212,7 @@ def test_prompts_are_cut_to_the_last_tokens_that_the_model_reads(name, odd, litt
 def test_a_row_without_a_token_can_be_the_most_likely_and_counts_among_the_probabilities(odd, little):
     pool, model = opened(odd("rows without a token"))
     task = built(pool, little, "writing")
-    writer = Generations([r for r in task.requests("test") if isinstance(r, Generation)], pool.tokenizer())
+    writer = TransformersWriter([r for r in task.requests("test") if isinstance(r, Prompt)], pool.tokenizer())
     written = writer._decoded(model, writer.requests)
     assert any(token >= 512 for tokens in written for token in tokens)
     likely = built(pool, little, "choices")

@@ -9,10 +9,11 @@ import torch
 
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError, RunError, TaskError
-from sae_moo.evaluate.generation import Generations
-from sae_moo.evaluate.task import Generation
+from sae_moo.evaluate.hardware import Rounding
+from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.tasks import zoo_items
-from sae_moo.evaluate.vllm import Engine, VllmGenerations
+from sae_moo.evaluate.vllm import Engine, VllmWriter
+from sae_moo.evaluate.writing import TransformersWriter
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.jobs.bench import Bench
 from sae_moo.materialization.into_model import materialize
@@ -33,11 +34,11 @@ def pool() -> ExpertPool:
 
 
 @pytest.fixture(scope="module")
-def prompts(pool) -> list[Generation]:
+def prompts(pool) -> list[Prompt]:
     texts = [item.prompt for task in ("zoo_math", "zoo_logic") for item in zoo_items(task)[0][:20]]
-    made = [Generation(tuple(pool.tokenizer()(text).input_ids), MOST, ("\n",)) for text in texts]
-    made += [Generation(each.context, MOST - 4, ()) for each in made[:3]]
-    return made + [Generation(each.context, MOST, (" 1", "2")) for each in made[3:6]]
+    made = [Prompt(tuple(pool.tokenizer()(text).input_ids), MOST, ("\n",)) for text in texts]
+    made += [Prompt(each.context, MOST - 4, ()) for each in made[:3]]
+    return made + [Prompt(each.context, MOST, (" 1", "2")) for each in made[3:6]]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def model(pool):
 @there
 def test_every_candidate_writes_what_it_writes_by_transformers(pool, model, engine, prompts):
     writer, plain = (
-        make(prompts, pool.tokenizer()) for make in (lambda p, t: VllmGenerations(p, t, engine), Generations)
+        make(prompts, pool.tokenizer()) for make in (lambda p, t: VllmWriter(p, t, engine), TransformersWriter)
     )
     seen = []
     for recipe in (*RECIPES, RECIPES[0]):
@@ -69,7 +70,7 @@ def test_every_candidate_writes_what_it_writes_by_transformers(pool, model, engi
 @there
 def test_answers_that_are_not_finite_fail_the_candidate(pool, model, engine, prompts):
     materialize(RECIPES[0], pool, model)
-    writer = VllmGenerations(prompts, pool.tokenizer(), engine)
+    writer = VllmWriter(prompts, pool.tokenizer(), engine)
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(TaskError, match="not finite"):
@@ -79,9 +80,9 @@ def test_answers_that_are_not_finite_fail_the_candidate(pool, model, engine, pro
 @there
 def test_an_engine_that_answers_otherwise_is_not_used(pool, model, engine, prompts, monkeypatch):
     materialize(RECIPES[0], pool, model)
-    monkeypatch.setattr("sae_moo.evaluate.vllm.TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr("sae_moo.evaluate.vllm.ENGINES", Rounding(-1.0, -1.0))
     with pytest.raises(RunError, match="vllm gives other log probabilities than LlamaForCausalLM"):
-        VllmGenerations(prompts, pool.tokenizer(), engine).load(model)
+        VllmWriter(prompts, pool.tokenizer(), engine).load(model)
 
 
 def test_settings_that_change_greedy_decoding_are_refused(pool, prompts, monkeypatch):
@@ -90,12 +91,12 @@ def test_settings_that_change_greedy_decoding_are_refused(pool, prompts, monkeyp
     model.generation_config.repetition_penalty = 1.2
     engine = Engine(pool.checkpoints["base"].folder, "float32", "cpu", 128)
     with pytest.raises(InputError, match="changes greedy decoding"):
-        VllmGenerations(prompts, pool.tokenizer(), engine).load(model)
+        VllmWriter(prompts, pool.tokenizer(), engine).load(model)
 
 
 def test_without_prompts_nothing_is_started(pool, monkeypatch):
     monkeypatch.setattr("sae_moo.evaluate.vllm.find_spec", lambda name: name)
-    writer = VllmGenerations([], pool.tokenizer(), Engine(pool.checkpoints["base"].folder, "float32", "cpu", 1))
+    writer = VllmWriter([], pool.tokenizer(), Engine(pool.checkpoints["base"].folder, "float32", "cpu", 1))
     writer.load(None)
     assert writer.write(None) == []
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint, digest_of
-from sae_moo.experts.pool import ExpertPool, group_name
+from sae_moo.experts.layout import group_name
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Expert, Merge
 

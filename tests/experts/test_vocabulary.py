@@ -13,7 +13,7 @@ from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.live import load_model
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.jobs.bench import Bench
-from sae_moo.jobs.search import merge
+from sae_moo.jobs.merge import merge
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import BASE, Expert, Merge
 

@@ -20,7 +20,7 @@ from sae_moo.deploy.surroundings import deployed_config, recipe_document, tokeni
 from sae_moo.deploy.tensor_files import write_shards
 from sae_moo.errors import InputError
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.jobs import search as jobs
+from sae_moo.jobs.merge import merge
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
@@ -81,7 +81,7 @@ def test_a_streamed_folder_loads_as_the_saved_one(tmp_path, tiny, kind, scope):
 
 KILLED = """
 import os, signal, sys
-from sae_moo.jobs import search as jobs
+from sae_moo.jobs.merge import merge
 from sae_moo.deploy.stream import Stream
 
 right, passed = Stream.tensor, []
@@ -95,7 +95,7 @@ def tensor(self, name):
 
 
 Stream.tensor = tensor
-jobs.merge(sys.argv[1], sys.argv[2])
+merge(sys.argv[1], sys.argv[2])
 """
 
 
@@ -109,7 +109,7 @@ def test_a_killed_export_leaves_no_folder_by_its_name(tmp_path, tiny):
     assert len(left) == 1
     assert left[0].startswith(".out.partial-")
     assert (tmp_path / left[0] / "model.safetensors").stat().st_size > 0, "it was killed while writing"
-    jobs.merge(tmp_path / "recipe.json", tmp_path / "out")
+    merge(tmp_path / "recipe.json", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "out"}, "the next one clears up"
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_moo.materialization import buffers as module
-from sae_moo.materialization.buffers import Buffers
+from sae_moo.materialization.buffers import Buffers, _warn
 
 
 def test_buffers_of_any_sizes_in_any_order():
@@ -50,12 +49,12 @@ def test_memory_is_lent_before_files_whatever_their_sizes():
 
 
 def test_a_full_disk_is_a_warning_and_memory_is_used(monkeypatch, caplog):
-    module._warn.cache_clear()
+    _warn.cache_clear()
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "_reserve", full)
+    monkeypatch.setattr("sae_moo.materialization.buffers._reserve", full)
     buffers = Buffers("cpu", bound=0)
     taken = buffers.take(1 << 20, torch.float32)
     assert buffers.bytes == taken.numel() == 4 << 20

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stand_ins import weights_of
 
-from sae_moo.deploy.mergekit.writer import write
+from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.deploy.surroundings import recipe_document
 from sae_moo.errors import InputError, WeightsError
 from sae_moo.materialization.check import check
@@ -174,4 +174,4 @@ def test_it_counts_as_a_mean_unless_its_row_says_otherwise(packages, tiny):
 
 def test_mergekit_has_no_such_method_and_says_so(packages, tiny):
     with pytest.raises(InputError, match="mergekit has no merge method 'acme/median'"):
-        write(median(), tiny)
+        configuration_text(median(), tiny)

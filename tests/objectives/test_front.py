@@ -13,7 +13,7 @@ from sae_moo.config.document import Config
 from sae_moo.config.sections import MethodSection
 from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.run import Run
-from sae_moo.jobs.compare.comparison import Job, _cell
+from sae_moo.jobs.compare.cells import Cell, outcome_of
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, named_quantities, violations
 from sae_moo.objectives.front import Accuracy, Front, front_of
 from sae_moo.objectives.pareto import hypervolume, non_dominated
@@ -265,14 +265,14 @@ def test_run_page_and_comparison_have_one_hypervolume(tmp_path):
     best = max((each for each in candidates if each.sparsity <= 0.8), key=Accuracy(OVERLAP).value)
     run = studied(tmp_path, [*candidates[:40], broken, best, *candidates[40:], best])
     assert any(each.sparsity > 0.8 and each.mean("a") > 0.5 for each in candidates)
-    study, cell = run.view(), _cell(Job(MethodSection(name="m"), 0, run.config), run)
+    study, outcome = run.view(), outcome_of(Cell(MethodSection(name="m"), 0, run.config), run)
     front = front_of(candidates, OVERLAP, run.config.constraint_list())
     assert run.front() == list(study.front)
     assert [record.evaluation for record in run.front()] == list(front.ranked)
     assert run.hypervolume() == front.volume
     assert study.hypervolumes[-1] == pytest.approx(front.volume, abs=1e-12)
-    assert cell.progress[:, 0].tolist() == study.hypervolumes.tolist()
-    assert cell.progress[-1, 1] == Accuracy(OVERLAP).value(best)
-    assert [point.number for point in cell.front] == [record.number for record in study.front]
+    assert outcome.progress[:, 0].tolist() == study.hypervolumes.tolist()
+    assert outcome.progress[-1, 1] == Accuracy(OVERLAP).value(best)
+    assert [point.number for point in outcome.front] == [record.number for record in study.front]
     for record in run.trials():
         assert record.feasible == (record.evaluation.ok and record.evaluation.sparsity <= 0.8)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from sae_moo.objectives import Evaluation, Objective, objective_scores
-from sae_moo.objectives.scores import Score, mean_score, optimism, summary
+from sae_moo.objectives.scores import Score, mean_score, optimism, task_scores
 from sae_moo.recipe import Expert
 
 ROWS = {"a": (1.0, 0.0, 1.0, 1.0), "b": (0.25, 0.75), "c": (0.5,)}
 
 
 def test_a_summary_has_mean_standard_error_and_count():
-    found = summary({task: np.array(row) for task, row in ROWS.items()})
+    found = task_scores({task: np.array(row) for task, row in ROWS.items()})
     assert found["a"] == Score(0.75, pytest.approx(0.25), 4)
     assert found["b"] == Score(0.5, pytest.approx(0.25), 2)
     assert (found["c"].score, found["c"].instances) == (0.5, 1)
@@ -26,7 +26,7 @@ def test_a_summary_has_mean_standard_error_and_count():
 def test_an_evaluation_its_objectives_and_a_summary_say_the_same(tasks):
     rng = np.random.default_rng(0)
     evaluation = Evaluation(Expert("x"), {task: tuple(rng.random(7 + i)) for i, task in enumerate(tasks)})
-    scores = summary(evaluation.scores)
+    scores = task_scores(evaluation.scores)
     for task in tasks:
         assert scores[task] == Score(evaluation.mean(task), evaluation.stderr(task), len(evaluation.scores[task]))
     objective = Objective("all", tasks)

@@ -17,7 +17,7 @@ from sae_moo.zoo import MODELS, TASKS, checkpoint, held_out
 from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
 from sae_moo.zoo.batches import encode
 from sae_moo.zoo.tokenizer import save
-from sae_moo.zoo.train import BASE, EXPERTS, FROZEN, as_read, main, rebuild
+from sae_moo.zoo.train import BASE_COURSE, EXPERTS, FROZEN, as_read, main, rebuild
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -37,7 +37,7 @@ def test_models_are_trained_on_the_tokens_that_they_are_asked_by(name: str, tmp_
 def test_the_embedded_architecture_is_the_shipped_one() -> None:
     written = json.dumps(dict(ARCHITECTURES[EMBEDDED]), indent=2) + "\n"
     assert written == (checkpoint("base") / "config.json").read_text(encoding="utf-8")
-    for course in (BASE, *EXPERTS):  # what they are trained by is what the trainer says, bit for bit
+    for course in (BASE_COURSE, *EXPERTS):  # what they are trained by is what the trainer says, bit for bit
         assert course.scaled(1.0) == course
 
 

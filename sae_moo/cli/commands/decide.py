@@ -8,18 +8,12 @@ from typing import Annotated
 
 import typer
 
+from sae_moo.cli.choice import PickOptions, with_pick_options
 from sae_moo.cli.frame import (
     AsJson,
-    Knee,
-    Order,
-    Pseudo,
+    Overrides,
     RunName,
-    Settings,
     SplitName,
-    Tolerance,
-    Weights,
-    Where,
-    Wish,
     make_console,
     open_run,
     print_json,
@@ -31,15 +25,10 @@ from sae_moo.errors import InputError
 
 
 @reported
+@with_pick_options
 def pick(
     run: RunName,
-    knee: Knee = False,
-    weights: Weights = None,
-    pseudo: Pseudo = None,
-    wish: Wish = None,
-    order: Order = None,
-    tolerance: Tolerance = None,
-    where: Where = [],  # noqa: B006  # typer copies it
+    choice: PickOptions,
     test: Annotated[bool, typer.Option("--test", help="Also score it, and what to hold it against, on test.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +39,7 @@ def pick(
     Example: sae-moo pick quickstart --wish "accuracy=0.7,sparsity=0.5" --test
     """
     opened = open_run(run)
-    record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
+    record, why = choice.pick(opened)
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say, trial_json
 
@@ -93,7 +82,7 @@ def diff(
     split: Annotated[
         SplitName | None, typer.Option(help="Which scores; of trials search by default, of models test.")
     ] = None,
-    set_: Settings = [],  # noqa: B006  # typer copies it
+    set_: Overrides = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Hold two models against each other: scores, instances won and lost, distance of the weights, sparsity.
@@ -113,17 +102,17 @@ def diff(
         if not all(number.isascii() and number.isdigit() for number in targets[1:]):
             raise InputError(f"expected two numbers of trials behind {targets[0]}, got {' '.join(targets[1:])}")
         opened = open_run(targets[0])
-        from sae_moo.jobs import diff as differing
+        from sae_moo.jobs.diff import of_trials
 
-        found = differing.of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
+        found = of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
     else:
         quiet()
         from sae_moo.config.document import Config
 
         parsed = Config.load(config, set_)
-        from sae_moo.jobs import diff as differing
+        from sae_moo.jobs.diff import of_models
 
-        found = differing.of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
+        found = of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say
     from sae_moo.explore.decide.significance import HOW_TESTED

@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_moo.cli.choice import PICK_FLAGS, PickOptions, with_pick_options
 from sae_moo.cli.frame import (
     AsJson,
-    Knee,
-    Order,
     Output,
-    Pseudo,
+    Overrides,
     RunName,
-    Settings,
     SplitName,
-    Tolerance,
-    Weights,
-    Where,
-    Wish,
     make_console,
     open_run,
     print_json,
@@ -47,19 +41,15 @@ FORMAT_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items(
 
 
 @reported
+@with_pick_options
 def export(
     run: RunName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder (or file) to make; it must not exist yet.")
     ] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
-    knee: Knee = False,
-    weights: Weights = None,
-    pseudo: Pseudo = None,
-    wish: Wish = None,
-    order: Order = None,
-    tolerance: Tolerance = None,
-    where: Where = [],  # noqa: B006  # typer copies it
+    *,
+    choice: PickOptions,
     format_: Annotated[str, typer.Option("--format", metavar=f"<{FORMAT_NAMES}>", help=FORMAT_HELP)] = "hf",
     tokenizer_from: Annotated[
         str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
@@ -93,30 +83,19 @@ def export(
         given = ", ".join(flag for flag, said in idle.items() if said)
         raise InputError(f"--estimate tells of every format and writes nothing; leave out {given}")
     opened = open_run(run)
-    if trial is not None and (knee or weights or pseudo or wish or order or tolerance is not None or where):
-        raise InputError(
-            "--trial names the model; --knee, --weights, --pseudo, --wish, --order and --where choose one: "
-            "give one or the other"
-        )
-    if trial is not None:
-        record, why = opened.trial(trial), f"Trial {trial}, chosen by number"
-    else:
-        record, why = opened.pick(where, weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance, knee=knee)
-        why = why[0].upper() + why[1:]
-    from sae_moo.cli import deciding
-    from sae_moo.cli.display import say, scores_json, trial_json
-    from sae_moo.deploy.tensor_files import shard_bytes
-    from sae_moo.jobs import search as jobs
-    from sae_moo.objectives import objective_scores
-
+    record, why = _chosen(opened, trial, choice)
     if output is None:
         _estimate(opened, record, as_json)
         return
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import say
+    from sae_moo.deploy.tensor_files import shard_bytes
+    from sae_moo.jobs.export import export
 
     notes: list[str] = []
     size = shard_bytes(max_shard_size)
     with staged() as stage:
-        done = jobs.export(
+        done = export(
             opened,
             record,
             why,
@@ -128,32 +107,49 @@ def export(
             tell=notes.append,
             stage=stage,
         )
-    scores = done.scores
     if as_json:
-        found = {split: scores_json(tasks) for split, tasks in scores.items()}
-        print_json(
-            {
-                "trial": trial_json(record),
-                "why": why,
-                "output": str(output),
-                "verified": verify,
-                "scores": found,
-                "objectives": {
-                    split: scores_json(objective_scores(tasks, opened.objectives)) for split, tasks in scores.items()
-                },
-                "optimism": deciding.optimism_json(scores),
-            }
-            | {"format": done.format.name, "notes": notes}
-        )
+        document = _exported_json(opened, done, trial=record, why=why, output=output, verified=verify)
+        print_json(document | {"format": done.format.name, "notes": notes})
         return
     console = make_console()
     chosen = "chosen by number" if trial is not None else why[0].lower() + why[1:]
     say(console, f"trial {record.number} lies in {output}; {chosen}")
     for note in notes:
         say(console, note)
-    deciding.show_export(console, scores, opened.objectives)
+    deciding.show_export(console, done.scores, opened.objectives)
     if done.format.next_step:
         suggest(console, _next(output, done))
+
+
+def _chosen(run: Run, trial: int | None, choice: PickOptions) -> tuple[TrialRecord, str]:
+    """Return the trial that is chosen by its number, or else by the pick flags, and why, as a sentence begins."""
+    if trial is None:
+        record, why = choice.pick(run)
+        return record, why[0].upper() + why[1:]
+    if choice.given:
+        raise InputError(f"--trial names the model; {PICK_FLAGS} choose one: give one or the other")
+    return run.trial(trial), f"Trial {trial}, chosen by number"
+
+
+def _exported_json(
+    run: Run, done: Exported, *, trial: TrialRecord, why: str, output: Path, verified: bool
+) -> dict[str, Any]:
+    """Return the JSON shape of an export."""
+    from sae_moo.cli import deciding
+    from sae_moo.cli.display import scores_json, trial_json
+    from sae_moo.objectives import objective_scores
+
+    scores = done.scores
+    means = {split: objective_scores(tasks, run.objectives) for split, tasks in scores.items()}
+    return {
+        "trial": trial_json(trial),
+        "why": why,
+        "output": str(output),
+        "verified": verified,
+        "scores": {split: scores_json(tasks) for split, tasks in scores.items()},
+        "objectives": {split: scores_json(tasks) for split, tasks in means.items()},
+        "optimism": deciding.optimism_json(scores),
+    }
 
 
 def _next(output: Path, done: Exported) -> dict[str, str]:
@@ -179,9 +175,9 @@ def _python(text: str) -> str:
 def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
     """Show what a trial would take in every format."""
     from sae_moo.cli.display import estimate_table, trial_json
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.export import estimate
 
-    found = jobs.estimate(run, record)
+    found = estimate(run, record)
     if as_json:
         print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
         return
@@ -223,7 +219,7 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Also write what happened in every instance, a line each.")
     ] = None,
-    set_: Settings = [],  # noqa: B006  # typer copies it
+    set_: Overrides = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Score a model or a recipe with the evaluator of the search.
@@ -231,18 +227,18 @@ def evaluate(
     Example: sae-moo evaluate zoo:math --config configs/quickstart.yaml --split test
     """
     quiet()
-    from sae_moo.files.whole import check_new
+    from sae_moo.files.whole import check_creatable
 
     if samples is not None:
-        check_new(samples)
+        check_creatable(samples)
     from sae_moo.config.document import Config
 
     parsed = Config.load(config, set_)
     from sae_moo.cli.display import metrics_json, score_table, scores_json
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.evaluate import evaluate
     from sae_moo.objectives import objective_scores
 
-    found = jobs.evaluate(model, parsed, split.value)
+    found = evaluate(model, parsed, split.value)
     means = objective_scores(found.scores, parsed.objective_list())
     if as_json:
         tasks = scores_json(found.scores)
@@ -266,9 +262,12 @@ def _write_samples(file: Path | None, samples: Sequence[Mapping[str, Any]]) -> N
     """Write a line for each instance, if a file was asked for; whole or not at all."""
     if file is None:
         return
-    from sae_moo.files.whole import whole
+    from sae_moo.files.whole import whole_file
 
-    with whole(file) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+    with (
+        whole_file(file, replace=True) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as lines,
+    ):
         lines.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in samples)  # \\ud800 is JSON as well
 
 
@@ -305,16 +304,16 @@ def merge(
         raise InputError(f"--expert: expected NAME=SOURCE, got {', '.join(expert)}")
     if (output is None) == (to_mergekit is None):
         raise InputError("expected either --output DIR or --to-mergekit FILE.yaml")
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.merge import merge, write_mergekit
 
     if output is not None:
-        merged = jobs.merge(recipe, output, moved)
+        merged = merge(recipe, output, moved)
         notes = merged.notes
         document: dict[str, Any] = {"output": str(output), "sparsity": merged.sparsity, "notes": list(notes)}
         done = f"{output}: sparsity {merged.sparsity:.4f}"
     else:
         assert to_mergekit is not None
-        notes = jobs.to_mergekit(recipe, to_mergekit, moved)
+        notes = write_mergekit(recipe, to_mergekit, moved)
         document = {"output": str(to_mergekit), "notes": list(notes)}
         done = f"{to_mergekit}: written for mergekit"
     if as_json:

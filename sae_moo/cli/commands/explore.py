@@ -24,10 +24,10 @@ def front(
 
     Example: sae-moo front quickstart --figure front.png
     """
-    from sae_moo.files.whole import check_new
+    from sae_moo.files.whole import check_creatable
 
     if figure is not None:
-        check_new(figure)
+        check_creatable(figure)
     opened = open_run(run)
     from sae_moo.cli.display import front_table, trials_json
 
@@ -116,11 +116,11 @@ def report(
 
     Example: sae-moo report quickstart --output report.html
     """
-    from sae_moo.files.whole import check_new
+    from sae_moo.files.whole import check_creatable
 
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"{output}: expected a name that ends in .html")
-    check_new(output)
+    check_creatable(output)
     start = time.perf_counter()
     view = open_run(run).view()
     from sae_moo.explore.pages.report import write_report

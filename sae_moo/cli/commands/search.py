@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_moo.cli.frame import AsJson, ConfigFile, Settings, make_console, print_json, quiet, reported, suggest
+from sae_moo.cli.frame import AsJson, ConfigFile, Overrides, make_console, print_json, quiet, reported, suggest
 from sae_moo.errors import Interrupted, RunError
 
 
@@ -16,7 +16,7 @@ def search(
     config: ConfigFile,
     evaluations: Annotated[int | None, typer.Option(help="Budget of trials, earlier ones counted.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
-    set_: Settings = [],  # noqa: B006  # typer copies it
+    set_: Overrides = [],  # noqa: B006  # typer copies it
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run of that name aside; start anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,12 +33,12 @@ def search(
     parsed = Config.load(config, overrides)
     from sae_moo.cli.display import front_table, trial_json
     from sae_moo.cli.progress import SearchView
-    from sae_moo.jobs import search as jobs
+    from sae_moo.jobs.search import search
 
     console = make_console(as_json, goes_on=True)
     with SearchView(parsed, console, show=not as_json) as view:
         try:
-            run = jobs.search(parsed, view, fresh=fresh)
+            run = search(parsed, view, fresh=fresh)
         except Interrupted as error:
             raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None
         seconds = view.seconds
@@ -82,7 +82,7 @@ def compare(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The smallest that runs everything once, as NAME-smoke.")
     ] = False,
-    set_: Settings = [],  # noqa: B006  # typer copies it
+    set_: Overrides = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over seeds at one budget, judged on the test split; everything lies under runs/NAME/.
@@ -97,23 +97,24 @@ def compare(
         parsed = parsed.smoke()
     from sae_moo.cli.display import comparison_tables
     from sae_moo.cli.progress import CompareView
-    from sae_moo.jobs.compare import comparison as comparing
+    from sae_moo.jobs.compare.comparison import compare
+    from sae_moo.jobs.compare.tables import document_of
 
     console = make_console(as_json, goes_on=True)
     with CompareView(parsed, console, show=not as_json) as view:
-        found = comparing.run(parsed, view, workers=workers)
+        comparison = compare(parsed, view, workers=workers)
     if as_json:
-        print_json(comparing.document_of(found))
+        print_json(document_of(comparison))
     else:
-        for table in comparison_tables(found):
+        for table in comparison_tables(comparison):
             console.print(table)
-        console.print("written: " + ", ".join(map(str, found.files)), soft_wrap=True)
-    if found.failed:
-        raise RunError("; ".join(f"{job}: {why}" for job, why in found.failed.items()))
+        console.print("written: " + ", ".join(map(str, comparison.files)), soft_wrap=True)
+    if comparison.failed:
+        raise RunError("; ".join(f"{cell}: {why}" for cell, why in comparison.failed.items()))
 
 
 @reported
-def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -> None:  # noqa: B006  # typer copies it
+def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006  # typer copies it
     """Check everything that search would check before its first evaluation; write nothing.
 
     Example: sae-moo validate configs/quickstart.yaml
@@ -123,12 +124,12 @@ def validate(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -
 
     parsed = Config.load(config, set_)
     from sae_moo.jobs.bench import Bench
-    from sae_moo.jobs.search import check_resumable, tell_twins
+    from sae_moo.jobs.search import check_resumable
 
     bench = Bench.open(parsed)
     bench.live_model()
     check_resumable(parsed, bench)
-    tell_twins(bench)
+    bench.tell_twins()
     facts: dict[str, Any] = {
         "study": parsed.study.name,
         "device": bench.device,

@@ -25,14 +25,14 @@ _TOP = (
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class Filtered:
     """A value for the tensors whose names contain `filter` (None: all): one number, or a gradient over the layers."""
 
     filter: str | None
     values: tuple[Value, ...]
 
 
-Setting = tuple[Condition, ...]
+Setting = tuple[Filtered, ...]
 Scope = Mapping[str, Setting]
 
 
@@ -124,7 +124,7 @@ class Document:
         return (*own, at.scope, *self.scopes)
 
 
-def read(path: Path) -> Document:
+def read_configuration(path: Path) -> Document:
     """Read a mergekit configuration.
 
     Args:
@@ -424,7 +424,7 @@ class _Reader:
             self.fault(key, "expected a value, got an empty list")
             return ()
         if not any(isinstance(entry, dict) for entry in entries):
-            return (Condition(None, self._values(key, entries, parameter)),)
+            return (Filtered(None, self._values(key, entries, parameter)),)
         conditions = []
         for i, entry in enumerate(entries):
             here: Key = (*key, i) if isinstance(value, list) else key
@@ -440,7 +440,7 @@ class _Reader:
             if not inner:
                 self.fault((*here, "value"), "expected a value, got an empty list")
             values = self._values((*here, "value"), inner, parameter)
-            conditions.append(Condition(None if part == "*" else part, values))
+            conditions.append(Filtered(None if part == "*" else part, values))
         return tuple(conditions)
 
     def _values(self, key: Key, entries: Sequence[Any], parameter: Parameter) -> tuple[Value, ...]:

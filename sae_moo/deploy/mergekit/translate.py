@@ -12,9 +12,10 @@ from typing import Any
 
 from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Setting, Slice, Source, identity, inputs_of
 from sae_moo.deploy.mergekit.table import WEIGHTS, Parameter, Value
-from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool, TensorInfo
+from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
+from sae_moo.recipe.groups import EMBEDDINGS, in_block
 from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.rows import Rows
 
@@ -40,7 +41,7 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     Raises:
         InputError: listing every fault: slices that do not cover the layers, values missing for some tensors.
     """
-    layers = [name for name in pool.groups if name not in (EMBEDDINGS, HEAD)]
+    layers = list(filter(in_block, pool.groups))
     last = document.slices[-1]
     if last.stop is not None and last.stop != len(layers):
         where = _fault(
@@ -86,7 +87,7 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     return Cast(Merge(method, nodes, shared.value, tuple(kept.items())), dtype)
 
 
-def evaluate(setting: Setting, name: str, t: float) -> Value | None:
+def value_for(setting: Setting, name: str, t: float) -> Value | None:
     """Return a setting's value for a tensor: the first condition that its name meets; None if it meets none.
 
     Args:
@@ -110,7 +111,7 @@ def evaluate(setting: Setting, name: str, t: float) -> Value | None:
 def look_up(scopes: Iterable[Scope], parameter: str, name: str, t: float) -> Value | None:
     """Return a parameter's value for a tensor from the first scope that has one; None if none has."""
     for scope in scopes:
-        value = evaluate(scope[parameter], name, t) if parameter in scope else None
+        value = value_for(scope[parameter], name, t) if parameter in scope else None
         if value is not None:
             return value
     return None

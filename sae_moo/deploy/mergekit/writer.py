@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +14,20 @@ from sae_moo.deploy.mergekit.table import TABLE, WEIGHTS, Parameter, Row
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import ZOO, is_adapter
-from sae_moo.experts.pool import EMBEDDINGS, HEAD, ExpertPool
+from sae_moo.experts.layout import BLOCK
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
 from sae_moo.materialization.check import check
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
+from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Rows
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?=\.)")
 # Value of a setting for each tensor of the pool, in order.
 Column = tuple[Any, ...]
 
 
-def write(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
+def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]]:
     """Return a recipe as a mergekit configuration, and what the user should know about it.
 
     Args:
@@ -238,7 +238,7 @@ def _setting(column: Column, pool: ExpertPool) -> Any:
     column = tuple(map(rounded, column))
     if len(set(column)) == 1:
         return column[0]
-    layers = [name for name in pool.groups if name not in (EMBEDDINGS, HEAD)]
+    layers = list(filter(in_block, pool.groups))
     kinds: dict[str, dict[int, float]] = {}
     outside: dict[str, float] = {}
     for info, value in zip(pool.tensors, column, strict=True):
@@ -262,9 +262,9 @@ def _setting(column: Column, pool: ExpertPool) -> Any:
 
 
 def _kind(name: str) -> str:
-    """Return what the names of one kind of tensor share: what stands behind the layer's number."""
-    found = _LAYER.search(name)
-    return name[found.end() :] if found else name
+    """Return what the names of one kind of tensor share: what stands behind the layer's number, from its dot on."""
+    found = BLOCK.search(name)
+    return name[found.end() - 1 :] if found else name
 
 
 def _gradient(values: Sequence[float]) -> Any:

@@ -49,8 +49,12 @@ class Paired:
     def verdict(self) -> str:
         """The interval, p and whether that is significant, as tables and pages show it; `HOW_TESTED` explains it."""
         interval = "" if math.isnan(self.low) else f"[{self.low:+.3f}, {self.high:+.3f}] "
-        p = f"p={self.p:.3f}" if self.p >= 0.001 else "p<0.001"
-        return f"{interval}{p}, {'significant' if self.significant else 'not significant'}"
+        return f"{interval}{p_text(self.p)}, {'significant' if self.significant else 'not significant'}"
+
+
+def p_text(p: float) -> str:
+    """Return a p value as tables and pages show it."""
+    return f"p={p:.3f}" if p >= 0.001 else "p<0.001"
 
 
 def paired(

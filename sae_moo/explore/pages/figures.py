@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING
 
 from sae_moo.errors import InputError
 from sae_moo.explore.draw.numbers import agreement_of, ancestry_of, blocks_of
-from sae_moo.explore.draw.print import plots as pictures
 from sae_moo.explore.draw.print.front import front_picture
+from sae_moo.explore.draw.print.plots import (
+    Curve,
+    agreement_picture,
+    block_picture,
+    generation_picture,
+    hypervolume_picture,
+    lineage_picture,
+    progress_picture,
+)
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import View
-from sae_moo.files.whole import whole, whole_folder
+from sae_moo.files.whole import whole_file, whole_folder
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.study.storage import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sae_moo.explore.draw.print.plots import Curve
 
-FORMATS = (".png", ".svg", ".pdf")
+ENDINGS = (".png", ".svg", ".pdf")
 DPI = 150  # of PNGs
 
 
@@ -36,8 +43,8 @@ def draw_front(path: Path, view: View) -> None:
     Raises:
         InputError: for an unknown ending or an empty front.
     """
-    if path.suffix not in FORMATS:
-        raise InputError(f"{path}: expected a name ending in {', '.join(FORMATS)}")
+    if path.suffix not in ENDINGS:
+        raise InputError(f"{path}: expected a name ending in {', '.join(ENDINGS)}")
     if not view.front:
         raise InputError(f"{path}: {view.nothing}")
     _save(front_picture(view), path)
@@ -68,7 +75,7 @@ def write_figures(
         output: the folder to make; it must not exist yet, or be empty.
         trial: number of the trial to look into; None: the knee.
         against: number of the trial whose answers it is held against; None: `View.held_against`.
-        ending: of the files, one of `FORMATS`.
+        ending: of the files, one of `ENDINGS`.
 
     Raises:
         InputError: if the front is empty, a trial is unknown or has no result, both trials are the same or were asked
@@ -84,23 +91,23 @@ def write_figures(
     title = f"{view.name}, {_with_names(view, record)}"
     draw: dict[str, tuple[str, Callable[[], Figure]]] = {
         "front": ("front", lambda: front_picture(view)),
-        "hypervolume": ("hypervolume", lambda: pictures.hypervolume_picture(view.hypervolumes)),
+        "hypervolume": ("hypervolume", lambda: hypervolume_picture(view.hypervolumes)),
     }
     without: dict[str, str] = {}
     if len(grown.number) > 1:
-        draw["generations"] = "generations", lambda: pictures.generation_picture(grown)
+        draw["generations"] = "generations", lambda: generation_picture(grown)
     else:
         without["generations"] = "all trials are of one generation"
-    draw["blocks"] = f"blocks-{number}", lambda: pictures.block_picture(blocks_of(view, record), title)
+    draw["blocks"] = f"blocks-{number}", lambda: block_picture(blocks_of(view, record), title)
     ancestry = ancestry_of(view, record)
     if ancestry is not None:
-        draw["lineage"] = f"lineage-{number}", lambda: pictures.lineage_picture(ancestry, title)
+        draw["lineage"] = f"lineage-{number}", lambda: lineage_picture(ancestry, title)
     else:
         without["lineage"] = f"trial {number} has no parents"
     agreed = agreement_of(view, record, other) if other is not None else None
     if other is not None and agreed is not None:
         name = f"agreement-{number}-{other.number}"
-        draw["agreement"] = name, lambda: pictures.agreement_picture(agreed, f"{title} and {_with_names(view, other)}")
+        draw["agreement"] = name, lambda: agreement_picture(agreed, f"{title} and {_with_names(view, other)}")
     elif against is not None:
         raise InputError(f"trials {number} and {against} were asked no instances in common")
     else:
@@ -128,9 +135,9 @@ def draw_progress(path: Path, curves: Sequence[Curve]) -> None:
         path: the file to write, whole; its ending says how. One that is there is replaced.
         curves: the methods, at least one.
     """
-    _save(pictures.progress_picture(curves), path)
+    _save(progress_picture(curves), path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole(path) as partial:
+    with whole_file(path, replace=True) as partial:
         figure.savefig(partial, dpi=DPI, format=path.suffix[1:])

@@ -19,7 +19,7 @@ from sae_moo.explore.decide.significance import HOW_TESTED
 from sae_moo.explore.draw.numbers import Answers, agreement_of, ancestry_of, answers_of, blocks_of, thinned
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.files.whole import check_new, whole
+from sae_moo.files.whole import check_creatable, whole_file
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.study.storage import TrialRecord
 
@@ -45,9 +45,9 @@ def write_report(view: View, output: Path, run: str) -> int:
     Raises:
         InputError: if the file exists or cannot be made.
     """
-    check_new(output)
+    check_creatable(output)
     text = page(view, run)
-    with whole(output) as partial:
+    with whole_file(output, replace=True) as partial:
         partial.write_text(text, encoding="utf-8")
         return partial.stat().st_size
 
@@ -81,8 +81,8 @@ def page(view: View, run: str) -> str:
 
 
 def _body(view: View, run: str) -> Iterator[str]:
-    from sae_moo.explore.draw.page import front as front_plots
     from sae_moo.explore.draw.page import plots
+    from sae_moo.explore.draw.page.front import front_figures
 
     figures = _Figures()
     marked, answers = list(by_trial(view.picks)), answers_of(view)
@@ -102,7 +102,7 @@ def _body(view: View, run: str) -> Iterator[str]:
         if section.points:
             yield "<ul>" + "".join(f"<li>{escape(point)}</li>" for point in section.points) + "</ul>"
     yield '<h2 id="front">Front</h2>'
-    for figure, caption in zip(front_plots.front_figures(view), _front_captions(view), strict=True):
+    for figure, caption in zip(front_figures(view), _front_captions(view), strict=True):
         yield figures.place(figure, caption)
     yield from _table(view)
     if answers is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -46,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cell:
+class Outcome:
     """One search of one method: its front, judged on the test split, and what it took.
 
     Args:
@@ -68,7 +69,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Contrast:
     """A method minus the reference method.
 
     Args:
@@ -99,7 +100,32 @@ class Summary:
     values: tuple[float, ...]
     mean: float
     half: float
-    difference: Difference | None
+    difference: Contrast | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a comparison found.
+
+    Args:
+        name: the study's name.
+        folder: where everything lies.
+        reference: the method that others are held against.
+        methods: method -> quantity -> what it was on the test split; see `summaries`.
+        outcomes: every search that ended.
+        failed: search -> why it failed.
+        objectives: names of the objectives; the hypervolume is above the origin of these.
+        files: what was written.
+    """
+
+    name: str
+    folder: Path
+    reference: str
+    methods: Mapping[str, Mapping[str, Summary]]
+    outcomes: tuple[Outcome, ...]
+    failed: Mapping[str, str]
+    objectives: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 def threshold_name(threshold: float) -> str:
@@ -107,8 +133,8 @@ def threshold_name(threshold: float) -> str:
     return f"accuracy at sparsity >= {threshold:g}"
 
 
-def compare(
-    cells: Sequence[Cell],
+def summaries(
+    outcomes: Sequence[Outcome],
     objectives: Sequence[Objective],
     reference: str,
     thresholds: Sequence[float] = (0.0, 0.3, 0.5, 0.6),
@@ -124,32 +150,32 @@ def compare(
     that sparse the accuracy is 0: there is none to serve.
 
     Args:
-        cells: in the order of the methods; all scored on the same instances.
+        outcomes: in the order of the methods; all scored on the same instances.
         objectives: what was maximized.
         reference: name of the method that the others are held against.
         thresholds: sparsities, ascending, each in [0, 1).
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        unseeded: methods whose seed changes nothing: their one cell stands beside every seed of the others.
+        unseeded: methods whose seed changes nothing: their one outcome stands beside every seed of the others.
 
     Raises:
-        ValueError: if the reference has no cell, or cells were scored on different instances.
+        ValueError: if the reference has no outcome, or outcomes were scored on different instances.
     """
-    methods = list(dict.fromkeys(cell.method for cell in cells))
+    methods = list(dict.fromkeys(outcome.method for outcome in outcomes))
     if reference not in methods:
         raise ValueError(f"reference: expected one of {', '.join(methods)}, got {reference!r}")
-    first = next((point for cell in cells for point in cell.front), None)
+    first = next((point for outcome in outcomes for point in outcome.front), None)
     sizes = {} if first is None else {task: len(row) for task, row in first.scores.items()}
     rng = np.random.default_rng(seed)
     weights = {task: rng.multinomial(n, np.full(n, 1 / n), size=resamples).T / n for task, n in sizes.items()}
     whole = {task: np.full((n, 1), 1 / n) for task, n in sizes.items()}
     found: dict[str, dict[int, tuple[Mapping[str, Array], Mapping[str, Array]]]] = {name: {} for name in methods}
-    for cell in cells:
-        if any({t: len(r) for t, r in point.scores.items()} != sizes for point in cell.front):
-            raise ValueError(f"{cell.method}, seed {cell.seed}: scored on other instances than the first method")
-        now = _quantities(cell, objectives, thresholds, whole, 1)
-        found[cell.method][cell.seed] = now, _quantities(cell, objectives, thresholds, weights, resamples)
-    seeds = sorted({cell.seed for cell in cells})
+    for outcome in outcomes:
+        if any({t: len(r) for t, r in point.scores.items()} != sizes for point in outcome.front):
+            raise ValueError(f"{outcome.method}, seed {outcome.seed}: scored on other instances than the first method")
+        now = _quantities(outcome, objectives, thresholds, whole, 1)
+        found[outcome.method][outcome.seed] = now, _quantities(outcome, objectives, thresholds, weights, resamples)
+    seeds = sorted({outcome.seed for outcome in outcomes})
 
     def beside_all(name: str) -> Found:
         own = found[name]
@@ -170,20 +196,26 @@ def compare(
 
 
 def _quantities(
-    cell: Cell, objectives: Sequence[Objective], thresholds: Sequence[float], weights: Mapping[str, Array], columns: int
+    outcome: Outcome,
+    objectives: Sequence[Objective],
+    thresholds: Sequence[float],
+    weights: Mapping[str, Array],
+    columns: int,
 ) -> dict[str, Array]:
     """Return quantity -> value under each column of instance weights, shape (columns,)."""
-    tasks = {task: np.stack([p.scores[task] for p in cell.front]) @ w for task, w in weights.items() if cell.front}
-    sparsity = np.array([point.sparsity for point in cell.front])
+    tasks = {
+        task: np.stack([p.scores[task] for p in outcome.front]) @ w for task, w in weights.items() if outcome.front
+    }
+    sparsity = np.array([point.sparsity for point in outcome.front])
     values = {  # of shape (points, columns)
         objective.name: np.mean([tasks[task] for task in objective.tasks], axis=0)
         if objective.tasks
         else np.repeat(sparsity[:, None], columns, axis=1)
         for objective in objectives
-        if cell.front
+        if outcome.front
     }
-    accuracy = Accuracy(objectives).of(values) if cell.front else np.zeros((0, columns))
-    order = sorted(range(len(cell.front)), key=lambda i: (-cell.front[i].chosen_by, -cell.front[i].sparsity))
+    accuracy = Accuracy(objectives).of(values) if outcome.front else np.zeros((0, columns))
+    order = sorted(range(len(outcome.front)), key=lambda i: (-outcome.front[i].chosen_by, -outcome.front[i].sparsity))
     nothing = np.zeros(columns)
     chosen = order[0] if order else None
     result = {
@@ -193,7 +225,7 @@ def _quantities(
     for task in weights:
         result[f"accuracy on {task}"] = nothing if chosen is None else tasks[task][chosen]
     for threshold in thresholds:
-        able = [i for i in order if cell.front[i].sparsity >= threshold]
+        able = [i for i in order if outcome.front[i].sparsity >= threshold]
         result[threshold_name(threshold)] = accuracy[able[0]] if able else nothing
     result[HYPERVOLUME] = np.array(
         [
@@ -211,7 +243,7 @@ def _half(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def _difference(method: Found, reference: Found, quantity: str) -> Difference | None:
+def _difference(method: Found, reference: Found, quantity: str) -> Contrast | None:
     """Return a method minus the reference over the seeds that both have; None if they share none."""
     seeds = [seed for seed in method if seed in reference]
     if not seeds:
@@ -223,8 +255,8 @@ def _difference(method: Found, reference: Found, quantity: str) -> Difference | 
     over_seeds = float(now.var(ddof=1)) / count if count > 1 else 0.0
     spread = math.sqrt(over_instances + over_seeds)
     if spread == 0.0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, count)
+        return Contrast(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, count)
     # Welch-Satterthwaite; the bootstrap's own degrees of freedom are beyond count
     freedom = math.inf if over_seeds == 0.0 else spread**4 / (over_seeds**2 / (count - 1))
     reach = float(stats.t.ppf(0.975, freedom)) * spread
-    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / spread, freedom)), count)
+    return Contrast(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / spread, freedom)), count)

@@ -65,10 +65,10 @@ def write(step: Step, operands: Operands, out: Tensor) -> int | None:
     base = _address(operands.base)
     target = _address(out)
     if isinstance(step, Combination):
-        anchor = operands.base if step.anchor is None else operands.inputs[step.anchor]
-        assert anchor is not None
+        origin = operands.base if step.origin is None else operands.inputs[step.origin]
+        assert origin is not None
         chosen = [operands.inputs[i] for i in step.others]
-        numbers = (*_address(anchor), np.float32(step.total), *_addresses(chosen), _floats(step.coefficients))
+        numbers = (*_address(origin), np.float32(step.total), *_addresses(chosen), _floats(step.coefficients))
         kernel = _kernels().combine
     elif isinstance(step, ZeroAware):
         base = base if step.scale != 1.0 else (0, 0)
@@ -186,7 +186,7 @@ def magnitudes(tensor: Tensor, base: Tensor | None) -> Magnitudes | None:
 
 @dataclass(frozen=True, slots=True)
 class Magnitudes:
-    """Absolute values as `Scores`, counted by compiled loops.
+    """Absolute values as `Importances`, counted by compiled loops.
 
     Args:
         tensor: flat.
@@ -202,11 +202,11 @@ class Magnitudes:
         return self.tensor.numel()
 
     def high(self) -> Counts:
-        """See `Scores`."""
+        """See `Importances`."""
         return self._counted(HIGH_BINS, _kernels().high_histogram)
 
     def low(self, high: int) -> Counts:
-        """See `Scores`."""
+        """See `Importances`."""
         return self._counted(LOW_BINS, _kernels().low_histogram, high)
 
     def lowest(self, count: int) -> Cut | None:
@@ -218,7 +218,7 @@ class Magnitudes:
         return Cut(float(value), int(position))
 
     def after(self, value: float, ties: int) -> int:
-        """See `Scores`."""
+        """See `Importances`."""
         place = (*_address(self.tensor), *_address(self.base))
         return int(_kernels().after(*place, np.float32(value), ties, self.numel))
 

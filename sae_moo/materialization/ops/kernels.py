@@ -244,12 +244,12 @@ def _combine_four(a, b, c, d, total, coefficients, out):
 
 
 @_compiled
-def _combine_halves(anchor, total, others, coefficients, out, start, stop):
+def _combine_halves(origin, total, others, coefficients, out, start, stop):
     """`combine` of two to four bfloat16 operands into bfloat16."""
     zeros = 0
     for begin in range(start, stop, SPAN):
         count = min(SPAN, stop - begin)
-        target, a, b = _half(out, begin, count), _half(anchor, begin, count), _half(others[0], begin, count)
+        target, a, b = _half(out, begin, count), _half(origin, begin, count), _half(others[0], begin, count)
         if len(others) == 1:
             zeros += _combine_two(a, b, total, coefficients[0], target)
         elif len(others) == 2:
@@ -261,17 +261,17 @@ def _combine_halves(anchor, total, others, coefficients, out, start, stop):
 
 
 @_compiled
-def combine(anchor, anchor_code, total, others, codes, coefficients, out, out_code, start, stop):
-    halves = anchor_code == BF16 and out_code == BF16
+def combine(origin, origin_code, total, others, codes, coefficients, out, out_code, start, stop):
+    halves = origin_code == BF16 and out_code == BF16
     for code in codes:
         halves = halves and code == BF16
     if halves and 1 <= len(others) <= 3:
-        return _combine_halves(anchor, total, others, coefficients, out, start, stop)
+        return _combine_halves(origin, total, others, coefficients, out, start, stop)
     first, merged = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     zeros = 0
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _load(anchor, anchor_code, begin, count, first)
+        _load(origin, origin_code, begin, count, first)
         _scaled(first, total, merged, count)
         for k in range(len(others)):
             _accumulate(others[k], codes[k], begin, count, first, coefficients[k], merged)
@@ -340,7 +340,7 @@ def zero_aware(inputs, codes, weights, base, base_code, scale, out, out_code, st
 
 @_compiled
 def _draw(words, begin, count, stream):
-    """Fill in the random numbers of `random.Stream` from a position on."""
+    """Fill in the random numbers of `random.Draws` from a position on."""
     first = np.uint32(stream[0])
     border = min(count, 4294967296 - (begin & 0xFFFFFFFF))  # where the upper word of the position changes
     _draw_part(words[:border], np.uint32(begin & 0xFFFFFFFF), first, np.uint32(stream[1] ^ (begin >> 32)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.operands import chunk_size
-from sae_moo.materialization.ops.select import Chunked, Cut, Scores
+from sae_moo.materialization.ops.select import Chunked, Cut, Importances
 from sae_moo.materialization.ops.steps import Thinning, variance
 
 WHOLE = Thinning()
@@ -47,7 +47,7 @@ def gram_matrix(inputs: Sequence[Tensor], base: Tensor | None) -> NDArray[np.flo
     return lower + np.tril(lower, -1).T
 
 
-def magnitudes(tensor: Tensor, base: Tensor | None) -> Scores:
+def magnitudes(tensor: Tensor, base: Tensor | None) -> Importances:
     """Return the absolute values of a flat tensor, or of its difference from the base, as scores to select by."""
     found = fused.magnitudes(tensor, base)
     if found is not None:
@@ -84,7 +84,7 @@ def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float
     return math.fsum(sums)
 
 
-def varying(inputs: Sequence[Tensor], base: Tensor) -> tuple[Scores, int]:
+def varying(inputs: Sequence[Tensor], base: Tensor) -> tuple[Importances, int]:
     """Return the variances of task vectors over the inputs as scores to select by, and how many are not 0.
 
     Args:

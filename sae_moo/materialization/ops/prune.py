@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops.measure import magnitudes
 from sae_moo.materialization.ops.operands import CHUNK
-from sae_moo.materialization.ops.select import Chunked, Scores
+from sae_moo.materialization.ops.select import Chunked, Importances
 
 LEAST = torch.finfo(torch.float32).tiny
 """Score that a weight which is not zero has at least, though its feature may never have been active."""
@@ -110,7 +110,7 @@ class Scoring:
         """Whether a weight's score is its magnitude, for which there are compiled forms."""
         return self.score is magnitude
 
-    def scores(self) -> Scores:
+    def scores(self) -> Importances:
         """Return the scores to select by."""
         return magnitudes(self.source, None) if self.plain else Chunked(self._chunks, self.source.numel())
 

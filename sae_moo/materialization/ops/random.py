@@ -18,7 +18,7 @@ FIRST, SECOND = 0x7FEB352D, 0x846CA68B
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class Draws:
     """Random 32-bit numbers by position.
 
     Args:
@@ -28,7 +28,7 @@ class Stream:
     keys: tuple[int, int]
 
     @classmethod
-    def of(cls, seed: int, *place: str) -> Stream:
+    def of(cls, seed: int, *place: str) -> Draws:
         """Return the stream of a seed at a place (names of tensor and input)."""
         digest = hashlib.sha256("\0".join([str(seed), *place]).encode()).digest()
         return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")))

@@ -82,7 +82,7 @@ def compact(histogram: Counts) -> Compact:
     return Compact(first, kept.astype(np.int32) if fits else kept.copy(), len(histogram))
 
 
-class Scores(Protocol):
+class Importances(Protocol):
     """The scores of one tensor, float32 and not negative, never held as a whole."""
 
     @property
@@ -104,7 +104,7 @@ class Scores(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
-    """Scores given chunk by chunk; the plain form of `Scores`, for any device.
+    """Scores given chunk by chunk; the plain form of `Importances`, for any device.
 
     Args:
         chunks: makes a fresh iterator of positions and float32 scores, in order.
@@ -115,19 +115,19 @@ class Chunked:
     numel: int
 
     def lowest(self, count: int) -> Cut | None:  # noqa: ARG002
-        """See `Scores`."""
+        """See `Importances`."""
         return None
 
     def high(self) -> Counts:
-        """See `Scores`."""
+        """See `Importances`."""
         return self._histogram(HIGH_BINS, lambda bits: bits >> 16)
 
     def low(self, high: int) -> Counts:
-        """See `Scores`."""
+        """See `Importances`."""
         return self._histogram(LOW_BINS, lambda bits: bits[(bits >> 16) == high] & 0xFFFF)
 
     def after(self, value: float, ties: int) -> int:
-        """See `Scores`."""
+        """See `Importances`."""
         for start, scores in self.chunks():
             found = torch.nonzero(scores == value).flatten()
             if len(found) >= ties:
@@ -142,7 +142,7 @@ class Chunked:
         return total.cpu().numpy() if isinstance(total, Tensor) else np.zeros(bins, np.int64)
 
 
-def lowest(scores: Scores, count: int, high: Counts | None = None) -> Cut:
+def lowest(scores: Importances, count: int, high: Counts | None = None) -> Cut:
     """Return the cut below which exactly `count` scores lie.
 
     Args:
@@ -160,7 +160,7 @@ def lowest(scores: Scores, count: int, high: Counts | None = None) -> Cut:
     return cut
 
 
-def _lowest(scores: Scores, count: int, high: Counts | None) -> Cut:
+def _lowest(scores: Importances, count: int, high: Counts | None) -> Cut:
     if not 0 <= count <= scores.numel:
         raise ValueError(f"count: expected 0 to {scores.numel}, got {count}")
     if count == 0:

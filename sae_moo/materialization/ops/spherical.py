@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sae_moo.errors import InputError
 from sae_moo.materialization.ops.measure import gram_matrix
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.steps import Combination, Split, Step, terms
+from sae_moo.materialization.ops.steps import Combination, Spliced, Step, terms
 
 Matrix = NDArray[np.float64]
 
@@ -137,7 +137,7 @@ def split_slerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
     parallel = math.sqrt(1 - SPLIT_PARALLEL**2)
     first, second = (terms(_arc(cosine, share, parallel)) for share in (t, 1 - t))
     border = round(place.number("split") * place.total) - place.offset
-    return Split(first, second, min(max(border, 0), x.numel))
+    return Spliced(first, second, min(max(border, 0), x.numel))
 
 
 def _combined(parts: Sequence[float], relative: bool) -> Combination:

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sae_moo.materialization.ops.random import Stream
+from sae_moo.materialization.ops.random import Draws
 from sae_moo.materialization.ops.select import Cut
 
 
@@ -48,8 +48,8 @@ class Step(Protocol):
 def terms(coefficients: Sequence[float], base: float = 0.0) -> Combination:
     """Return the step ``base * b + sum c_i x_i``, in the form that keeps the laws.
 
-    Terms of coefficient 0 are not read. With two terms or more, the first (the base if it has a part) is the anchor:
-    ``(sum of all) * anchor + sum c_i (x_i - anchor)``. So equal inputs whose coefficients sum to 1 give themselves, bit
+    Terms of coefficient 0 are not read. With two terms or more, the first (the base if it has a part) is the origin:
+    ``(sum of all) * origin + sum c_i (x_i - origin)``. So equal inputs whose coefficients sum to 1 give themselves, bit
     for bit, and differences between fine-tuned models, which are small, keep all their digits.
     """
     used = [(i, float(c)) for i, c in enumerate(coefficients) if c != 0]
@@ -57,23 +57,23 @@ def terms(coefficients: Sequence[float], base: float = 0.0) -> Combination:
     if abs(total - 1.0) < 1e-9:
         total = 1.0
     if base == 0:
-        (anchor, _), *rest = used or [(0, 0.0)]
-        return Combination(anchor, total, tuple(i for i, _ in rest), tuple(c for _, c in rest))
+        (origin, _), *rest = used or [(0, 0.0)]
+        return Combination(origin, total, tuple(i for i, _ in rest), tuple(c for _, c in rest))
     return Combination(None, total, tuple(i for i, _ in used), tuple(c for _, c in used))
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """``total * anchor + sum c_i (x_i - anchor)``; made by `terms`.
+    """``total * origin + sum c_i (x_i - origin)``; made by `terms`.
 
     Args:
-        anchor: index of the input that is the anchor; None is the base.
+        origin: index of the input that is the origin; None is the base.
         total: sum of all coefficients.
         others: indices of the other inputs with a part.
         coefficients: theirs.
     """
 
-    anchor: int | None
+    origin: int | None
     total: float
     others: tuple[int, ...]
     coefficients: tuple[float, ...]
@@ -81,19 +81,19 @@ class Combination:
 
     def chunk(self, inputs: Sequence[Tensor], base: Tensor | None, start: int) -> Tensor:  # noqa: ARG002
         """See `Step`."""
-        anchor = base if self.anchor is None else inputs[self.anchor]
-        assert anchor is not None
+        origin = base if self.origin is None else inputs[self.origin]
+        assert origin is not None
         if self.total == 1.0 and not self.others:
-            return anchor
-        merged = anchor * self.total
+            return origin
+        merged = origin * self.total
         for i, coefficient in zip(self.others, self.coefficients, strict=True):
             # two roundings, never a fused multiply-add: the same bits on every device
-            merged += (inputs[i] - anchor) * coefficient
+            merged += (inputs[i] - origin) * coefficient
         return merged
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class Spliced:
     """One combination before a position, another from there on."""
 
     first: Combination
@@ -171,7 +171,7 @@ class Thinning:
 
     above: Cut | None = None
     under: Cut | None = None
-    stream: Stream | None = None
+    stream: Draws | None = None
     drop: int = 0
     epsilon: float | None = None
     density: float = 1.0

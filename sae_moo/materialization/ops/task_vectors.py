@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_moo.materialization.ops.measure import WHOLE, l1_norm, magnitudes, squares_above, varying
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.random import Stream, threshold
+from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import NOTHING, Chunked, Cut, compact, lowest
 from sae_moo.materialization.ops.steps import Fusion, Selected, Step, Thinning, Vote, importance
 
@@ -43,7 +43,7 @@ def dare(x: Operands, weights: Sequence[float], place: Place) -> Step:
     """
     thinnings = []
     for i, density in enumerate(place.each("density", len(weights))):
-        stream = Stream.of(int(place.number("seed")), place.tensor, x.keys[i])
+        stream = Draws.of(int(place.number("seed")), place.tensor, x.keys[i])
         thinnings.append(Thinning(stream=stream, drop=threshold(density)) if density < 1 else Thinning())
     return _vote(x, weights, place, thinnings)
 
@@ -61,7 +61,7 @@ def della(x: Operands, weights: Sequence[float], place: Place) -> Step:
     for i, (density, epsilon) in enumerate(
         zip(place.each("density", count), place.each("epsilon", count), strict=True)
     ):
-        stream = Stream.of(int(place.number("seed")), place.tensor, x.keys[i])
+        stream = Draws.of(int(place.number("seed")), place.tensor, x.keys[i])
         if density >= 1:
             thinnings.append(Thinning())
         elif density <= 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.operands import Operands, chunk_size
 from sae_moo.materialization.ops.select import Cut
-from sae_moo.materialization.ops.steps import Split, Step
+from sae_moo.materialization.ops.steps import Spliced, Step
 
 
 def write(step: Step, operands: Operands, out: Tensor) -> int:
@@ -26,7 +26,7 @@ def write(step: Step, operands: Operands, out: Tensor) -> int:
     Returns:
         The number of exact zeros written.
     """
-    if isinstance(step, Split):
+    if isinstance(step, Spliced):
         at, end = step.position, operands.numel
         first = write(step.first, operands.part(0, at), out[:at]) if at > 0 else 0
         return first + (write(step.second, operands.part(at, end), out[at:]) if at < end else 0)

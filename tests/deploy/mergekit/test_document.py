@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_moo.deploy.mergekit.document import parse, read
+from sae_moo.deploy.mergekit.document import parse, read_configuration
 from sae_moo.deploy.mergekit.table import TABLE
 from sae_moo.errors import InputError
 from sae_moo.recipe.methods import METHODS
@@ -226,15 +226,15 @@ def test_notes(text, note):
 def test_files(tmp_path):
     path = tmp_path / "m.yaml"
     with pytest.raises(InputError, match="cannot read the mergekit configuration"):
-        read(path)
+        read_configuration(path)
     path.write_text("a: [")
     with pytest.raises(InputError, match="not YAML"):
-        read(path)
+        read_configuration(path)
     path.write_text("- 1")
     with pytest.raises(InputError, match=r"expected a mapping with the keys merge_method, base_model, models"):
-        read(path)
+        read_configuration(path)
     path.write_text(TIES)
-    assert read(path).method == "ties"
+    assert read_configuration(path).method == "ties"
 
 
 def test_the_table_fits_our_methods():

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_moo.deploy.mergekit.document import read
+from sae_moo.deploy.mergekit.document import read_configuration
 from sae_moo.deploy.mergekit.translate import translate
-from sae_moo.deploy.mergekit.writer import write
+from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import BASE
@@ -173,13 +173,13 @@ def merged(checkpoints) -> Path:
     for number, text in enumerate(CASES.values()):
         (checkpoints / f"{number}.yaml").write_text(text)
         pool, recipe = ours(checkpoints, number)
-        (checkpoints / f"{number}-again.yaml").write_text(write(recipe, pool)[0])
+        (checkpoints / f"{number}-again.yaml").write_text(configuration_text(recipe, pool)[0])
     subprocess.run([PYTHON, "-c", SCRIPT], check=True, cwd=checkpoints, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     return checkpoints / "out"
 
 
 def ours(checkpoints, number):
-    document = read(checkpoints / f"{number}.yaml")
+    document = read_configuration(checkpoints / f"{number}.yaml")
     sources = dict(document.sources)
     pool = ExpertPool.open(sources.pop(BASE), sources or {"same": document.sources[BASE]}, relative_to=checkpoints)
     return pool, translate(document, pool)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_moo.deploy.mergekit.document import Condition, parse
-from sae_moo.deploy.mergekit.translate import evaluate, translate
+from sae_moo.deploy.mergekit.document import Filtered, parse
+from sae_moo.deploy.mergekit.translate import translate, value_for
 from sae_moo.errors import InputError
 from sae_moo.experts.pool import TensorInfo
 from sae_moo.recipe import Cast, Expert, Merge
@@ -60,12 +60,12 @@ def two(a: str, b: str = "1", more: str = "") -> str:
     ],
 )
 def test_gradients(values, t, expected):
-    assert evaluate((Condition(None, values),), "any", t) == expected
+    assert value_for((Filtered(None, values),), "any", t) == expected
 
 
 def test_the_first_condition_that_a_name_meets():
-    setting = (Condition("mlp", (1.0,)), Condition("up", (2.0,)), Condition("norm", (3.0,)))
-    assert [evaluate(setting, name, 0) for name in ("mlp.up", "up", "q")] == [1.0, 2.0, None]
+    setting = (Filtered("mlp", (1.0,)), Filtered("up", (2.0,)), Filtered("norm", (3.0,)))
+    assert [value_for(setting, name, 0) for name in ("mlp.up", "up", "q")] == [1.0, 2.0, None]
 
 
 def test_numbers_that_are_the_same_everywhere_are_one_row(pool):

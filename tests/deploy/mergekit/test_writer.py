@@ -11,7 +11,7 @@ from stand_ins import weights_of
 
 from sae_moo.deploy.mergekit.document import parse
 from sae_moo.deploy.mergekit.translate import translate
-from sae_moo.deploy.mergekit.writer import write
+from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.errors import InputError
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
@@ -66,7 +66,7 @@ def again(text: str):
 def test_written_and_read_is_the_same_recipe(merge, tiny):
     assert len(tiny.tensors) == TENSORS
     for dtype in ("float32", "bfloat16"):
-        text, _ = write(Cast(merge, dtype), tiny)
+        text, _ = configuration_text(Cast(merge, dtype), tiny)
         pool, recipe = again(text)
         assert recipe == Cast(merge, dtype), text
         assert recipe.digest(pool) == Cast(merge, dtype).digest(pool)
@@ -74,7 +74,7 @@ def test_written_and_read_is_the_same_recipe(merge, tiny):
 
 @pytest.mark.parametrize("recipe", [*SAME, *EQUAL], ids=lambda recipe: getattr(recipe, "method", recipe.kind))
 def test_written_and_read_gives_the_same_weights(recipe, tiny, tiny_model):
-    text, _ = write(recipe, tiny)
+    text, _ = configuration_text(recipe, tiny)
     materialize(recipe, tiny, tiny_model)
     before = weights_of(tiny, tiny_model)
     pool, read = again(text)
@@ -87,7 +87,9 @@ def test_written_and_read_gives_the_same_weights(recipe, tiny, tiny_model):
 
 def test_what_it_looks_like(tiny):
     weights = tuple((a, 0.5) for a in (0.1, 0.2, 0.3, 0.4))
-    text, notes = write(Cast(Merge("dare_ties", (MATH, CODE), weights, {"density": 0.9}), "bfloat16"), tiny)
+    text, notes = configuration_text(
+        Cast(Merge("dare_ties", (MATH, CODE), weights, {"density": 0.9}), "bfloat16"), tiny
+    )
     document = yaml.safe_load(text)
     assert notes == ["dare_ties drops at random: mergekit draws masks of its own"]
     assert {key: document[key] for key in ("merge_method", "parameters", "dtype", "out_dtype")} == {
@@ -109,7 +111,7 @@ def test_what_it_looks_like(tiny):
 
 def test_a_shipped_model_is_named_by_its_folder():
     pool = ExpertPool.open("zoo:base", {"math": "zoo:math"})
-    text, _ = write(Merge("task_arithmetic", (MATH,), (1,)), pool)
+    text, _ = configuration_text(Merge("task_arithmetic", (MATH,), (1,)), pool)
     assert yaml.safe_load(text)["models"][0]["model"] == str(pool.checkpoints["math"].folder)
 
 
@@ -122,7 +124,7 @@ def test_an_adapter_is_written_after_its_base(tiny_folders, tmp_path):
     base = tiny_folders["base"]
     pool = ExpertPool.open(str(base), {"lora": str(tmp_path), "math": str(tiny_folders["math"])})
     recipe = Cast(Merge("task_arithmetic", (Expert("lora"), MATH), (0.5, 0.25)), "float32")
-    text, _ = write(recipe, pool)
+    text, _ = configuration_text(recipe, pool)
     assert yaml.safe_load(text)["models"][0]["model"] == f"{base}+{tmp_path}"
     other, read = again(text)
     assert read.input.weights == (0.5, 0.25)
@@ -158,5 +160,5 @@ LINEAR = Merge("linear", (MATH, CODE), (1, 2))
 )
 def test_what_mergekit_has_no_words_for(recipe, message, tiny):
     with pytest.raises(InputError) as caught:
-        write(recipe, tiny)
+        configuration_text(recipe, tiny)
     assert message in str(caught.value)

@@ -86,7 +86,7 @@ def test_figures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("full")
 
-    monkeypatch.setattr("sae_moo.explore.draw.print.plots.lineage_picture", full)
+    monkeypatch.setattr("sae_moo.explore.pages.figures.lineage_picture", full)
     with pytest.raises(OSError, match="full"):
         write_figures(view(60), tmp_path / "f")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -10,7 +10,6 @@ import pytest
 from synthetic import view
 
 from sae_moo.errors import InputError
-from sae_moo.explore.draw import numbers as figure_data
 from sae_moo.explore.draw.numbers import answers_of
 from sae_moo.explore.pages.report import page, write_report
 
@@ -117,7 +116,7 @@ def test_a_trial_that_was_asked_other_instances_cannot_be_chosen():
 
 
 def test_what_is_not_drawn_is_told(monkeypatch):
-    monkeypatch.setattr(figure_data, "MOST_DOTS", 10)
+    monkeypatch.setattr("sae_moo.explore.draw.numbers.MOST_DOTS", 10)
     study = view(60)
     text = own(page(study, "s"))
     assert f"Of {60 - len(study.front)} other trials 10 are drawn" in text

@@ -11,7 +11,7 @@ from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.random import Stream, threshold
+from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.steps import by_rank
 from sae_moo.materialization.ops.write import write
 from sae_moo.recipe.methods import METHODS
@@ -69,7 +69,7 @@ def expected(method, xs, weights, base, **params) -> np.ndarray:
         elif density >= 1:
             masks.append(np.ones(base.shape, bool))
         else:
-            numbers = Stream.of(settings["seed"], "w", f"x{i}").draw(0, base.numel()).reshape(base.shape)
+            numbers = Draws.of(settings["seed"], "w", f"x{i}").draw(0, base.numel()).reshape(base.shape)
             drop = threshold(density)
             if method.startswith("della"):
                 drop = by_rank(delta.abs().reshape(-1, base.shape[-1]), density, settings["epsilon"])
@@ -196,7 +196,7 @@ def test_an_overflow_among_the_inputs_is_named():
 
 def test_random_numbers_go_on_beyond_four_billion_elements():
     kernels = pytest.importorskip("sae_moo.materialization.ops.kernels", reason="numba is not installed")
-    stream = Stream((123, 456))
+    stream = Draws((123, 456))
     for begin in (2**32 - 700, 2**32 - 1, 2**32, 3 * 2**32 - 5):
         words = np.empty(1000, np.uint32)
         kernels._draw(words, begin, 1000, np.array([*stream.keys, 7]))

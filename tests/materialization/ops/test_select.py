@@ -7,7 +7,7 @@ from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.measure import magnitudes
 from sae_moo.materialization.ops.prune import target_count
-from sae_moo.materialization.ops.random import Stream, threshold
+from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import NOTHING, compact, from_bits, lowest
 from sae_moo.materialization.ops.write import write_pruned
 
@@ -100,20 +100,20 @@ def test_bits_and_values():
 
 
 def test_random_numbers_are_a_function_of_their_place():
-    stream = Stream.of(3, "w", "x")
+    stream = Draws.of(3, "w", "x")
     whole = stream.draw(0, 100_000)
     assert torch.equal(whole[777:2000], stream.draw(777, 1223))
     assert whole.min() >= 0
     assert whole.max() < 2**32
-    assert not torch.equal(whole, Stream.of(4, "w", "x").draw(0, 100_000))
-    assert not torch.equal(whole, Stream.of(3, "v", "x").draw(0, 100_000))
+    assert not torch.equal(whole, Draws.of(4, "w", "x").draw(0, 100_000))
+    assert not torch.equal(whole, Draws.of(3, "v", "x").draw(0, 100_000))
     assert stream.draw(2**32 + 5, 3).tolist() != stream.draw(5, 3).tolist(), "the upper half of a position counts"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_numbers_are_even_and_independent(seed):
     count = 1 << 18
-    a, b = (Stream.of(seed, "w", name).draw(0, count) for name in "ab")
+    a, b = (Draws.of(seed, "w", name).draw(0, count) for name in "ab")
     for bit in range(32):
         share = ((a >> bit) & 1).float().mean().item()
         assert abs(share - 0.5) < 5 * 0.5 / count**0.5

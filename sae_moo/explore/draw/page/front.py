@@ -14,12 +14,11 @@ from plotly.subplots import make_subplots
 from sae_moo.explore.draw.labels import Label, beside
 from sae_moo.explore.draw.numbers import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
 from sae_moo.explore.draw.page.plots import Figure, figure_of, hover_text, styled_, wrapped
-from sae_moo.explore.draw.palette import BLACK, BLUE, GREY, GRID, ORANGE, PURPLE, SCALE, SKY, VERMILLION
+from sae_moo.explore.draw.palette import BLUE, GREY, GRID, SCALE, SKY, VERMILLION, mark_of
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.study.storage import TrialRecord
 
 MARGIN = 0.006  # beyond the outermost dots of an axis that is widened
-REFERENCE_SHAPES = {"base": ("square", BLACK), "uniform average": ("star", PURPLE)}
 
 
 def front_figures(view: View) -> list[Figure]:
@@ -99,8 +98,9 @@ def _space(view: View, axes: Sequence[Axis]) -> Figure:
         for rows, name, color, size in parts
     ]
     for marked in view.references:
-        symbol = {"base": "square", "uniform average": "cross"}.get(marked.name, "diamond")
-        color = REFERENCE_SHAPES.get(marked.name, ("", ORANGE))[1]
+        shape = mark_of(marked.name).shape
+        symbol = "cross" if shape == "star" else shape  # there are no stars in space
+        color = mark_of(marked.name).colour
         traces.append(
             go.Scatter3d(
                 **_places([marked.record], axes),
@@ -183,7 +183,7 @@ def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
     """Return a mark for each reference."""
     marks: list[go.Scatter] = []
     for marked in view.references:
-        symbol, color = REFERENCE_SHAPES.get(marked.name, ("diamond", ORANGE))
+        mark = mark_of(marked.name)
         name = escape(marked.name)
         said = f"{name}, trial {marked.record.number}: {hover_text(view, marked.record)}"
         marks.append(
@@ -193,7 +193,7 @@ def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
                 mode="markers",
                 name=name,
                 showlegend=False,
-                marker={"symbol": symbol, "size": 12, "color": color, "line": {"color": "white", "width": 1}},
+                marker={"symbol": mark.shape, "size": 12, "color": mark.colour, "line": {"color": "white", "width": 1}},
                 hovertemplate=f"{said}<extra></extra>",
             )
         )

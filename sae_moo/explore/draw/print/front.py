@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sae_moo.explore.draw.labels import Label, write_beside_
 from sae_moo.explore.draw.numbers import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
-from sae_moo.explore.draw.palette import BLACK, BLUE, GREY, ORANGE, PURPLE, SCALE, SKY, VERMILLION
+from sae_moo.explore.draw.palette import BLUE, GREY, SCALE, SKY, VERMILLION, mark_of
 from sae_moo.explore.draw.print.plots import plain, styled_
 from sae_moo.explore.view import View, by_trial, sparsity
 from sae_moo.explore.words import names_words
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = {"base": ("s", BLACK, 6), "uniform average": ("*", PURPLE, 12)}
-EXPERT = ("D", ORANGE, 6)
+SHAPES = {"square": ("s", 6), "star": ("*", 12), "diamond": ("D", 6)}
+"""Shape of a mark -> matplotlib's name for it, and its size in points."""
 
 
 def front_picture(view: View) -> Figure:
@@ -82,7 +82,8 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
         label=front_words(view),
     )
     for marked in view.references:
-        shape, color, size = MARKS.get(marked.name, EXPERT)
+        shape, size = SHAPES[mark_of(marked.name).shape]
+        color = mark_of(marked.name).colour
         place = x.value(marked.record), y.value(marked.record)
         panel.plot(*place, shape, color=color, markersize=size, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
     for record, names in by_trial(view.picks):
@@ -125,7 +126,8 @@ def _draw_parallel(panel: Axes, view: View, axes: Sequence[Axis]) -> None:
     panel.add_collection(LineCollection(lines, colors=colors, linewidths=0.5 if many else 1, alpha=0.6 if many else 1))
     for marked in view.references:
         heights = [axis.value(marked.record) for axis in axes]
-        shape, color, size = MARKS.get(marked.name, EXPERT)
+        shape, size = SHAPES[mark_of(marked.name).shape]
+        color = mark_of(marked.name).colour
         panel.plot(heights, shape, linestyle=":", color=color, markersize=0.8 * size, linewidth=1)
     for record, _ in by_trial(view.picks):
         panel.plot([axis.value(record) for axis in axes], "o-", color=VERMILLION, markersize=4, linewidth=1.8)

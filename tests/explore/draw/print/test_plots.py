@@ -10,8 +10,14 @@ from matplotlib.text import Text
 from synthetic import view
 
 from sae_moo.explore.draw.numbers import Blocks, agreement_of, ancestry_of, planes
-from sae_moo.explore.draw.print import plots as pictures
 from sae_moo.explore.draw.print.front import front_picture
+from sae_moo.explore.draw.print.plots import (
+    agreement_picture,
+    block_picture,
+    generation_picture,
+    hypervolume_picture,
+    lineage_picture,
+)
 from sae_moo.explore.history import Generations, generations
 
 
@@ -57,20 +63,20 @@ def test_names_lie_apart():
 
 
 def test_hypervolume_is_a_stair():
-    (axes,) = pictures.hypervolume_picture(np.array([0.0, 0.1, 0.1, 0.3, 0.3])).axes
+    (axes,) = hypervolume_picture(np.array([0.0, 0.1, 0.1, 0.3, 0.3])).axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 0.0], [2, 0.1], [4, 0.3], [5, 0.3]]
     assert axes.lines[0].get_drawstyle() == "steps-post"
     assert [text.get_text() for text in axes.texts] == ["0.3000"]
-    assert list(pictures.hypervolume_picture(np.zeros(0)).axes[0].texts) == []
+    assert list(hypervolume_picture(np.zeros(0)).axes[0].texts) == []
 
 
 def test_generations_show_sparsity_and_ratio():
     found = generations(view(60).records, "annealed ratio")
-    (axes,) = pictures.generation_picture(found).axes
+    (axes,) = generation_picture(found).axes
     median, ratio = axes.lines
     assert median.get_ydata() == pytest.approx(found.sparsity[:, 1])
     assert ratio.get_ydata() == pytest.approx(found.ratio, nan_ok=True)
-    (axes,) = pictures.generation_picture(Generations(np.arange(2), np.full((2, 3), 0.1), np.full(2, np.nan))).axes
+    (axes,) = generation_picture(Generations(np.arange(2), np.full((2, 3), 0.1), np.full(2, np.nan))).axes
     assert len(axes.lines) == 1, "nothing was pruned at a ratio"
 
 
@@ -78,7 +84,7 @@ def test_generations_show_sparsity_and_ratio():
 def test_heatmaps_have_a_row_for_each_group(groups):
     weights, zeros = np.linspace(-1, 2, groups * 2).reshape(groups, 2), np.linspace(0, 0.9, groups)
     names = [f"g{i}" for i in range(groups)]
-    figure = pictures.block_picture(Blocks(names, ["base", "m"], weights, zeros), "s")
+    figure = block_picture(Blocks(names, ["base", "m"], weights, zeros), "s")
     figure.draw_without_rendering()
     left, right = figure.axes[:2]
     assert np.asarray(left.collections[0].get_array()) == pytest.approx(weights)
@@ -94,7 +100,7 @@ def test_heatmaps_have_a_row_for_each_group(groups):
 def test_a_lineage_has_a_dot_for_each_trial_and_a_line_for_each_parent():
     study = view(60)
     found = ancestry_of(study, study.records[59])
-    axes = pictures.lineage_picture(found, "s").axes[0]
+    axes = lineage_picture(found, "s").axes[0]
     lines, dots = axes.collections
     heights = [record.values["a"] for record in found.trials]
     assert dots.get_offsets().tolist() == [[i, pytest.approx(h)] for i, h in enumerate(heights)]
@@ -108,7 +114,7 @@ def test_a_lineage_has_a_dot_for_each_trial_and_a_line_for_each_parent():
 def test_agreement_parts_hold_every_instance_once():
     study = view(60)
     found = agreement_of(study, study.records[59], study.average)
-    (axes,) = pictures.agreement_picture(found, "s").axes
+    (axes,) = agreement_picture(found, "s").axes
     widths = np.array([[bar.get_width() for bar in part] for part in axes.containers])
     begins = np.array([[bar.get_x() for bar in part] for part in axes.containers])
     assert widths == pytest.approx(100 * found.sizes.T / 40)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +13,9 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import TaskError, out_of_memory
-from sae_moo.evaluate.task import Generation
+from sae_moo.evaluate.hardware import TEXTS
+from sae_moo.evaluate.task import Prompt
 
-log = logging.getLogger(__name__)
-
-# Tokens of prompts and answers together in a batch, by kind of device: a step costs one pass through all weights
-# however many rows it serves, until their keys and values fill memory.
-BATCH_TOKENS = {"cpu": 16_384}
-BATCH_TOKENS_ELSEWHERE = 131_072
 LOOK_BACK = 2
 """Tokens to look at beside those of a stop text, since it may be written in other tokens than its own."""
 # Settings of a model's generation_config that change greedy decoding, and their values that do not.
@@ -58,7 +52,7 @@ class Writer(Protocol):
         """Return the texts for the prompts of these numbers, in their order; None: all."""
 
 
-class Generations:
+class TransformersWriter:
     """Prompts laid out for greedy decoding, once; any number of candidates then continue them.
 
     Prompts are sorted by length and padded on the left. Decoding ends with the model's own end tokens, with a stop
@@ -77,14 +71,12 @@ class Generations:
 
     def __init__(
         self,
-        requests: Sequence[Generation],
+        requests: Sequence[Prompt],
         tokenizer: Any,
         device: torch.device | str = "cpu",
         batch_tokens: int | None = None,
     ) -> None:
-        if batch_tokens is None:
-            batch_tokens = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS_ELSEWHERE)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = TEXTS.on(device) if batch_tokens is None else batch_tokens
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._device = device
@@ -117,8 +109,7 @@ class Generations:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(chosen) == 1:
                     raise
-                self.batch_tokens = sum(self._room(i) for i in chosen) // 2
-                log.warning("out of memory: at most %d tokens are decoded together from now on", self.batch_tokens)
+                self.batch_tokens = TEXTS.halved(self.batch_tokens, sum(self._room(i) for i in chosen))
                 continue
             for i, tokens in zip(chosen, written, strict=True):
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
@@ -137,7 +128,7 @@ class Generations:
             alike = [i for i in alike if len(self.requests[i].context) == len(self.requests[alike[0]].context)]
         return alike[: max(1, self.batch_tokens // self._room(alike[0]))]
 
-    def _decoded(self, model: Any, requests: Sequence[Generation]) -> list[list[int]]:
+    def _decoded(self, model: Any, requests: Sequence[Prompt]) -> list[list[int]]:
         length = max(len(request.context) for request in requests)
         tokens = np.zeros((len(requests), length), dtype=np.int64)  # any valid token does as padding
         mask = np.zeros_like(tokens)
@@ -149,7 +140,7 @@ class Generations:
             return self._stepwise(model, requests, inputs, attention)
         return self._by_transformers(model, requests, inputs, attention)
 
-    def _stepwise(self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor) -> list[list[int]]:
+    def _stepwise(self, model: Any, requests: Sequence[Prompt], inputs: Tensor, mask: Tensor) -> list[list[int]]:
         from transformers import DynamicCache
 
         ends = torch.tensor(end_tokens(model), device=self._device)
@@ -191,9 +182,7 @@ class Generations:
     def _stopped(self, written: Sequence[int], stops: Sequence[str]) -> bool:
         return any(stop in self._tokenizer.decode(written[-self._look_back[stop] :]) for stop in stops)
 
-    def _by_transformers(
-        self, model: Any, requests: Sequence[Generation], inputs: Tensor, mask: Tensor
-    ) -> list[list[int]]:
+    def _by_transformers(self, model: Any, requests: Sequence[Prompt], inputs: Tensor, mask: Tensor) -> list[list[int]]:
         ends, padding, stops = end_tokens(model), self._tokenizer.pad_token_id, list(requests[0].stops)
         whole = model.generate(
             input_ids=inputs,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sae_moo.errors import TaskError
-from sae_moo.evaluate.generation import Generations
-from sae_moo.evaluate.task import Generation
+from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.tasks import zoo_items
+from sae_moo.evaluate.writing import TransformersWriter
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
 
@@ -29,16 +29,16 @@ def tokenizer(pool):
 
 
 @pytest.fixture(scope="module")
-def prompts(tokenizer) -> list[Generation]:
+def prompts(tokenizer) -> list[Prompt]:
     """Of several lengths; some end with a stop text, some with the model's end token, some with neither."""
     texts = [item.prompt for item in zoo_items("zoo_math")[0][:20]]
-    made = [Generation(tuple(tokenizer(text).input_ids), MOST, ("\n",)) for text in texts]
-    made += [Generation(each.context, MOST - 4, ()) for each in made[:3]]
-    return made + [Generation(each.context, MOST, (" 1", "2")) for each in made[3:6]]
+    made = [Prompt(tuple(tokenizer(text).input_ids), MOST, ("\n",)) for text in texts]
+    made += [Prompt(each.context, MOST - 4, ()) for each in made[:3]]
+    return made + [Prompt(each.context, MOST, (" 1", "2")) for each in made[3:6]]
 
 
 @torch.no_grad()
-def alone(model, tokenizer, request: Generation) -> str:
+def alone(model, tokenizer, request: Prompt) -> str:
     """One prompt, one token after another, everything read anew each time."""
     ids, ends = list(request.context), model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -54,7 +54,7 @@ def alone(model, tokenizer, request: Generation) -> str:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
 def test_texts_are_those_of_each_prompt_alone(math_model, tokenizer, prompts, batch_tokens):
-    written = Generations(prompts, tokenizer, batch_tokens=batch_tokens).write(math_model)
+    written = TransformersWriter(prompts, tokenizer, batch_tokens=batch_tokens).write(math_model)
     assert written == [alone(math_model, tokenizer, prompt) for prompt in prompts]
     assert len({*written}) > 10
 
@@ -69,17 +69,17 @@ def test_every_architecture(kind, tokenizer, prompts):
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small)).eval()
     model.generation_config.eos_token_id = list(range(150))  # rows end one after another, whatever their padding
-    prompts = [*prompts, *(Generation(each.context[i % 5 + 1 :], MOST, each.stops) for i, each in enumerate(prompts))]
-    written = Generations(prompts, tokenizer).write(model)
+    prompts = [*prompts, *(Prompt(each.context[i % 5 + 1 :], MOST, each.stops) for i, each in enumerate(prompts))]
+    written = TransformersWriter(prompts, tokenizer).write(model)
     assert written == [alone(model, tokenizer, prompt) for prompt in prompts]
 
 
 def test_a_stop_text_ends_the_work(math_model, tokenizer, prompts, monkeypatch):
     monkeypatch.setattr(math_model.generation_config, "eos_token_id", [511])  # it goes on and on
     context = prompts[0].context
-    text = alone(math_model, tokenizer, Generation(context, 40))
+    text = alone(math_model, tokenizer, Prompt(context, 40))
     stop = text[3]
-    generations = Generations([Generation(context, 40, (stop,))], tokenizer)
+    generations = TransformersWriter([Prompt(context, 40, (stop,))], tokenizer)
     (written,) = generations._decoded(math_model, generations.requests)
     assert stop in tokenizer.decode(written)
     assert stop not in tokenizer.decode(written[:-1])
@@ -98,7 +98,7 @@ def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, mo
     counting.__signature__ = __import__("inspect").signature(forward)
     monkeypatch.setattr(type(math_model), "forward", counting)
     alike = [prompt for prompt in prompts if prompt.stops == ("\n",)]
-    Generations(alike, tokenizer).write(math_model)
+    TransformersWriter(alike, tokenizer).write(math_model)
     assert rows[0] == len(alike)
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < rows[0]
@@ -106,10 +106,10 @@ def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, mo
 
 def test_a_repetition_penalty_is_obeyed(math_model, tokenizer, prompts):
     settings = math_model.generation_config
-    plain = Generations(prompts, tokenizer).write(math_model)
+    plain = TransformersWriter(prompts, tokenizer).write(math_model)
     settings.repetition_penalty = 1.8
     try:
-        written = Generations(prompts, tokenizer).write(math_model)
+        written = TransformersWriter(prompts, tokenizer).write(math_model)
         for prompt, text in zip(prompts, written, strict=True):
             ids = math_model.generate(
                 torch.tensor([prompt.context]), max_new_tokens=prompt.tokens, do_sample=False, pad_token_id=0
@@ -124,16 +124,16 @@ def test_a_repetition_penalty_is_obeyed(math_model, tokenizer, prompts):
 
 
 def test_too_large_a_batch_is_halved(math_model, tokenizer, prompts, monkeypatch, caplog):
-    usual = Generations(prompts, tokenizer).write(math_model)
-    decoded = Generations._decoded
+    usual = TransformersWriter(prompts, tokenizer).write(math_model)
+    decoded = TransformersWriter._decoded
 
     def small(self, model, requests):
         if len(requests) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decoded(self, model, requests)
 
-    monkeypatch.setattr(Generations, "_decoded", small)
-    generations = Generations(prompts, tokenizer)
+    monkeypatch.setattr(TransformersWriter, "_decoded", small)
+    generations = TransformersWriter(prompts, tokenizer)
     assert generations.write(math_model) == usual
     before = len(caplog.records)
     assert before > 0
@@ -149,8 +149,8 @@ def test_recurrent_models_write_as_they_do_by_themselves(kind, tokenizer, prompt
     small |= {"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.5}
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small)).eval()
-    few = [Generation(each.context[i % 3 :], MOST, each.stops) for i, each in enumerate(prompts[:8])]
-    assert Generations(few, tokenizer).write(model) == [alone(model, tokenizer, prompt) for prompt in few]
+    few = [Prompt(each.context[i % 3 :], MOST, each.stops) for i, each in enumerate(prompts[:8])]
+    assert TransformersWriter(few, tokenizer).write(model) == [alone(model, tokenizer, prompt) for prompt in few]
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
@@ -160,8 +160,8 @@ def test_logits_that_are_not_finite_are_an_error(pool, tokenizer, prompts, penal
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(TaskError, match="not finite while an answer is written"):
-        Generations(prompts, tokenizer).write(model)
+        TransformersWriter(prompts, tokenizer).write(model)
 
 
 def test_nothing_asked(math_model, tokenizer):
-    assert Generations([], tokenizer).write(math_model) == []
+    assert TransformersWriter([], tokenizer).write(math_model) == []

@@ -1,0 +1,171 @@
+"""One search of a comparison, a method at a seed: run or resumed like any search, then judged on the test split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_moo.config.document import Config, differences
+from sae_moo.config.sections import MethodSection
+from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.explore.history import hypervolumes
+from sae_moo.explore.run import Run
+from sae_moo.jobs.bench import Bench
+from sae_moo.jobs.compare.statistics import Outcome, Point
+from sae_moo.jobs.judge import judge
+from sae_moo.jobs.search import search
+from sae_moo.objectives.front import Accuracy
+from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.study.folder import ComparisonFolder, RunFolder
+from sae_moo.study.loop import Event, Finished, Resumed
+from sae_moo.study.records import evaluations, told
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """One search of a comparison; itself only, however alike another may be.
+
+    Args:
+        method: its method.
+        seed: its seed.
+        config: its configuration, see `Config.cell`.
+    """
+
+    method: MethodSection
+    seed: int
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, method: MethodSection, seed: int) -> Cell:
+        """Return a search of the comparison that a configuration describes."""
+        return cls(method, seed, config.cell(method, seed))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its seed changes anything."""
+        return ALGORITHMS[self.config.search.algorithm].seeded
+
+    def __str__(self) -> str:
+        return f"{self.method.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A search that is running made an evaluation, or found those of earlier sessions.
+
+    Args:
+        cell: which.
+        evaluations: how many it has now.
+        new: how many of them were made in this session.
+        budget: how many it will have.
+    """
+
+    cell: Cell
+    evaluations: int
+    new: int
+    budget: int
+
+
+def cells_of(config: Config) -> list[Cell]:
+    """Return the searches of a comparison, those of a seed together."""
+    assert config.compare is not None
+    methods = config.compare.named
+    seeds = [config.study.seed + i for i in range(config.compare.seeds)]
+    possible = [Cell.of(config, method, seed) for seed in seeds for method in methods]
+    return [cell for cell in possible if cell.seeded or cell.seed == config.study.seed]
+
+
+def run_cell(
+    cell: Cell,
+    bench: Callable[[], Bench],
+    folder: ComparisonFolder,
+    listener: Callable[[Made], None] = lambda made: None,
+) -> None:
+    """Run or resume one search and judge its front on the test split.
+
+    Args:
+        cell: the search.
+        bench: opens experts and tasks of the comparison, if that has not been done yet.
+        folder: of the comparison.
+        listener: told of every evaluation.
+
+    Raises:
+        InputError: if it cannot be resumed.
+    """
+    config, counts = cell.config, Counter[str]()
+
+    def heard(event: Event) -> None:
+        match event:
+            case Resumed():
+                counts["all"] = evaluations(event.records)
+            case Finished():
+                counts.update(("all", "new"))
+            case _:
+                return
+        listener(Made(cell, counts["all"], counts["new"], config.search.evaluations))
+
+    place = folder.search(config.study.name)
+    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, config.search.evaluations
+    if made > budget:  # looked at before the study is told of another budget
+        raise InputError(
+            f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
+        )
+    configured = bench().configured(config)
+    try:
+        run = search(config, heard, root=folder.path, bench=configured)
+    except InputError as error:
+        raise InputError(
+            f"{cell}: {error.message}\n  give the comparison another study.name, or remove {place.path}"
+        ) from error
+    judge(run, configured, {record.digest: record.recipe for record in run.front()})
+
+
+def failure_of(work: Callable[[], None]) -> str | None:
+    """Run a search and return why it failed, if the fault is the search's own; wrong input and Ctrl-C go on up."""
+    try:
+        work()
+    except RunError as error:
+        return error.message  # searches of a comparison are not put aside one by one
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return None
+
+
+def finished(cell: Cell, folder: ComparisonFolder) -> bool:
+    """Say whether a search used its budget up, or had nothing left to try, and its front is judged."""
+    config = cell.config
+    place = folder.search(config.study.name)
+    if not place.begun:
+        return False
+    run = Run.open(place.path)
+    made, budget = evaluations(run.trials()), config.search.evaluations
+    complete = made == budget or (made < budget and not ALGORITHMS[config.search.algorithm].spaces)
+    if not complete or differences(_settings(run.config), _settings(config)):
+        return False
+    judged = place.judged(run.tasks)
+    return judged is not None and all(record.digest in judged for record in run.front())
+
+
+def outcome_of(cell: Cell, run: Run) -> Outcome:
+    """Return what a finished search came to, its front judged."""
+    judged = RunFolder(run.folder).judged(run.tasks) or {}
+    records = told(run.trials())
+    volume = hypervolumes(records, run.objectives)
+    accuracy = Accuracy(run.objectives)
+    best = np.maximum.accumulate([accuracy.value(r) if r.feasible else 0.0 for r in records])
+    front = []
+    for record in run.front():
+        assert record.evaluation is not None
+        scores = judged[record.digest]
+        front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
+    own = [r.evaluation for r in records if r.evaluation is not None and r.repeats is None]
+    seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
+    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {**config.identity(), "models": config.models.model_dump_json(), "budget": config.search.evaluations}
