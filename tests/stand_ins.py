@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.objectives import Evaluation, Objective
 from sae_moo.recipe import Expert
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, Running, TrialRecord
 from sae_moo.testing.searchers import NAMES, Landscape
 
 __all__ = ["FRONT", "NAMES", "OBJECTIVES", "Landscape", "record", "weights_of"]
@@ -20,27 +22,29 @@ def weights_of(pool: ExpertPool, model) -> dict[str, torch.Tensor]:
 OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))
 
 
-def record(number: int, accuracy: float, sparsity: float) -> TrialRecord:
+def record(number: int, accuracy: float, sparsity: float) -> Ended:
     evaluation = Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, sparsity)
-    values = {"accuracy": accuracy, "sparsity": sparsity}
-    return TrialRecord(
-        number,
-        "complete",
-        Expert("a"),
-        Expert("a"),
-        "d",
-        "d",
-        evaluation,
-        values,
-        {},
-        True,
-        "",
-        0,
-        (),
-        number,
-        number,
-        None,
+    return Ended(
+        number=number,
+        asked=Expert("a"),
+        asked_digest="d",
+        operator="",
+        generation=0,
+        parents=(),
+        asked_after=number,
+        recipe=Expert("a"),
+        digest="d",
+        evaluation=evaluation,
+        values={"accuracy": accuracy, "sparsity": sparsity},
+        stderr={},
+        feasible=True,
+        told=number,
     )
+
+
+def running(record: TrialRecord) -> Running:
+    """The trial as it was before it ended."""
+    return Running(**{each.name: getattr(record, each.name) for each in fields(Running)})
 
 
 FRONT = [record(0, 0.8, 0.0), record(1, 0.78, 0.4), record(2, 0.5, 0.6), record(3, 0.2, 0.7)]

@@ -13,9 +13,12 @@ from sae_moo.config.document import Config
 from sae_moo.explore.view import View
 from sae_moo.objectives import Evaluation, Objective, named_quantities
 from sae_moo.objectives.front import front_of
-from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, digest
+from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.folder import RunFolder, StudyHeader
-from sae_moo.study.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
+from sae_moo.study.journal import create_or_load, describe, open_storage
+from sae_moo.study.record import Ended
+from sae_moo.study.trials import TrialStorage
 
 GROUPS = ("embeddings", "block.0", "block.1", "block.2", "head")
 INSTANCES = 40
@@ -90,13 +93,39 @@ def view(count: int, tasks: tuple[str, ...] = ("a", "b"), names: tuple[str, ...]
     for i, each in enumerate(made(count, tasks, names)):
         values = {o.name: o.value(each.evaluation) for o in objectives}
         errors = {task: each.evaluation.stderr(task) for task in tasks} | {"sparsity": 0.0}
-        facts = (i, "complete", each.recipe, each.recipe, f"{i:064x}", f"{i:064x}", each.evaluation, values, errors)
-        more = (True, each.operator, each.generation, each.parents, i, i, None, each.params)
-        records.append(TrialRecord(*facts, *more))
+        record = Ended(
+            number=i,
+            asked=each.recipe,
+            asked_digest=f"{i:064x}",
+            operator=each.operator,
+            generation=each.generation,
+            parents=each.parents,
+            asked_after=i,
+            params=each.params,
+            recipe=each.recipe,
+            digest=f"{i:064x}",
+            evaluation=each.evaluation,
+            values=values,
+            stderr=errors,
+            feasible=True,
+            told=i,
+        )
+        records.append(record)
     return View(
-        name, "nsga3", "lineage", count, objectives, (), named_quantities(tasks, objectives), tasks, names, GROUPS,
-        "float32", tuple(records), front_of(records, objectives).ranked,
-    )  # fmt: skip
+        name=name,
+        algorithm="nsga3",
+        space="lineage",
+        budget=count,
+        objectives=objectives,
+        constraints=(),
+        quantities=named_quantities(tasks, objectives),
+        tasks=tasks,
+        experts=names,
+        groups=GROUPS,
+        dtype="float32",
+        records=tuple(records),
+        front=front_of(records, objectives).ranked,
+    )
 
 
 def run_folder(folder: Path, count: int, tasks: tuple[str, ...] = ("a", "b")) -> Path:
@@ -121,6 +150,8 @@ def run_folder(folder: Path, count: int, tasks: tuple[str, ...] = ("a", "b")) ->
     place.point(folder.name, None)
     trials = TrialStorage(storage, folder.name, config.objective_list(), (), prints)
     for i, each in enumerate(made(count, tasks)):
-        number = trials.begin(each.recipe, each.params, each.parents, each.operator, each.generation, i, "v")
-        trials.finish(number, each.evaluation, i)
+        proposal = Proposal(each.recipe, operator=each.operator, generation=each.generation)
+        name = digest(each.recipe, prints)
+        number = trials.begin(proposal, name, parents=each.parents, params=each.params, asked_after=i, versions="v")
+        trials.finish(number, proposal, each.evaluation, i)
     return folder

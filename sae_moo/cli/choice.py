@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from sae_moo.explore.run import Run
-    from sae_moo.study.storage import TrialRecord
+    from sae_moo.explore.view import View
+    from sae_moo.study.record import Ended
 
 PICK_FLAGS = "--knee, --weights, --pseudo, --wish, --order and --where"
 
@@ -44,16 +44,19 @@ class PickOptions:
         """Whether any of them was given."""
         return self != PickOptions()
 
-    def pick(self, run: Run) -> tuple[TrialRecord, str]:
+    def pick(self, view: View) -> tuple[Ended, str]:
         """Return the trial that is chosen, and why it is."""
-        return run.pick(
+        from sae_moo.cli.rules import picked
+
+        return picked(
+            view,
             self.where,
-            self.weights,
+            knee=self.knee,
+            weights=self.weights,
             pseudo=self.pseudo,
             wish=self.wish,
             order=self.order,
             tolerance=self.tolerance,
-            knee=self.knee,
         )
 
 

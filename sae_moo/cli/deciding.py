@@ -11,12 +11,12 @@ from rich.table import Table
 from sae_moo.cli.display import bare_table, finite, front_table, say, score_table, scores_json, with_error
 from sae_moo.explore.decide.neighbours import Neighbour
 from sae_moo.explore.decide.significance import HOW_TESTED, Paired, paired
-from sae_moo.explore.run import Run
+from sae_moo.explore.view import View
 from sae_moo.jobs.diff import Diff
 from sae_moo.jobs.judge import Tested
 from sae_moo.objectives import Objective, objective_scores
 from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, task_scores
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 OPTIMISTIC = (
     "optimism is search minus test. The search chose by the search split, so luck there was part of the choice: "
@@ -45,20 +45,20 @@ def paired_json(difference: Paired) -> dict[str, Any]:
 
 def show_pick(
     console: Console,
-    run: Run,
-    record: TrialRecord,
+    view: View,
+    record: Ended,
     why: str,
     beside: Sequence[Neighbour],
     tested: Sequence[Tested] | None,
 ) -> None:
     """Print a pick, why, what its neighbours would cost or gain and, if it was tested, both splits."""
-    console.print(front_table([record], run.objectives, run.tasks))
+    console.print(front_table([record], view.objectives, view.tasks))
     say(console, f"{why}\n")
     if beside:
-        console.print(neighbour_table(beside, run.objectives, record.number))
+        console.print(neighbour_table(beside, view.objectives, record.number))
         say(console, f"{HOW_TESTED}\n")
     if tested is not None:
-        for table in tested_tables(tested, run.objectives):
+        for table in tested_tables(tested, view.objectives):
             console.print(table)
         say(console, f"{OPTIMISTIC}\n")
 

@@ -18,7 +18,7 @@ from sae_moo.jobs.compare.statistics import Comparison
 from sae_moo.jobs.compare.tables import difference_text, value_text
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, Running, TrialRecord
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
@@ -50,7 +50,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 
 def front_table(
-    records: Sequence[TrialRecord],
+    records: Sequence[Ended],
     objectives: Sequence[Objective],
     tasks: Sequence[str],
     title: str = "",
@@ -65,7 +65,6 @@ def front_table(
     for task in single:
         table.add_column(task, justify="right", style="dim", no_wrap=True)
     for record in records:
-        assert record.evaluation is not None
         cells = [with_error(record.values[o.name], record.stderr[o.name] if errors else 0.0) for o in objectives]
         more = [f"{record.evaluation.mean(task):.3f}" for task in single]
         table.add_row(str(record.number), *cells, *more)
@@ -79,8 +78,12 @@ def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective])
         left = name in ("state", "operator", "digest", "note")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for record in records:
-        cells = [with_error(record.values[o.name], record.stderr[o.name]) if record.values else "" for o in objectives]
-        table.add_row(str(record.number), record.state, *cells, record.operator, record.digest[:8], _note(record))
+        name, cells = record.asked_digest, [""] * len(objectives)
+        if isinstance(record, Ended):
+            name = record.digest
+            if record.values:
+                cells = [with_error(record.values[o.name], record.stderr[o.name]) for o in objectives]
+        table.add_row(str(record.number), record.state, *cells, record.operator, name[:8], _note(record))
     return table
 
 
@@ -108,26 +111,36 @@ def estimate_table(found: Sequence[Estimate], title: str) -> Table:
 
 
 def trial_json(record: TrialRecord) -> dict[str, Any]:
-    """Return the JSON shape of a trial."""
-    evaluation = record.evaluation
-    scored = evaluation is not None and evaluation.ok
-    return {
+    """Return the JSON shape of a trial; one that has not ended has the same keys."""
+    document: dict[str, Any] = {
         "number": record.number,
         "state": record.state,
-        "values": dict(record.values),
-        "stderr": {name: finite(error) for name, error in record.stderr.items()},
-        "sparsity": evaluation.sparsity if evaluation is not None and (scored or evaluation.stopped) else None,
-        "digest": record.digest,
-        "tasks": {task: evaluation.mean(task) for task in evaluation.scores}
-        if scored and evaluation is not None
-        else {},
-        "feasible": record.feasible,
+        "values": {},
+        "stderr": {},
+        "sparsity": None,
+        "digest": record.asked_digest,
+        "tasks": {},
+        "feasible": False,
         "operator": record.operator,
         "generation": record.generation,
         "parents": list(record.parents),
+        "repeats": None,
+        "reason": None,
+        "stopped": None,
+    }
+    if isinstance(record, Running):
+        return document
+    evaluation = record.evaluation
+    return document | {
+        "values": dict(record.values),
+        "stderr": {name: finite(error) for name, error in record.stderr.items()},
+        "sparsity": evaluation.sparsity if evaluation.ok or evaluation.stopped else None,
+        "digest": record.digest,
+        "tasks": {task: evaluation.mean(task) for task in evaluation.scores} if evaluation.ok else {},
+        "feasible": record.feasible,
         "repeats": record.repeats,
-        "reason": evaluation.reason if evaluation is not None else None,
-        "stopped": asdict(evaluation.stopped) if evaluation is not None and evaluation.stopped is not None else None,
+        "reason": evaluation.reason,
+        "stopped": asdict(evaluation.stopped) if evaluation.stopped is not None else None,
     }
 
 
@@ -171,12 +184,12 @@ def bare_table(title: str) -> Table:
 
 
 def _note(record: TrialRecord) -> str:
-    if record.evaluation is not None and record.evaluation.reason is not None:
+    if isinstance(record, Running):
+        return "begun, not ended"
+    if record.evaluation.reason is not None:
         return record.evaluation.reason
     if record.repeats is not None:
         return f"same weights as trial {record.repeats}"
-    if record.state == "running":
-        return "begun, not ended"
     return "" if record.feasible else "breaks a limit"
 
 

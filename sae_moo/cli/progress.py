@@ -20,7 +20,7 @@ from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import Milestone
 from sae_moo.study.loop import Begun, Event, Exhausted, Finished, PutAside, Resumed
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts
 PLAIN_SECONDS = (5.0, 60.0)  # between plain lines: at least, at most; a twentieth of the time so far in between
@@ -111,7 +111,7 @@ class SearchView:
                 if record.generation == 1 and not self._looked:
                     self._look()
                 if self._canvas is None and self._show:
-                    if new and record.evaluation is not None:
+                    if new:
                         self._print(f"trial {record.number} failed: {record.evaluation.reason}")
                     self._plain_line()
 
@@ -204,7 +204,7 @@ class SearchView:
         rows += [ScreenRow(7, said("", text)) for text in self._said[-2:]]
         return rows
 
-    def _table(self, records: Sequence[TrialRecord], width: int) -> Table:
+    def _table(self, records: Sequence[Ended], width: int) -> Table:
         """Return trials as a table, with as much of each as a width has room for."""
         for errors, tasks in ((True, self._standing.tasks), (True, ()), (False, ())):
             table = front_table(records, self._standing.objectives, tasks, errors=errors)
@@ -301,7 +301,7 @@ class CompareView:
         return shown
 
 
-def _spread(records: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
+def _spread(records: Sequence[Ended], most: int) -> list[Ended]:
     """Return at most `most` records, evenly spread, both ends among them."""
     if len(records) <= most:
         return list(records)

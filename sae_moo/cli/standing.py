@@ -9,8 +9,7 @@ from statistics import median
 from sae_moo.config.document import Config
 from sae_moo.objectives.front import Front
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.study.records import told
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, TrialRecord, told
 
 
 class Failures:
@@ -67,7 +66,7 @@ class Standing:
         self.tasks = tuple(task.name for task in config.tasks)
         self.objectives = config.objective_list()
         self.budget = config.search.evaluations
-        self.front: Front[TrialRecord] = Front(self.objectives)
+        self.front: Front[Ended] = Front(self.objectives)
         self.volume = 0.0
         self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
         self.best: dict[str, float] = {}
@@ -91,11 +90,9 @@ class Standing:
             self.take(record)
         self.replayed = self.ended
 
-    def take(self, record: TrialRecord) -> bool:
+    def take(self, record: Ended) -> bool:
         """Take in a trial, and say whether it failed for a reason that is new."""
         evaluation = record.evaluation
-        if evaluation is None:
-            return False
         self.ended += 1
         self.generation = max(self.generation, record.generation)
         self.stopped += record.state == "stopped"

@@ -214,10 +214,10 @@ def _index(file: Path, handle: BinaryIO) -> dict[str, Any]:
 def _base(file: Path, named: Mapping[str, str] | None, given: str | None) -> Checkpoint | None:
     if named is None:
         if given is not None:
-            raise InputError(f"{file}: holds a whole model; --base is for those written as a delta")
+            raise InputError(f"{file}: holds a whole model; a base is for those written as a delta")
         return None
     if given is None:
-        raise InputError(f"{file}: holds a delta over {named['source']}; expected --base with where that is")
+        raise InputError(f"{file}: holds a delta over {named['source']}; expected base: where that is now")
     base = Checkpoint(given)
     if base.fingerprint != named["fingerprint"]:
         raise InputError(

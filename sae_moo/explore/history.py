@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from sae_moo.objectives import Objective
 from sae_moo.objectives.front import Front
-from sae_moo.study.records import told
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, TrialRecord, ended, told
 
 Array = NDArray[np.float64]
 
@@ -24,7 +23,7 @@ def hypervolumes(records: Sequence[TrialRecord], objectives: Sequence[Objective]
         records: all trials.
         objectives: what is maximized, in [0, 1].
     """
-    front: Front[TrialRecord] = Front(objectives)
+    front: Front[Ended] = Front(objectives)
     gains = []
     for record in told(records):
         gains.append(front.gain(record))
@@ -55,8 +54,8 @@ def generations(records: Sequence[TrialRecord], ratio: str) -> Generations:
         ratio: the parameter that says what ratio a candidate was pruned at.
     """
     rows: dict[int, list[tuple[float, float]]] = {}
-    for record in records:
-        if record.values and record.evaluation is not None:
+    for record in ended(records):
+        if record.values:
             pair = record.evaluation.sparsity, record.params.get(ratio, np.nan)
             rows.setdefault(record.generation, []).append(pair)
     numbers = sorted(rows)

@@ -8,14 +8,16 @@ from typing import Any
 
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
-from sae_moo.explore.decide import pick as picking
-from sae_moo.explore.decide.neighbours import Neighbour, neighbours
-from sae_moo.explore.view import View, finished
+from sae_moo.explore.decide.neighbours import Neighbour
+from sae_moo.explore.decide.rules import Condition, rule_of
+from sae_moo.explore.view import View
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Recipe
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.storage import OptunaStorage, TrialRecord, TrialStorage, only_study, open_storage
+from sae_moo.study.journal import OptunaStorage, only_study, open_storage
+from sae_moo.study.record import Ended, TrialRecord, ended
+from sae_moo.study.trials import TrialStorage
 
 
 class Run:
@@ -81,65 +83,61 @@ class Run:
         """Return all trials, in order of their numbers."""
         return self._trials.records()
 
-    def front(self) -> list[TrialRecord]:
-        """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
-        return list(front_of(self.trials(), self.objectives).ranked)
-
     def view(self) -> View:
-        """Read all trials once, for what shows the study as a whole."""
+        """Read all trials once. Whoever has several questions asks them of this: the search may be running."""
         records = self.trials()
         return View(
-            self.name,
-            self.config.search.algorithm,
-            self.config.space_kind,
-            self.config.search.evaluations,
-            tuple(self.objectives),
-            tuple(self.config.constraint_list()),
-            self.quantities,
-            self.tasks,
-            tuple(self.fingerprints),
-            tuple(self.groups),
-            self.config.models.dtype,
-            tuple(records),
-            front_of(records, self.objectives).ranked,
-            self.exhausted == len(records),
+            name=self.name,
+            algorithm=self.config.search.algorithm,
+            space=self.config.space_kind,
+            budget=self.config.search.evaluations,
+            objectives=tuple(self.objectives),
+            constraints=tuple(self.config.constraint_list()),
+            quantities=self.quantities,
+            tasks=self.tasks,
+            experts=tuple(self.fingerprints),
+            groups=tuple(self.groups),
+            dtype=self.config.models.dtype,
+            records=tuple(records),
+            front=front_of(ended(records), self.objectives).ranked,
+            exhausted=self.exhausted == len(records),
         )
+
+    def front(self) -> list[Ended]:
+        """Return the non-dominated feasible trials, best in the first objective first; repeats left out."""
+        return list(self.view().front)
 
     def hypervolume(self) -> float:
         """Return the share of the unit cube of objectives that the front dominates (search split)."""
-        return front_of(self.trials(), self.objectives).volume
+        return self.view().hypervolume
 
     def recipe(self, number: int) -> Recipe:
         """Return the whole recipe of a trial."""
-        return self.trial(number).recipe
+        return self.view().recipe(number)
 
-    def trial(self, number: int) -> TrialRecord:
-        """Return a finished trial by its number.
-
-        Raises:
-            InputError: if there is none, or it has no result.
-        """
-        return finished(self.trials(), number)
+    def trial(self, number: int) -> Ended:
+        """Return a trial with a result; see `View.trial`."""
+        return self.view().trial(number)
 
     def pick(
         self,
-        where: Sequence[str] = (),
-        weights: str | None = None,
+        where: Sequence[str | Condition] = (),
+        weights: Mapping[str, float] | None = None,
         *,
-        pseudo: str | None = None,
-        wish: str | None = None,
-        order: str | None = None,
+        pseudo: Mapping[str, float] | None = None,
+        wish: Mapping[str, float] | None = None,
+        order: Sequence[str] | None = None,
         tolerance: float | None = None,
         knee: bool = False,
-    ) -> tuple[TrialRecord, str]:
+    ) -> tuple[Ended, str]:
         """Return one trial of the front and the reason: the knee, unless one of the rules is given.
 
         Args:
             where: conditions such as ``"sparsity>=0.3"``.
-            weights: largest weighted sum, such as ``"accuracy=2,sparsity=1"``.
-            pseudo: nearest pseudo-weights of the objectives, written alike.
-            wish: nearest to such values as ``"accuracy=0.7,sparsity=0.5"``.
-            order: one quantity after the other, ``"accuracy,sparsity"``.
+            weights: largest weighted sum, such as ``{"accuracy": 2, "sparsity": 1}``.
+            pseudo: nearest pseudo-weights of the objectives, given alike.
+            wish: nearest to such values as ``{"accuracy": 0.7, "sparsity": 0.5}``.
+            order: one quantity after the other, ``["accuracy", "sparsity"]``.
             tolerance: what counts as equally good in all quantities of `order` but the last, in [0, 1]; None: one
                 standard error of the best.
             knee: whether the knee is asked for by name.
@@ -147,23 +145,10 @@ class Run:
         Raises:
             InputError: for an unknown quantity, for two rules, or if nothing on the front keeps the conditions.
         """
-        known = self.quantities
-        conditions = [picking.parse_condition(text, known) for text in where]
-        rule = picking.parse_rule(
-            known,
-            self.objectives,
-            knee=knee,
-            weights=weights,
-            pseudo=pseudo,
-            wish=wish,
-            order=order,
-            tolerance=tolerance,
-        )
-        view = self.view()
-        if not view.front:
-            raise InputError(view.nothing)
-        return picking.pick(view.front, self.objectives, known, conditions, rule, view.base)
+        conditions = [Condition.parse(each) if isinstance(each, str) else each for each in where]
+        rule = rule_of(knee=knee, weights=weights, pseudo=pseudo, wish=wish, order=order, tolerance=tolerance)
+        return self.view().pick(conditions, rule)
 
-    def neighbours(self, record: TrialRecord) -> tuple[Neighbour, ...]:
-        """Return the trials of the front that have the next larger and the next smaller value of each objective."""
-        return neighbours(record, self.front(), self.objectives)
+    def neighbours(self, record: Ended) -> tuple[Neighbour, ...]:
+        """Return the trials of the front beside one of it; see `View.neighbours`."""
+        return self.view().neighbours(record)

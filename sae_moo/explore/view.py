@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError
+from sae_moo.explore.decide.neighbours import Neighbour, neighbours
 from sae_moo.explore.decide.pick import pick
+from sae_moo.explore.decide.rules import KNEE, Condition, Rule
 from sae_moo.explore.history import hypervolumes
 from sae_moo.objectives import Constraint, Objective
-from sae_moo.objectives.front import Accuracy
+from sae_moo.objectives.front import Accuracy, front_of
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
 from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
-from sae_moo.study.records import evaluations
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, Running, TrialRecord, ended, evaluations
 
 DIGITS = 3
 """Mixing weights that agree to so many are the same: coefficients are rounded to four."""
@@ -36,13 +37,13 @@ class Marked:
     """
 
     name: str
-    record: TrialRecord
+    record: Ended
     why: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class View:
-    """What a report or a dashboard tells of a study; see `run.Run.view`.
+    """A study as it was at one moment, its trials read once; see `run.Run.view`. Whoever shows it asks this.
 
     Args:
         name: the study's name.
@@ -73,13 +74,13 @@ class View:
     groups: tuple[str, ...]
     dtype: str
     records: tuple[TrialRecord, ...]
-    front: tuple[TrialRecord, ...]
+    front: tuple[Ended, ...]
     exhausted: bool = False
 
     @cached_property
-    def done(self) -> tuple[TrialRecord, ...]:
+    def done(self) -> tuple[Ended, ...]:
         """Trials with values."""
-        return tuple(record for record in self.records if record.values)
+        return tuple(record for record in ended(self.records) if record.values)
 
     @cached_property
     def known(self) -> dict[Recipe, int]:
@@ -90,13 +91,13 @@ class View:
         return found
 
     @cached_property
-    def plain(self) -> dict[tuple[float, ...], TrialRecord]:
+    def plain(self) -> dict[tuple[float, ...], Ended]:
         """Mixing weights of those trials that are weighted sums of the experts and no more -> the first such trial.
 
         A weight for each of `experts`, the same in every group. Searches over lineages begin with such trials, those
         over coefficients have them among their first vectors.
         """
-        found: dict[tuple[float, ...], TrialRecord] = {}
+        found: dict[tuple[float, ...], Ended] = {}
         for record in self.done:
             if not record.parents and all(map(_plain, walk(record.recipe))):
                 rows = mixing_weights(record.recipe, self.experts, len(self.groups), self.mixing).round(DIGITS)
@@ -114,6 +115,11 @@ class View:
         """Hypervolume of the front after each evaluation; see `history.hypervolumes`."""
         return hypervolumes(self.records, self.objectives)
 
+    @cached_property
+    def hypervolume(self) -> float:
+        """The share of the unit cube of objectives that the front dominates (search split)."""
+        return front_of(self.front, self.objectives).volume
+
     @property
     def nothing(self) -> str:
         """Why the front is empty, where it is."""
@@ -129,12 +135,12 @@ class View:
         return f"after {count:,} of {self.budget:,} evaluations" if count < self.budget and not self.exhausted else ""
 
     @cached_property
-    def base(self) -> TrialRecord | None:
+    def base(self) -> Ended | None:
         """The trial of the unmerged base, if it was evaluated."""
         return self.unmerged(BASE)
 
     @cached_property
-    def average(self) -> TrialRecord | None:
+    def average(self) -> Ended | None:
         """The trial of the unpruned uniform average of the experts, if it was evaluated."""
         experts = len(self.experts) - 1
         return self.plain.get(tuple(0.0 if name == BASE else round(1 / experts, DIGITS) for name in self.experts))
@@ -184,29 +190,62 @@ class View:
         """What each task counts in `accuracy`; see `front.Accuracy`."""
         return self._accuracy.shares
 
-    def trial(self, number: int) -> TrialRecord:
-        """Return a trial with a result; see `finished`."""
-        return finished(self.records, number)
+    def trial(self, number: int) -> Ended:
+        """Return a trial with a result by its number.
 
-    def called(self, record: TrialRecord) -> str:
+        Raises:
+            InputError: if there is none, or it has no result.
+        """
+        if not 0 <= number < len(self.records):
+            there = f"there are 0 to {len(self.records) - 1}" if self.records else "there are none"
+            raise InputError(f"no trial {number}; {there}")
+        record = self.records[number]
+        if isinstance(record, Running) or not record.evaluation.ok:
+            why = f": {record.evaluation.reason}" if isinstance(record, Ended) else ""
+            raise InputError(f"trial {number} has no result, it is {record.state}{why}")
+        return record
+
+    def recipe(self, number: int) -> Recipe:
+        """Return the whole recipe of a trial with a result; see `trial`."""
+        return self.trial(number).recipe
+
+    def pick(self, where: Sequence[Condition] = (), rule: Rule = KNEE) -> tuple[Ended, str]:
+        """Return one trial of the front and the reason.
+
+        Args:
+            where: what it must keep.
+            rule: which of those that keep it.
+
+        Raises:
+            InputError: for an unknown quantity, or if nothing on the front keeps the conditions.
+        """
+        if not self.front:
+            raise InputError(self.nothing)
+        return pick(self.front, self.objectives, self.quantities, where, rule, self.base)
+
+    def neighbours(self, record: Ended) -> tuple[Neighbour, ...]:
+        """Return the trials of the front that have the next larger and the next smaller value of each objective."""
+        return neighbours(record, self.front, self.objectives)
+
+    def called(self, record: Ended) -> str:
         """Return what a trial is called where few words fit: ``base``, an expert's name, or by its number."""
         names = [each.name for each in self.references if each.record.number == record.number]
         return names[0] if names else f"trial {record.number}"
 
-    def held_against(self, record: TrialRecord) -> TrialRecord | None:
+    def held_against(self, record: Ended) -> Ended | None:
         """Return what a trial's answers are held against: the average, else the base, unless it is that itself."""
         others = (other for other in (self.average, self.base) if other is not None)
         return next((other for other in others if other.number != record.number), None)
 
-    def accuracy(self, record: TrialRecord) -> float:
+    def accuracy(self, record: Ended) -> float:
         """Return the mean of a trial's objectives that are scored on tasks, in [0, 1]; see `front.Accuracy`."""
         return self._accuracy.value(record)
 
-    def accuracy_error(self, record: TrialRecord) -> float:
+    def accuracy_error(self, record: Ended) -> float:
         """Return the standard error of `accuracy` over instances; NaN if it is unknown."""
         return self._accuracy.stderr(record)
 
-    def unmerged(self, expert: str) -> TrialRecord | None:
+    def unmerged(self, expert: str) -> Ended | None:
         """Return the trial of an expert, or of the base, as it stands, if it was evaluated; however it was made."""
         return self.plain.get(tuple(float(name == expert) for name in self.experts))
 
@@ -222,33 +261,12 @@ def _plain(node: Recipe) -> bool:
             return True
 
 
-def finished(records: Sequence[TrialRecord], number: int) -> TrialRecord:
-    """Return a trial with a result by its number.
-
-    Args:
-        records: all trials, in order of their numbers.
-        number: the trial.
-
-    Raises:
-        InputError: if there is none, or it has no result.
-    """
-    if not 0 <= number < len(records):
-        there = f"there are 0 to {len(records) - 1}" if records else "there are none"
-        raise InputError(f"no trial {number}; {there}")
-    record = records[number]
-    if record.state != "complete":
-        why = f": {record.evaluation.reason}" if record.evaluation is not None else ""
-        raise InputError(f"trial {number} has no result, it is {record.state}{why}")
-    return record
-
-
-def sparsity(record: TrialRecord) -> float:
+def sparsity(record: Ended) -> float:
     """Return the realised sparsity of a trial with a result, in [0, 1)."""
-    assert record.evaluation is not None
     return record.evaluation.sparsity
 
 
-def by_trial(marked: Sequence[Marked]) -> Iterator[tuple[TrialRecord, tuple[Marked, ...]]]:
+def by_trial(marked: Sequence[Marked]) -> Iterator[tuple[Ended, tuple[Marked, ...]]]:
     """Yield every trial once with all its names, in the order of the first of them."""
     for record in dict.fromkeys(each.record.number for each in marked):
         names = tuple(each for each in marked if each.record.number == record)

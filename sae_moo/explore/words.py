@@ -15,7 +15,7 @@ from sae_moo.objectives import Constraint, Objective
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, ended
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
 MOST_NAMES = 4
@@ -132,23 +132,21 @@ def names_words(names: Sequence[Marked]) -> str:
     return said[:1].upper() + said[1:]
 
 
-def value_words(record: TrialRecord, name: str) -> str:
+def value_words(record: Ended, name: str) -> str:
     """Return a trial's value of an objective with its standard error, where there is one."""
     error = record.stderr.get(name, math.nan)
     return f"{record.values[name]:.3f}" + (f" ± {error:.3f}" if error > 0 else "")
 
 
-def difference(view: View, a: TrialRecord, b: TrialRecord) -> Paired | None:
+def difference(view: View, a: Ended, b: Ended) -> Paired | None:
     """Return the accuracy of a trial minus another's, over instances; None where the two were asked other instances."""
-    assert a.evaluation is not None
-    assert b.evaluation is not None
     x, y = a.evaluation.scores, b.evaluation.scores
     if not view.shares or any(len(x.get(task, ())) != len(y.get(task, ())) for task in view.shares):
         return None
     return paired(x, y, list(view.shares), list(view.shares.values()))
 
 
-def difference_words(view: View, record: TrialRecord, other: Marked) -> str:
+def difference_words(view: View, record: Ended, other: Marked) -> str:
     """Return how a trial's accuracy compares with a named one's, a clause; `significance.HOW_TESTED` explains it."""
     if record.number == other.record.number:
         return f"it is {other.why}"
@@ -203,7 +201,6 @@ def _sure(view: View) -> str:
     if not view.picks:
         return "There is nothing to be sure of yet."
     record = view.picks[0].record
-    assert record.evaluation is not None
     asked = sum(len(row) for row in record.evaluation.scores.values())
     error = view.accuracy_error(record)
     tasks = count(len(record.evaluation.scores), "task")
@@ -226,26 +223,26 @@ def _sure(view: View) -> str:
 
 
 def _cost(view: View) -> str:
-    ended = [record for record in view.records if record.evaluation is not None]
-    fresh = [r.evaluation for r in ended if r.repeats is None and r.evaluation is not None]
+    made = ended(view.records)
+    fresh = [record.evaluation for record in made if record.repeats is None]
     merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
     states = Counter(record.state for record in view.records)
     asides = [
         (states["failed"], "failed"),
         (states["stopped"], "stopped early by racing"),
         (states["running"], "not ended"),
-        (sum(r.repeats is not None for r in view.records), "the same weights as an earlier one, not scored again"),
-        (sum(bool(r.values) and not r.feasible for r in view.records), "beyond a limit"),
+        (sum(r.repeats is not None for r in made), "the same weights as an earlier one, not scored again"),
+        (sum(bool(r.values) and not r.feasible for r in made), "beyond a limit"),
     ]
-    budget = f" of {view.budget:,}" if len(ended) < view.budget else ""
+    budget = f" of {view.budget:,}" if len(made) < view.budget else ""
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)
     return (
-        f"{len(ended):,}{budget} evaluations{f' ({told})' if told else ''}, "
+        f"{len(made):,}{budget} evaluations{f' ({told})' if told else ''}, "
         f"{duration(merging)} of merging and {duration(scoring)} of scoring."
     )
 
 
-def trial_words(view: View, record: TrialRecord) -> list[str]:
+def trial_words(view: View, record: Ended) -> list[str]:
     """Return facts of a trial with a result, a sentence each."""
     values = ", ".join(f"{o.name} {value_words(record, o.name)}" for o in view.objectives)
     made = f", from {listed([f'trial {n}' for n in record.parents], 6)}" if record.parents else ""

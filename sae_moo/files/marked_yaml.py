@@ -67,7 +67,7 @@ def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], 
 def override_(raw: dict[str, Any], lines: dict[Key, str], change: str) -> list[str]:
     """Change `raw`, and `lines` by where that came from, in place by one ``key.path=value``; return what is wrong."""
     path, equals, text = change.partition("=")
-    source = f"--set {change}"
+    source = f"override {change}"
     if not equals or not path:
         return [f"{source}: expected key.path=value, e.g. search.population=32"]
     try:

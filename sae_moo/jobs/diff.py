@@ -26,6 +26,7 @@ from sae_moo.materialization.prepare import prepared
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score, Scores, Split, mean_score, task_scores
 from sae_moo.recipe import BASE, Recipe
+from sae_moo.study.record import Ended
 
 WHOLE_MODEL = "all"
 
@@ -78,7 +79,7 @@ class Diff:
     unlike: str = ""
 
 
-def of_trials(run: Run, first: int, second: int, split: Split = "search") -> Diff:
+def of_trials(run: Run, first: Ended, second: Ended, split: Split = "search") -> Diff:
     """Hold two trials of a run against each other.
 
     Scores on the search split are those of the study; on the test split the models are scored once and the scores kept
@@ -86,14 +87,14 @@ def of_trials(run: Run, first: int, second: int, split: Split = "search") -> Dif
 
     Args:
         run: the run.
-        first: number of a complete trial.
+        first: a complete trial of it.
         second: of another.
         split: which scores.
 
     Raises:
-        InputError: if there are no such trials, or experts or items are not those of the study.
+        InputError: if experts or items are not those of the study.
     """
-    records = [run.trial(number) for number in (first, second)]
+    records = (first, second)
     if split == "test":
         check_has_test(run.config)
     bench = bench_of(run, any_device=True)
@@ -102,10 +103,9 @@ def of_trials(run: Run, first: int, second: int, split: Split = "search") -> Dif
         judged = judge(run, bench, {record.digest: record.recipe for record in records})
         rows = [judged[record.digest] for record in records]
     else:
-        evaluations = [record.evaluation for record in records if record.evaluation is not None]
-        rows = [{task: np.array(row) for task, row in each.scores.items()} for each in evaluations]
+        rows = [{task: np.array(row) for task, row in record.evaluation.scores.items()} for record in records]
     weights = [_of_recipe(record.recipe, bench) for record in records]
-    names = (f"trial {first}", f"trial {second}")
+    names = (f"trial {first.number}", f"trial {second.number}")
     return Diff(names, split, _scores(rows, run.objectives), _groups(bench.pool, *weights))
 
 

@@ -25,7 +25,7 @@ from sae_moo.jobs.verify import verify_apart
 from sae_moo.objectives import objective_scores
 from sae_moo.objectives.scores import Score, Split, task_scores
 from sae_moo.recipe import BASE
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 LONGEST_PROMPT = 100  # characters
 Scored = dict[Split, dict[str, Score]]
@@ -50,7 +50,7 @@ class Exported:
 
 def export(
     run: Run,
-    record: TrialRecord,
+    record: Ended,
     why: str,
     output: str | Path,
     *,
@@ -131,7 +131,7 @@ def _check_asked(row: Format, output: Path, verify: bool, tokenizer_from: str) -
     check_free(output, folder=row.folder)
 
 
-def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
+def estimate(run: Run, record: Ended) -> list[Estimate]:
     """Return what a trial would take in every format, and who gains by it; nothing is written.
 
     Formats of installed packages come last.
@@ -146,22 +146,21 @@ def estimate(run: Run, record: TrialRecord) -> list[Estimate]:
     return found
 
 
-def _stream(run: Run, record: TrialRecord, bench: Bench) -> Stream:
+def _stream(run: Run, record: Ended, bench: Bench) -> Stream:
     return Stream(record.recipe, bench.pool, dtype_of(run.config.models.dtype), bench.device)
 
 
-def _whose(record: TrialRecord) -> str:
+def _whose(record: Ended) -> str:
     return f"trial {record.number}"
 
 
-def _sparsity(record: TrialRecord) -> float:
+def _sparsity(record: Ended) -> float:
     assert record.evaluation is not None
     return record.evaluation.sparsity
 
 
-def _prompt(bench: Bench, tokenizer: Any, record: TrialRecord) -> str:
+def _prompt(bench: Bench, tokenizer: Any, record: Ended) -> str:
     """Return a short prompt of the search split on one line, one that the trial answers rightly if it does any."""
-    assert record.evaluation is not None
     found = "Once upon a time", -1.0
     for task in bench.tasks:
         row = record.evaluation.scores[task.name]
@@ -176,12 +175,9 @@ def _prompt(bench: Bench, tokenizer: Any, record: TrialRecord) -> str:
     return found[0]
 
 
-def _card(
-    run: Run, record: TrialRecord, why: str, row: Format, output: Path, bench: Bench, tokenizer_from: str
-) -> Card:
+def _card(run: Run, record: Ended, why: str, row: Format, output: Path, bench: Bench, tokenizer_from: str) -> Card:
     """Return the card of a trial, with the scores of the search split."""
     evaluation = record.evaluation
-    assert evaluation is not None
     facts = {
         "study": run.name,
         "trial": str(record.number),

@@ -11,6 +11,7 @@ from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError, itemized
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.explore.run import Run
+from sae_moo.explore.view import View
 from sae_moo.jobs.bench import Bench
 from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Evaluation, Objective
@@ -19,7 +20,7 @@ from sae_moo.objectives.scores import Scores, Split
 from sae_moo.recipe import BASE, Recipe
 from sae_moo.searchers.space import AVERAGE
 from sae_moo.study.folder import RunFolder
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 
 def bench_of(run: Run, any_device: bool = False) -> Bench:
@@ -93,7 +94,7 @@ class Tested:
     scores: Mapping[Split, Scores]
 
 
-def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = True) -> list[Tested]:
+def on_both_splits(run: Run, view: View, records: Sequence[Ended], references: bool = True) -> list[Tested]:
     """Return scores of trials on both splits, and of what they are held against: base, best expert, uniform average.
 
     Scores are kept in the run folder; nothing is scored twice. Which expert is best is said by the search split: mean
@@ -101,7 +102,8 @@ def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = 
 
     Args:
         run: the run.
-        records: complete trials of it.
+        view: its trials, as they were read.
+        records: complete ones of them.
         references: whether the three are wanted too; one that cannot be evaluated is left out.
 
     Returns:
@@ -117,7 +119,7 @@ def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = 
         (f"trial {record.number}", record.number, record.evaluation) for record in records
     ]
     if references:
-        wanted += _references(run, bench)
+        wanted += _references(run, view, bench)
     evaluated = [(name, trial, evaluation) for name, trial, evaluation in wanted if evaluation is not None]
     digests = [evaluation.recipe.digest(bench.pool) for _, _, evaluation in evaluated]
     recipes = {digest: each[2].recipe for digest, each in zip(digests, evaluated, strict=True)}
@@ -133,12 +135,11 @@ def on_both_splits(run: Run, records: Sequence[TrialRecord], references: bool = 
     ]
 
 
-def _references(run: Run, bench: Bench) -> list[tuple[str, int | None, Evaluation | None]]:
+def _references(run: Run, view: View, bench: Bench) -> list[tuple[str, int | None, Evaluation | None]]:
     """Return base, best expert and uniform average with their evaluations, those of the study where it has them."""
-    view = run.view()
     evaluator: Evaluator | None = None
 
-    def evaluated(record: TrialRecord | None, recipe: Recipe) -> tuple[int | None, Evaluation | None]:
+    def evaluated(record: Ended | None, recipe: Recipe) -> tuple[int | None, Evaluation | None]:
         nonlocal evaluator
         if record is not None:
             return record.number, record.evaluation

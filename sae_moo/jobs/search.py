@@ -14,9 +14,10 @@ from sae_moo.jobs.bench import Bench, versions
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
+from sae_moo.study.journal import absolute, create_or_load, describe, open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Event, Exhausted, Listener, PutAside, Study
-from sae_moo.study.storage import TrialStorage, absolute, create_or_load, describe, open_storage
+from sae_moo.study.trials import TrialStorage
 
 
 def search(

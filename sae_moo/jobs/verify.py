@@ -124,13 +124,12 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     check_tensors(folder, request["digests"])
     run = Run.open(request["run"])
-    record = run.trial(request["trial"])
+    record = run.view().trial(request["trial"])
     bench = bench_of(run)
     model = load_model(folder, dtype_of(run.config.models.dtype), bench.device)
     base = bench.pool.checkpoints[BASE].folder
     if decoding(folder) != decoding(base):
         model.generation_config = generation_settings(base)  # as the trial was decoded
-    assert record.evaluation is not None
     scores, different = same_scores(model, bench.scorer(), record.evaluation.scores, request["exact"])
     return {
         "scores": {

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 class Trial(Protocol):
-    """What a study's trial says of itself; see `storage.TrialRecord`."""
+    """What a study's trial says of itself; see `study.record.TrialRecord`."""
 
     @property
     def values(self) -> Mapping[str, float]:

@@ -71,3 +71,13 @@ class Optimism:
 def optimism(search: Score, test: Score) -> Optimism:
     """Return by how much the search split flatters a model."""
     return Optimism(search.score - test.score, math.hypot(search.stderr, test.stderr))
+
+
+def packed(row: Sequence[float]) -> str | list[float]:
+    """Write scores that are all 0 or 1 as a text of digits, others as they are."""
+    return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
+
+
+def unpacked(row: str | Sequence[float]) -> tuple[float, ...]:
+    """Return what `packed` was given."""
+    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - 48.0).tolist()) if isinstance(row, str) else tuple(row)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.files.whole import whole_file
-from sae_moo.study.storage import packed, unpacked
+from sae_moo.objectives.scores import packed, unpacked
 
 RUNS = Path("runs")
 """Where run folders lie unless another place is named."""

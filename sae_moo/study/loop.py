@@ -18,8 +18,8 @@ from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.records import told
-from sae_moo.study.storage import TrialRecord, TrialStorage
+from sae_moo.study.record import Ended, TrialRecord, told
+from sae_moo.study.trials import TrialStorage
 
 # A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
 BLOCK_RANGES = 6
@@ -70,7 +70,7 @@ class Finished:
         record: the trial.
     """
 
-    record: TrialRecord
+    record: Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,21 @@ class Exhausted:
 
 Event = PutAside | Resumed | Begun | Finished | Exhausted
 Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """A candidate that was asked for and not yet told.
+
+    Args:
+        proposal: the candidate.
+        digest: of its recipe.
+        rivals: the front as it was when it was asked for, where candidates race.
+    """
+
+    proposal: Proposal
+    digest: str
+    rivals: Front[Evaluation] | None
 
 
 class Study:
@@ -129,8 +144,7 @@ class Study:
         self._rivals = rivals
         self._asked = 0
         self._told = 0
-        # asked for, not yet told, with the front as it was when they were asked for
-        self._proposals: dict[int, tuple[Proposal, Front[Evaluation] | None]] = {}
+        self._proposals: dict[int, _Out] = {}  # asked for, not yet told
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
@@ -165,47 +179,45 @@ class Study:
             if not proposals:
                 return
             proposal = proposals[0]
+            name = digest(proposal.recipe, self._fingerprints)
             number = self._storage.begin(
-                proposal.recipe,
-                self._params(proposal),
-                [self._number_of[parent] for parent in proposal.parents],
-                proposal.operator,
-                proposal.generation,
-                self._told,
-                self._versions,
-                proposal.vector,
+                proposal,
+                name,
+                parents=[self._number_of[parent] for parent in proposal.parents],
+                params=self._params(proposal),
+                asked_after=self._told,
+                versions=self._versions,
             )
-            self._out(number, proposal)
+            self._out(number, proposal, name)
             self._launch(number)
 
-    def _out(self, number: int, proposal: Proposal) -> None:
+    def _out(self, number: int, proposal: Proposal, name: str) -> None:
         self._asked += 1
-        self._proposals[number] = proposal, self._rivals if proposal.generation > 0 else None
+        self._proposals[number] = _Out(proposal, name, self._rivals if proposal.generation > 0 else None)
 
     def _launch(self, number: int) -> None:
-        proposal, rivals = self._proposals[number]
-        known = self._first_with.get(digest(proposal.recipe, self._fingerprints))
+        out = self._proposals[number]
+        known = self._first_with.get(out.digest)
         if known is None:
-            self._executor.submit(number, proposal.recipe, rivals)
-            self._listener(Begun(number, proposal))
+            self._executor.submit(number, out.proposal.recipe, out.rivals)
+            self._listener(Begun(number, out.proposal))
         else:
             first, evaluation = known
             self._finish(number, evaluation, repeats=first)
 
     def _finish(self, number: int, evaluation: Evaluation, repeats: int | None = None) -> None:
-        record = self._storage.finish(number, evaluation, self._told, repeats)
+        record = self._storage.finish(number, self._proposals[number].proposal, evaluation, self._told, repeats)
         self._take_in(record)
         self._listener(Finished(record))
 
-    def _take_in(self, record: TrialRecord) -> None:
+    def _take_in(self, record: Ended) -> None:
         """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
-        assert record.evaluation is not None
         self._told += 1
         self._first_with.setdefault(record.asked_digest, (record.number, record.evaluation))
         self._number_of.setdefault(record.recipe, record.number)
         if self._rivals is not None and record.repeats is None:
             self._rivals = self._rivals.after(record.evaluation)
-        self._searcher.tell(self._proposals.pop(record.number)[0], record.evaluation)
+        self._searcher.tell(self._proposals.pop(record.number).proposal, record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
@@ -224,7 +236,7 @@ class Study:
                     "made by another version, or on a machine with other arithmetic",
                     Hint.ANEW,
                 )
-            self._out(record.number, proposals[0])
+            self._out(record.number, proposals[0], record.asked_digest)
         while self._told < len(finished):
             self._take_in(finished[self._told])
         if records:

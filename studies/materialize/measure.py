@@ -447,11 +447,12 @@ def cache(run: Path) -> None:
     """Print what the candidates of a finished search cost to merge again, by how many models the cache may hold."""
     import sae_moo as sm
     from sae_moo.recipe import Cast, children
+    from sae_moo.study.record import ended
 
     opened_run = sm.Run.open(run)
     bench = sm.Bench.open(opened_run.config)
     model = bench.live_model()
-    trials = [trial.recipe for trial in opened_run.trials() if trial.repeats is None]
+    trials = [trial.recipe for trial in ended(opened_run.trials()) if trial.repeats is None]
     size = sum(parameter.nbytes for parameter in model.parameters())
 
     def parents(recipe: sm.Recipe) -> set:

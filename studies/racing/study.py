@@ -59,7 +59,7 @@ def searched(task_set: str, rule: str, seed: int, evaluations: int) -> dict:
     import sae_moo as sm
     from sae_moo.objectives.front import Front
     from sae_moo.objectives.pareto import hypervolume
-    from sae_moo.study.records import told
+    from sae_moo.study.record import told
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:

@@ -23,7 +23,7 @@ from sae_moo.explore.decide.significance import Paired
 from sae_moo.explore.run import Run
 from sae_moo.jobs import diff, judge
 from sae_moo.materialization.into_model import materialize
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Evaluation, Objective
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import task_scores
 from sae_moo.recipe import Expert, Merge
@@ -70,7 +70,7 @@ def test_rules_that_cannot_be_kept_are_refused(there):
     assert "no trial of the front keeps sparsity >= 0.95" in message
     assert "nearest is trial" in message
     assert "sparsity is in the way" in message
-    assert "--knee and --weights choose differently" in refused("pick", "tiny", "--knee", "--weights", "facts=1")
+    assert "knee and weights choose differently" in refused("pick", "tiny", "--knee", "--weights", "facts=1")
     assert "give one or the other" in refused("export", "tiny", "--trial", "0", "--wish", "facts=1", "-o", "m")
 
 
@@ -115,9 +115,10 @@ def test_a_tested_pick(mine, monkeypatch):
 def test_the_best_expert_is_chosen_on_the_search_split_and_scored_where_the_study_did_not(mine):
     run = Run.open("tiny")
     known, record = run.trials(), run.front()[0]
-    failed = {"state": "failed", "evaluation": None, "values": {}, "feasible": False}
-    run.trials = lambda: [replace(each, **failed) for each in known]
-    _, base, best, average = judge.on_both_splits(run, [record])
+    run.trials = lambda: [
+        replace(each, evaluation=Evaluation(each.recipe, reason="no"), values={}, feasible=False) for each in known
+    ]
+    _, base, best, average = judge.on_both_splits(run, run.view(), [record])
     assert [each.trial for each in (base, best, average)] == [None] * 3
     names = {record.recipe.input.name: record for record in known if type(record.recipe.input).__name__ == "Expert"}
     scores = {name: record.values["facts"] for name, record in names.items() if name != "base"}
@@ -134,7 +135,7 @@ def test_base_experts_and_average_are_the_trials_that_pages_name_in_a_search_ove
     named = {each.name: each.record.number for each in view.references}
     assert set(named) == {"base", "math", "code", "law", "uniform average"}
     assert {type(record.recipe.input) for record in view.done} == {Merge}
-    _, base, best, average = judge.on_both_splits(run, [run.front()[0]])
+    _, base, best, average = judge.on_both_splits(run, view, [view.front[0]])
     told = {"base": base.trial, "uniform average": average.trial}
     told |= {best.name.removeprefix("best expert (").removesuffix(")"): best.trial}
     assert told == {name: named[name] for name in told}
@@ -250,7 +251,7 @@ def test_trials_without_test_items_have_no_test_diff(there):
     run = Run.open("tiny")
     run.config = Config.load("c.yaml", ["tasks.0.test=0"])
     with pytest.raises(InputError, match=r"tasks without test instances \(test: 0\): facts"):
-        diff.of_trials(run, 0, 1, "test")
+        diff.of_trials(run, run.trial(0), run.trial(1), "test")
 
 
 def test_models_are_compared_as_they_are_served(there, tmp_path, tiny_folders):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 from rich.console import Console, Group
-from stand_ins import record
+from stand_ins import record, running
 
 from sae_moo.cli.pace import Speed, rate_text
 from sae_moo.cli.progress import CompareView, SearchView
@@ -64,7 +64,7 @@ def ended(number: int, accuracy: float = 0.5, zeros: float = 0.0, generation: in
 
 def failed(number: int, reason: str) -> Finished:
     evaluation = Evaluation(Expert("a"), reason=reason)
-    return ended(number, state="failed", values={}, feasible=False, evaluation=evaluation)
+    return ended(number, values={}, feasible=False, evaluation=evaluation)
 
 
 def begun(number: int, generation: int = 0) -> Begun:
@@ -149,7 +149,7 @@ def test_rate_and_time_left_are_of_this_session():
     view = SearchView(config(), terminal(), clock=clock)
     clock.now += 30
     earlier = [ended(i).record for i in range(80)]
-    view(Resumed([*earlier, replace(record(80, 0, 0), state="running", evaluation=None, told=None)], 0.25))
+    view(Resumed([*earlier, running(record(80, 0, 0))], 0.25))
     assert view.evaluated == 0
     assert any(line.strip() == "resumed: 80 evaluations replayed in 0.25 s" for line in shown(view))
     view(begun(80, 20))

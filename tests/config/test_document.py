@@ -189,7 +189,7 @@ def test_odd_keys_and_numbers(tmp_path):
     (found,) = faults(tmp_path, GOOD + "annealing: {low: 1e-3}\n")
     assert "expected a number; YAML reads 1e-3 as text, write 0.001" in found
     assert "less than or equal to 100000" in faults(tmp_path, GOOD, "search.population=99999999999999999999")[0]
-    assert "--set a.b=1: a: no such key" in faults(tmp_path, GOOD, "a.b=1")[0]
+    assert "override a.b=1: a: no such key" in faults(tmp_path, GOOD, "a.b=1")[0]
     assert "models.cache_gib" in faults(tmp_path, GOOD, "models.cache_gib=.inf")[0]
 
 
@@ -204,12 +204,12 @@ def test_overrides(tmp_path):
 def test_faults_of_overrides_name_them(tmp_path):
     found = faults(tmp_path, GOOD, "search.populaton=3", "x", "tasks.9.search=1", "search.evaluations=many", "a=[")
     assert sorted(found) == [
-        "--set a=[: the value is not YAML: while parsing a flow node",
-        "--set search.evaluations=many: search.evaluations: expected integer, got 'many'",
-        "--set search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
+        "override a=[: the value is not YAML: while parsing a flow node",
+        "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
+        "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
         "algorithm, population, evaluations, pace, weights, operators, ablation",
-        "--set tasks.9.search=1: tasks[9]: there is nothing to go into",
-        "--set x: expected key.path=value, e.g. search.population=32",
+        "override tasks.9.search=1: tasks[9]: there is nothing to go into",
+        "override x: expected key.path=value, e.g. search.population=32",
     ]
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from stand_ins import OBJECTIVES, record
+from stand_ins import OBJECTIVES, record, running
 from synthetic import view
 
 from sae_moo.explore.history import generations, hypervolumes, lineage
@@ -43,13 +43,12 @@ def test_only_what_is_told_feasible_and_new_adds_anything():
         replace(record(1, 0.9, 0.9), feasible=False),
         replace(
             record(2, 0.9, 0.9),
-            state="failed",
             values={},
             feasible=False,
             evaluation=Evaluation(Expert("a"), reason="no"),
         ),
         replace(record(3, 0.5, 0.5), repeats=0),
-        replace(record(4, 0.9, 0.9), told=None, evaluation=None, values={}, feasible=False),
+        running(record(4, 0.9, 0.9)),
     ]
     assert hypervolumes([kept, *others], OBJECTIVES).tolist() == [0.25] * 4
     assert hypervolumes([], OBJECTIVES).shape == (0,)

@@ -149,7 +149,8 @@ def test_differences_without_the_same_instances_have_no_test():
 
 def test_summaries_say_what_was_asked_found_and_spent():
     study = view(60)
-    failed = replace(study.records[50], state="failed", values={}, feasible=False)
+    bad = replace(study.records[50].evaluation, scores={}, reason="NaN logits")
+    failed = replace(study.records[50], values={}, feasible=False, evaluation=bad)
     again = replace(study.records[51], repeats=3)
     records = (*study.records[:50], failed, again, *study.records[52:])
     limit = Constraint(Objective("sparsity"), high=0.9)

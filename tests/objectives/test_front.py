@@ -17,12 +17,14 @@ from sae_moo.jobs.compare.cells import Cell, outcome_of
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, named_quantities, violations
 from sae_moo.objectives.front import Accuracy, Front, front_of
 from sae_moo.objectives.pareto import hypervolume, non_dominated
-from sae_moo.recipe import Cast, Expert, Prune
+from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.folder import RunFolder, StudyHeader
-from sae_moo.study.storage import TrialRecord, TrialStorage, create_or_load, describe, open_storage
+from sae_moo.study.journal import create_or_load, describe, open_storage
+from sae_moo.study.record import Ended
+from sae_moo.study.trials import TrialStorage
 
 SPARSITY = Objective("sparsity")
 OVERLAP = (Objective("first", ("a", "b")), Objective("second", ("b", "c")), SPARSITY)
@@ -34,11 +36,10 @@ def evaluated(means: dict[str, float], sparsity: float = 0.0, instances: int = 1
     return Evaluation(Expert(expert), scores, sparsity)
 
 
-def trial(number: int, evaluation: Evaluation, objectives=OVERLAP, **changes) -> TrialRecord:
+def trial(number: int, evaluation: Evaluation, objectives=OVERLAP, **changes) -> Ended:
     """A trial as a study holds it."""
-    record = TrialRecord(
+    record = Ended(
         number=number,
-        state="complete",
         recipe=evaluation.recipe,
         asked=evaluation.recipe,
         digest=f"{number}",
@@ -246,8 +247,9 @@ def studied(folder: Path, candidates: list[Evaluation]) -> Run:
     first: dict[int, int] = {}
     judged: dict[str, dict[str, np.ndarray]] = {}
     for told, evaluation in enumerate(candidates):
-        number = trials.begin(evaluation.recipe, {}, (), "", 0, told, "v")
-        record = trials.finish(number, evaluation, told, first.get(id(evaluation)))
+        proposal = Proposal(evaluation.recipe)
+        number = trials.begin(proposal, digest(evaluation.recipe, prints), asked_after=told, versions="v")
+        record = trials.finish(number, proposal, evaluation, told, first.get(id(evaluation)))
         first.setdefault(id(evaluation), number)
         if evaluation.ok:
             judged[record.digest] = {task: np.array(row) for task, row in evaluation.scores.items()}

@@ -1,83 +1,27 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections import Counter
 
 import optuna
 import pytest
+from scripted_study import GROUND, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, Interrupted
-from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped
+from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.recipe import Cast, Expert, digest
 from sae_moo.searchers.baselines import OneShot, OneShotSearcher
-from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Sae, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.schedule import Adaptive
-from sae_moo.searchers.searcher import Proposal
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.space import CoefficientSpace, LineageSpace
+from sae_moo.study import loop, trials
+from sae_moo.study.journal import open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed, Study
-from sae_moo.study.storage import FileLock, TrialStorage, absolute, create_or_load, open_storage
-
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
-LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
-GROUND = Ground(("math", "code", "law"), Landscape.prunable)
-SPACE = CoefficientSpace(GROUND)
-
-
-class Setup:
-    """A study over the stand-in for models; `after` interrupts at the n-th evaluation, before or after it is stored."""
-
-    def __init__(self, path, pace="generational", space=LineageSpace, where=None, searcher=None):
-        self.path, self.pace, self.space, self.where = path, pace, space, where
-        self.searcher = searcher
-        self.landscape = Landscape()
-        self.rivals = None
-
-    def storage(self) -> TrialStorage:
-        opened = open_storage(self.where or self.path, write=True)
-        create_or_load(opened, "s", OBJECTIVES)
-        return TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints)
-
-    def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None):
-        storage = self.storage()
-        if self.searcher is not None:
-            searcher = self.searcher()
-        else:
-            searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
-        executor = LocalExecutor(evaluate or self.landscape)
-        groups = Landscape.groups
-        Study(
-            storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener, self.rivals
-        ).run()
-        return self.facts()
-
-    def facts(self):
-        return [
-            (
-                r.number,
-                r.state,
-                r.asked,
-                r.recipe,
-                r.digest,
-                r.evaluation,
-                dict(r.values),
-                r.operator,
-                r.generation,
-                r.parents,
-                r.asked_after,
-                r.told,
-                r.repeats,
-                dict(r.params),
-                r.vector,
-            )
-            for r in self.storage().records()
-        ]
 
 
 def interrupting(landscape, at: int):
@@ -231,28 +175,6 @@ def test_events(tmp_path):
     assert len(events[6].records) == 3
 
 
-class Script:
-    """A searcher that asks for given recipes, one after another."""
-
-    def __init__(self, recipes):
-        self.recipes, self.told = list(recipes), []
-
-    def ask(self, n):
-        return [Proposal(self.recipes.pop(0), operator="script")] if self.recipes else []
-
-    def tell(self, proposal, evaluation):
-        self.told.append((proposal.recipe, evaluation))
-
-
-def scripted(tmp_path, recipes, evaluate, evaluations=None, listener=lambda event: None):
-    setup = Setup(tmp_path / "s")
-    storage, searcher = setup.storage(), Script(recipes)
-    budget = len(recipes) if evaluations is None else evaluations
-    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", listener)
-    Study(storage, searcher, LocalExecutor(evaluate), *rest).run()
-    return storage.records(), searcher, setup
-
-
 def test_equal_digests_are_evaluated_once(tmp_path, landscape):
     a, b = Cast(Expert("math"), "float32"), Cast(Expert("code"), "float32")
     records, searcher, _ = scripted(tmp_path, [a, b, a, a], landscape)
@@ -277,75 +199,11 @@ def test_a_failure_is_a_failed_trial_with_its_reason(tmp_path, landscape):
     assert trials[1].values is None
 
 
-def test_a_reason_left_by_a_killed_run_does_not_outlive_a_good_evaluation(tmp_path, landscape):
-    recipe = Cast(Expert("math"), "float32")
-    storage = Setup(tmp_path / "s").storage()
-    number = storage.begin(recipe, {}, [], "x", 0, 0, "v")
-    optuna.trial.Trial(storage.study, storage.study.get_trials()[0]._trial_id).set_user_attr("reason", "out of memory")
-    record = storage.finish(number, landscape(recipe), 0)
-    assert (record.state, record.evaluation.ok) == ("complete", True)
-
-
 def test_a_search_that_runs_dry_ends_and_says_so(tmp_path, landscape):
     events = []
     records, _, _ = scripted(tmp_path, [Cast(Expert("math"), "float32")], landscape, 3, events.append)
     assert [record.state for record in records] == ["complete"]
     assert events[-1] == Exhausted(evaluations=1, budget=3)
-
-
-def test_what_a_trial_holds(tmp_path, landscape):
-    recipe = Cast(Prune(Expert("math"), (0, 0.25, 0.75, 0)), "float32")
-    _, _, setup = scripted(tmp_path, [recipe], landscape)
-    storage = setup.storage()
-    (trial,) = storage.study.get_trials()
-    (record,) = storage.records()
-    assert storage.study.directions == [optuna.study.StudyDirection.MAXIMIZE] * 2
-    assert storage.study.metric_names == ["accuracy", "sparsity"]
-    assert trial.values == [record.values["accuracy"], 0.5], "in the user's direction"
-    assert trial.params == {
-        "weight base": 0.0, "weight math": 1.0, "weight code": 0.0, "weight law": 0.0,
-        "sparsity block.0": 0.25, "sparsity block.1": 0.75,
-    }  # fmt: skip
-    assert trial.constraints == {"sparsity max": 0.0}
-    assert trial.user_attrs["digest"] == digest(recipe, Landscape.fingerprints)
-    assert trial.user_attrs["a score"] == record.evaluation.mean("a")
-    assert trial.user_attrs["a stderr"] == record.evaluation.stderr("a")
-    assert trial.user_attrs["sparsity"] == 0.5
-    assert trial.user_attrs["versions"] == "v"
-    assert record.stderr["accuracy"] == OBJECTIVES[0].stderr(record.evaluation)
-
-
-@pytest.mark.parametrize("name", ["told", "reason", "recipe", "parents", "digest", "instances", "sparsity score"])
-def test_a_task_may_be_called_anything(tmp_path, name):
-    objectives = (Objective(name, (name,)), Objective("sparsity"))
-    opened = open_storage(tmp_path / "s", write=True)
-    create_or_load(opened, "s", objectives)
-    recipe = Cast(Expert("math"), "float32")
-    storage = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints)
-    evaluation = Evaluation(recipe, {name: (0.25, 0.5)}, 0.125, (0.0, 0.125))
-    Study(
-        storage,
-        Script([recipe]),
-        LocalExecutor(lambda recipe, rivals: evaluation),
-        Landscape.fingerprints,
-        Landscape.groups,
-        1,
-        "v",
-    ).run()
-    (record,) = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints).records()
-    assert (record.evaluation, record.told, record.state) == (evaluation, 0, "complete")
-
-
-def test_trials_do_not_grow_with_the_lineage(tmp_path):
-    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, settings=Operators(remerge=0.0))
-    setup = Setup(tmp_path / "s", searcher=lambda: searcher)
-    setup.run(evaluations=160)
-    trials = setup.storage().study.get_trials()
-    sizes = [len(json.dumps(trial.user_attrs)) for trial in trials]
-    assert max(t.user_attrs["generation"] for t in trials) == 19
-    assert sum(sizes[-20:]) < 1.3 * sum(sizes[10:30])
-    deepest = setup.storage().records()[-1].recipe
-    assert len(deepest.to_json()) > 5 * len(trials[-1].user_attrs["recipe"]), "the record gives the whole"
 
 
 def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):
@@ -360,93 +218,17 @@ def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):
     ]  # fmt: skip
 
 
-def test_a_database_works_as_well(tmp_path):
-    whole = Setup(tmp_path / "whole").run(evaluations=12)
-    assert Setup(None, where=f"sqlite:///{tmp_path}/s.db").run(evaluations=12) == whole
+def test_a_candidates_lineage_is_named_once_and_read_once(tmp_path, landscape, monkeypatch):
+    """The digest comes from whoever asked; only what was stored is decoded, for the search to see what is there."""
+    walks = Counter()
+    for module, name in ((loop, "digest"), (trials, "digest"), (trials, "decode")):
+        original = getattr(module, name)
 
+        def counted(*arguments, original=original, name=name):
+            walks[name] += 1
+            return original(*arguments)
 
-@pytest.mark.parametrize("content", ["hello\nworld\n", '{"a": 1}\n', "[1]\n", "\x00\x01binary", "no newline at all"])
-def test_a_file_that_is_no_study_is_refused_and_left_alone(tmp_path, content):
-    path = tmp_path / "notes.txt"
-    path.write_text(content)
-    for write in (True, False):
-        with pytest.raises(InputError, match="not a study"):
-            open_storage(path, write=write)
-    assert path.read_text() == content
-
-
-def test_a_study_of_something_else_is_refused(tmp_path):
-    opened = open_storage(tmp_path / "s", write=True)
-    study = create_or_load(opened, "s", OBJECTIVES)
-    study.add_trial(optuna.trial.create_trial(values=[0.5, 0.5]))
-    with pytest.raises(InputError, match="trial 0 was not written by sae-moo"):
-        TrialStorage(opened, "s", OBJECTIVES, (), Landscape.fingerprints).records()
-    with pytest.raises(InputError, match=r"has the objectives \['accuracy', 'sparsity'\], the configuration asks for"):
-        create_or_load(opened, "s", OBJECTIVES[:1])
-
-
-def test_reading_changes_nothing(tmp_path):
-    setup = Setup(tmp_path / "s")
-    setup.run(evaluations=5)
-    torn = setup.path.read_bytes()[:-3]
-    setup.path.write_bytes(torn)
-    opened = open_storage(setup.path, write=False)
-    records = TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records()
-    assert [record.state for record in records] == ["complete"] * 4 + ["running"]
-    assert setup.path.read_bytes() == torn
-
-
-@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nosuchdb://x"])
-def test_a_storage_that_cannot_be_opened(url):
-    with pytest.raises(InputError, match="Optuna cannot open it"):
-        open_storage(url, write=True)
-
-
-def test_ending_a_trial_reaches_the_disk_and_its_attributes_do_not_wait_for_it_one_by_one(tmp_path, monkeypatch):
-    setup = Setup(tmp_path / "s")
-    storage = setup.storage()
-    number = storage.begin(Cast(Expert("math"), "float32"), {}, (), "expert", 0, 0, "v")
-    waited = []
-    monkeypatch.setattr("os.fsync", lambda handle: waited.append(setup.path.read_bytes()))
-    storage.finish(number, setup.landscape(Cast(Expert("math"), "float32")), told=0)
-    assert len(waited) == 2, "the constraint and the end"
-    assert waited[-1] == setup.path.read_bytes(), "whole when the disk was last waited for"
-    assert b"a score" in waited[-1]
-
-
-def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):
-    url = f"sqlite:///{tmp_path}/s.db?timeout=20"
-    with pytest.raises(InputError, match=r"no study at .*s\.db$"):
-        open_storage(url, write=False)
-    Setup(None, where=url).run(evaluations=6)
-    assert (tmp_path / "s.db").is_file()
-    assert (
-        len(TrialStorage(open_storage(url, write=False), "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records())
-        == 6
-    )
-
-
-def test_a_lock_that_could_not_be_taken_is_free_afterwards(tmp_path):
-    lock = FileLock(tmp_path / "j")
-    (tmp_path / "j.lock").mkdir()
-    for _ in range(2):
-        with pytest.raises(IsADirectoryError):
-            lock.acquire()
-    (tmp_path / "j.lock").rmdir()
-    assert lock.acquire()
-    lock.release()
-
-
-@pytest.mark.parametrize(
-    ("url", "found"),
-    [
-        ("sqlite:///s.db", "sqlite:////c/s.db"),
-        ("sqlite+pysqlite:///d/s.db?timeout=20", "sqlite+pysqlite:////c/d/s.db?timeout=20"),
-        ("sqlite:////d/s.db", "sqlite:////d/s.db"),
-        ("postgresql://me:secret@h/d", "postgresql://me:secret@h/d"),
-        ("no url://", "no url://"),
-        ("mysql://me:secret@h:33o6/d", "mysql://me:secret@h:33o6/d"),
-    ],
-)
-def test_databases_start_from_the_configurations_folder(url, found):
-    assert absolute(url, Path("/c")) == found
+        monkeypatch.setattr(module, name, counted)
+    a, b = (Cast(Expert(name), "float32") for name in ("math", "code"))
+    scripted(tmp_path, [a, b, a], landscape)
+    assert walks == {"digest": 3, "decode": 3 + 3}, "three when they ended, three when the test read them all"

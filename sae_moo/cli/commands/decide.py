@@ -39,30 +39,31 @@ def pick(
     Example: sae-moo pick quickstart --wish "accuracy=0.7,sparsity=0.5" --test
     """
     opened = open_run(run)
-    record, why = choice.pick(opened)
     from sae_moo.cli import deciding
     from sae_moo.cli.display import say, trial_json
 
-    beside = opened.neighbours(record)
+    view = opened.view()
+    record, why = choice.pick(view)
+    beside = view.neighbours(record)
     tested = None
     if test:
         from sae_moo.jobs.judge import on_both_splits
 
-        tested = on_both_splits(opened, [record])
+        tested = on_both_splits(opened, view, [record])
     if as_json:
         print_json(
             {
                 "trial": trial_json(record),
                 "why": why,
-                "test": None if tested is None else deciding.tested_json(tested, opened.objectives),
+                "test": None if tested is None else deciding.tested_json(tested, view.objectives),
                 "neighbours": deciding.neighbours_json(beside),
             }
         )
         return
     console = make_console()
-    deciding.show_pick(console, opened, record, why, beside, tested)
-    if unfinished := opened.view().unfinished:
-        say(console, f"The search is not finished: this is {unfinished}.\n")
+    deciding.show_pick(console, view, record, why, beside, tested)
+    if view.unfinished:
+        say(console, f"The search is not finished: this is {view.unfinished}.\n")
     number = record.number
     export = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
     suggest(console, {export: "a Hugging Face folder, loaded and scored again"})
@@ -104,7 +105,9 @@ def diff(
         opened = open_run(targets[0])
         from sae_moo.jobs.diff import of_trials
 
-        found = of_trials(opened, int(targets[1]), int(targets[2]), (split or SplitName.search).value)
+        view = opened.view()
+        records = view.trial(int(targets[1])), view.trial(int(targets[2]))
+        found = of_trials(opened, *records, (split or SplitName.search).value)
     else:
         quiet()
         from sae_moo.config.document import Config

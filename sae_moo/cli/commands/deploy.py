@@ -32,8 +32,9 @@ from sae_moo.errors import InputError
 
 if TYPE_CHECKING:
     from sae_moo.explore.run import Run
+    from sae_moo.explore.view import View
     from sae_moo.jobs.export import Exported
-    from sae_moo.study.storage import TrialRecord
+    from sae_moo.study.record import Ended
 
 
 FORMAT_NAMES = "|".join((*FORMATS, "PACKAGE/NAME"))
@@ -83,7 +84,8 @@ def export(
         given = ", ".join(flag for flag, said in idle.items() if said)
         raise InputError(f"--estimate tells of every format and writes nothing; leave out {given}")
     opened = open_run(run)
-    record, why = _chosen(opened, trial, choice)
+    view = opened.view()
+    record, why = _chosen(view, trial, choice)
     if output is None:
         _estimate(opened, record, as_json)
         return
@@ -121,19 +123,17 @@ def export(
         suggest(console, _next(output, done))
 
 
-def _chosen(run: Run, trial: int | None, choice: PickOptions) -> tuple[TrialRecord, str]:
+def _chosen(view: View, trial: int | None, choice: PickOptions) -> tuple[Ended, str]:
     """Return the trial that is chosen by its number, or else by the pick flags, and why, as a sentence begins."""
     if trial is None:
-        record, why = choice.pick(run)
+        record, why = choice.pick(view)
         return record, why[0].upper() + why[1:]
     if choice.given:
         raise InputError(f"--trial names the model; {PICK_FLAGS} choose one: give one or the other")
-    return run.trial(trial), f"Trial {trial}, chosen by number"
+    return view.trial(trial), f"Trial {trial}, chosen by number"
 
 
-def _exported_json(
-    run: Run, done: Exported, *, trial: TrialRecord, why: str, output: Path, verified: bool
-) -> dict[str, Any]:
+def _exported_json(run: Run, done: Exported, *, trial: Ended, why: str, output: Path, verified: bool) -> dict[str, Any]:
     """Return the JSON shape of an export."""
     from sae_moo.cli import deciding
     from sae_moo.cli.display import scores_json, trial_json
@@ -172,7 +172,7 @@ def _python(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
+def _estimate(run: Run, record: Ended, as_json: bool) -> None:
     """Show what a trial would take in every format."""
     from sae_moo.cli.display import estimate_table, trial_json
     from sae_moo.jobs.export import estimate
@@ -181,7 +181,6 @@ def _estimate(run: Run, record: TrialRecord, as_json: bool) -> None:
     if as_json:
         print_json({"trial": trial_json(record), "formats": [asdict(each) for each in found]})
         return
-    assert record.evaluation is not None
     title = f"trial {record.number}, sparsity {record.evaluation.sparsity:.4f}; sizes are of the weights alone"
     make_console().print(estimate_table(found, title))
 

@@ -42,27 +42,28 @@ def search(
         except Interrupted as error:
             raise Interrupted(f"{error}, the same command{' without --fresh' if fresh else ''} goes on") from None
         seconds = view.seconds
-    front = run.front()
+    found = run.view()
+    front = found.front
     if as_json:
         print_json(
             {
                 "study": run.name,
                 "run": str(run.folder),
-                "evaluations": len(run.trials()),
+                "evaluations": len(found.records),
                 "seconds": seconds,
-                "hypervolume": run.hypervolume(),
+                "hypervolume": found.hypervolume,
                 "front": [trial_json(record) for record in front],
             }
         )
         return
     title = f"front of {run.name} (search split, mean ± standard error)"
-    console.print(front_table(front, run.objectives, run.tasks, title))
+    console.print(front_table(front, found.objectives, found.tasks, title))
     console.print(
-        f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {run.hypervolume():.4f}\n"
+        f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {found.hypervolume:.4f}\n"
         f"the study lies in {run.folder}\n",
     )
     if front:
-        name, (record, _) = shlex.quote(str(run.folder)), run.pick()
+        name, (record, _) = shlex.quote(str(run.folder)), found.pick()
         export = f"sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify"
         suggest(
             console,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.objectives import Objective
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +21,13 @@ class Neighbour:
         tests: objective name -> the difference over instances of the search split; only of objectives scored on tasks.
     """
 
-    record: TrialRecord
+    record: Ended
     towards: tuple[str, ...]
     difference: Mapping[str, float]
     tests: Mapping[str, Paired]
 
 
-def neighbours(
-    record: TrialRecord, front: Sequence[TrialRecord], objectives: Sequence[Objective]
-) -> tuple[Neighbour, ...]:
+def neighbours(record: Ended, front: Sequence[Ended], objectives: Sequence[Objective]) -> tuple[Neighbour, ...]:
     """Return the trials of a front that have the next larger and the next smaller value of each objective.
 
     Args:
@@ -37,7 +35,7 @@ def neighbours(
         front: the non-dominated trials.
         objectives: in whose order they come, the larger value first. One trial that is next in several comes once.
     """
-    found: dict[int, tuple[TrialRecord, list[str]]] = {}
+    found: dict[int, tuple[Ended, list[str]]] = {}
     for objective in objectives:
         name, here = objective.name, record.values[objective.name]
         for word, beyond in (
@@ -52,12 +50,7 @@ def neighbours(
             each,
             tuple(towards),
             {objective.name: each.values[objective.name] - record.values[objective.name] for objective in objectives},
-            {o.name: paired(_scores(each), _scores(record), o.tasks) for o in objectives if o.tasks},
+            {o.name: paired(each.evaluation.scores, record.evaluation.scores, o.tasks) for o in objectives if o.tasks},
         )
         for each, towards in found.values()
     )
-
-
-def _scores(record: TrialRecord) -> Mapping[str, tuple[float, ...]]:
-    assert record.evaluation is not None
-    return record.evaluation.scores

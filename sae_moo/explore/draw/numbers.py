@@ -12,7 +12,7 @@ from sae_moo.explore.history import lineage
 from sae_moo.explore.view import View, sparsity
 from sae_moo.explore.words import count, objective_words
 from sae_moo.recipe.mixing import mixing_weights
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, ended
 
 Array = NDArray[np.float64]
 MOST_DOTS = 2000  # dominated trials drawn in a figure; browsers slow down beyond some thousands
@@ -36,14 +36,14 @@ class Axis:
 
     name: str
     title: str
-    value: Callable[[TrialRecord], float]
-    error: Callable[[TrialRecord], float]
+    value: Callable[[Ended], float]
+    error: Callable[[Ended], float]
 
-    def values(self, records: Sequence[TrialRecord]) -> Array:
+    def values(self, records: Sequence[Ended]) -> Array:
         """Return the values of trials, shape (trials,)."""
         return np.array([self.value(record) for record in records], dtype=np.float64)
 
-    def errors(self, records: Sequence[TrialRecord]) -> Array | None:
+    def errors(self, records: Sequence[Ended]) -> Array | None:
         """Return the standard errors of trials, shape (trials,), 0 where there is none; None if none has one."""
         spread = np.nan_to_num(np.array([self.error(record) for record in records], dtype=np.float64))
         return spread if spread.any() else None
@@ -91,7 +91,7 @@ def planes(view: View) -> list[tuple[Axis, Axis]]:
             return [(Axis("sparsity", zeros, sparsity, lambda record: 0.0), up)]
 
 
-def thinned(view: View) -> list[TrialRecord]:
+def thinned(view: View) -> list[Ended]:
     """Return the trials with a result that are not on the front, at most `MOST_DOTS`, evenly spread over time."""
     front = {record.number for record in view.front}
     rest = [record for record in view.done if record.number not in front]
@@ -100,7 +100,7 @@ def thinned(view: View) -> list[TrialRecord]:
     return [rest[i] for i in np.linspace(0, len(rest) - 1, MOST_DOTS).astype(int)]
 
 
-def thinned_words(view: View, drawn: Sequence[TrialRecord]) -> str:
+def thinned_words(view: View, drawn: Sequence[Ended]) -> str:
     """Return how many trials that are not on the front are drawn, and of how many."""
     rest = len(view.done) - len(view.front)
     said = count(rest, "other trial")
@@ -153,9 +153,8 @@ class Blocks:
         return (-reach, reach) if self.weights.min() < -0.005 else (0.0, max(1.0, reach))
 
 
-def blocks_of(view: View, record: TrialRecord) -> Blocks:
+def blocks_of(view: View, record: Ended) -> Blocks:
     """Return what is in each parameter group of a trial with a result."""
-    assert record.evaluation is not None
     weights = mixing_weights(record.recipe, view.experts, len(view.groups), view.mixing)
     zeros = record.evaluation.group_sparsity or (0.0,) * len(view.groups)
     return Blocks(view.groups, view.experts, weights, np.array(zeros, dtype=np.float64))
@@ -174,7 +173,7 @@ class Ancestry:
     """
 
     axis: Axis
-    trials: Sequence[TrialRecord]
+    trials: Sequence[Ended]
     edges: Sequence[tuple[int, int]]
     hidden: int
     names: dict[int, str]
@@ -191,10 +190,10 @@ class Ancestry:
         return f"{count(self.hidden, 'older ancestor')} not shown" if self.hidden else ""
 
 
-def ancestry_of(view: View, record: TrialRecord) -> Ancestry | None:
+def ancestry_of(view: View, record: Ended) -> Ancestry | None:
     """Return where a trial with a result comes from; None if no trial with a result is a parent of it."""
     found = lineage(view.records, record.number)
-    shown = [view.records[n] for n in found.numbers if view.records[n].values]
+    shown = [each for each in ended(view.records[n] for n in found.numbers) if each.values]
     place = {each.number: i for i, each in enumerate(shown)}
     edges = [(place[a], place[b]) for a, b in found.edges if a in place and b in place]
     if not edges:
@@ -229,13 +228,11 @@ class Agreement:
         return np.array([[len(part) for part in row] for row in self.parts], dtype=np.int64)
 
 
-def agreement_of(view: View, first: TrialRecord, second: TrialRecord) -> Agreement | None:
+def agreement_of(view: View, first: Ended, second: Ended) -> Agreement | None:
     """Return on which instances two trials with a result agree; None without shared instances.
 
     Right is a score of at least `RIGHT`.
     """
-    assert first.evaluation is not None
-    assert second.evaluation is not None
     a, b = first.evaluation.scores, second.evaluation.scores
     tasks = [task for task in view.tasks if task in a and task in b and len(a[task]) == len(b[task])]
     if not tasks:
@@ -260,7 +257,7 @@ class Answers:
 
     tasks: Sequence[str]
     sizes: Sequence[int]
-    trials: Sequence[TrialRecord]
+    trials: Sequence[Ended]
     right: NDArray[np.bool_]
 
 
@@ -283,11 +280,11 @@ def answers_of(view: View, most: int = MOST_ANSWERS) -> Answers | None:
     trials = [record for record in (*named.values(), *kept) if _asked(view, record) == sizes]
     if len(trials) < 2 or not sizes:
         return None
-    rows = [[s for task in sizes for s in r.evaluation.scores[task]] for r in trials if r.evaluation is not None]
+    rows = [[s for task in sizes for s in r.evaluation.scores[task]] for r in trials]
     return Answers(list(sizes), list(sizes.values()), trials, np.array(rows) >= RIGHT)
 
 
-def _asked(view: View, record: TrialRecord) -> dict[str, int]:
+def _asked(view: View, record: Ended) -> dict[str, int]:
     """Return how many instances of each task a trial was asked."""
-    scores = record.evaluation.scores if record.evaluation is not None else {}
+    scores = record.evaluation.scores
     return {task: len(scores[task]) for task in view.tasks if task in scores}

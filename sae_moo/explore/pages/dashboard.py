@@ -16,7 +16,8 @@ from sae_moo.explore.history import generations, hypervolumes
 from sae_moo.explore.pages.notes import Notes, notes_of, plain
 from sae_moo.explore.view import View
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.study.storage import OptunaStorage, readable, study_of, trial_of
+from sae_moo.study.journal import OptunaStorage
+from sae_moo.study.trials import readable, study_of, trial_of
 
 if TYPE_CHECKING:
     from sae_moo.explore.draw.page.plots import Figure
@@ -216,7 +217,7 @@ def serve(storage: OptunaStorage, port: int, ready: Callable[[str], None]) -> No
     try:
         server = make_server(HOST, port, wsgi(storage), server_class=_Server, handler_class=_Quiet)
     except OSError as error:
-        raise InputError(f"port {port} of {HOST}: {error.strerror}; give another --port") from error
+        raise InputError(f"port {port} of {HOST}: {error.strerror}; give another port") from error
     with server:
         ready(f"http://{HOST}:{server.server_port}/dashboard")
         server.serve_forever()

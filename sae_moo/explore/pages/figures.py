@@ -23,7 +23,7 @@ from sae_moo.explore.history import generations
 from sae_moo.explore.view import View
 from sae_moo.files.whole import whole_file, whole_folder
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def write_figures(
     return Written(number, {what: f"{name}{ending}" for what, (name, _) in draw.items()}, without)
 
 
-def _with_names(view: View, record: TrialRecord) -> str:
+def _with_names(view: View, record: Ended) -> str:
     names = [each.name for each in (*view.picks, *view.references) if each.record.number == record.number]
     return f"trial {record.number}" + (f" ({'; '.join(names)})" if names else "")
 

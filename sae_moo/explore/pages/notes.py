@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sae_moo.explore import words
 from sae_moo.explore.view import View, by_trial
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended, ended
 
 MOST_NOTES = 500  # trials that have one; the dashboard sends every note with every page
 READING = """## How to read these pages
@@ -55,17 +55,17 @@ def notes_of(view: View, run: str) -> Notes:
     names: dict[int, str] = {}
     for record, marked in by_trial((*view.picks, *view.references)):
         names[record.number] = words.names_words(marked)
-    ended = [record for record in view.records[::-1] if record.evaluation is not None]
-    noted = dict.fromkeys([*names, *(record.number for record in (*view.front, *ended))])
-    trials = {n: _trial_note(view, run, view.records[n], names.get(n)) for n in list(noted)[:MOST_NOTES]}
+    noted = {record.number: record for record, _ in by_trial((*view.picks, *view.references))}
+    noted |= {record.number: record for record in (*view.front, *ended(view.records[::-1]))}
+    trials = {n: _trial_note(view, run, noted[n], names.get(n)) for n in list(noted)[:MOST_NOTES]}
     return Notes("\n".join(lines), trials)
 
 
-def _trial_note(view: View, run: str, record: TrialRecord, name: str | None) -> str:
+def _trial_note(view: View, run: str, record: Ended, name: str | None) -> str:
     lines = [f"**{plain(name)}**", ""] if name else []
     if record.values:
         lines += [plain(line) + "  " for line in words.trial_words(view, record)]
-    elif record.evaluation is not None:
+    else:
         lines += [f"**{record.state.capitalize()}**: {plain(record.evaluation.reason or '')}"]
     lines += ["", "Recipe:", ""]
     steps = words.recipe_words(record.recipe, view.known)

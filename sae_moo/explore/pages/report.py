@@ -21,7 +21,7 @@ from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files.whole import check_creatable, whole_file
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 if TYPE_CHECKING:
     from sae_moo.explore.draw.page.plots import Figure
@@ -152,7 +152,6 @@ def _table(view: View) -> Iterator[str]:
         yield f'<th scope="col" class="{kind}"><button type="button">{escape(name)}</button></th>'
     yield "</tr></thead><tbody>"
     for record in view.front:
-        assert record.evaluation is not None
         cells = [_number(float(record.number), str(record.number))]
         cells += [_number(record.values[o.name], words.value_words(record, o.name)) for o in view.objectives]
         cells += [_number(value, f"{value:.3f}") for value in ([sparsity(record)] if more else [])]
@@ -165,7 +164,7 @@ def _table(view: View) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _mix(view: View, record: TrialRecord) -> str:
+def _mix(view: View, record: Ended) -> str:
     """Return a trial's weights as the study's parameters have them, without walking its lineage."""
     shares = [(name, record.params.get(f"weight {name}", 0.0)) for name in view.experts]
     return "  ".join(f"{name} {share:.2f}" for name, share in shares if abs(share) >= 0.005)
@@ -175,10 +174,9 @@ def _number(value: float, text: str) -> str:
     return f'<td data-value="{value:.6g}">{text}</td>'
 
 
-def _pick(view: View, run: str, record: TrialRecord, names: Sequence[Marked], figures: _Figures) -> Iterator[str]:
+def _pick(view: View, run: str, record: Ended, names: Sequence[Marked], figures: _Figures) -> Iterator[str]:
     from sae_moo.explore.draw.page import plots
 
-    assert record.evaluation is not None
     yield f'<h2 id="trial-{record.number}">{escape(words.names_words(names))}: trial {record.number}</h2>'
     yield f"<p>Why: {escape('; '.join(each.why for each in names))}.</p>"
     yield f"<p>{escape(' '.join(words.trial_words(view, record)))}</p>"
@@ -247,7 +245,7 @@ def _chooser(view: View, answers: Answers, figures: _Figures) -> Iterator[str]:
     yield f'<script type="application/json" id="answers">{_json(data)}</script></div>'
 
 
-def _choice(view: View, record: TrialRecord, names: Sequence[Marked]) -> str:
+def _choice(view: View, record: Ended, names: Sequence[Marked]) -> str:
     called = f"trial {record.number}" + (f" ({'; '.join(each.name for each in names)})" if names else "")
     return ", ".join([called, *(f"{o.name} {record.values[o.name]:.3f}" for o in view.objectives)])
 

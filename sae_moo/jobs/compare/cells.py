@@ -22,7 +22,7 @@ from sae_moo.objectives.front import Accuracy
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
-from sae_moo.study.records import evaluations, told
+from sae_moo.study.record import evaluations, told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,27 +142,28 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     if not place.begun:
         return False
     run = Run.open(place.path)
-    made, budget = evaluations(run.trials()), config.search.evaluations
+    view = run.view()
+    made, budget = evaluations(view.records), config.search.evaluations
     complete = made == budget or (made < budget and not ALGORITHMS[config.search.algorithm].spaces)
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)
-    return judged is not None and all(record.digest in judged for record in run.front())
+    return judged is not None and all(record.digest in judged for record in view.front)
 
 
 def outcome_of(cell: Cell, run: Run) -> Outcome:
     """Return what a finished search came to, its front judged."""
     judged = RunFolder(run.folder).judged(run.tasks) or {}
-    records = told(run.trials())
+    view = run.view()
+    records = told(view.records)
     volume = hypervolumes(records, run.objectives)
     accuracy = Accuracy(run.objectives)
     best = np.maximum.accumulate([accuracy.value(r) if r.feasible else 0.0 for r in records])
     front = []
-    for record in run.front():
-        assert record.evaluation is not None
+    for record in view.front:
         scores = judged[record.digest]
         front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
-    own = [r.evaluation for r in records if r.evaluation is not None and r.repeats is None]
+    own = [record.evaluation for record in records if record.repeats is None]
     seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
     return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
 

@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna_dashboard import get_note
+from stand_ins import running
 from synthetic import run_folder, view
 
 from sae_moo.errors import InputError
@@ -22,7 +23,8 @@ from sae_moo.explore.pages.notes import MOST_NOTES, Notes, notes_of, plain
 from sae_moo.explore.run import Run
 from sae_moo.objectives import Evaluation
 from sae_moo.study.folder import JOURNAL
-from sae_moo.study.storage import open_storage, readable
+from sae_moo.study.journal import open_storage
+from sae_moo.study.trials import readable
 
 
 def asked(address: str, **body) -> dict:
@@ -112,12 +114,11 @@ def test_of_many_trials_the_front_and_the_newest_have_notes():
 
 def test_trials_without_a_result_say_why():
     study = view(30)
-    failed, running = study.records[28], study.records[29]
+    failed, begun = study.records[28], study.records[29]
     evaluation = Evaluation(failed.recipe, reason="out of *memory*")
-    failed = replace(failed, state="failed", values={}, feasible=False, evaluation=evaluation)
-    running = replace(running, state="running", values={}, feasible=False, evaluation=None)
+    failed = replace(failed, values={}, feasible=False, evaluation=evaluation)
     front = tuple(record for record in study.front if record.number < 28)
-    notes = notes_of(replace(study, records=(*study.records[:28], failed, running), front=front), "s").trials
+    notes = notes_of(replace(study, records=(*study.records[:28], failed, running(begun)), front=front), "s").trials
     assert notes[28].startswith("**Failed**: out of \\*memory\\*\n")
     assert "Recipe:" in notes[28]
     assert "export" not in notes[28]

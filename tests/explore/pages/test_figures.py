@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from matplotlib import rc_context
+from stand_ins import running
 from synthetic import view
 
 from sae_moo.errors import InputError
@@ -43,11 +44,11 @@ def test_the_trials_may_be_chosen(tmp_path):
     assert {"blocks-59.png", "lineage-59.png", "agreement-59-7.png"} < set(written.files.values())
 
 
-def odd(**changes):
+def odd(change=replace, **changes):
     """A study whose trial 10 is another."""
     study = view(60)
     records = list(study.records)
-    records[10] = replace(records[10], **changes)
+    records[10] = change(records[10], **changes)
     return replace(study, records=tuple(records), front=tuple(r for r in study.front if r.number != 10))
 
 
@@ -58,9 +59,9 @@ def odd(**changes):
         (view(60), {"against": -1}, "no trial -1"),
         (view(60), {"trial": 5, "against": 5}, "trial 5 cannot be held against itself"),
         (view(0), {}, "front of s is empty"),
-        (odd(state="running", evaluation=None, values={}), {"trial": 10}, "trial 10 has no result, it is running"),
+        (odd(running), {"trial": 10}, "trial 10 has no result, it is running"),
         (
-            odd(state="failed", evaluation=Evaluation(view(1).records[0].recipe, reason="NaN logits"), values={}),
+            odd(evaluation=Evaluation(view(1).records[0].recipe, reason="NaN logits"), values={}),
             {"against": 10},
             "trial 10 has no result, it is failed: NaN logits",
         ),

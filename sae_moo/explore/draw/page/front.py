@@ -16,7 +16,7 @@ from sae_moo.explore.draw.numbers import Axis, axes_of, barred, front_words, pla
 from sae_moo.explore.draw.page.plots import Figure, figure_of, hover_text, styled_, wrapped
 from sae_moo.explore.draw.palette import BLUE, GREY, GRID, SCALE, SKY, VERMILLION, mark_of
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 MARGIN = 0.006  # beyond the outermost dots of an axis that is widened
 
@@ -132,7 +132,7 @@ def _space(view: View, axes: Sequence[Axis]) -> Figure:
     return figure
 
 
-def _places(records: Sequence[TrialRecord], axes: Sequence[Axis]) -> dict[str, NDArray[np.float32]]:
+def _places(records: Sequence[Ended], axes: Sequence[Axis]) -> dict[str, NDArray[np.float32]]:
     return {key: axis.values(records).astype(np.float32) for key, axis in zip("xyz", axes, strict=True)}
 
 
@@ -157,7 +157,7 @@ def _parallel(view: View, axes: Sequence[Axis]) -> Figure:
 
 
 def _dots(
-    view: View, records: Sequence[TrialRecord], x: Axis, y: Axis, name: str, marker: dict[str, Any], bars: bool = False
+    view: View, records: Sequence[Ended], x: Axis, y: Axis, name: str, marker: dict[str, Any], bars: bool = False
 ) -> go.Scatter:
     def errors(axis: Axis) -> dict[str, Any] | None:
         spread = axis.errors(records) if bars else None
@@ -228,7 +228,7 @@ def _write_names_(figure: Figure, view: View, x: Axis, y: Axis, column: int, col
         )
 
 
-def _ring(view: View, record: TrialRecord, x: Axis, y: Axis, names: Sequence[Marked], said: bool) -> go.Scatter:
+def _ring(view: View, record: Ended, x: Axis, y: Axis, names: Sequence[Marked], said: bool) -> go.Scatter:
     name = f"{escape(_names(names))}: trial {record.number}"
     return go.Scatter(
         x=[x.value(record)],

@@ -18,7 +18,7 @@ from sae_moo.explore.draw.palette import BLUE, GREEN, GREY, GRID, ORANGE, PALE, 
 from sae_moo.explore.history import Generations
 from sae_moo.explore.view import View, sparsity
 from sae_moo.explore.words import value_words
-from sae_moo.study.storage import TrialRecord
+from sae_moo.study.record import Ended
 
 
 def library() -> str:
@@ -203,7 +203,7 @@ def _instances(row: NDArray[np.int64], most: int = 12) -> str:
     return f"{len(row)} instances: {shown}" + (f" and {len(row) - most} more" if len(row) > most else "")
 
 
-def hover_text(view: View, record: TrialRecord) -> str:
+def hover_text(view: View, record: Ended) -> str:
     """Return the values of a trial's objectives, escaped."""
     said = ", ".join(f"{escape(o.name)} {value_words(record, o.name)}" for o in view.objectives)
     return said + ("" if record.feasible else ", breaks a limit")

@@ -1,0 +1,242 @@
+"""Where studies lie: a journal file with one writer unless a URL names another place; anything that Optuna offers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.study import StudyDirection
+
+from sae_moo.errors import InputError
+from sae_moo.objectives import Objective
+
+log = logging.getLogger(__name__)
+
+OptunaStorage: TypeAlias = BaseStorage
+
+
+class FileLock:
+    """Exclusive lock of a journal that dies with its process, unlike a lock file; for local disks."""
+
+    def __init__(self, journal: Path) -> None:
+        self._path = journal.with_name(journal.name + ".lock")
+        self._handle: int | None = None
+        self._threads = threading.Lock()  # flock is between processes only
+
+    def acquire(self) -> bool:
+        """Wait for the lock and take it.
+
+        Raises:
+            OSError: if its file cannot be opened or locked; the lock is free then.
+        """
+        self._threads.acquire()
+        handle = None
+        try:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except BaseException:  # goes on up; even after a Ctrl-C others can take the lock
+            if handle is not None:
+                os.close(handle)
+            self._threads.release()
+            raise
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            self._threads.release()
+
+
+class JournalFile(JournalFileBackend):
+    """Optuna's journal file, without waiting for the disk after every attribute of a trial.
+
+    A dozen attributes come before the entry that ends a trial, and that entry waits for all of them. A killed process
+    loses nothing either way; a power cut loses at most the trial that was being written.
+
+    Args:
+        path: the journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        lock = FileLock(path)
+        super().__init__(str(path), lock_obj=lock)  # type: ignore[arg-type]  # it has acquire and release
+        self._path = path
+        self._own_lock = lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries, a line each."""
+        if not all("user_attr" in entry for entry in logs):
+            super().append_logs(logs)
+            return
+        text = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs)
+        self._own_lock.acquire()
+        try:
+            with self._path.open("ab") as file:
+                file.write(text.encode())
+        finally:
+            self._own_lock.release()
+
+
+def _sqlite_file(where: str) -> Path | None:
+    """Return the file of an SQLite URL; None for what lies in no plain file."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(where)
+    plain = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith(("file:", ":memory:"))
+    return Path(str(url.database)) if plain else None
+
+
+def absolute(where: str, directory: Path) -> str:
+    """Return an Optuna URL whose SQLite file, like every path, starts from the configuration's folder."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        file = _sqlite_file(where)
+    except (ArgumentError, ValueError):
+        return where  # opening it says what is wrong
+    if file is None or file.is_absolute():
+        return where
+    return make_url(where).set(database=str(directory / file)).render_as_string(hide_password=False)
+
+
+def open_storage(where: str | Path, write: bool) -> BaseStorage:
+    """Open a journal file or an Optuna URL.
+
+    A journal whose last line was torn by a crash is cut back to its last whole line, when opened for writing only.
+
+    Raises:
+        InputError: if it is missing (for reading), not a study, or cannot be written.
+    """
+    if isinstance(where, str) and "://" in where:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            file = _sqlite_file(where)
+            if write or file is None or file.is_file():  # Optuna would make an empty one
+                return RDBStorage(where)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
+            raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+        raise InputError(f"no study at {file}")
+    path = Path(where)
+    try:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_journal(path)
+            _cut_torn_line(path)
+            with path.open("ab"):
+                pass  # fails here, before anything is computed, if the journal cannot be written
+        elif not path.is_file():
+            raise InputError(f"no study at {path}")
+        else:
+            _check_journal(path)
+        return JournalStorage(JournalFile(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:  # as Optuna meets odd entries
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a study, or damaged: {error}") from error
+
+
+def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
+    """Return the study of that name, made if there is none, all objectives maximized.
+
+    Raises:
+        InputError: if it exists with other objectives.
+    """
+    if name not in (study.study_name for study in storage.get_all_studies()):
+        with _less_talk():
+            storage.create_new_study([StudyDirection.MAXIMIZE] * len(objectives), name)
+    study = optuna.load_study(study_name=name, storage=storage)
+    names = [objective.name for objective in objectives]
+    if study.metric_names is None and not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(names)
+    elif study.metric_names != names:
+        raise InputError(f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}")
+    return study
+
+
+def describe(study: optuna.Study, attributes: Mapping[str, Any]) -> None:
+    """Give a study user attributes, in their order, those that it does not have so already."""
+    stored = study.user_attrs
+    for key, value in attributes.items():
+        if key not in stored or stored[key] != value:
+            study.set_user_attr(key, value)
+
+
+def only_study(storage: BaseStorage) -> str:
+    """Return the name of the one study in a storage.
+
+    Raises:
+        InputError: if there is none, or more than one.
+    """
+    names = sorted(study.study_name for study in storage.get_all_studies())
+    if len(names) != 1:
+        raise InputError(f"expected one study, found {len(names)}: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+@contextmanager
+def _less_talk() -> Iterator[None]:
+    """Keep Optuna from announcing on stderr what the caller says better."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _check_journal(path: Path) -> None:
+    """Raise InputError unless the file is absent, empty, or begins as a journal does."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+        more = bool(file.read(1))
+    if not first or (not first.endswith(b"\n") and not more and first.startswith(b'{"op_code"')):
+        return  # empty, or killed while the very first line was written
+    try:
+        entry = json.loads(first)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or "op_code" not in entry:
+        raise InputError(f"{path}: not a study: its first line is no entry of an Optuna journal")
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep:
+            step = min(keep, 1 << 16)
+            file.seek(keep - step)
+            newline = file.read(step).rfind(b"\n")
+            if newline >= 0:
+                keep = keep - step + newline + 1
+                break
+            keep -= step
+        if keep < end:
+            log.warning("%s: the last line was torn by a crash; %d bytes of it are dropped", path, end - keep)
+            file.truncate(keep)

@@ -1,0 +1,96 @@
+"""One trial as the study holds it, and trials in the order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from sae_moo.objectives import Evaluation
+from sae_moo.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is known of a trial from its beginning: what the search asked for.
+
+    Args:
+        number: Optuna's trial number, from 0.
+        asked: what the search proposed.
+        asked_digest: identity of `asked`.
+        operator, generation, parents: where the candidate comes from; parents are trial numbers.
+        asked_after: how many evaluations had been told when this one was asked for.
+        params: the numbers worth plotting.
+        vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
+    """
+
+    number: int
+    asked: Recipe
+    asked_digest: str
+    operator: str
+    generation: int
+    parents: tuple[int, ...]
+    asked_after: int
+    params: Mapping[str, float] = field(default_factory=dict)
+    vector: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running(Asked):
+    """A trial that has begun and not ended: it is being evaluated, or its search was killed meanwhile."""
+
+    @property
+    def state(self) -> Literal["running"]:
+        """What tables call it."""
+        return "running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended(Asked):
+    """A trial that was evaluated: with a result, failed, or stopped in a race.
+
+    Args:
+        recipe: `asked` with every pruning scope resolved; differs for group and global scopes only.
+        digest: identity of `recipe`.
+        evaluation: what came of it.
+        values: objective name -> value in the user's direction; empty unless complete.
+        stderr: objective or task name -> standard error of the mean over instances.
+        feasible: whether all limits are kept; False unless complete.
+        told: position of this evaluation among those told.
+        repeats: number of the trial whose weights and result this one shares, or None.
+    """
+
+    recipe: Recipe
+    digest: str
+    evaluation: Evaluation
+    values: Mapping[str, float]
+    stderr: Mapping[str, float]
+    feasible: bool
+    told: int
+    repeats: int | None = None
+
+    @property
+    def state(self) -> Literal["complete", "failed", "stopped"]:
+        """What tables call it; ``stopped`` in a race, see `objectives.Stopped`."""
+        if self.evaluation.ok:
+            return "complete"
+        return "failed" if self.evaluation.stopped is None else "stopped"
+
+
+TrialRecord: TypeAlias = Running | Ended
+"""One trial as the study holds it."""
+
+
+def ended(records: Iterable[TrialRecord]) -> list[Ended]:
+    """Return the trials that have ended, in the order given."""
+    return [record for record in records if isinstance(record, Ended)]
+
+
+def told(records: Iterable[TrialRecord]) -> list[Ended]:
+    """Return the trials that have ended, in the order in which the search was told of them."""
+    return sorted(ended(records), key=lambda record: record.told)
+
+
+def evaluations(records: Iterable[TrialRecord]) -> int:
+    """Return how many evaluations have ended: with a result, failed or stopped."""
+    return len(ended(records))

@@ -1,0 +1,255 @@
+"""Trials in an Optuna study: one per evaluation, begun before it and finished after it.
+
+A trial stores only the nodes its recipe adds; parents are referred to by digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import asdict
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from sae_moo.errors import InputError
+from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, feasible, violations
+from sae_moo.objectives.scores import packed, unpacked
+from sae_moo.recipe import Recipe, decode, digest, dumps, encode
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.journal import OptunaStorage
+from sae_moo.study.record import Ended, Running, TrialRecord
+
+# Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
+PARAM_RANGE = (-10.0, 10.0)
+# Attributes of a trial that are read again by us alone.
+INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
+
+
+class TrialStorage:
+    """A study opened for reading or writing.
+
+    Args:
+        storage: an open Optuna storage.
+        name: the study's name.
+        objectives: what is maximized, in order.
+        constraints: limits, stored as Optuna's constraints.
+        fingerprints: expert name -> content fingerprint, for digests.
+    """
+
+    def __init__(
+        self,
+        storage: OptunaStorage,
+        name: str,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint],
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        self.study = study_of(storage, name)
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(name)
+        self.objectives = tuple(objectives)
+        self.constraints = tuple(constraints)
+        self._fingerprints = dict(fingerprints)
+        self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
+        self._recipes: dict[str, Recipe] = {}
+
+    def records(self) -> list[TrialRecord]:
+        """Return all trials in order of their numbers.
+
+        Raises:
+            InputError: if a trial cannot be read as one of ours.
+        """
+        return [self._record(trial) for trial in self.study.get_trials(deepcopy=False)]
+
+    def begin(
+        self,
+        proposal: Proposal,
+        name: str,
+        *,
+        parents: Sequence[int] = (),
+        params: Mapping[str, float] | None = None,
+        asked_after: int,
+        versions: str,
+    ) -> int:
+        """Write a running trial and return its number.
+
+        Args:
+            proposal: what will be evaluated.
+            name: the digest of its recipe; whoever asked has it, and finding it walks the whole lineage.
+            parents: trial numbers.
+            params: at most some fifteen numbers worth plotting.
+            asked_after: how many evaluations were told before.
+            versions: of the software that evaluates.
+        """
+        params = params or {}
+        low, high = PARAM_RANGE
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params={name: min(max(float(value), low), high) for name, value in params.items()},
+            distributions={name: FloatDistribution(low, high) for name in params},
+            user_attrs={
+                "generation": proposal.generation,
+                "operator": proposal.operator,
+                "parents": list(parents),
+                "asked_after": asked_after,
+                "digest": name,
+                "recipe": dumps(encode(proposal.recipe, self._digests)),
+                "versions": versions,
+                **({"vector": list(proposal.vector)} if proposal.vector else {}),
+            },
+        )
+        identity = self._storage.create_new_trial(self._id, template_trial=template)
+        return int(self._storage.get_trial_number_from_id(identity))
+
+    def finish(
+        self, number: int, proposal: Proposal, evaluation: Evaluation, told: int, repeats: int | None = None
+    ) -> Ended:
+        """Write the evaluation of a running trial and end it.
+
+        Args:
+            number: the trial.
+            proposal: what it was begun with.
+            evaluation: its result; a failed one ends the trial as failed, with its reason.
+            told: position of this evaluation among those told.
+            repeats: the trial it repeats, or None.
+        """
+        identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        trial = Trial(self.study, identity)
+        attributes: dict[str, Any] = {"told": told}
+        if repeats is not None:
+            attributes["repeats"] = repeats
+        if not evaluation.ok:
+            attributes["reason"] = evaluation.reason
+        if evaluation.scores:
+            for task in evaluation.scores:
+                attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
+                attributes[f"{task} stderr"] = evaluation.stderr(task)
+            attributes["instances"] = {task: packed(row) for task, row in evaluation.scores.items()}
+        if evaluation.scores or evaluation.stopped is not None:
+            attributes["sparsity"] = evaluation.sparsity
+            attributes["group_sparsity"] = list(evaluation.group_sparsity)
+        if evaluation.stopped is not None:
+            attributes["stopped"] = asdict(evaluation.stopped)
+        if evaluation.sparseness:
+            attributes["sparseness"] = list(evaluation.sparseness)
+        attributes["seconds merging"] = evaluation.seconds_merge
+        attributes["seconds scoring"] = evaluation.seconds_score
+        if evaluation.recipe != proposal.recipe:
+            attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+        if evaluation.ok:
+            broken = violations(self.constraints, evaluation)
+            labels = [label for constraint in self.constraints for label in constraint.labels]
+            for label, amount in zip(labels, broken, strict=False):  # the last entry says only that it did not fail
+                if label not in trial.constraints:  # set already if a run was killed right here
+                    trial.set_constraint(label, float(amount))
+            self.study.tell(number, [objective.value(evaluation) for objective in self.objectives])
+        else:
+            self.study.tell(number, state=TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED)
+        record = self._record(self._storage.get_trial(identity))
+        assert isinstance(record, Ended)
+        return record
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        attrs = trial.user_attrs
+        try:
+            asked: dict[str, Any] = {
+                "number": trial.number,
+                "asked": decode(json.loads(attrs["recipe"]), self._recipes),
+                "asked_digest": attrs["digest"],
+                "operator": attrs["operator"],
+                "generation": attrs["generation"],
+                "parents": tuple(attrs["parents"]),
+                "asked_after": attrs["asked_after"],
+                "params": dict(trial.params),
+                "vector": tuple(attrs.get("vector", ())),
+            }
+            if not trial.state.is_finished():
+                return Running(**asked)
+            record = self._ended(trial, asked)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
+        self._digests[record.recipe] = record.digest
+        self._recipes[record.digest] = record.recipe
+        return record
+
+    def _ended(self, trial: FrozenTrial, asked: Mapping[str, Any]) -> Ended:
+        attrs, recipe, name = trial.user_attrs, asked["asked"], asked["asked_digest"]
+        if "resolved" in attrs:
+            recipe = decode(json.loads(attrs["resolved"]), self._recipes)
+            name = digest(recipe, self._fingerprints)
+        evaluation = _evaluation(recipe, attrs, trial.state)
+        values, stderr = {}, {}
+        if evaluation.ok:
+            values = dict(zip((o.name for o in self.objectives), trial.values, strict=True))
+            stderr = {task: evaluation.stderr(task) for task in evaluation.scores}
+            stderr |= {objective.name: objective.stderr(evaluation) for objective in self.objectives}
+        return Ended(
+            **asked,
+            recipe=recipe,
+            digest=name,
+            evaluation=evaluation,
+            values=values,
+            stderr=stderr,
+            feasible=feasible(self.constraints, evaluation),
+            told=attrs["told"],
+            repeats=attrs.get("repeats"),
+        )
+
+
+def study_of(storage: OptunaStorage, name: str) -> optuna.Study:
+    """Return a study of a storage as Optuna has it."""
+    return optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+
+
+def trial_of(study: optuna.Study, identity: int) -> Trial:
+    """Return a trial as Optuna has it, by its identity in the storage."""
+    return Trial(study, identity)
+
+
+def readable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return trials for a reader's eyes; those given are not changed.
+
+    What only we read is left out. Parameters have the range that the trials have used, 0 among it, since plots and
+    importances are of the whole range; one that only some trials have and that never differs is left out. Limits are
+    also given where Optuna kept them before its release 5.
+    """
+    values: dict[str, list[float]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            values.setdefault(name, []).append(value)
+    ranges = {}
+    for name, row in values.items():
+        if len(set(row)) > 1 or len(row) == len(trials):
+            low, high = min(0.0, *row), max(0.0, *row)
+            ranges[name] = FloatDistribution(low, high if high > low else low + 1.0)
+    shown = []
+    for trial in trials:
+        own = copy(trial)
+        own.params = {name: value for name, value in trial.params.items() if name in ranges}
+        own.distributions = {name: ranges[name] for name in own.params}
+        own.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in INTERNAL}
+        if trial.constraints:
+            own.system_attrs = {**trial.system_attrs, "constraints": list(trial.constraints.values())}
+        shown.append(own)
+    return shown
+
+
+def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> Evaluation:
+    # what a run wrote that was killed before it told the trial's end may be left: the state says what counts
+    return Evaluation(
+        recipe,
+        {task: unpacked(row) for task, row in attrs.get("instances", {}).items()},
+        attrs.get("sparsity", 0.0),
+        tuple(attrs.get("group_sparsity", ())),
+        None if state == TrialState.COMPLETE else attrs.get("reason", "unknown"),
+        Stopped(**attrs["stopped"]) if state == TrialState.PRUNED else None,
+        attrs.get("seconds merging", 0.0),
+        attrs.get("seconds scoring", 0.0),
+        tuple(attrs.get("sparseness", ())),
+    )

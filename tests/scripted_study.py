@@ -1,0 +1,91 @@
+"""Studies over the stand-in for models, by real searchers or by scripts."""
+
+from __future__ import annotations
+
+from stand_ins import Landscape
+
+from sae_moo.objectives import Constraint, Objective
+from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.study.journal import create_or_load, open_storage
+from sae_moo.study.local import LocalExecutor
+from sae_moo.study.loop import Study
+from sae_moo.study.trials import TrialStorage
+
+OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
+GROUND = Ground(("math", "code", "law"), Landscape.prunable)
+SPACE = CoefficientSpace(GROUND)
+
+
+class Setup:
+    """A study over the stand-in for models; `after` interrupts at the n-th evaluation, before or after it is stored."""
+
+    def __init__(self, path, pace="generational", space=LineageSpace, where=None, searcher=None):
+        self.path, self.pace, self.space, self.where = path, pace, space, where
+        self.searcher = searcher
+        self.landscape = Landscape()
+        self.rivals = None
+
+    def storage(self) -> TrialStorage:
+        opened = open_storage(self.where or self.path, write=True)
+        create_or_load(opened, "s", OBJECTIVES)
+        return TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints)
+
+    def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None):
+        storage = self.storage()
+        if self.searcher is not None:
+            searcher = self.searcher()
+        else:
+            searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
+        executor = LocalExecutor(evaluate or self.landscape)
+        groups = Landscape.groups
+        Study(
+            storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener, self.rivals
+        ).run()
+        return self.facts()
+
+    def facts(self):
+        return [
+            (
+                r.number,
+                r.state,
+                r.asked,
+                r.recipe,
+                r.digest,
+                r.evaluation,
+                dict(r.values),
+                r.operator,
+                r.generation,
+                r.parents,
+                r.asked_after,
+                r.told,
+                r.repeats,
+                dict(r.params),
+                r.vector,
+            )
+            for r in self.storage().records()
+        ]
+
+
+class Script:
+    """A searcher that asks for given recipes, one after another."""
+
+    def __init__(self, recipes):
+        self.recipes, self.told = list(recipes), []
+
+    def ask(self, n):
+        return [Proposal(self.recipes.pop(0), operator="script")] if self.recipes else []
+
+    def tell(self, proposal, evaluation):
+        self.told.append((proposal.recipe, evaluation))
+
+
+def scripted(tmp_path, recipes, evaluate, evaluations=None, listener=lambda event: None):
+    setup = Setup(tmp_path / "s")
+    storage, searcher = setup.storage(), Script(recipes)
+    budget = len(recipes) if evaluations is None else evaluations
+    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", listener)
+    Study(storage, searcher, LocalExecutor(evaluate), *rest).run()
+    return storage.records(), searcher, setup

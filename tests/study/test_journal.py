@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripted_study import LIMITS, OBJECTIVES, Setup
+from stand_ins import Landscape
+
+from sae_moo.errors import InputError
+from sae_moo.recipe import Cast, Expert
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.journal import FileLock, absolute, open_storage
+from sae_moo.study.trials import TrialStorage
+
+
+def test_a_database_works_as_well(tmp_path):
+    whole = Setup(tmp_path / "whole").run(evaluations=12)
+    assert Setup(None, where=f"sqlite:///{tmp_path}/s.db").run(evaluations=12) == whole
+
+
+@pytest.mark.parametrize("content", ["hello\nworld\n", '{"a": 1}\n', "[1]\n", "\x00\x01binary", "no newline at all"])
+def test_a_file_that_is_no_study_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    for write in (True, False):
+        with pytest.raises(InputError, match="not a study"):
+            open_storage(path, write=write)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nosuchdb://x"])
+def test_a_storage_that_cannot_be_opened(url):
+    with pytest.raises(InputError, match="Optuna cannot open it"):
+        open_storage(url, write=True)
+
+
+def test_ending_a_trial_reaches_the_disk_and_its_attributes_do_not_wait_for_it_one_by_one(tmp_path, monkeypatch):
+    setup = Setup(tmp_path / "s")
+    storage = setup.storage()
+    proposal = Proposal(Cast(Expert("math"), "float32"))
+    number = storage.begin(proposal, "d", asked_after=0, versions="v")
+    waited = []
+    monkeypatch.setattr("os.fsync", lambda handle: waited.append(setup.path.read_bytes()))
+    storage.finish(number, proposal, setup.landscape(proposal.recipe), told=0)
+    assert len(waited) == 2, "the constraint and the end"
+    assert waited[-1] == setup.path.read_bytes(), "whole when the disk was last waited for"
+    assert b"a score" in waited[-1]
+
+
+def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db?timeout=20"
+    with pytest.raises(InputError, match=r"no study at .*s\.db$"):
+        open_storage(url, write=False)
+    Setup(None, where=url).run(evaluations=6)
+    assert (tmp_path / "s.db").is_file()
+    assert (
+        len(TrialStorage(open_storage(url, write=False), "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records())
+        == 6
+    )
+
+
+def test_a_lock_that_could_not_be_taken_is_free_afterwards(tmp_path):
+    lock = FileLock(tmp_path / "j")
+    (tmp_path / "j.lock").mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            lock.acquire()
+    (tmp_path / "j.lock").rmdir()
+    assert lock.acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("sqlite:///s.db", "sqlite:////c/s.db"),
+        ("sqlite+pysqlite:///d/s.db?timeout=20", "sqlite+pysqlite:////c/d/s.db?timeout=20"),
+        ("sqlite:////d/s.db", "sqlite:////d/s.db"),
+        ("postgresql://me:secret@h/d", "postgresql://me:secret@h/d"),
+        ("no url://", "no url://"),
+        ("mysql://me:secret@h:33o6/d", "mysql://me:secret@h:33o6/d"),
+    ],
+)
+def test_databases_start_from_the_configurations_folder(url, found):
+    assert absolute(url, Path("/c")) == found

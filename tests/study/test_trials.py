@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+from scripted_study import GROUND, LIMITS, OBJECTIVES, Script, Setup, scripted
+from stand_ins import Landscape
+
+from sae_moo.errors import InputError
+from sae_moo.objectives import Evaluation, Objective
+from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.operators import ZeroAwareCrossover
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.space import LineageSpace
+from sae_moo.study.journal import create_or_load, open_storage
+from sae_moo.study.local import LocalExecutor
+from sae_moo.study.loop import Study
+from sae_moo.study.trials import TrialStorage
+
+
+def test_a_reason_left_by_a_killed_run_does_not_outlive_a_good_evaluation(tmp_path, landscape):
+    recipe = Cast(Expert("math"), "float32")
+    storage = Setup(tmp_path / "s").storage()
+    proposal = Proposal(recipe)
+    number = storage.begin(proposal, digest(recipe, Landscape.fingerprints), asked_after=0, versions="v")
+    optuna.trial.Trial(storage.study, storage.study.get_trials()[0]._trial_id).set_user_attr("reason", "out of memory")
+    record = storage.finish(number, proposal, landscape(recipe), 0)
+    assert (record.state, record.evaluation.ok) == ("complete", True)
+
+
+def test_what_a_trial_holds(tmp_path, landscape):
+    recipe = Cast(Prune(Expert("math"), (0, 0.25, 0.75, 0)), "float32")
+    _, _, setup = scripted(tmp_path, [recipe], landscape)
+    storage = setup.storage()
+    (trial,) = storage.study.get_trials()
+    (record,) = storage.records()
+    assert storage.study.directions == [optuna.study.StudyDirection.MAXIMIZE] * 2
+    assert storage.study.metric_names == ["accuracy", "sparsity"]
+    assert trial.values == [record.values["accuracy"], 0.5], "in the user's direction"
+    assert trial.params == {
+        "weight base": 0.0, "weight math": 1.0, "weight code": 0.0, "weight law": 0.0,
+        "sparsity block.0": 0.25, "sparsity block.1": 0.75,
+    }  # fmt: skip
+    assert trial.constraints == {"sparsity max": 0.0}
+    assert trial.user_attrs["digest"] == digest(recipe, Landscape.fingerprints)
+    assert trial.user_attrs["a score"] == record.evaluation.mean("a")
+    assert trial.user_attrs["a stderr"] == record.evaluation.stderr("a")
+    assert trial.user_attrs["sparsity"] == 0.5
+    assert trial.user_attrs["versions"] == "v"
+    assert record.stderr["accuracy"] == OBJECTIVES[0].stderr(record.evaluation)
+
+
+@pytest.mark.parametrize("name", ["told", "reason", "recipe", "parents", "digest", "instances", "sparsity score"])
+def test_a_task_may_be_called_anything(tmp_path, name):
+    objectives = (Objective(name, (name,)), Objective("sparsity"))
+    opened = open_storage(tmp_path / "s", write=True)
+    create_or_load(opened, "s", objectives)
+    recipe = Cast(Expert("math"), "float32")
+    storage = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints)
+    evaluation = Evaluation(recipe, {name: (0.25, 0.5)}, 0.125, (0.0, 0.125))
+    Study(
+        storage,
+        Script([recipe]),
+        LocalExecutor(lambda recipe, rivals: evaluation),
+        Landscape.fingerprints,
+        Landscape.groups,
+        1,
+        "v",
+    ).run()
+    (record,) = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints).records()
+    assert (record.evaluation, record.told, record.state) == (evaluation, 0, "complete")
+
+
+def test_trials_do_not_grow_with_the_lineage(tmp_path):
+    operators = {"crossover": ZeroAwareCrossover(GROUND, remerge=0.0)}
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, operators=operators)
+    setup = Setup(tmp_path / "s", searcher=lambda: searcher)
+    setup.run(evaluations=160)
+    trials = setup.storage().study.get_trials()
+    sizes = [len(json.dumps(trial.user_attrs)) for trial in trials]
+    assert max(t.user_attrs["generation"] for t in trials) == 19
+    assert sum(sizes[-20:]) < 1.3 * sum(sizes[10:30])
+    deepest = setup.storage().records()[-1].recipe
+    assert len(deepest.to_json()) > 5 * len(trials[-1].user_attrs["recipe"]), "the record gives the whole"
+
+
+def test_a_study_of_something_else_is_refused(tmp_path):
+    opened = open_storage(tmp_path / "s", write=True)
+    study = create_or_load(opened, "s", OBJECTIVES)
+    study.add_trial(optuna.trial.create_trial(values=[0.5, 0.5]))
+    with pytest.raises(InputError, match="trial 0 was not written by sae-moo"):
+        TrialStorage(opened, "s", OBJECTIVES, (), Landscape.fingerprints).records()
+    with pytest.raises(InputError, match=r"has the objectives \['accuracy', 'sparsity'\], the configuration asks for"):
+        create_or_load(opened, "s", OBJECTIVES[:1])
+
+
+def test_reading_changes_nothing(tmp_path):
+    setup = Setup(tmp_path / "s")
+    setup.run(evaluations=5)
+    torn = setup.path.read_bytes()[:-3]
+    setup.path.write_bytes(torn)
+    opened = open_storage(setup.path, write=False)
+    records = TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints).records()
+    assert [record.state for record in records] == ["complete"] * 4 + ["running"]
+    assert setup.path.read_bytes() == torn
