@@ -70,20 +70,15 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "nsga2 coefficients steady-state": _nsga({"pace": "steady-state"}, space={"kind": "coefficients"}),
     "nsga2 operators turned": _nsga(
         {
-            "operators": {
+            "operators": {"remerge": 0.5, "stretch": 0.2, "reach": 0.3, "inherit": 0.2, "shape": 0.3, "tilt": 0.8},
+            "ablation": {
                 "attraction": False,
                 "founders": 0.3,
-                "remerge": 0.5,
                 "zero_aware": False,
                 "split": 0.4,
-                "stretch": 0.2,
-                "reach": 0.3,
                 "prune_before": True,
-                "inherit": 0.2,
-                "shape": 0.3,
-                "tilt": 0.8,
                 "ladder": 2,
-            }
+            },
         }
     ),
     "sae-local numbers": {
