@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mutation=sm.PruneMergeMutation(ground),
         eliminate_duplicates=sm.RecipeDuplicates(),
     )
-    annealing = sm.CyclicAnnealing(sm.Schedule("cosine", low=0.0, high=0.6, period=4))
+    annealing = sm.CyclicAnnealing(sm.Schedule(schedule="cosine", low=0.0, high=0.6, period=4))
     result = minimize(problem, algorithm, ("n_gen", options.generations), callback=annealing, seed=1)
     for (recipe,), values in zip(result.X, -result.F, strict=True):  # a recipe is the one variable
         print(values.round(3).tolist(), recipe.digest(bench.pool)[:8])

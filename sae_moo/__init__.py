@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sae_moo.materialization.calibration import calibrate, load_calibration
     from sae_moo.materialization.into_model import materialize
     from sae_moo.materialization.parents import WeightCache
-    from sae_moo.objectives import Constraint, Evaluation, Objective
+    from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
     from sae_moo.searchers.annealing import CyclicAnnealing
     from sae_moo.searchers.nsga import NsgaSearcher
@@ -44,7 +44,7 @@ _HOMES = {
     "jobs.search": ("search",),
     "materialization.into_model": ("materialize",),
     "materialization.parents": ("WeightCache",),
-    "objectives": ("Constraint", "Evaluation", "Objective"),
+    "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "TaskMean"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
     "explore.run": ("Run",),
     "searchers.schedule": ("Schedule",),
@@ -90,6 +90,8 @@ __all__ = [
     "RunError",
     "SaeMooError",
     "Schedule",
+    "Sparsity",
+    "TaskMean",
     "WeightCache",
     "ZeroAwareCrossover",
     "calibrate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stand_ins import Landscape
 
-from sae_moo.objectives import Constraint, Objective
+from sae_moo.objectives import Constraint, Sparsity, TaskMean
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
@@ -13,8 +13,8 @@ from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study
 from sae_moo.study.trials import TrialStorage
 
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
-LIMITS = (Constraint(Objective("sparsity"), high=0.5),)
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
+LIMITS = (Constraint(Sparsity(), high=0.5),)
 GROUND = Ground(("math", "code", "law"), Landscape.prunable)
 SPACE = CoefficientSpace(GROUND)
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Expert
 from sae_moo.study.record import Ended, Running, TrialRecord
 from sae_moo.testing.searchers import NAMES, Landscape
@@ -19,7 +19,7 @@ def weights_of(pool: ExpertPool, model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in pool.parameters(model).items()}
 
 
-OBJECTIVES = (Objective("accuracy", ("x", "y")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("x", "y")), Sparsity())
 
 
 def record(number: int, accuracy: float, sparsity: float) -> Ended:

@@ -11,7 +11,7 @@ from stand_ins import NAMES
 
 from sae_moo.config.document import Config
 from sae_moo.explore.view import View
-from sae_moo.objectives import Evaluation, Objective, named_quantities
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean, named_quantities
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, digest
 from sae_moo.searchers.searcher import Proposal
@@ -88,7 +88,7 @@ def made(count: int, tasks: tuple[str, ...], names: tuple[str, ...] = NAMES, see
 
 def view(count: int, tasks: tuple[str, ...] = ("a", "b"), names: tuple[str, ...] = NAMES, name: str = "s") -> View:
     """A study of `count` trials; an objective for each task and sparsity."""
-    objectives = (*(Objective(task, (task,)) for task in tasks), Objective("sparsity"))
+    objectives = (*(TaskMean(task, (task,)) for task in tasks), Sparsity())
     records = []
     for i, each in enumerate(made(count, tasks, names)):
         values = {o.name: o.value(each.evaluation) for o in objectives}

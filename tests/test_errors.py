@@ -32,6 +32,7 @@ def test_the_library_speaks_of_arguments_and_the_command_line_of_flags(hint):
 
 
 SPOKEN = {
+    "deploy/formats.py": "a row names the commands to go on with",
     "deploy/card.py": "a model card ends in commands that its reader types",
     "explore/words.py": "a report names the commands that score a model on the test split",
     "explore/pages/notes.py": "a note ends in commands that its reader types",

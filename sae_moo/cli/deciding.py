@@ -14,7 +14,7 @@ from sae_moo.explore.decide.significance import HOW_TESTED, Paired, paired
 from sae_moo.explore.view import View
 from sae_moo.jobs.diff import Diff
 from sae_moo.jobs.judge import Tested
-from sae_moo.objectives import Objective, objective_scores
+from sae_moo.objectives import Objective, TaskMean, objective_scores, scored
 from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, task_scores
 from sae_moo.study.record import Ended
 
@@ -106,7 +106,7 @@ def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> l
     """Return tables of a pick and what it is held against on both splits, then of the pick's tasks."""
     pick = found[0]
     tables = []
-    for objective in _scored(objectives):
+    for objective in scored(objectives):
         table = bare_table(f"{objective.name} on both splits (mean ± standard error)")
         for name in ("model", "sparsity", "search", "test", "optimism", f"{pick.name} minus it, test"):
             table.add_column(name, justify="left" if name == "model" else "right")
@@ -146,7 +146,7 @@ def tested_json(found: Sequence[Tested], objectives: Sequence[Objective]) -> dic
                 "trial": each.trial,
                 "sparsity": each.sparsity,
                 **_both_json(each, objectives),
-                "difference": {o.name: paired_json(_difference(pick, each, o)) for o in _scored(objectives)},
+                "difference": {o.name: paired_json(_difference(pick, each, o)) for o in scored(objectives)},
             }
             for each in references
         },
@@ -206,18 +206,14 @@ def diff_json(found: Diff) -> dict[str, Any]:
     }
 
 
-def _scored(objectives: Sequence[Objective]) -> list[Objective]:
-    return [objective for objective in objectives if objective.tasks]
-
-
-def _difference(pick: Tested, other: Tested, objective: Objective) -> Paired:
+def _difference(pick: Tested, other: Tested, objective: TaskMean) -> Paired:
     return paired(pick.scores["test"], other.scores["test"], objective.tasks)
 
 
 def _both_json(model: Tested, objectives: Sequence[Objective]) -> dict[str, Any]:
     means = {split: task_scores(rows) for split, rows in model.scores.items()}
     own: dict[str, Any] = {}
-    for objective in _scored(objectives):
+    for objective in scored(objectives):
         search, test = (mean_score(means[split], objective.tasks) for split in ("search", "test"))
         own[objective.name] = {
             "search": scores_json({"": search})[""],

@@ -33,7 +33,7 @@ from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
-from sae_moo.objectives import SPARSITY, Constraint, Objective, named_quantities
+from sae_moo.objectives import SPARSITY, Constraint, Objective, Sparsity, TaskMean, named_quantities
 from sae_moo.recipe import STRUCTURED
 from sae_moo.recipe.section import Field, Section, field_validator
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
@@ -211,9 +211,11 @@ class Config(Section):
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
         return tuple(
-            Objective(entry.name, tuple(entry.mean))
+            TaskMean(entry.name, tuple(entry.mean))
             if isinstance(entry, MeanSection)
-            else Objective(entry, () if entry == SPARSITY else (entry,))
+            else Sparsity()
+            if entry == SPARSITY
+            else TaskMean(entry, (entry,))
             for entry in self.objectives
         )
 

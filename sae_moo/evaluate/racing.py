@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtrit
 
 from sae_moo.evaluate.asking import Racing
-from sae_moo.objectives import Evaluation
+from sae_moo.objectives import Evaluation, TaskMean
 from sae_moo.objectives.front import Accuracy, Front
 
 Array = NDArray[np.float64]
@@ -103,7 +103,7 @@ class Race:
         freedom = max(1, sum(len(seen[task]) for task in self._tasks) - len(self._tasks))
         expected, bound = [], []
         for objective in self._rivals.objectives:
-            if not objective.tasks:
+            if not isinstance(objective, TaskMean):
                 expected.append(self._sparsity)
                 bound.append(self._sparsity)
                 continue

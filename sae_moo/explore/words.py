@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.objectives import Constraint, Objective
+from sae_moo.objectives import Constraint, Objective, Sparsity, TaskMean
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
@@ -44,7 +44,7 @@ def limit_words(constraints: Sequence[Constraint]) -> list[str]:
 
 def objective_words(objective: Objective) -> str:
     """Return what an objective is, with its unit: an axis title."""
-    if not objective.tasks:
+    if not isinstance(objective, TaskMean):
         return f"{objective.name} (fraction of zeros among prunable weights)"
     if objective.tasks == (objective.name,):
         return f"{objective.name} (mean score, 0 to 1)"
@@ -246,7 +246,8 @@ def trial_words(view: View, record: Ended) -> list[str]:
     """Return facts of a trial with a result, a sentence each."""
     values = ", ".join(f"{o.name} {value_words(record, o.name)}" for o in view.objectives)
     made = f", from {listed([f'trial {n}' for n in record.parents], 6)}" if record.parents else ""
-    counted = "" if any(not o.tasks for o in view.objectives) else f"; realised sparsity {sparsity(record):.3f}"
+    told = any(isinstance(objective, Sparsity) for objective in view.objectives)
+    counted = "" if told else f"; realised sparsity {sparsity(record):.3f}"
     lines = [f"Values: {values}{counted}.", f"Made by {record.operator or 'hand'}{made}."]
     lines.append(f"Effective mix of weights, to first order: {mix_words(record.recipe, view)}.")
     return lines

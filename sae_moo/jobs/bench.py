@@ -34,7 +34,7 @@ from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.calibration import calibrate, read_texts
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.objectives import Evaluation
+from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.recipe import BASE, Cast, Expert
@@ -197,7 +197,9 @@ class Bench:
         """Return what the configured space stands on."""
         config = self.config
         highest = [
-            limit.high for limit in config.constraint_list() if not limit.objective.tasks and limit.high is not None
+            limit.high
+            for limit in config.constraint_list()
+            if isinstance(limit.objective, Sparsity) and limit.high is not None
         ]
         prunable = {info.group for info in self.pool.tensors if info.prunable}
         return Ground(

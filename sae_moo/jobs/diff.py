@@ -23,7 +23,7 @@ from sae_moo.jobs.evaluate import evaluate
 from sae_moo.jobs.judge import bench_of, check_has_test, judge
 from sae_moo.jobs.merge import read_recipe
 from sae_moo.materialization.prepare import prepared
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Objective, scored
 from sae_moo.objectives.scores import Score, Scores, Split, mean_score, task_scores
 from sae_moo.recipe import BASE, Recipe
 from sae_moo.study.record import Ended
@@ -167,7 +167,7 @@ def _scores(rows: Sequence[Scores], objectives: Sequence[Objective]) -> dict[str
     first, second = rows
     means = task_scores(first), task_scores(second)
     wanted: dict[str, tuple[str, ...]] = {task: (task,) for task in first}
-    wanted |= {o.name: o.tasks for o in objectives if len(o.tasks) > 1}
+    wanted |= {o.name: o.tasks for o in scored(objectives) if len(o.tasks) > 1}
     return {
         name: ScoreDifference(mean_score(means[0], tasks), mean_score(means[1], tasks), paired(second, first, tasks))
         for name, tasks in wanted.items()

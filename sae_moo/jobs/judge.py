@@ -14,7 +14,7 @@ from sae_moo.explore.run import Run
 from sae_moo.explore.view import View
 from sae_moo.jobs.bench import Bench
 from sae_moo.materialization.into_model import materialize
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, TaskMean
 from sae_moo.objectives.front import Accuracy
 from sae_moo.objectives.scores import Scores, Split
 from sae_moo.recipe import BASE, Recipe
@@ -149,7 +149,7 @@ def _references(run: Run, view: View, bench: Bench) -> list[tuple[str, int | Non
         return None, found if found.ok else None
 
     ground = bench.ground()
-    accuracy = Accuracy(run.objectives) or Accuracy([Objective("all tasks", run.tasks)])
+    accuracy = Accuracy(run.objectives) or Accuracy([TaskMean("all tasks", run.tasks)])
     experts = {name: evaluated(view.unmerged(name), ground.expert(name)) for name in ground.experts}
     values = {name: accuracy.value(evaluation) for name, (_, evaluation) in experts.items() if evaluation is not None}
     found = [("base", *evaluated(view.base, ground.expert(BASE)))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,27 +86,68 @@ class Evaluation:
         return stderr(self.scores[task])
 
 
+class Objective(ABC):
+    """One quantity to maximize, in [0, 1]: `TaskMean` or `Sparsity`.
+
+    Attributes:
+        name: how tables and trials call it.
+    """
+
+    __slots__ = ()
+    name: str
+
+    @abstractmethod
+    def value(self, evaluation: Evaluation) -> float:
+        """Return the value in the user's direction (larger is better)."""
+
+    @abstractmethod
+    def stderr(self, evaluation: Evaluation) -> float:
+        """Return the standard error of the value over instances."""
+
+
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """One quantity to maximize, in [0, 1].
+class TaskMean(Objective):
+    """The mean score of tasks, which weigh the same.
 
     Args:
         name: how tables and trials call it.
-        tasks: the tasks whose mean scores are averaged; empty for sparsity.
+        tasks: at least one.
     """
 
     name: str
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError(f"objective {self.name!r}: expected at least one task")
 
     def value(self, evaluation: Evaluation) -> float:
-        """Return the value in the user's direction (larger is better)."""
-        if not self.tasks:
-            return evaluation.sparsity
+        """Return the mean of the tasks' mean scores."""
         return mean([evaluation.mean(task) for task in self.tasks])
 
     def stderr(self, evaluation: Evaluation) -> float:
-        """Return the standard error of the value over instances; 0.0 for sparsity, which is counted, not sampled."""
-        return mean_stderr([evaluation.stderr(task) for task in self.tasks]) if self.tasks else 0.0
+        """Return the standard error of the value over instances; NaN where that of a task is unknown."""
+        return mean_stderr([evaluation.stderr(task) for task in self.tasks])
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity(Objective):
+    """The realised fraction of zeros over all prunable weights."""
+
+    name: str = field(default=SPARSITY, init=False)
+
+    def value(self, evaluation: Evaluation) -> float:
+        """Return the fraction."""
+        return evaluation.sparsity
+
+    def stderr(self, evaluation: Evaluation) -> float:  # noqa: ARG002  # as every objective's
+        """Return 0.0: zeros are counted, not sampled."""
+        return 0.0
+
+
+def scored(objectives: Iterable[Objective]) -> tuple[TaskMean, ...]:
+    """Return those objectives that are scored on tasks, in their order."""
+    return tuple(objective for objective in objectives if isinstance(objective, TaskMean))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +249,10 @@ def violation_count(constraints: Sequence[Constraint]) -> int:
 
 def named_quantities(tasks: Sequence[str], objectives: Sequence[Objective]) -> dict[str, Objective]:
     """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity."""
-    single = {task: Objective(task, (task,)) for task in tasks}
-    return single | {objective.name: objective for objective in objectives} | {SPARSITY: Objective(SPARSITY)}
+    single: dict[str, Objective] = {task: TaskMean(task, (task,)) for task in tasks}
+    return single | {objective.name: objective for objective in objectives} | {SPARSITY: Sparsity()}
 
 
 def objective_scores(scores: Mapping[str, Score], objectives: Sequence[Objective]) -> dict[str, Score]:
     """Return the scores of those objectives that are means of several tasks, by name, from those of tasks."""
-    return {each.name: mean_score(scores, each.tasks) for each in objectives if each.tasks and each.name not in scores}
+    return {each.name: mean_score(scores, each.tasks) for each in scored(objectives) if each.name not in scores}

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.objectives.evaluation import Constraint, Evaluation, Objective, feasible, maximized
+from sae_moo.objectives.evaluation import Constraint, Evaluation, Objective, feasible, maximized, scored
 from sae_moo.objectives.pareto import hypervolume, non_dominated
 
 Array = NDArray[np.float64]
@@ -55,7 +55,7 @@ class Accuracy:
     """
 
     def __init__(self, objectives: Iterable[Objective]) -> None:
-        self.objectives = tuple(objective for objective in objectives if objective.tasks)
+        self.objectives = scored(objectives)
         self.shares: dict[str, float] = {}
         for objective in self.objectives:
             share = 1 / (len(objective.tasks) * len(self.objectives))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss
+from sae_moo.objectives import Constraint, Evaluation, Objective, TaskMean, loss
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
 from sae_moo.recipe.section import Field, Section, section_of
@@ -96,7 +96,7 @@ class OneShotSearcher:
         evaluations = [self._told[each.recipe] for each in self._merges]
         check_first(evaluations)
         # what pruning is for does not choose what is pruned: all dense merges break a least sparsity alike
-        limits = [constraint for constraint in self._constraints if constraint.objective.tasks]
+        limits = [constraint for constraint in self._constraints if isinstance(constraint.objective, TaskMean)]
         best = min(evaluations, key=lambda e: loss(self._objectives, self._weights, limits, e))
         ground = self._ground
         asked = {best.recipe}

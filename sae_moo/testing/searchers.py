@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sae_moo.errors import RunError
-from sae_moo.objectives import SPARSITY, Constraint, Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Merge, Prune, Recipe, children, experts_of, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Needs
@@ -29,8 +29,8 @@ from sae_moo.searchers.space import Ground
 
 NAMES = ("base", "math", "code", "law")
 GROUND = Ground(NAMES[1:], (False, True, True, False))
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective(SPARSITY))
-LIMIT = (Constraint(Objective(SPARSITY), high=0.5),)
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
+LIMIT = (Constraint(Sparsity(), high=0.5),)
 
 Make = Callable[[int], Searcher]
 History = list[tuple[Proposal, Evaluation]]
@@ -252,6 +252,6 @@ class SearcherContract:
         if not row.spaces:
             pytest.skip("one-shot merges do not search")
         history = drive(make(0), models, self.evaluations * 5 // 2)
-        single = [Objective("a", ("a",)), Objective("b", ("b",)), Objective(SPARSITY)]
+        single = [TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity()]
         value = [sum(o.value(e) for o in single) if e.sparsity <= 0.5 else 0 for _, e in history]
         assert max(value[self.population :]) > max(value[: self.population])

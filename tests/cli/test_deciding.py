@@ -23,7 +23,7 @@ from sae_moo.explore.decide.significance import Paired
 from sae_moo.explore.run import Run
 from sae_moo.jobs import diff, judge
 from sae_moo.materialization.into_model import materialize
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import task_scores
 from sae_moo.recipe import Expert, Merge
@@ -267,7 +267,7 @@ def test_objectives_of_several_tasks_are_told_beside_their_tasks():
         {"a": np.array([0.0, 1.0]), "b": np.array([0.0, 0.0])},
         {"a": np.array([1.0, 1.0]), "b": np.array([0.0, 1.0])},
     ]
-    found = diff._scores(rows, [Objective("both", ("a", "b")), Objective("a", ("a",)), Objective("sparsity")])
+    found = diff._scores(rows, [TaskMean("both", ("a", "b")), TaskMean("a", ("a",)), Sparsity()])
     assert list(found) == ["a", "b", "both"]
     assert (found["both"].first.score, found["both"].second.score, found["both"].change.mean) == (0.25, 0.75, 0.5)
 
@@ -291,7 +291,7 @@ def test_both_splits_side_by_side():
         tested("base", 0.0, [1.0, 0.0] * 2, [0.0] * 4),
     ]
     console = Console(width=200, record=True, file=io.StringIO())
-    for table in deciding.tested_tables(found, [Objective("facts", ("facts",)), Objective("sparsity")]):
+    for table in deciding.tested_tables(found, [TaskMean("facts", ("facts",)), Sparsity()]):
         console.print(table)
     lines = [re.split(" {2,}", line.strip()) for line in console.export_text().splitlines()]
     assert ["trial 7", "0.500", "0.750 ± 0.250", "0.500 ± 0.289", "+0.250 ± 0.382"] in lines

@@ -6,7 +6,7 @@ import pytest
 
 from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Sparsity, TaskMean
 from sae_moo.searchers.algorithms import ALGORITHMS
 
 GOOD = """\
@@ -37,7 +37,7 @@ def faults(tmp_path, text, *overrides) -> list[str]:
 def test_a_good_one(tmp_path):
     config = load(tmp_path, GOOD)
     assert config.directory == tmp_path
-    assert config.objective_list() == (Objective("accuracy", ("zoo_math", "mine")), Objective("sparsity"))
+    assert config.objective_list() == (TaskMean("accuracy", ("zoo_math", "mine")), Sparsity())
     assert [label for c in config.constraint_list() for label in c.labels] == ["sparsity max", "mine min"]
     assert (config.search.population, config.annealing.period) == (24, 8)
     assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config

@@ -8,12 +8,12 @@ from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.racing import Race, level, ridge
 from sae_moo.evaluate.scorer import Scorer, dealt_parts
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
-from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, digest
 
-ACCURACY = Objective("accuracy", ("a", "b"))
-SPARSITY = Objective("sparsity")
+ACCURACY = TaskMean("accuracy", ("a", "b"))
+SPARSITY = Sparsity()
 BOTH = (ACCURACY, SPARSITY)
 N = {"a": 200, "b": 100}
 USUAL = Racing(blocks=10, confidence=0.95, margin=0.0)
@@ -143,7 +143,7 @@ def test_instances_that_all_come_out_alike_leave_some_doubt():
 
 def test_two_objectives_share_the_doubt_of_one():
     scores = flat(0.5, {"a": 200})
-    twice = (Objective("a", ("a",)), Objective("once more", ("a",)))
+    twice = (TaskMean("a", ("a",)), TaskMean("once more", ("a",)))
     widths = []
     for objectives in (twice[:1], twice):
         rivals = Front(objectives, members=(evaluation(flat(0.7, {"a": 200})),))
@@ -184,7 +184,7 @@ def test_a_margin_stops_what_is_hardly_beyond_the_front():
 
 
 def test_every_objective_counts():
-    apart = (Objective("a", ("a",)), Objective("b", ("b",)))
+    apart = (TaskMean("a", ("a",)), TaskMean("b", ("b",)))
     rivals = Front(apart, members=(evaluation({"a": flat(0.9)["a"], "b": flat(0.5)["b"]}),))
     worse_in_both = {"a": flat(0.2)["a"], "b": flat(0.1)["b"]}
     better_in_one = {"a": flat(0.2)["a"], "b": flat(0.8)["b"]}
@@ -217,7 +217,7 @@ def test_scores_that_hardly_spread_are_predicted_as_well(scale):
 @pytest.mark.parametrize("count", [5, 6, 8, 12])
 def test_instances_that_do_not_fill_the_blocks_race_all_the_same(count):
     counts = {"a": count}
-    rivals = Front((Objective("a", ("a",)), SPARSITY), members=(evaluation({"a": [1.0] * count}, 0.5),))
+    rivals = Front((TaskMean("a", ("a",)), SPARSITY), members=(evaluation({"a": [1.0] * count}, 0.5),))
     stopped = run(rivals, {"a": [0.0] * count})
     assert stopped is not None
     assert 2 <= looks(10, counts)["a"][stopped[0]] < count
@@ -329,7 +329,7 @@ def test_a_candidate_is_stopped_and_says_why(tiny, tiny_model, monkeypatch):
         )[1],
     )
     rival = Evaluation(Cast(Expert("code"), "float32"), {"a": (1.0,) * 40}, 0.9)
-    rivals = Front((Objective("a", ("a",)), SPARSITY), members=(rival,))
+    rivals = Front((TaskMean("a", ("a",)), SPARSITY), members=(rival,))
     recipe = Cast(Expert("math"), "float32")
     bench = Evaluator(tiny, tiny_model, scorer, racing=Racing(blocks=10, confidence=0.9, margin=0.01))
     stopped = bench.evaluate(recipe, rivals)

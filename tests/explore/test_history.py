@@ -8,7 +8,7 @@ from stand_ins import OBJECTIVES, record, running
 from synthetic import view
 
 from sae_moo.explore.history import generations, hypervolumes, lineage
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, TaskMean
 from sae_moo.objectives.front import Front, front_of
 from sae_moo.objectives.pareto import hypervolume
 from sae_moo.recipe import Expert
@@ -100,4 +100,4 @@ def test_one_who_has_no_parents_and_one_who_has_the_same_twice():
 
 
 def test_objectives_beyond_sparsity_alone_are_fine():
-    assert hypervolumes([record(0, 0.5, 0.25)], [Objective("accuracy", ("x", "y"))]).tolist() == [0.5]
+    assert hypervolumes([record(0, 0.5, 0.25)], [TaskMean("accuracy", ("x", "y"))]).tolist() == [0.5]

@@ -20,7 +20,7 @@ from sae_moo.explore.words import (
     recipe_words,
     summary,
 )
-from sae_moo.objectives import Constraint, Objective
+from sae_moo.objectives import Constraint, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 MATH, CODE = Expert("math"), Expert("code")
@@ -57,9 +57,9 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(
     ("objective", "text"),
     [
-        (Objective("sparsity"), "sparsity (fraction of zeros among prunable weights)"),
-        (Objective("qa", ("qa",)), "qa (mean score, 0 to 1)"),
-        (Objective("accuracy", ("qa", "exam")), "accuracy (mean score of 2 tasks, 0 to 1)"),
+        (Sparsity(), "sparsity (fraction of zeros among prunable weights)"),
+        (TaskMean("qa", ("qa",)), "qa (mean score, 0 to 1)"),
+        (TaskMean("accuracy", ("qa", "exam")), "accuracy (mean score of 2 tasks, 0 to 1)"),
     ],
 )
 def test_objectives(objective, text):
@@ -127,7 +127,7 @@ def test_differences_are_those_of_the_paired_test():
 
 def test_tasks_count_in_a_difference_as_in_the_objectives():
     study = view(30, ("a", "b", "c"))
-    objectives = (Objective("both", ("a", "b")), Objective("c", ("c",)))
+    objectives = (TaskMean("both", ("a", "b")), TaskMean("c", ("c",)))
     records = [
         replace(r, values={o.name: o.value(r.evaluation) for o in objectives}, stderr=dict(r.stderr))
         for r in study.records
@@ -153,7 +153,7 @@ def test_summaries_say_what_was_asked_found_and_spent():
     failed = replace(study.records[50], values={}, feasible=False, evaluation=bad)
     again = replace(study.records[51], repeats=3)
     records = (*study.records[:50], failed, again, *study.records[52:])
-    limit = Constraint(Objective("sparsity"), high=0.9)
+    limit = Constraint(Sparsity(), high=0.9)
     study = replace(study, records=records, budget=80, constraints=(limit,))
     searched, found, sure, cost = summary(study)
     assert "Merges of 3 experts (math, code and law) of one base" in searched.text

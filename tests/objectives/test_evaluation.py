@@ -10,15 +10,18 @@ from sae_moo.objectives import (
     Constraint,
     Evaluation,
     Objective,
+    Sparsity,
+    TaskMean,
     minimized,
     named_quantities,
+    scored,
     violations,
 )
 from sae_moo.recipe import Expert
 
 DONE = Evaluation(Expert("a"), {"x": (1, 0, 1, 1), "y": (0.25, 0.75)}, 0.4, (0.0, 0.8))
 FAILED = Evaluation(Expert("a"), reason="out of memory")
-ACCURACY, SPARSITY = Objective("accuracy", ("x", "y")), Objective("sparsity")
+ACCURACY, SPARSITY = TaskMean("accuracy", ("x", "y")), Sparsity()
 
 
 def test_values_and_standard_errors():
@@ -60,3 +63,14 @@ def test_scores_are_rounded_once():
 
 def test_every_quantity_has_a_name():
     assert list(named_quantities(["x", "y"], [ACCURACY, SPARSITY])) == ["x", "y", "accuracy", "sparsity"]
+
+
+def test_an_objective_is_a_mean_of_tasks_or_sparsity():
+    good = Evaluation(Expert("a"), {"x": (1.0, 0.0), "y": (1.0, 1.0)}, 0.25)
+    assert (ACCURACY.value(good), SPARSITY.value(good)) == (0.75, 0.25)
+    assert (ACCURACY.stderr(good), SPARSITY.stderr(good)) == (0.25, 0.0)
+    assert Sparsity() == SPARSITY
+    assert scored((SPARSITY, ACCURACY)) == (ACCURACY,)
+    assert all(isinstance(each, Objective) for each in (ACCURACY, SPARSITY))
+    with pytest.raises(ValueError, match="objective 'none': expected at least one task"):
+        TaskMean("none", ())

@@ -14,7 +14,16 @@ from sae_moo.config.sections import MethodSection
 from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.run import Run
 from sae_moo.jobs.compare.cells import Cell, outcome_of
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, named_quantities, violations
+from sae_moo.objectives import (
+    Constraint,
+    Evaluation,
+    Sparsity,
+    TaskMean,
+    loss,
+    minimized,
+    named_quantities,
+    violations,
+)
 from sae_moo.objectives.front import Accuracy, Front, front_of
 from sae_moo.objectives.pareto import hypervolume, non_dominated
 from sae_moo.recipe import Cast, Expert, Prune, digest
@@ -26,8 +35,8 @@ from sae_moo.study.journal import create_or_load, describe, open_storage
 from sae_moo.study.record import Ended
 from sae_moo.study.trials import TrialStorage
 
-SPARSITY = Objective("sparsity")
-OVERLAP = (Objective("first", ("a", "b")), Objective("second", ("b", "c")), SPARSITY)
+SPARSITY = Sparsity()
+OVERLAP = (TaskMean("first", ("a", "b")), TaskMean("second", ("b", "c")), SPARSITY)
 
 
 def evaluated(means: dict[str, float], sparsity: float = 0.0, instances: int = 100, expert: str = "base") -> Evaluation:
@@ -48,7 +57,7 @@ def trial(number: int, evaluation: Evaluation, objectives=OVERLAP, **changes) ->
         values={each.name: each.value(evaluation) for each in objectives} if evaluation.ok else {},
         stderr={
             each.name: each.stderr(evaluation)
-            for each in (*(Objective(task, (task,)) for task in evaluation.scores), *objectives)
+            for each in (*(TaskMean(task, (task,)) for task in evaluation.scores), *objectives)
             if evaluation.ok
         },
         feasible=evaluation.ok,
@@ -112,7 +121,7 @@ def test_an_evaluation_and_its_trial_are_as_accurate_and_as_well_known():
 
 
 def test_one_objective_is_as_well_known_as_it_says():
-    one, mean = evaluated({"a": 0.3, "b": 0.5, "c": 0.9}), Objective("mean", ("a", "b", "c"))
+    one, mean = evaluated({"a": 0.3, "b": 0.5, "c": 0.9}), TaskMean("mean", ("a", "b", "c"))
     assert Accuracy([mean, SPARSITY]).stderr(one) == pytest.approx(mean.stderr(one))
     assert Accuracy([mean, SPARSITY]).value(one) == mean.value(one)
 
@@ -148,7 +157,7 @@ def test_without_an_objective_scored_on_tasks_nothing_is_accurate():
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
 def test_a_front_taken_in_one_by_one_is_the_front_of_all(width):
     tasks = tuple("abcd"[: width - 1])
-    objectives = (*(Objective(task, (task,)) for task in tasks), SPARSITY)
+    objectives = (*(TaskMean(task, (task,)) for task in tasks), SPARSITY)
     limit = Constraint(SPARSITY, high=0.8)
     candidates = [*randomly(60, tasks), Evaluation(Expert("base"), reason="broken")]
     front, volume = Front(objectives, (limit,)), 0.0
@@ -169,7 +178,7 @@ def test_a_front_taken_in_one_by_one_is_the_front_of_all(width):
 def test_the_front_as_it_was_stays_as_it_was():
     """What a candidate races against is handed to whoever evaluates it, while the search goes on."""
     first, better = evaluated({"a": 0.5}), evaluated({"a": 0.6})
-    front = Front((Objective("a", ("a",)),), members=(first,))
+    front = Front((TaskMean("a", ("a",)),), members=(first,))
     assert front.after(better).members == (better,)
     assert front.members == (first,)
     assert front.volume == 0.5
@@ -177,7 +186,7 @@ def test_the_front_as_it_was_stays_as_it_was():
 
 def test_of_equal_ones_all_are_kept_and_the_first_leads():
     worse, one, same = evaluated({"a": 0.5}, 0.5), evaluated({"a": 0.7}, 0.1), evaluated({"a": 0.7}, 0.1, expert="x")
-    front = front_of([worse, one, same], (Objective("a", ("a",)), SPARSITY))
+    front = front_of([worse, one, same], (TaskMean("a", ("a",)), SPARSITY))
     assert front.members == (worse, one, same)
     assert front.ranked == (one, same, worse)
     assert front.gain(same) == 0.0
@@ -206,7 +215,7 @@ def test_what_is_infeasible_failed_or_repeated_does_not_contend():
 def test_gains_that_credit_pruning_ratios_are_counted_as_ever():
     """To the last bit: an adaptive search is resumed by replay."""
     tasks = tuple("abcd")
-    objectives, limits = (*(Objective(t, (t,)) for t in tasks), SPARSITY), (Constraint(SPARSITY, high=0.8),)
+    objectives, limits = (*(TaskMean(t, (t,)) for t in tasks), SPARSITY), (Constraint(SPARSITY, high=0.8),)
     ratio, credited = AnnealedRatio(Adaptive(), objectives, limits), []
     ratio.bandit.credit = lambda ratio, gain: credited.append(gain)
     front, volume, expected = np.empty((0, 5)), 0.0, []

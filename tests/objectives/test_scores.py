@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sae_moo.objectives import Evaluation, Objective, objective_scores
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean, objective_scores
 from sae_moo.objectives.scores import Score, mean_score, optimism, task_scores
 from sae_moo.recipe import Expert
 
@@ -29,11 +29,11 @@ def test_an_evaluation_its_objectives_and_a_summary_say_the_same(tasks):
     scores = task_scores(evaluation.scores)
     for task in tasks:
         assert scores[task] == Score(evaluation.mean(task), evaluation.stderr(task), len(evaluation.scores[task]))
-    objective = Objective("all", tasks)
+    objective = TaskMean("all", tasks)
     mean = mean_score(scores, tasks)
     assert (mean.score, mean.stderr) == (objective.value(evaluation), objective.stderr(evaluation))
     assert mean.instances == sum(map(len, evaluation.scores.values()))
-    assert objective_scores(scores, [objective, Objective("a", ("a",)), Objective("sparsity")]) == {"all": mean}
+    assert objective_scores(scores, [objective, TaskMean("a", ("a",)), Sparsity()]) == {"all": mean}
 
 
 def test_optimism_adds_the_doubt_of_both_splits():

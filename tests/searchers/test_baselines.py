@@ -9,14 +9,14 @@ from stand_ins import Landscape
 from sae_moo.errors import RunError
 from sae_moo.materialization.check import check
 from sae_moo.materialization.into_model import materialize
-from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Expert, Merge, Prune
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.baselines import OneShot, OneShotSearcher, variants
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False), most=0.6)
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 TRIED = OneShot(scales=[0.5, 1.0], densities=[0.2, 0.8], levels=[0.3, 0.5, 0.7])
 ONE_SHOTS = [name for name, row in ALGORITHMS.items() if "one_shot" in row.settings]
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Sparsity, TaskMean
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.testing.searchers import GROUND, SearcherContract
 
-THREE = (Objective("a", ("a",)), Objective("b", ("b",)), Objective("sparsity"))
+THREE = (TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity())
 BOTH = {"accuracy": 1.0, "sparsity": 0.5}
 SLOW = ("optuna:GPSampler",)  # a second a candidate: few candidates, of few numbers each
 

@@ -11,7 +11,7 @@ from pymoo.core.population import Population
 from pymoo.optimize import minimize
 
 import sae_moo as sm
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 from sae_moo.searchers import fitness
 from sae_moo.searchers.breeding import Ablation, Operators
@@ -31,7 +31,7 @@ from sae_moo.searchers.schedule import Schedule
 from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
 
 GROUND = Ground(("math", "code"), (False, True, True, False))
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 
 
 def individual(name="math", scores=(1.0, 0.0), group_sparsity=(0.0, 0.2, 0.6, 0.0), ok=True) -> Individual:

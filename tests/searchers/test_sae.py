@@ -7,7 +7,7 @@ import pytest
 from stand_ins import weights_of
 
 from sae_moo.materialization.into_model import materialize
-from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, experts_of
 from sae_moo.searchers import fitness
 from sae_moo.searchers.ratio import RATIO
@@ -16,7 +16,7 @@ from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 LIMIT = (Constraint(OBJECTIVES[1], high=0.3),)
 PUBLISHED, CLIMB = Sae(), Schedule(schedule="sawtooth", low=0.1, high=0.6, period=2, growth=1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 
-from sae_moo.objectives import Constraint, Evaluation, Objective, loss
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean, loss
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import Cast, Expert, Prune
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
@@ -14,7 +14,7 @@ from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, Random
 from sae_moo.searchers.space import CoefficientSpace, Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 SPACE = CoefficientSpace(GROUND)
 
 
@@ -185,7 +185,7 @@ def test_where_nothing_may_be_sparse_there_are_no_coordinates_for_it():
 
 def test_draws_need_no_objective_that_is_scored_on_tasks(landscape):
     draws = RandomDraws(SPACE, 4, 0.5)
-    searcher = ScalarSearcher(SPACE, (Objective("sparsity"),), (), optimizer=draws, name="random")
+    searcher = ScalarSearcher(SPACE, (Sparsity(),), (), optimizer=draws, name="random")
     for _ in range(3):
         for proposal in searcher.ask(4):
             searcher.tell(proposal, landscape(proposal.recipe))

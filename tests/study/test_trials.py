@@ -8,10 +8,10 @@ from scripted_study import GROUND, LIMITS, OBJECTIVES, Script, Setup, scripted
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import ZeroAwareCrossover
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import LineageSpace
 from sae_moo.study.journal import create_or_load, open_storage
@@ -54,7 +54,7 @@ def test_what_a_trial_holds(tmp_path, landscape):
 
 @pytest.mark.parametrize("name", ["told", "reason", "recipe", "parents", "digest", "instances", "sparsity score"])
 def test_a_task_may_be_called_anything(tmp_path, name):
-    objectives = (Objective(name, (name,)), Objective("sparsity"))
+    objectives = (TaskMean(name, (name,)), Sparsity())
     opened = open_storage(tmp_path / "s", write=True)
     create_or_load(opened, "s", objectives)
     recipe = Cast(Expert("math"), "float32")
@@ -74,8 +74,7 @@ def test_a_task_may_be_called_anything(tmp_path, name):
 
 
 def test_trials_do_not_grow_with_the_lineage(tmp_path):
-    operators = {"crossover": ZeroAwareCrossover(GROUND, remerge=0.0)}
-    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, operators=operators)
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, settings=Operators(remerge=0.0))
     setup = Setup(tmp_path / "s", searcher=lambda: searcher)
     setup.run(evaluations=160)
     trials = setup.storage().study.get_trials()

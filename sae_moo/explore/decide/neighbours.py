@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sae_moo.explore.decide.significance import Paired, paired
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Objective, scored
 from sae_moo.study.record import Ended
 
 
@@ -50,7 +50,7 @@ def neighbours(record: Ended, front: Sequence[Ended], objectives: Sequence[Objec
             each,
             tuple(towards),
             {objective.name: each.values[objective.name] - record.values[objective.name] for objective in objectives},
-            {o.name: paired(each.evaluation.scores, record.evaluation.scores, o.tasks) for o in objectives if o.tasks},
+            {o.name: paired(each.evaluation.scores, record.evaluation.scores, o.tasks) for o in scored(objectives)},
         )
         for each, towards in found.values()
     )

@@ -20,6 +20,7 @@ from sae_moo.explore.draw.numbers import Answers, agreement_of, ancestry_of, ans
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files.whole import check_creatable, whole_file
+from sae_moo.objectives import Sparsity
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.study.record import Ended
 
@@ -141,7 +142,7 @@ def _front_captions(view: View) -> list[str]:
 def _table(view: View) -> Iterator[str]:
     picked = {each.record.number for each in view.picks}
     single = [task for task in view.tasks if task not in {o.name for o in view.objectives}]
-    more = [] if any(not o.tasks for o in view.objectives) else ["sparsity"]
+    more = [] if any(isinstance(o, Sparsity) for o in view.objectives) else ["sparsity"]
     heads = [("trial", ""), *((o.name, "") for o in view.objectives), *((name, "") for name in [*more, *single])]
     heads += [("generation", ""), ("made by", "text"), ("mix of experts", "text")]
     yield f"<h3>The front as a table ({words.count(len(view.front), 'trial')})</h3>"

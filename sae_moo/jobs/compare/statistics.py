@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Objective, TaskMean
 from sae_moo.objectives.front import Accuracy
 from sae_moo.objectives.pareto import hypervolume
 
@@ -209,7 +209,7 @@ def _quantities(
     sparsity = np.array([point.sparsity for point in outcome.front])
     values = {  # of shape (points, columns)
         objective.name: np.mean([tasks[task] for task in objective.tasks], axis=0)
-        if objective.tasks
+        if isinstance(objective, TaskMean)
         else np.repeat(sparsity[:, None], columns, axis=1)
         for objective in objectives
         if outcome.front

@@ -6,7 +6,7 @@ import pytest
 from stand_ins import FRONT, OBJECTIVES, record
 
 from sae_moo.explore.decide.neighbours import neighbours
-from sae_moo.objectives import Evaluation, Objective
+from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 
 
 def test_a_trial_that_is_next_in_both_objectives_comes_once():
@@ -25,7 +25,7 @@ def test_the_ends_of_a_front():
 
 
 def test_three_objectives_have_up_to_six_neighbours():
-    objectives = (Objective("x", ("x",)), Objective("y", ("y",)), Objective("sparsity"))
+    objectives = (TaskMean("x", ("x",)), TaskMean("y", ("y",)), Sparsity())
 
     def trial(number, x, y, sparsity):
         evaluation = Evaluation(FRONT[0].recipe, {"x": (x, x), "y": (y, y)}, sparsity)

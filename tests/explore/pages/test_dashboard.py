@@ -197,5 +197,5 @@ def test_the_page_and_the_study_are_served_on_this_machine_only():
 def test_a_taken_port_is_one_message():
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"port {port} of {HOST}: Address already in use; give another --port"):
+        with pytest.raises(InputError, match=f"port {port} of {HOST}: Address already in use; give another port"):
             serve(InMemoryStorage(), port, lambda address: pytest.fail("not served"))

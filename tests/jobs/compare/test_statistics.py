@@ -8,9 +8,9 @@ import pytest
 from sae_moo.explore.draw.print.plots import Curve, progress_picture
 from sae_moo.explore.pages.figures import draw_progress
 from sae_moo.jobs.compare.statistics import Outcome, Point, summaries, threshold_name
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Sparsity, TaskMean
 
-OBJECTIVES = (Objective("accuracy", ("a", "b")), Objective("sparsity"))
+OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 N = {"a": 200, "b": 100}
 
 
