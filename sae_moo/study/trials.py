@@ -19,6 +19,7 @@ from sae_moo.errors import InputError
 from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, feasible, violations
 from sae_moo.objectives.scores import packed, unpacked
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
+from sae_moo.recipe.catalogue import OtherGuest
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.journal import OptunaStorage
 from sae_moo.study.record import Ended, Running, TrialRecord
@@ -172,6 +173,8 @@ class TrialStorage:
             if not trial.state.is_finished():
                 return Running(**asked)
             record = self._ended(trial, asked)
+        except OtherGuest as error:
+            raise InputError(f"trial {trial.number}: {error}") from error
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
         self._digests[record.recipe] = record.digest

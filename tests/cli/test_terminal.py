@@ -98,6 +98,7 @@ def test_what_is_written_to_stderr_comes_after_and_an_ending_process_cleans_up()
         time.sleep(1)
         process.send_signal(signal.SIGTSTP)
         first = read(main, b"said by a child")
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # what continues it before it has stopped is lost
         process.send_signal(signal.SIGCONT)
         read(main, b"at work")
         time.sleep(3)
