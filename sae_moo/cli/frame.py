@@ -46,8 +46,9 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configur
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a name under runs/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make; it must not exist yet.")]
+SET = "--set"
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the configuration.")
+    list[str], typer.Option(SET, metavar="KEY.PATH=VALUE", help="Change a value of the configuration.")
 ]
 
 

@@ -79,12 +79,13 @@ class Config(Section):
         return self._directory
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), given_as: str = "override") -> Config:
         """Read a configuration.
 
         Args:
             path: a YAML file.
             overrides: changes as ``key.path=value``; the value is YAML too.
+            given_as: what faults call an override, such as the flag that it was given by.
 
         Raises:
             InputError: listing every fault with file, line, key, what was expected and the nearest valid name.
@@ -92,7 +93,7 @@ class Config(Section):
         path = Path(path)
         raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
         for change in overrides:
-            faults += marked_yaml.override_(raw, lines, change)
+            faults += marked_yaml.override_(raw, lines, change, given_as)
         return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
 
     @classmethod

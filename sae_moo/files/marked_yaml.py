@@ -64,10 +64,10 @@ def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], 
     return raw, {key: f"{source}:{line}" for key, line in _lines(root)}, list(_duplicates(root, source))
 
 
-def override_(raw: dict[str, Any], lines: dict[Key, str], change: str) -> list[str]:
+def override_(raw: dict[str, Any], lines: dict[Key, str], change: str, given_as: str) -> list[str]:
     """Change `raw`, and `lines` by where that came from, in place by one ``key.path=value``; return what is wrong."""
     path, equals, text = change.partition("=")
-    source = f"override {change}"
+    source = f"{given_as} {change}"
     if not equals or not path:
         return [f"{source}: expected key.path=value, e.g. search.population=32"]
     try:

@@ -427,3 +427,10 @@ def test_a_search_with_nothing_left_to_try_is_finished(here):
     assert len(Run.open("tiny").trials()) < 40
     assert Run.open("tiny").view().unfinished == ""
     assert "not finished" not in call("pick", "tiny").stdout
+
+
+def test_a_fault_of_an_override_names_the_flag_that_it_was_given_by(here):
+    for command in (("search", "c.yaml"), ("validate", "c.yaml")):
+        assert "--set search.populaton=3: search.populaton: no such key" in refused(
+            *command, "--set", "search.populaton=3"
+        )

@@ -10,6 +10,7 @@ import typer
 
 from sae_moo.cli.choice import PickOptions, with_pick_options
 from sae_moo.cli.frame import (
+    SET,
     AsJson,
     Overrides,
     RunName,
@@ -112,7 +113,7 @@ def diff(
         quiet()
         from sae_moo.config.document import Config
 
-        parsed = Config.load(config, set_)
+        parsed = Config.load(config, set_, SET)
         from sae_moo.jobs.diff import of_models
 
         found = of_models(targets[0], targets[1], parsed, (split or SplitName.test).value)

@@ -14,6 +14,7 @@ import typer
 
 from sae_moo.cli.choice import PICK_FLAGS, PickOptions, with_pick_options
 from sae_moo.cli.frame import (
+    SET,
     AsJson,
     Output,
     Overrides,
@@ -232,7 +233,7 @@ def evaluate(
         check_creatable(samples)
     from sae_moo.config.document import Config
 
-    parsed = Config.load(config, set_)
+    parsed = Config.load(config, set_, SET)
     from sae_moo.cli.display import metrics_json, score_table, scores_json
     from sae_moo.jobs.evaluate import evaluate
     from sae_moo.objectives import objective_scores

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_moo.cli.frame import AsJson, ConfigFile, Overrides, make_console, print_json, quiet, reported, suggest
+from sae_moo.cli.frame import SET, AsJson, ConfigFile, Overrides, make_console, print_json, quiet, reported, suggest
 from sae_moo.errors import Interrupted, RunError
 
 
@@ -30,7 +30,7 @@ def search(
     quiet()
     from sae_moo.config.document import Config
 
-    parsed = Config.load(config, overrides)
+    parsed = Config.load(config, overrides, SET)
     from sae_moo.cli.display import front_table, trial_json
     from sae_moo.cli.progress import SearchView
     from sae_moo.jobs.search import search
@@ -93,7 +93,7 @@ def compare(
     quiet()
     from sae_moo.config.document import Config
 
-    parsed = Config.load(config, list(set_))
+    parsed = Config.load(config, list(set_), SET)
     if smoke and parsed.compare is not None:
         parsed = parsed.smoke()
     from sae_moo.cli.display import comparison_tables
@@ -123,7 +123,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     quiet()
     from sae_moo.config.document import Config
 
-    parsed = Config.load(config, set_)
+    parsed = Config.load(config, set_, SET)
     from sae_moo.jobs.bench import Bench
     from sae_moo.jobs.search import check_resumable
 
