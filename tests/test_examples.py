@@ -31,7 +31,7 @@ def run(script: str, *arguments: str) -> None:
 
 def test_every_example_begins_with_what_it_shows_and_how_to_run_it():
     files = [*EXAMPLES.glob("*.py"), *EXAMPLES.rglob("*.yaml"), *EXAMPLES.rglob("*.toml")]
-    assert len(files) == 5
+    assert len(files) == 6
     for path in files:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert str(path.relative_to(EXAMPLES.parent).parent) in first, path
@@ -79,16 +79,22 @@ def test_adapters_are_searched_and_the_export_is_verified(here, capsys):
 
 
 @pytest.mark.slow
-def test_the_example_package_goes_through_search_resume_export_verify_and_merge(here):
+def test_the_example_package_goes_through_search_resume_export_verify_merge_and_compare(here):
     try:
         installed = version(GUEST)
     except PackageNotFoundError:
         pytest.skip(f"{GUEST} is not installed: pip install --no-deps ./examples/own_merge_method")
-    run("own_searcher", "--method", f"{GUEST}/median", "--evaluations", "5", "--items", "8")
-    run("own_searcher", "--method", f"{GUEST}/median", *LITTLE)
-    name = f"climber-{GUEST}-median"
-    assert len(json.loads(call("trials", name, "--json").stdout)["trials"]) == 8
-    call("export", name, "--knee", "--output", "out", "--verify")
+    raw = yaml.safe_load((EXAMPLES / "own_merge_method" / "search.yaml").read_text(encoding="utf-8"))
+    for task in raw["tasks"]:
+        task |= {"search": 8, "test": 8}
+    Path("search.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    call("search", "search.yaml", "--evaluations", "2")
+    call("search", "search.yaml", "--evaluations", "6")
+    trials = json.loads(call("trials", "median", "--json").stdout)["trials"]
+    assert len({trial["digest"] for trial in trials}) == 6, "three scales, and the best pruned thrice"
+    call("export", "median", "--knee", "--output", "out", "--verify")
     assert json.loads(Path("out/recipe.json").read_text())["guests"] == {f"{GUEST}/median": f"{GUEST} {installed}"}
     call("merge", "out/recipe.json", "--output", "again")
     assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+    compared = json.loads(call("compare", "search.yaml", "--workers", "2", "--json").stdout)
+    assert [method["evaluations"] for method in compared["methods"]] == [[10], [10]]

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from sae_moo.errors import nearest
 from sae_moo.recipe.catalogue import Catalogue, Row, resolved
+from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.section import Section, section_of
-from sae_moo.searchers.baselines import OneShot
+from sae_moo.searchers.baselines import AnyMethod, OneShot, grid
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.sae import M2n2, Sae
 from sae_moo.searchers.scalar import Swarm
@@ -77,7 +79,7 @@ class Algorithm(Row):
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
-        seeded: whether its seed changes anything.
+        seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
         high: ``annealing.high`` likewise.
@@ -97,7 +99,7 @@ class Algorithm(Row):
     paces: bool = False
     anneals: bool = False
     races: bool = False
-    seeded: bool = True
+    seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
     rescales: bool = False
@@ -116,6 +118,10 @@ class Algorithm(Row):
     def read(self, space: SpaceKind | None) -> dict[str, type[Section]]:
         """Return the settings that it reads over a kind of space."""
         return {key: kind for key, kind in self.settings.items() if space == "lineage" or key not in self.breeding}
+
+    def draws(self, settings: Mapping[str, Section]) -> bool:
+        """Say whether its seed changes anything under some settings."""
+        return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)
 
     def annealed(self, space: SpaceKind | None) -> bool:
         """Say whether it follows ``annealing`` over a kind of space: it is children of a lineage that are pruned."""
@@ -144,6 +150,32 @@ def _room_for_experts(draft: Draft) -> Iterator[Fault]:
 def _pairs(draft: Draft) -> Iterator[Fault]:
     if len(draft.experts) == 1:
         yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
+
+
+def _by_the_method(settings: Mapping[str, Section]) -> bool:
+    asked = section_of(settings, AnyMethod)
+    return METHODS[asked.method].random and SEED not in asked.settings
+
+
+def _settings_of_the_method(draft: Draft) -> Iterator[Fault]:
+    """What a merge method is tried with, and how many experts there are for it."""
+    asked = section_of(draft.settings, AnyMethod)
+    method, key = METHODS[asked.method], ("search", "merge")
+    if 0 < len(draft.experts) < method.inputs[0]:
+        yield (*key, "method"), f"{method.name} merges {method.inputs[0]} models; there is one expert"
+    wrong = False
+    for name, values in asked.settings.items():
+        if name not in method.settings:
+            wrong, has = True, f"{method.name} has {', '.join(method.settings) or 'none'}"
+            yield (*key, "settings", name), f"expected a setting of the method{nearest(name, method.settings)}; {has}"
+            continue
+        for i, fault in enumerate(map(method.settings[name].fault, values)):
+            if fault is not None:
+                wrong = True
+                yield (*key, "settings", name, i), fault
+    if method.faults is not None and not wrong:
+        together = (fault for choice in grid(asked.settings) for fault in method.faults(method.filled(choice)))
+        yield from (((*key, "settings"), fault) for fault in dict.fromkeys(together))
 
 
 def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
@@ -201,15 +233,16 @@ def _one_shot(
     summary: str,
     source: str = "",
     *,
-    seeded: bool = False,
+    seeded: bool | Callable[[Mapping[str, Section]], bool] = False,
+    settings: Mapping[str, type[Section]] | None = None,
     faults: Callable[[Draft], Iterator[Fault]] | None = None,
 ) -> Algorithm:
     return Algorithm(
         name=name,
         summary=summary,
         source=source,
-        make="sae_moo.searchers.baselines:make",
-        settings={"one_shot": OneShot},
+        make=f"sae_moo.searchers.baselines:{name.replace('-', '_')}",
+        settings=settings or {"one_shot": OneShot},
         scalar=True,
         seeded=seeded,
         faults=faults,
@@ -281,6 +314,13 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
         _one_shot("dare_ties", "DARE and TIES at several densities and scales", "Yu et al. 2024", seeded=True),
         _one_shot("slerp", "every pair of experts, halfway along the arc", faults=_pairs),
         _one_shot("single-experts", "every expert and the base, unmerged"),
+        _one_shot(
+            "one-shot",
+            "any merge method, an installed package's too, over settings of it that you name",
+            seeded=_by_the_method,
+            settings={"merge": AnyMethod},
+            faults=_settings_of_the_method,
+        ),
     ],
 )
 """Name -> what it is."""

@@ -1,4 +1,7 @@
-"""One-shot merges: no search but over their own few settings, then pruned to each of several sparsities."""
+"""One-shot merges: no search but over their own few settings, then pruned to each of several sparsities.
+
+Each has a function here, which says what it tries; `one_shot` tries whatever merge method the configuration names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ import numpy as np
 from sae_moo.objectives import Constraint, Evaluation, Objective, TaskMean, loss
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import BASE, Expert, Merge, Recipe
-from sae_moo.recipe.section import Field, Section, section_of
+from sae_moo.recipe.methods import METHODS, SEED
+from sae_moo.recipe.rows import Scalar
+from sae_moo.recipe.section import Field, Section, field_validator, section_of
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import Ground
 
@@ -21,7 +26,15 @@ Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Level = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class OneShot(Section):
+class Pruned(Section):
+    """What every one-shot merge reads: the sparsities that the best is pruned to."""
+
+    levels: list[Level] = Field(
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], description="sparsities that the best merge is then pruned to"
+    )
+
+
+class OneShot(Pruned):
     """``search.one_shot``: what one-shot merges are tuned over, and the sparsities that the best is pruned to."""
 
     scales: Annotated[list[Scale], Field(min_length=1)] = Field(
@@ -31,12 +44,25 @@ class OneShot(Section):
     densities: Annotated[list[Density], Field(min_length=1)] = Field(
         default=[0.2, 0.5, 0.8], description="shares of each task vector that are tried where the method trims"
     )
-    levels: list[Level] = Field(
-        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], description="sparsities that the best merge is then pruned to"
+
+
+class AnyMethod(Pruned):
+    """``search.merge``: the merge method of ``algorithm: one-shot``, and the settings of it that are tried."""
+
+    method: str = Field(
+        default="linear",
+        description="the merge method, or `package/name` of an installed package; all weights are equal",
+    )
+    settings: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(
+        default={},
+        description="setting of the method -> the values that are tried, each with each of the other settings; those "
+        "that are left out keep their defaults, a seed is the search's",
     )
 
-
-ONE_SHOT = OneShot()
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        return METHODS.find(method).name
 
 
 class OneShotSearcher:
@@ -49,13 +75,13 @@ class OneShotSearcher:
         ground: experts, groups, dtype, pruning.
         objectives: what is maximized.
         constraints: limits.
-        method: what is tried; see `variants`.
-        settings: what it is tried with.
+        merges: what is tried, at least one; repeated ones are tried once.
+        operator: what made them, in words.
+        levels: sparsities that the best is pruned to.
         weights: objective name -> how much it counts; None: the mean of those that are scored on tasks.
-        seed: of what DARE drops.
 
     Raises:
-        ValueError: for an unknown method, or SLERP of a single expert.
+        ValueError: if there is nothing to try.
     """
 
     def __init__(
@@ -64,21 +90,20 @@ class OneShotSearcher:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
         *,
-        method: str,
-        settings: OneShot = ONE_SHOT,
+        merges: Sequence[Recipe],
+        operator: str,
+        levels: Sequence[float] = Pruned().levels,
         weights: Mapping[str, float] | None = None,
-        seed: int = 0,
     ) -> None:
         self._ground = ground
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
         self._weights = Accuracy(objectives).weights if weights is None else dict(weights)
-        self._settings = settings
-        merges = variants(method, ground, self._settings, seed)
+        self._levels = tuple(levels)
         if not merges:
-            raise ValueError(f"method: {method} merges two experts, got {len(ground.experts)}")
+            raise ValueError("expected at least one merge to try")
         different = dict.fromkeys(ground.candidate(merge) for merge in merges)
-        self._merges = [Proposal(merge, operator=method.replace("_", " ")) for merge in different]
+        self._merges = [Proposal(merge, operator=operator) for merge in different]
         self._waiting = deque(self._merges)
         self._told: dict[Recipe, Evaluation] = {}
 
@@ -100,55 +125,88 @@ class OneShotSearcher:
         best = min(evaluations, key=lambda e: loss(self._objectives, self._weights, limits, e))
         ground = self._ground
         asked = {best.recipe}
-        for level in self._settings.levels:
+        for level in self._levels:
             pruned = ground.candidate(ground.pruned(best.recipe, np.full(ground.groups, level)))
             if pruned not in asked and level <= ground.most:
                 asked.add(pruned)
                 self._waiting.append(Proposal(pruned, (best.recipe,), "pruned", 1, {"level": level}))
 
 
-def variants(method: str, ground: Ground, settings: OneShot, seed: int) -> list[Recipe]:
-    """Return the merges that a one-shot method chooses from.
-
-    One for ``weighted-average`` and ``rankmean``; a scale each for ``task-arithmetic``, a density and a scale each for
-    ``ties`` and ``dare_ties``; every pair of experts halfway for ``slerp``, which takes two models; every expert and
-    the base, unmerged, for ``single-experts``.
-
-    Args:
-        method: one of those above.
-        ground: experts, groups, dtype.
-        settings: scales and densities.
-        seed: of what DARE drops.
-    """
-    experts = tuple(Expert(name) for name in ground.experts)
-    equal = (1.0,) * len(experts)
-    match method:
-        case "weighted-average":
-            return [Merge("linear", experts, equal)]
-        case "rankmean":
-            return [Merge("rankmean", experts, equal)]
-        case "task-arithmetic":
-            return [ground.task_arithmetic(np.full((ground.rows, len(experts)), scale)) for scale in settings.scales]
-        case "ties" | "dare_ties":
-            tried = product(settings.densities, settings.scales)
-            drawn = (("seed", seed),) if method == "dare_ties" else ()
-            return [Merge(method, experts, equal, (("density", d), ("scale", s), *drawn)) for d, s in tried]
-        case "slerp":
-            return [Merge("slerp", pair, (0.5, 0.5)) for pair in combinations(experts, 2)]
-        case "single-experts":
-            return [*experts, Expert(BASE)]
-        case _:
-            raise ValueError(f"method: expected a one-shot merge, got {method!r}")
+def weighted_average(assignment: Assignment) -> OneShotSearcher:
+    """Try the uniform average."""
+    return _tries(assignment, [_of_all(assignment, "linear")])
 
 
-def make(assignment: Assignment) -> OneShotSearcher:
-    """Return the one-shot merge of the algorithm's name."""
+def task_arithmetic(assignment: Assignment) -> OneShotSearcher:
+    """Try task vectors summed at each scale."""
+    ground, scales = assignment.ground, section_of(assignment.settings, OneShot).scales
+    ones = np.ones((ground.rows, len(ground.experts)))
+    return _tries(assignment, [ground.task_arithmetic(scale * ones) for scale in scales])
+
+
+def rankmean(assignment: Assignment) -> OneShotSearcher:
+    """Try the experts weighed by the ranks of their changes."""
+    return _tries(assignment, [_of_all(assignment, "rankmean")])
+
+
+def ties(assignment: Assignment) -> OneShotSearcher:
+    """Try TIES at each density and scale."""
+    return _trimmed(assignment, "ties")
+
+
+def dare_ties(assignment: Assignment) -> OneShotSearcher:
+    """Try DARE and TIES at each density and scale, with masks drawn by the search's seed."""
+    return _trimmed(assignment, "dare_ties", seed=assignment.seed)
+
+
+def slerp(assignment: Assignment) -> OneShotSearcher:
+    """Try every pair of experts, halfway."""
+    pairs = combinations(map(Expert, assignment.ground.experts), 2)
+    return _tries(assignment, [Merge("slerp", pair, (0.5, 0.5)) for pair in pairs])
+
+
+def single_experts(assignment: Assignment) -> OneShotSearcher:
+    """Try every expert and the base, unmerged."""
+    return _tries(assignment, [Expert(name) for name in (*assignment.ground.experts, BASE)])
+
+
+def one_shot(assignment: Assignment) -> OneShotSearcher:
+    """Try a merge method of all experts, or of as many at once as it takes, with each value of its settings."""
+    asked = section_of(assignment.settings, AnyMethod)
+    method = METHODS.find(asked.method)
+    drawn: dict[str, list[Scalar]] = {SEED: [assignment.seed]} if method.random else {}
+    experts, most = tuple(map(Expert, assignment.ground.experts)), method.inputs[1]
+    together = combinations(experts, len(experts) if most is None else min(most, len(experts)))
+    merges = [
+        Merge(method.name, inputs, (1.0,) * len(inputs), tuple(settings.items()))
+        for inputs, settings in product(together, grid(drawn | asked.settings))
+    ]
+    return _tries(assignment, merges)
+
+
+def grid(settings: Mapping[str, Sequence[Scalar]]) -> list[dict[str, Scalar]]:
+    """Return every choice of one value for each setting."""
+    return [dict(zip(settings, values, strict=True)) for values in product(*settings.values())]
+
+
+def _of_all(assignment: Assignment, method: str, **settings: Scalar) -> Merge:
+    experts = tuple(map(Expert, assignment.ground.experts))
+    return Merge(method, experts, (1.0,) * len(experts), tuple(settings.items()))
+
+
+def _trimmed(assignment: Assignment, method: str, **drawn: Scalar) -> OneShotSearcher:
+    asked = section_of(assignment.settings, OneShot)
+    tried = product(asked.densities, asked.scales)
+    return _tries(assignment, [_of_all(assignment, method, density=d, scale=s, **drawn) for d, s in tried])
+
+
+def _tries(assignment: Assignment, merges: Sequence[Recipe]) -> OneShotSearcher:
     return OneShotSearcher(
         assignment.ground,
         assignment.objectives,
         assignment.constraints,
-        method=assignment.algorithm,
-        settings=section_of(assignment.settings, OneShot),
+        merges=merges,
+        operator=assignment.algorithm.replace("_", " "),
+        levels=section_of(assignment.settings, Pruned).levels,
         weights=assignment.weights,
-        seed=assignment.seed,
     )

@@ -6,16 +6,11 @@ import json
 from pathlib import Path
 
 import acme_package
-import numpy as np
 import pytest
 import yaml
 from commands import call, refused, written
 
 import sae_moo
-from sae_moo.recipe import Expert, Merge
-from sae_moo.searchers.searcher import Proposal
-
-NAMES = ("math", "code", "law")
 
 
 @pytest.fixture
@@ -26,21 +21,14 @@ def packages(tmp_path, monkeypatch):
     return lambda version: acme_package.install(folder, monkeypatch, version)
 
 
-class Medians:
-    """Proposes medians of the experts, pulled towards the base."""
+MEDIANS = (
+    "search: {algorithm: one-shot, evaluations: 6, merge: {method: acme/median, settings: {pull: [0, 0.2, 0.5]}}}\n"
+)
 
-    def __init__(self, bench) -> None:
-        merged = [
-            Merge("acme/median", tuple(map(Expert, NAMES)), (1, 1, 1), {"pull": float(pull)})
-            for pull in np.linspace(0, 0.5, 3)
-        ]
-        self.waiting = [Proposal(bench.ground().candidate(recipe), operator="median") for recipe in merged]
 
-    def ask(self, n):
-        taken, self.waiting = self.waiting[:n], self.waiting[n:]
-        return taken
-
-    def tell(self, proposal, evaluation) -> None: ...
+def medians(**compare) -> None:
+    raw = yaml.safe_load(Path("c.yaml").read_text()) | yaml.safe_load(MEDIANS) | compare
+    Path("c.yaml").write_text(written(raw))
 
 
 def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packages, here):
@@ -71,11 +59,14 @@ def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packa
     assert not Path("a").exists()
 
 
-def test_a_method_is_searched_with_resumed_exported_verified_and_merged(packages, here):
-    for budget in (2, 3):
-        config = sae_moo.Config.load("c.yaml", [f"search.evaluations={budget}"])
-        run = sae_moo.search(config, searcher=Medians)
-    assert [record.operator for record in run.view().done] == ["median"] * 3
+def test_a_method_is_searched_with_resumed_exported_verified_merged_and_compared(packages, here):
+    medians(compare={"methods": ["one-shot", "task-arithmetic"], "seeds": 1, "resamples": 100})
+    document = json.loads(call("compare", "c.yaml", "--workers", "2", "--json").stdout)
+    assert [method["evaluations"] for method in document["methods"]] == [[6], [6]]
+    for budget in ("2", "6"):
+        call("search", "c.yaml", "--evaluations", budget)
+    run = sae_moo.Run.open("runs/tiny")
+    assert [record.operator for record in run.view().done] == ["one-shot"] * 3 + ["pruned"] * 3
     call("export", "runs/tiny", "--trial", "1", "--output", "out", "--format", "recipe", "--verify")
     assert json.loads(Path("out/recipe.json").read_text())["guests"] == {"acme/median": "acme 1.2"}
     call("merge", "out/recipe.json", "--output", "again")
@@ -85,9 +76,25 @@ def test_a_method_is_searched_with_resumed_exported_verified_and_merged(packages
         "merge", "out/recipe.json", "--to-mergekit", "m.yaml"
     )
     packages("2.0")
-    assert "trial 0: 'acme/median' was used as of acme 1.2, here is acme 2.0" in refused(
-        "report", "runs/tiny", "-o", "r.html"
-    )
+    for command in (("report", "runs/tiny", "-o", "r.html"), ("search", "c.yaml", "--evaluations", "8")):
+        assert "'acme/median' was used as of acme 1.2, here is acme 2.0" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("{method: acme/medium}", "acme 1.2 has no 'medium' (did you mean 'median'?)"),
+        ("{method: acme/median, settings: {pul: [1]}}", "expected a setting of the method (did you mean 'pull'?); acme/median has pull"),
+        ("{method: acme/median, settings: {pull: [0.5, 2]}}", "search.merge.settings.pull[1]: expected a share in [0, 1], got 2"),
+        ("{method: della, settings: {density: [0.9], epsilon: [0.2]}}", "expected density - epsilon and density + epsilon in (0, 1)"),
+        ("{method: della, settings: {density: []}}", "search.merge.settings.density: expected at least one entry"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_be_tried_with_is_refused(packages, here, merge, message):
+    raw = yaml.safe_load(Path("c.yaml").read_text())
+    raw["search"] = {"algorithm": "one-shot", "merge": yaml.safe_load(merge)}
+    Path("c.yaml").write_text(written(raw))
+    assert message in refused("validate", "c.yaml")
 
 
 def test_a_criterion_that_needs_activations_is_calibrated(packages, here):

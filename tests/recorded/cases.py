@@ -65,6 +65,16 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "dare_ties": _one_shot("dare_ties"),
     "slerp": _one_shot("slerp"),
     "single-experts": _one_shot("single-experts"),
+    "one-shot": {
+        "search": {
+            "algorithm": "one-shot",
+            "merge": {
+                "method": "sce",
+                "settings": {"select_topk": [0.5, 1.0], "scale": [0.7, 1.2]},
+                "levels": [0.2, 0.5],
+            },
+        }
+    },
     # settings of algorithms
     "nsga2 steady-state": _nsga({"pace": "steady-state"}),
     "nsga2 coefficients steady-state": _nsga({"pace": "steady-state"}, space={"kind": "coefficients"}),

@@ -11,18 +11,39 @@ from sae_moo.materialization.check import check
 from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Expert, Merge, Prune
+from sae_moo.recipe.methods import METHODS
 from sae_moo.searchers.algorithms import ALGORITHMS
-from sae_moo.searchers.baselines import OneShot, OneShotSearcher, variants
+from sae_moo.searchers.baselines import AnyMethod, OneShot
+from sae_moo.searchers.searcher import Assignment
 from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False), most=0.6)
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 TRIED = OneShot(scales=[0.5, 1.0], densities=[0.2, 0.8], levels=[0.3, 0.5, 0.7])
-ONE_SHOTS = [name for name, row in ALGORITHMS.items() if "one_shot" in row.settings]
+ONE_SHOTS = [name for name, row in ALGORITHMS.items() if row.make.startswith("sae_moo.searchers.baselines:")]
+ANY = AnyMethod(method="sce", settings={"select_topk": [0.5, 1.0], "scale": [0.7, 1]}, levels=[0.3, 0.5, 0.7])
 
 
-def run(method, evaluate, **more):
-    searcher = OneShotSearcher(GROUND, OBJECTIVES, (), method=method, settings=TRIED, **more)
+def searcher_of(name, ground=GROUND, limits=(), **asked):
+    tried = TRIED.model_copy(update={key: asked[key] for key in asked if key != "merge"})
+    return ALGORITHMS[name].searcher(
+        Assignment(
+            algorithm=name,
+            ground=ground,
+            objectives=OBJECTIVES,
+            constraints=limits,
+            seed=7,
+            settings={"merge": asked.get("merge", ANY)} if name == "one-shot" else {"one_shot": tried},
+        )
+    )
+
+
+def variants(name, **asked):
+    return [proposal.recipe.input for proposal in searcher_of(name, **asked).ask(99)]
+
+
+def run(name, evaluate, **more):
+    searcher = searcher_of(name, **more)
     history = []
     while proposals := searcher.ask(3):
         for proposal in proposals:
@@ -33,7 +54,7 @@ def run(method, evaluate, **more):
 
 @pytest.mark.parametrize(
     ("method", "count"),
-    [("weighted-average", 1), ("task-arithmetic", 2), ("rankmean", 1), ("ties", 4), ("dare_ties", 4), ("slerp", 3), ("single-experts", 4)],
+    [("weighted-average", 1), ("task-arithmetic", 2), ("rankmean", 1), ("ties", 4), ("dare_ties", 4), ("slerp", 3), ("single-experts", 4), ("one-shot", 4)],
 )  # fmt: skip
 def test_every_variant_is_tried_and_the_best_is_pruned_to_each_level(method, count, landscape):
     history = run(method, landscape)
@@ -50,13 +71,13 @@ def test_every_variant_is_tried_and_the_best_is_pruned_to_each_level(method, cou
 
 @pytest.mark.parametrize("method", ONE_SHOTS)
 def test_every_variant_is_a_model(method, tiny, tiny_model):
-    for recipe in variants(method, GROUND, TRIED, 0):
+    for recipe in variants(method):
         check(recipe, tiny)
         materialize(recipe, tiny, tiny_model)
 
 
 def test_what_each_tries():
-    of = {name: variants(name, GROUND, TRIED, 7) for name in ONE_SHOTS}
+    of = {name: variants(name) for name in ONE_SHOTS}
     assert of["weighted-average"][0].method == "linear"
     assert [np.unique(r.weights).tolist() for r in of["task-arithmetic"]] == [[0.5], [1.0]]
     assert [dict(r.params) for r in of["ties"]] == [{"density": d, "scale": s} for d in (0.2, 0.8) for s in (0.5, 1.0)]
@@ -81,20 +102,37 @@ def test_what_fails_is_not_pruned():
         run("rankmean", lambda recipe: Evaluation(recipe, reason="x"))
 
 
-def test_settings_out_of_range():
-    with pytest.raises(ValueError, match=r"method: expected a one-shot merge, got 'mean'"):
-        OneShotSearcher(GROUND, OBJECTIVES, (), method="mean", settings=TRIED)
-    with pytest.raises(ValueError, match="slerp merges two experts, got 1"):
-        OneShotSearcher(Ground(("math",), (True,)), OBJECTIVES, (), method="slerp", settings=TRIED)
+def test_nothing_to_try():
+    with pytest.raises(ValueError, match="expected at least one merge to try"):
+        searcher_of("slerp", Ground(("math",), (True,)))
+
+
+def test_any_method_is_tried_with_each_choice_of_its_settings():
+    assert [dict(r.params) for r in variants("one-shot")] == [
+        {"select_topk": k, "scale": s} for k in (0.5, 1.0) for s in (0.7, 1)
+    ]
+    drawn = variants("one-shot", merge=AnyMethod(method="della_linear", settings={"density": [0.5]}))
+    assert [dict(r.params) for r in drawn] == [{"density": 0.5, "seed": 7}], "the seed is the search's"
+    seeds = variants("one-shot", merge=AnyMethod(method="dare_linear", settings={"seed": [1, 2]}))
+    assert [dict(r.params)["seed"] for r in seeds] == [1, 2], "unless seeds are named"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_merge_method_can_be_tried_of_as_many_experts_as_it_takes(method, tiny):
+    merges = variants("one-shot", merge=AnyMethod(method=method))
+    most = METHODS[method].inputs[1]
+    assert {len(merge.inputs) for merge in merges} == {min(3, most or 3)}
+    assert {expert for merge in merges for expert in merge.inputs} == set(map(Expert, GROUND.experts))
+    for merge in merges:
+        check(merge, tiny)
 
 
 def test_what_is_alike_is_tried_once(landscape):
-    searcher = OneShotSearcher(
+    searcher = searcher_of(
+        "task-arithmetic",
         Ground(("math", "code"), (True, True), scope="2:4"),
-        OBJECTIVES,
-        (),
-        method="task-arithmetic",
-        settings=OneShot(scales=[0.5, 0.5], levels=[0.3, 0.5, 0.7]),
+        scales=[0.5, 0.5],
+        levels=[0.3, 0.5, 0.7],
     )
     (only,) = searcher.ask(9)
     searcher.tell(only, Evaluation(only.recipe, {"a": (0.5,), "b": (0.5,)}))
@@ -103,7 +141,7 @@ def test_what_is_alike_is_tried_once(landscape):
 
 def test_a_least_sparsity_does_not_choose_what_is_pruned():
     limit = (Constraint(OBJECTIVES[1], low=0.3),)
-    searcher = OneShotSearcher(GROUND, OBJECTIVES, limit, method="task-arithmetic", settings=TRIED)
+    searcher = searcher_of("task-arithmetic", limits=limit)
     merges = searcher.ask(2)
     for accuracy, proposal in zip((0.2, 0.8), merges, strict=True):
         searcher.tell(proposal, Evaluation(proposal.recipe, {"a": (accuracy,), "b": (accuracy,)}))

@@ -59,6 +59,11 @@ FORMS = {
     "model swarms, one sparsity": ("pso", {}, {"sparsity": 0.25}),
     "pso merging": ("pso", {"pso": {"flavour": "pso-merging"}}, {}),
     "cma-es of two": ("cmaes", {}, {"weights": BOTH}),
+    "one-shot of a method that draws": (
+        "one-shot",
+        {"merge": {"method": "dare_linear", "settings": {"density": [0.5]}}},
+        {},
+    ),
     "tpe, one number": ("optuna:TPESampler", {}, {"weights": BOTH}),
 }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import optuna
 import pytest
 from scripted_study import GROUND, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
@@ -11,7 +12,7 @@ from sae_moo.errors import InputError, Interrupted
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, digest
-from sae_moo.searchers.baselines import OneShot, OneShotSearcher
+from sae_moo.searchers.baselines import OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Sae, SaeSearcher
@@ -68,8 +69,11 @@ SEARCHERS = {
         GROUND,
         OBJECTIVES,
         LIMITS,
-        method="ties",
-        settings=OneShot(scales=[0.5, 1.0], densities=[0.2, 0.8], levels=[0.3, 0.5]),
+        merges=[
+            GROUND.task_arithmetic(np.full((GROUND.rows, len(GROUND.experts)), scale)) for scale in (0.3, 0.5, 0.8, 1)
+        ],
+        operator="task arithmetic",
+        levels=[0.3, 0.5],
     ),
 }
 

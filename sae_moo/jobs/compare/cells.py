@@ -47,7 +47,7 @@ class Cell:
     @property
     def seeded(self) -> bool:
         """Whether its seed changes anything."""
-        return ALGORITHMS[self.config.search.algorithm].seeded
+        return self.config.algorithm.draws(self.config.search.settings)
 
     def __str__(self) -> str:
         return f"{self.method.name}, seed {self.seed}"
