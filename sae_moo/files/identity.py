@@ -18,7 +18,7 @@ WHOLE = 1 << 26
 """Files of so many bytes together, or fewer, are read whole."""
 BLOCK = 4096
 """Bytes that are read in one place: what a disk reads at least."""
-BLOCKS = 1024
+BLOCKS = 4096
 """In how many places larger files are read, roughly; in each tensor at both ends at least."""
 _LONGEST_HEADER = 100_000_000  # the safetensors library takes no longer one
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -87,6 +88,37 @@ def test_fingerprints_are_of_content_not_place(copy, tiny):
     rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
     assert Checkpoint(str(folder)).fingerprint != tiny.fingerprints["math"]
     assert len(set(tiny.fingerprints.values())) == 4
+
+
+def test_another_file_of_the_same_size_place_and_time_has_its_own_fingerprint(copy, tiny, tiny_folders):
+    folder = copy()
+    for name in ("math", "code", "law", "math"):
+        content = (tiny_folders[name] / "model.safetensors").read_bytes()
+        for put in ("replaced", "written over"):
+            if put == "replaced":
+                (folder / "new").write_bytes(content)
+                (folder / "new").replace(folder / "model.safetensors")
+            else:
+                (folder / "model.safetensors").write_bytes(content)
+            os.utime(folder / "model.safetensors", (1, 1))
+            assert Checkpoint(str(folder)).fingerprint == tiny.fingerprints[name], put
+
+
+def test_a_file_replaced_after_it_was_opened_is_not_taken_for_what_was_read(copy, tiny, tiny_folders):
+    folder = copy()
+    read = Checkpoint(str(folder))
+    shutil.copy(tiny_folders["code"] / "model.safetensors", folder / "new")
+    (folder / "new").replace(folder / "model.safetensors")
+    assert read.fingerprint == tiny.fingerprints["math"], "what it holds open"
+    assert Checkpoint(str(folder)).fingerprint == tiny.fingerprints["code"], "nothing was remembered of the other"
+    assert read.fingerprint == tiny.fingerprints["math"]
+
+
+def test_a_fingerprint_is_computed_once(copy, monkeypatch):
+    folder = copy()
+    first = Checkpoint(str(folder)).fingerprint
+    monkeypatch.setattr("sae_moo.experts.checkpoint.digest_of", None)
+    assert Checkpoint(str(folder)).fingerprint == first
 
 
 def test_a_tied_head_stored_again_is_the_same_expert(copy, tiny):
