@@ -10,11 +10,11 @@ from torch import Tensor
 from sae_moo.deploy.tensor_files import Entry
 from sae_moo.errors import RunError, WeightsError
 from sae_moo.experts.anatomy import transposed
-from sae_moo.experts.layout import content_digest, raw
+from sae_moo.experts.layout import KEPT_DTYPES, content_digest, raw
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import fractions
 from sae_moo.materialization.prepare import prepared
-from sae_moo.recipe import Recipe
+from sae_moo.recipe import BASE, Recipe
 
 
 class Stream:
@@ -31,7 +31,8 @@ class Stream:
     Attributes:
         pool: the experts.
         recipe: the recipe with every pruning scope resolved.
-        entries: every tensor once (a tied head is none), in the pool's order.
+        entries: every tensor once (a tied head is none), in the pool's order; then what no merge touches, the base's
+            whole numbers and truth values.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
         two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
             that have passed.
@@ -47,7 +48,9 @@ class Stream:
         ready = prepared(recipe, pool, device)
         self.pool = pool
         self.recipe = ready.recipe
-        self.entries = tuple(Entry(info.name, info.shape, dtype) for info in pool.tensors)
+        merged = (Entry(info.name, info.shape, dtype) for info in pool.tensors)
+        kept = (Entry(name, facts.shape, KEPT_DTYPES[facts.dtype]) for name, facts in pool.kept.items())
+        self.entries = (*merged, *kept)
         self.digests: dict[str, str] = {}
         self.two_four: dict[str, bool] = {}
         self._infos = {info.name: info for info in pool.tensors}
@@ -59,6 +62,8 @@ class Stream:
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
         """Return one tensor: new, contiguous, on the CPU."""
+        if name in self.pool.kept:
+            return self.pool.load(BASE, name).clone(memory_format=torch.contiguous_format)
         info = self._infos[name]
         out = torch.empty(info.shape, dtype=self.entries[0].dtype, device=self._device)
         self._zeros[name] = self._plan.write(info, out)

@@ -10,6 +10,7 @@ when one of these changes.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import io
 import logging
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.local_data import content_of
 from sae_moo.evaluate.task import Asked, Metric, Prompt, Request
 
 Documents = Literal["train", "validation", "test"]
@@ -65,9 +67,10 @@ def loaded(
     if len(several) > 1:
         raise InputError(f"task {called}: {name} is named by several YAMLs: {', '.join(map(str, several))}")
     try:
-        manager = _manager(place)
+        state = _state(place)
+        manager = _manager(place, state)
         if name not in manager.task_index:
-            manager = _manager(place, defaults=True)
+            manager = _manager(place, state, defaults=True)
     except Exception as error:  # whatever its files make the harness raise
         raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {reason(error)}") from error
     if name not in manager.task_index:
@@ -78,7 +81,8 @@ def loaded(
             f"{nearest(name, [str(each) for each in manager.task_index])}{unreadable}"
         )
     try:
-        leaves = list(manager.load([name])["tasks"].values())
+        with cached_by_content():
+            leaves = list(manager.load([name])["tasks"].values())
     except Exception as error:  # whatever a dataset's files, the hub, or a task's own code raise
         raise InputError(f"task {called}: {_why_not(name, manager, error)}") from error
     if not leaves:
@@ -162,9 +166,48 @@ def _unreadable(include: Path | None) -> Iterator[str]:
             yield f"{file} names no task or group"
 
 
+@contextmanager
+def cached_by_content() -> Iterator[None]:
+    """While entered, what the datasets library makes of local files is kept in a folder for their content.
+
+    Its own key is a file's path and time of modification: of another file of the same name and time it gives the
+    documents of the former. The folder lies in its own cache.
+    """
+    import datasets
+
+    original = datasets.load_dataset
+
+    def load(path: Any, *arguments: Any, **settings: Any) -> Any:
+        content = content_of(path, settings)
+        if content is not None and settings.get("cache_dir") is None:
+            settings["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / content)
+        return original(path, *arguments, **settings)
+
+    datasets.load_dataset = load
+    try:
+        yield
+    finally:
+        datasets.load_dataset = original
+
+
+def _state(include: str | None) -> str | None:
+    """Return a name for what the YAMLs and the code of a folder hold now."""
+    if include is None:
+        return None
+    whole = hashlib.sha256()
+    for file in sorted(each for kind in ("*.yaml", "*.yml", "*.py") for each in Path(include).rglob(kind)):
+        if file.is_file():
+            content = file.read_bytes()
+            whole.update(f"{file}\0{len(content)}\0".encode() + content)
+    return whole.hexdigest()
+
+
 @functools.cache
-def _manager(include: str | None, defaults: bool = False) -> Any:
-    """Return the harness's index of tasks; with its own tasks it takes seconds, so they are asked last."""
+def _manager(include: str | None, state: str | None, defaults: bool = False) -> Any:  # noqa: ARG001  # tells folders apart
+    """Return the harness's index of tasks; with its own tasks it takes seconds, so they are asked last.
+
+    Kept while the process lives, by the folder and what its files hold.
+    """
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include, include_defaults=defaults)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sae_moo.errors import InputError, itemized
-from sae_moo.experts.layout import HEADS
+from sae_moo.errors import InputError, itemized, out_of_memory
+from sae_moo.experts.layout import is_head
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -28,8 +28,27 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except Exception as error:  # whatever transformers' many config classes raise at what they find
-        raise InputError(f"{folder}: transformers cannot load this as a causal LM: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+        raise InputError(f"{folder}: transformers cannot load this as a causal LM: {_reason(folder, error)}") from error
+    try:
+        model = model.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or none
+        if out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device: expected one that torch has here, got {str(device)!r}: {reason}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    """Return why transformers cannot load a model, without its list of all the classes that it can."""
+    reason = str(error)
+    if isinstance(error, ValueError) and "for this kind of AutoModel" in reason:
+        described = parsed_config(folder) or {}
+        return (
+            f"of the architecture {', '.join(described.get('architectures') or ['of no name'])} (model_type "
+            f"{described.get('model_type')!r}) it has no causal language model"
+        )
+    return reason
 
 
 def parsed_config(folder: Path) -> dict[str, Any] | None:
@@ -42,8 +61,27 @@ def parsed_config(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def ties(folder: Path) -> dict[str, str] | None:
+    """Return what transformers ties in a model by its class and configuration, defaults among it.
+
+    Costs a model without memory, which takes its class's code and some time, about a second.
+
+    Returns:
+        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except Exception:  # whatever transformers' many config classes raise: loading the model will say it
+        return None
+    return dict(model.all_tied_weights_keys)
+
+
 def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return where each tensor of a checkpoint lies in a live model: a parameter, or a view into one to write into.
+    """Return where each tensor of a checkpoint lies in a live model: a parameter, a buffer, or a view to write into.
 
     transformers keeps some tensors otherwise than checkpoints do: it stacks the matrices of a mixture's experts into
     one 3-D parameter, gate and up projections side by side. There the views are those that saving would write.
@@ -53,7 +91,8 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         names: names of the checkpoint's tensors.
 
     Returns:
-        Name -> tensor, in the order given; together they cover every parameter once.
+        Name -> tensor, in the order given; together they cover every parameter once, and the buffers that were named:
+        one that the checkpoint lacks keeps what the model gave it.
 
     Raises:
         InputError: naming tensors without a parameter and parameters that nothing covers.
@@ -61,11 +100,14 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     own = dict(model.named_parameters())  # a tied head is listed once, under the embeddings' name
     prefix = getattr(model, "base_model_prefix", "")
     found: dict[str, Tensor | None] = {name: own.get(name, own.get(f"{prefix}.{name}")) for name in names}
-    for name in HEADS:  # transformers renames some heads as it loads them
-        if name in found and found[name] is None:
+    for name in found:  # transformers renames some heads as it loads them
+        if is_head(name) and found[name] is None:
             found[name] = model.get_output_embeddings().weight  # type: ignore[operator]
+    held = own if not _lost(found) else own | _saved_buffers(model)
+    for name in _lost(found):
+        found[name] = held.get(name, held.get(f"{prefix}.{name}"))
     if _lost(found) or _uncovered(found, own):
-        views = _as_saved(model, own)
+        views = _as_saved(model, held)
         for name in _lost(found):
             found[name] = views.get(name, views.get(f"{prefix}.{name}"))
     lost, unset = _lost(found), _uncovered(found, own)
@@ -75,6 +117,12 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         title = "the model that transformers builds does not match the checkpoint"
         raise InputError(itemized(title, faults))
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a checkpoint holds beside the parameters: what a model's own state has of them."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()}
 
 
 def _lost(found: Mapping[str, Tensor | None]) -> list[str]:
@@ -107,7 +155,7 @@ class _NoCopies(TorchFunctionMode):
 
 
 def _as_saved(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the views into parameters that transformers would save, by the names it saves them under."""
+    """Return the views into parameters and buffers that transformers would save, by the names it saves them under."""
     from transformers.core_model_loading import revert_weight_conversion
 
     parts = {name: parameter.detach() for name, parameter in own.items()}

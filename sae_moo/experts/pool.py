@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_row_per_token
+from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, group_name, has_a_row_per_token, is_head
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 from sae_moo.recipe import BASE
 from sae_moo.recipe.groups import in_block, model_order
+
+log = logging.getLogger(__name__)
 
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
 """Settings of ``config.json`` that say in a line why the tensors of two models differ."""
@@ -85,7 +88,10 @@ class ExpertPool:
     Attributes:
         names: ``base`` first, then the experts in the order given.
         groups: group names in model order: embeddings, blocks, head.
-        tensors: every weight tensor once (a tied head is none), in model order.
+        tensors: every weight tensor once (a tied head is none), in model order; buffers that the checkpoints hold,
+            such as the correction bias of a router, among them.
+        kept: the base's tensors of whole numbers or truth values, by name: nothing is merged of them, every model made
+            of the experts has the base's.
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
         remembered: numbers about the experts' tensors that merge methods computed once.
@@ -105,9 +111,10 @@ class ExpertPool:
         if faults:
             raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
-        named = {name: group_name(name) for name in base.tensors}
+        self.kept = {name: facts for name, facts in base.tensors.items() if facts.dtype in KEPT_DTYPES}
+        named = {name: group_name(name) for name in base.tensors if name not in self.kept}
         self.groups = tuple(sorted(set(named.values()), key=model_order))
-        ordered = sorted(base.tensors, key=lambda name: (model_order(named[name]), name))
+        ordered = sorted(named, key=lambda name: (model_order(named[name]), name))
         self.tensors = tuple(
             TensorInfo(
                 name,
@@ -124,6 +131,7 @@ class ExpertPool:
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
             )
         self.fingerprints = _fingerprints(self.checkpoints)
+        _tell_kept(self.checkpoints)
         self.remembered = Remembered()
         self.resident_bytes: int | None = None
         self._resident: dict[tuple[str, str, str], Tensor] = {}
@@ -145,6 +153,11 @@ class ExpertPool:
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
         """
+        if not isinstance(experts, Mapping):
+            raise InputError(f"experts: expected names and sources, {{'math': 'path'}}, got {type(experts).__name__}")
+        for name, source in {BASE: base, **experts}.items():
+            if not isinstance(name, str) or not isinstance(source, (str, Path)):
+                raise InputError(f"{name}: expected the name of a model and a folder or hub id, got {source!r}")
         if not experts:
             raise InputError("experts: expected at least one, got none")
         if BASE in experts:
@@ -216,11 +229,15 @@ class ExpertPool:
             device: where the weights live.
 
         Raises:
-            InputError: if transformers does not know the architecture or its parameters do not match the tensors.
+            InputError: if transformers does not know the architecture or its parameters do not match the tensors; for
+                another dtype, or a device that is not there.
         """
-        dtype = dtype_of(dtype) if isinstance(dtype, str) else dtype
-        model = load_model(self.checkpoints[BASE].folder, dtype, device)
-        self.parameters(model)
+        base = self.checkpoints[BASE]
+        model = load_model(base.folder, _float_dtype(dtype), device)
+        parameters = self.parameters(model)
+        for name in getattr(base, "doubled", ()):  # transformers takes another copy than the index says
+            if name in parameters:
+                parameters[name].copy_(base.load(name))
         return model
 
     def tokenizer(self) -> Any:
@@ -230,13 +247,15 @@ class ExpertPool:
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return tensor name -> its place in a live model, to be written with ``copy_``, in the pool's order.
 
-        A place is a parameter, or a view into one where transformers fuses what the checkpoint holds apart: the experts
-        of a mixture.
+        A place is a parameter or a buffer, or a view into one where transformers fuses what the checkpoint holds apart:
+        the experts of a mixture. A tensor of no elements, which needs none, has one of its own.
 
         Raises:
             InputError: naming parameters without a tensor and tensors without a parameter.
         """
-        return places(model, [info.name for info in self.tensors])
+        found = places(model, [info.name for info in self.tensors if info.numel])
+        empty = next(iter(found.values())).new_empty(0)
+        return {info.name: found[info.name] if info.numel else empty.view(info.shape) for info in self.tensors}
 
 
 def _base(source: str, relative_to: Path | None) -> Checkpoint:
@@ -249,19 +268,23 @@ def _base(source: str, relative_to: Path | None) -> Checkpoint:
 def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> ModelWeights | None:
     """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
     if not is_adapter(locate(source, relative_to)[0]):
-        return Checkpoint(source, relative_to)
+        return Checkpoint(source, relative_to, tied=base is not None and base.tied)
     return None if base is None else Adapter(source, base, relative_to)
 
 
 def _is_prunable(name: str, shape: Sequence[int]) -> bool:
-    return not name.endswith("bias") and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
+    return (
+        not name.endswith("bias")
+        and 0 not in shape
+        and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
+    )
 
 
 def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
     base = checkpoints[BASE]
     faults = []
     for name, expert in checkpoints.items():
-        odd = Counter(facts.dtype for facts in expert.tensors.values() if facts.dtype not in STORED_DTYPES)
+        odd = Counter(facts.dtype for tensor, facts in expert.tensors.items() if not _usable(tensor, facts.dtype))
         faults += [
             f"{name}: {n} tensors of dtype {dtype}; expected {', '.join(STORED_DTYPES)}" for dtype, n in odd.items()
         ]
@@ -285,8 +308,10 @@ def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
 
 
 def _other_tensors(name: str, base: ModelWeights, expert: ModelWeights) -> list[str]:
-    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
-    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
+    missing = [tensor for tensor in _weights(base) if tensor not in expert.tensors]
+    extra = [tensor for tensor in _weights(expert) if tensor not in base.tensors]
+    if base.tied and not expert.tied:  # told of as such
+        extra = [tensor for tensor in extra if not is_head(tensor)]
     shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
     shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
     return [
@@ -300,6 +325,50 @@ def _other_tensors(name: str, base: ModelWeights, expert: ModelWeights) -> list[
             ]
         ),
     ]
+
+
+def _usable(tensor: str, dtype: str) -> bool:
+    """Say whether a tensor is weights, or whole numbers that are none: a counter, a table, a mask."""
+    return dtype in STORED_DTYPES or (dtype in KEPT_DTYPES and "weight" not in tensor.rpartition(".")[2])
+
+
+def _weights(model: ModelWeights) -> list[str]:
+    """Return the names of the tensors that are merged: an expert may lack the others, or have its own."""
+    return [tensor for tensor, facts in model.tensors.items() if facts.dtype not in KEPT_DTYPES]
+
+
+def _tell_kept(checkpoints: Mapping[str, ModelWeights]) -> None:
+    """Warn of whole numbers and truth values of experts that are not the base's: they are left out."""
+    base = checkpoints[BASE]
+    for name, expert in checkpoints.items():
+        kept = [tensor for tensor, facts in expert.tensors.items() if facts.dtype in KEPT_DTYPES]
+        other = [
+            tensor
+            for tensor in kept
+            if base.tensors.get(tensor) != expert.tensors[tensor]
+            or not torch.equal(base.load(tensor), expert.load(tensor))
+        ]
+        if name != BASE and other:
+            log.warning(
+                "%s: %d tensors of whole numbers or truth values (%s) are not the base's: nothing is merged of them, "
+                "the base's are taken",
+                name,
+                len(other),
+                ", ".join(other[:3]),
+            )
+
+
+def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return the dtype of a live model.
+
+    Raises:
+        InputError: if weights cannot have it.
+    """
+    known = {str(each).removeprefix("torch."): each for each in STORED_DTYPES.values()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise InputError(f"dtype: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def _other_rows(base: ModelWeights, expert: ModelWeights, ours: Sequence[int], theirs: Sequence[int]) -> bool:

@@ -71,8 +71,10 @@ class Bench:
             config: the configuration; where it asks for anchors, see `anchored`.
 
         Raises:
-            InputError: listing what cannot be opened or does not fit.
+            InputError: listing what cannot be opened or does not fit; for anything else than a configuration.
         """
+        if not isinstance(config, Config):
+            raise InputError(f"config: expected a Config, as Config.load(path) reads it, got {type(config).__name__}")
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)

@@ -129,6 +129,6 @@ def fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[s
         if info.prunable:
             size[info.group] += info.numel
             empty[info.group] += zeros[info.name]
-    whole = sum(empty.values()) / sum(size.values())
+    whole = sum(empty.values()) / max(sum(size.values()), 1)
     groups = {name: empty[i] / size[i] if size[i] else 0.0 for i, name in enumerate(pool.groups)}
-    return whole, groups, {info.name: zeros[info.name] / info.numel for info in pool.tensors}
+    return whole, groups, {info.name: zeros[info.name] / max(info.numel, 1) for info in pool.tensors}

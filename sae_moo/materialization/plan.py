@@ -119,6 +119,8 @@ class Plan:
 
         A new tensor, unless the recipe is an expert or a cached candidate itself: do not write to it.
         """
+        if not info.numel:
+            return torch.empty(info.shape, device=self._device)
         value = self._value(info)
         if value.tensor is not None and value.buffer is None:
             return value.tensor.view(info.shape)
@@ -128,6 +130,8 @@ class Plan:
 
     def write(self, info: TensorInfo, out: Tensor) -> int:
         """Write one tensor of the recipe, rounded to the output's dtype; return how many zeros it holds now."""
+        if not info.numel:
+            return 0  # of no elements, no method has anything to say
         value = self._value(info)
         whole = out.is_contiguous()
         flat = out.view(-1) if whole else torch.empty(info.numel, dtype=out.dtype, device=out.device)
