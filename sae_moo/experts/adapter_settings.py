@@ -95,9 +95,18 @@ class AdapterSettings:
         targets = self.values.get("target_parameters") or ()
         return any(parameter == target or parameter.endswith(f".{target}") for target in targets)
 
+    @property
+    def _tokens(self) -> Any:
+        return self.values.get("token_indices" if self.kind == "TRAINABLE_TOKENS" else "trainable_token_indices")
+
+    def token_modules(self) -> Sequence[str]:
+        """Return whose tokens are trained, ends of names; one that is empty stands for the embeddings."""
+        rows = self._tokens
+        return tuple(rows) if isinstance(rows, Mapping) else ("",) if rows else ()
+
     def token_rows(self, module: str) -> Sequence[int] | None:
         """Return which rows of a module's weight are trained, in the order they are stored; None if it is not said."""
-        rows = self.values.get("token_indices" if self.kind == "TRAINABLE_TOKENS" else "trainable_token_indices")
+        rows = self._tokens
         if isinstance(rows, Mapping):
             named = [indices for name, indices in rows.items() if module == name or module.endswith(f".{name}")]
             rows = named[0] if len(named) == 1 else None
@@ -112,9 +121,10 @@ def _faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"peft_type: expected {', '.join(KINDS)}, got {kind!r}"
         return
     for key, value in values.items():
-        if key not in _OF_ANY_KIND | KINDS[kind] and not _is_unset(value):
+        if key not in _OF_ANY_KIND | KINDS[kind] and not _is_unset(key, value):
             reason = _REASONS.get(key, "what it does to the weights is not known")
             yield f"{key}: expected it unset, got {value!r}; {reason}"
+    yield from _list_faults(values, "modules_to_save")
     if kind == "LORA":
         yield from _lora_faults(values)
     if values.get("use_effective_conv2d"):
@@ -134,9 +144,13 @@ def _lora_faults(values: Mapping[str, Any]) -> Iterator[str]:
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"):
         if not (values.get(key) is None or isinstance(values[key], bool)):
             yield f"{key}: expected true or false, got {values[key]!r}"
-    targets = values.get("target_parameters")
-    if targets is not None and not (isinstance(targets, list) and all(isinstance(each, str) for each in targets)):
-        yield f"target_parameters: expected a list of names, got {targets!r}"
+    yield from _list_faults(values, "target_parameters")
+
+
+def _list_faults(values: Mapping[str, Any], key: str) -> Iterator[str]:
+    names = values.get(key)
+    if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        yield f"{key}: expected a list of names, got {names!r}"
 
 
 def _rank_faults(values: Mapping[str, Any], alpha: str) -> Iterator[str]:
@@ -157,7 +171,9 @@ def _rank_faults(values: Mapping[str, Any], alpha: str) -> Iterator[str]:
                 yield f"{key}: {pattern!r} is not a regular expression: {error}"
 
 
-def _is_unset(value: Any) -> bool:
+def _is_unset(key: str, value: Any) -> bool:
+    if value == {} and (key.startswith("use_") or key.endswith("_config")):
+        return False  # settings of their own, all by default
     return value is None or value is False or value in ([], {}, "")
 
 

@@ -39,7 +39,7 @@ _PARTS = {
     "LOKR": r"lokr_w[12](?:_[ab])?",
     "TRAINABLE_TOKENS": r"(?:token_adapter\.)?trainable_tokens_delta",
 }
-_OWN_WORDS = re.compile(r"\.(?:lora_|hada_|lokr_|ia3_|trainable_tokens_)")
+_OWN_WORDS = re.compile(r"\.(?:lora_|hada_|lokr_|ia3_|trainable_tokens_|ln_tuning_layers\.)")
 # Where a wrapped module keeps whole tensors; an untouched copy stands beside the one that was trained.
 _WRAPPER = re.compile(r"\.(?:modules_to_save|token_adapter\.base_layer|base_layer|ln_tuning_layers)(?=\.[^.]+$)")
 _IDLE = (".lora_velora_embed",)
@@ -182,14 +182,27 @@ class Adapter:
                 continue
             elif found:
                 modules.setdefault(found["module"], {})[found["part"]] = name
-            elif _OWN_WORDS.search(inner):
+            elif _OWN_WORDS.search(inner) and not (self._settings.kind == "LN_TUNING" and _WRAPPER.search(inner)):
                 yield f"{name} has no place in the base"
             else:
                 wholes.setdefault(_WRAPPER.sub("", inner.replace(_ORIGINAL, ".")), []).append(name)
+        yield from self._absent(modules, wholes)
         for bare, copies in wholes.items():
             yield from self._place_whole(bare, copies)
         for module, parts in modules.items():
             yield from self._place_update(module, parts)
+
+    def _absent(self, modules: Mapping[str, Mapping[str, str]], wholes: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what the settings say was trained, of which the file holds nothing."""
+        for entry in self._settings.values.get("modules_to_save") or ():
+            in_base = any(f".{entry}." in f".{name}" for name in self.base.tensors)
+            if in_base and not any(f".{entry}." in f".{name}" for name in wholes):
+                yield f"modules_to_save names {entry}, of which the file holds no tensor"
+        tokens = [module for module, parts in modules.items() if any("trainable_tokens" in part for part in parts)]
+        for entry in self._settings.token_modules():
+            anywhere = not entry or self._places.tied
+            if not any(anywhere or f".{module}".endswith(f".{entry}") for module in tokens):
+                yield f"the settings name trained tokens of {entry or 'the embeddings'}, of which the file holds none"
 
     def _place_whole(self, bare: str, copies: Sequence[str]) -> Iterator[str]:
         """Enter a whole tensor, of which PEFT may write some copies; yield what does not fit."""
@@ -201,7 +214,7 @@ class Adapter:
         if odd:
             yield f"{trained[0]} and {odd[0]} are one tensor's values, and differ"
             return
-        if self.base.tied and self._places.is_head(bare):
+        if self._places.tied and self._places.is_head(bare):
             self._whole[HEADS[0]] = trained[0], Piece(HEADS[0])  # compared with the embeddings below
             return
         place = self._places.find(bare)
@@ -222,11 +235,11 @@ class Adapter:
         tokens = next((name for part, name in parts.items() if part.endswith("trainable_tokens_delta")), None)
         place = None if parameter is None else self._places.find(parameter)
         if parameter is None or place is None:
-            if self.base.tied and self._places.is_head(f"{module}.weight"):
+            if self._places.tied and self._places.is_head(f"{module}.weight"):
                 yield f"{first}: {self._tied_head(tokens)}"
             else:
                 yield from (f"{name} has no place in the base" for name in parts.values())
-        elif self.base.tied and not tokens and place.pieces[0].name == self.base.embeddings:
+        elif self._places.tied and not tokens and place.pieces[0].name == self.base.embeddings:
             yield f"{first}: {self._tied_embeddings()}"
         elif tokens is not None:
             yield from self._place_rows(module, tokens, place) if len(parts) == 1 else [f"{first}: LoRA beside tokens"]
@@ -303,6 +316,9 @@ class Adapter:
             return
         if not magnitude and self._settings.says("use_dora"):
             yield f"{name}: use_dora is set, expected magnitudes (lora_magnitude_vector) beside it"
+            return
+        if self._settings.says("lora_bias") and not embedding and not direct and "lora_B.bias" not in parts:
+            yield f"{name}: lora_bias is set, expected lora_B.bias beside it"
             return
         scale = self._settings.scale(parameter if direct else module)
         for piece in place.pieces:
@@ -404,7 +420,7 @@ class Adapter:
     def _untied(self) -> Iterator[str]:
         """Yield that the adapter unties what the base ties; whole tensors' shapes are compared like a checkpoint's."""
         embeddings = self.base.embeddings
-        if not self.tied or embeddings is None:
+        if not self._places.tied or embeddings is None:
             return
         head = self._whole.pop(HEADS[0], None)
         if head is None and embeddings not in self._whole:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
-from sae_moo.experts.layout import HEADS
+from sae_moo.experts.layout import HEADS, TOKEN_EMBEDDINGS
 from sae_moo.experts.live import places
 from sae_moo.experts.updates import Block, Span
 
@@ -148,10 +147,20 @@ class Places:
 
     Args:
         base: the checkpoint.
+
+    Attributes:
+        tied: whether the base's head is its embeddings.
+        trouble: why the live model could not be built, once it was asked for; None if it could.
     """
 
     def __init__(self, base: Checkpoint) -> None:
         self._base = base
+        self._text = TOKEN_EMBEDDINGS.split(base.embeddings or "")[0]
+        self._text += "." if self._text else ""
+        # some wrappers keep the head within their text model, where a checkpoint does not look for one
+        inner = next((name for name in base.tensors if name.endswith(".lm_head.weight")), None)
+        self._head = base.head or inner
+        self.tied = base.tied and inner is None
         self.trouble: str | None = None
 
     @cached_property
@@ -179,21 +188,19 @@ class Places:
 
     def find(self, name: str) -> Parameter | None:
         """Return the parameter that a name of the adapter's means; None if there is none in the base."""
-        if name in self._base.tensors:
-            return self._exactly(name)
-        if name in HEADS and self._base.head is not None:
-            return self._exactly(self._base.head)
+        if self.is_head(name) and self._head is not None:
+            return self._exactly(self._head)
+        for candidate in (name, *_others(name, self._text)):
+            if candidate in self._base.tensors:
+                return self._exactly(candidate)
         shorter = name.partition(".")[2]
         if shorter in self._base.tensors and shorter.count("."):
             return self._exactly(shorter)
         if self.skeleton is not None:
-            for candidate in self._candidates(name):
-                found = self.skeleton.parameter(candidate)
-                if found is not None:
-                    return found
-        for candidate in self._candidates(name):
-            if candidate in self._base.tensors:
-                return self._exactly(candidate)
+            found = map(self.skeleton.parameter, self._candidates(name))
+            place = next((each for each in found if each is not None), None)
+            if place is not None:
+                return place
         longer = self._longer.get(name, ()) if name.count(".") > 1 else ()
         return self._exactly(longer[0]) if len(longer) == 1 else None
 
@@ -204,15 +211,15 @@ class Places:
     def _exactly(self, name: str) -> Parameter:
         return Parameter(self._base.tensors[name].shape, (Piece(name),))
 
-    def _candidates(self, name: str) -> Iterator[str]:
-        """Yield a name as it is, without a wrapper's words, and with those of the base's own wrapper."""
-        yield name
-        bare = _unwrapped(name)
-        if bare != name:
-            yield bare
-        text = self.skeleton.text if self.skeleton is not None else ""
-        if text and text != "model.":
-            yield text + bare.removeprefix("model.")
+    def _candidates(self, name: str) -> tuple[str, ...]:
+        """Return a name as it is, and what else the live model may call the same."""
+        return (name, *_others(name, self.skeleton.text if self.skeleton is not None else ""))
+
+
+def _others(name: str, text: str) -> tuple[str, ...]:
+    """Return a name without a wrapper's words, and with those before the text model of another wrapper."""
+    bare = _unwrapped(name)
+    return (bare, text + bare.removeprefix("model."))
 
 
 def _unwrapped(name: str) -> str:

@@ -369,12 +369,30 @@ def test_two_updates_of_one_tensor_are_refused(bases, adapter):
     [
         ({f"{Q}.lora_B.bias": torch.ones(16)}, {}, "has no bias in the base to add it to"),
         ({f"{Q}.lora_diag": torch.ones(2)}, {}, "lora_diag has no place in the base"),
+        (
+            {"model.norm.ln_tuning_layers.weight": torch.ones(16)},
+            {},
+            "ln_tuning_layers.weight has no place in the base",
+        ),
+        ({}, {"lora_bias": True}, "lora_bias is set, expected lora_B.bias beside it"),
+        ({}, {"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, of which the file holds no tensor"),
+        ({}, {"modules_to_save": "lm_head"}, "modules_to_save: expected a list of names, got 'lm_head'"),
+        ({}, {"trainable_token_indices": [1]}, "name trained tokens of the embeddings, of which the file holds none"),
+        (
+            {},
+            {"trainable_token_indices": {"lm_head": [1]}},
+            "name trained tokens of lm_head, of which the file holds none",
+        ),
         ({}, {"use_dora": True}, "use_dora is set, expected magnitudes"),
         ({f"{Q}.lora_magnitude_vector": torch.ones(3)}, {}, "expected one magnitude of the 16 outputs"),
     ],
 )
 def test_what_stands_beside_the_factors_is_understood_or_refused(tensors, settings, message, bases, adapter):
     assert message in refused(bases("untied"), adapter(factors() | tensors, **settings))
+
+
+def test_modules_to_save_that_the_base_does_not_have_are_no_matter(bases, adapter):
+    pool_of(bases("untied"), adapter(factors(), modules_to_save=["classifier", "score"]))  # peft adds them unasked
 
 
 def test_where_transformers_cannot_build_the_base_the_reason_stands_beside_the_fault(bases, adapter, tmp_path):
@@ -504,6 +522,7 @@ def test_every_tensor_without_a_place_is_listed_at_once(bases, adapter):
         ({"peft_type": "IA3"}, "r: expected it unset, got 2; what it does to the weights is not known"),
         ({"use_qalora": True}, "use_qalora: expected it unset, got True; QA-LoRA is over quantized weights"),
         ({"use_something_new": True}, "use_something_new: expected it unset, got True; what it does"),
+        ({"kasa_config": {}}, "kasa_config: expected it unset, got {}; KaSA starts from a truncated base"),
         ({"something_new": 0}, "something_new: expected it unset, got 0; what it does"),
         ({"use_rslora": 1}, "use_rslora: expected true or false, got 1"),
         ({"target_parameters": "experts.down_proj"}, "target_parameters: expected a list of names, got"),
