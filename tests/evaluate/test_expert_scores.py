@@ -102,7 +102,7 @@ def test_a_byte_of_the_code_that_composes_adapters_makes_another_key(tiny, tiny_
     monkeypatch.setattr(expert_scores, "sources", lambda: copies)
     monkeypatch.setattr(expert_scores, "_code", expert_scores._code.__wrapped__)  # which remembers
     assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is not None
-    (adapters,) = (copy for copy in copies if copy.name.endswith("-adapters.py"))
+    (adapters,) = (copy for copy in copies if copy.name.endswith("-adapter_settings.py"))
     adapters.write_bytes(adapters.read_bytes().replace(b"lora_alpha", b"lora_alphb", 1))
     assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is None
 
