@@ -151,7 +151,7 @@ def structured(order: Order, folder: Path) -> None:
     _certify(folder, order.verified(folder, small.digests, exact=False))
     if order.verifies:
         order.stage("timed beside the dense model")
-        base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.entries[0].dtype
+        base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.dtype
         faster = speed_up(folder, base, dtype, order.device)
         order.tell(f"a forward pass over 4 x 64 tokens on {order.device} is {faster:.2f} times as fast as dense")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -20,8 +21,10 @@ from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_ro
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
-from sae_moo.recipe import BASE
+from sae_moo.recipe import BASE, STORED
 from sae_moo.recipe.groups import in_block, model_order
+
+log = logging.getLogger(__name__)
 
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
 """Settings of ``config.json`` that say in a line why the tensors of two models differ."""
@@ -60,17 +63,23 @@ class TensorInfo:
         group: index into `ExpertPool.groups`.
         prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
             where the checkpoint holds one 3-D tensor of them instead of a matrix each).
+        dtype: what the base stores it in.
     """
 
     name: str
     shape: tuple[int, ...]
     group: int
     prunable: bool
+    dtype: torch.dtype = torch.float32
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def cast(self, dtype: str) -> torch.dtype:
+        """Return what a recipe's `Cast` rounds it to: the dtype of that name, its own by ``stored``."""
+        return self.dtype if dtype == STORED else dtype_of(dtype)
 
 
 class ExpertPool:
@@ -114,6 +123,7 @@ class ExpertPool:
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
                 in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
+                STORED_DTYPES[base.tensors[name].dtype],
             )
             for name in ordered
         )
@@ -220,8 +230,49 @@ class ExpertPool:
         """
         dtype = dtype_of(dtype) if isinstance(dtype, str) else dtype
         model = load_model(self.checkpoints[BASE].folder, dtype, device)
-        self.parameters(model)
+        self._tell_rounded(self.parameters(model), dtype)
         return model
+
+    def _tell_rounded(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Warn once of tensors that the live model rounds although its dtype is enough for most of the base."""
+        main = dtype_of(self.main_dtype)
+        lost = [
+            info.name
+            for info in self.tensors
+            if info.name in parameters and not _holds(parameters[info.name].dtype, info.dtype)
+        ]
+        if lost and _holds(dtype, main):
+            short = str(dtype).removeprefix("torch.")
+            self.remembered.get(
+                ("rounded in the live model", short),
+                lambda: log.warning(
+                    "the live model, as transformers builds it, has in %s what the base stores with more digits (%s): "
+                    "scores are of the rounded ones, merges and exports keep every tensor's own dtype",
+                    short,
+                    ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else ""),
+                ),
+            )
+
+    @property
+    def main_dtype(self) -> str:
+        """Name of the base's dtype: the one that most of its prunable weights are stored in."""
+        sizes = Counter[torch.dtype]()
+        for info in self.tensors:
+            if info.prunable:
+                sizes[info.dtype] += info.numel
+        return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+    def rounding(self, dtype: str) -> str:
+        """Return what the `Cast` of a model of a dtype says, so that no tensor loses what the base keeps of it.
+
+        Args:
+            dtype: by its name.
+
+        Returns:
+            ``stored`` if that is the base's main dtype and some tensors have another; else the dtype.
+        """
+        mixed = any(info.dtype != self.tensors[0].dtype for info in self.tensors)
+        return STORED if mixed and dtype == self.main_dtype else dtype
 
     def tokenizer(self) -> Any:
         """Return the base model's tokenizer."""
@@ -251,6 +302,11 @@ def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> M
     if not is_adapter(locate(source, relative_to)[0]):
         return Checkpoint(source, relative_to)
     return None if base is None else Adapter(source, base, relative_to)
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Say whether a dtype has every number of another."""
+    return torch.promote_types(dtype, other) == dtype
 
 
 def _is_prunable(name: str, shape: Sequence[int]) -> bool:

@@ -25,7 +25,7 @@ from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_
 from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
-from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.recipe import BASE, STORED, Recipe, decode
 
 MERGEKIT = FORMATS["mergekit"].endings
 
@@ -67,7 +67,7 @@ def merge(
     ordered = (_from_mergekit if path.suffix in MERGEKIT else _from_recipe)(path, moved)
     recipe, pool = ordered.recipe, ordered.pool
     named = getattr(recipe, "dtype", dtype)
-    stream = Stream(recipe, pool, dtype_of(named))
+    stream = Stream(recipe, pool, dtype_of(pool.main_dtype if named == STORED else named))
     with whole_folder(output) as partial:
         write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
         try:
@@ -77,11 +77,11 @@ def merge(
         notes = ordered.notes + _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-            "dtype": named,
+            "dtype": stream.dtype_words,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
         }
-        config = deployed_config(pool, dtype_of(named))
+        config = deployed_config(pool, stream.dtype)
         write_surroundings(partial, pool, config, ordered.tokenizer, ordered.settings)
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
     return Merged(sparsity, notes)
