@@ -45,7 +45,8 @@ def _pack(order: Order, file: Path, base: ModelWeights | None) -> None:
             packer.add(entry, tensor, stream.digests[entry.name], reference)
         with order.scratch() as folder:
             order.surround(folder)
-            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         packer.seal(files)
         if order.verifies:
             with order.scratch() as folder:

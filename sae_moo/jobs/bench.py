@@ -29,6 +29,7 @@ from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
+from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.calibration import calibrate, read_texts
@@ -313,8 +314,11 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         tokenizer: None means the base's.
 
     Raises:
-        InputError: listing the faults of every task.
+        InputError: listing the faults of every task; or if only code beside the base's weights could build the model.
     """
+    unknown = only_code(pool.checkpoints[BASE].folder)
+    if unknown is not None:
+        raise InputError(unknown)
     tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
     longest = longest_input(pool.checkpoints[BASE].config)
     tasks: list[Task] = []

@@ -90,7 +90,7 @@ def export(
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
-    prompt = _prompt(bench, tokenizer, record)
+    prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
 
     def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Scored:
