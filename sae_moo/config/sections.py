@@ -45,8 +45,8 @@ class ModelsSection(Section):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="dtype of the model that is evaluated and exported; the arithmetic of merging is float32 whatever "
-        "is chosen",
+        description="dtype of the model that is evaluated and exported; where it is the base's, tensors which the "
+        "base stores in another one keep theirs; the arithmetic of merging is float32 whatever is chosen",
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one")
     cache_gib: Annotated[float, Field(ge=0.0, le=1e6)] = Field(

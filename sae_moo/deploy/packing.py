@@ -40,6 +40,7 @@ from torch import Tensor
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, write_shards
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.code import is_inside
 from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, stored_name
 from sae_moo.files.whole import check_free, whole_folder
 
@@ -179,12 +180,14 @@ def unpack(file: Path, output: Path, base: str | None = None) -> int:
                 write_shards(partial, entries, content, int(index["shard_bytes"]))
                 for each in index["files"]:
                     name = str(each["name"])
-                    if not name or Path(name).name != name or name.startswith(".") or (partial / name).exists():
+                    place = partial / name
+                    if not is_inside(name) or place.exists() or any(each.is_file() for each in place.parents):
                         raise InputError(f"{file}: holds a file named {name!r}; nothing was written")
                     data = _read(handle, each["offset"], each["size"])
                     if _sha256(data) != each["sha256_packed"]:
                         raise InputError(f"{file}: torn or edited: {name} has another digest; nothing was written")
-                    (partial / name).write_bytes(zstandard.ZstdDecompressor().decompress(data))
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.write_bytes(zstandard.ZstdDecompressor().decompress(data))
         except _FAULTS as error:
             if isinstance(error, InputError):
                 raise

@@ -17,8 +17,11 @@ import torch
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError, nearest
+from sae_moo.experts.code import MODEL_SETTINGS, PROCESSOR_SETTINGS, code_files, copy_code
+from sae_moo.experts.live import known_config
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import load_tokenizer, token_list
+from sae_moo.experts.tokenizer_files import tokenizer_to_write
+from sae_moo.experts.vocabulary import token_list
 from sae_moo.materialization.calibration import save_calibration
 from sae_moo.recipe import BASE, Cast, Recipe, encode
 
@@ -62,12 +65,29 @@ def tokenizer_of(pool: ExpertPool, name: str) -> Any:
         if moved or homeless:
             fault = f"{moved[0]!r} elsewhere" if moved else f"{homeless[0]!r} beyond the {rows} rows of the embeddings"
             raise InputError(f"tokenizer: {name!r} cannot be used, it has the token {fault}; rows are the base's")
-    return load_tokenizer(pool.checkpoints[name].folder)
+    return tokenizer_to_write(pool.checkpoints[name].folder)
+
+
+def missing_code(pool: ExpertPool) -> tuple[str, ...]:
+    """Return what to tell of code that the base's settings name and that is not beside its weights.
+
+    Raises:
+        InputError: if the settings name code outside of their folder.
+    """
+    folder = pool.checkpoints[BASE].folder
+    missing = code_files(folder, (*MODEL_SETTINGS, *PROCESSOR_SETTINGS))[1]
+    if not missing:
+        return ()
+    return (f"{', '.join(missing)}, which auto_map in {folder} names, is not there and cannot be copied",)
 
 
 def deployed_config(pool: ExpertPool, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the ``config.json`` of a merge: the base's, with the dtype that was written and further changes."""
-    config = {k: v for k, v in pool.checkpoints[BASE].config.items() if k not in ("_name_or_path", "auto_map")}
+    """Return the ``config.json`` of a merge: the base's, with the dtype that was written and further changes.
+
+    It names the code beside the base's weights if all of that is there to be copied.
+    """
+    lost = {"_name_or_path", *(["auto_map"] if code_files(pool.checkpoints[BASE].folder, ("config.json",))[1] else ())}
+    config = {k: v for k, v in pool.checkpoints[BASE].config.items() if k not in lost}
     short = str(dtype).removeprefix("torch.")
     written = {key: short for key in ("dtype", "torch_dtype") if key in config} or {"dtype": short}
     return config | written | dict(changes or {})
@@ -78,6 +98,8 @@ def write_surroundings(
 ) -> None:
     """Write what lies beside the weights: configuration, tokenizer with its chat template, settings of generation.
 
+    Processors' settings are the base's, and so is code that any settings name: it is copied, never run.
+
     Args:
         folder: to write into.
         pool: the experts.
@@ -85,16 +107,18 @@ def write_surroundings(
         tokenizer: the tokenizer.
         settings: name of the expert that ``generation_config.json`` and a ``tokenizer.model`` are taken from.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
-    source = pool.checkpoints[settings].folder
-    for name in ("generation_config.json", "tokenizer.model"):  # the latter is not saved anew, and converters read it
-        if (source / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    if not (folder / "generation_config.json").exists():
-        described = AutoConfig.from_pretrained(folder, local_files_only=True)
+    base, source = pool.checkpoints[BASE].folder, pool.checkpoints[settings].folder
+    copied = dict.fromkeys(("generation_config.json", "tokenizer.model"), source)  # converters read the latter
+    for name, place in (copied | dict.fromkeys(PROCESSOR_SETTINGS, base)).items():
+        if (place / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(place / name, folder / name)
+    copy_code(base, (*MODEL_SETTINGS, *PROCESSOR_SETTINGS), folder)
+    described = None if (folder / "generation_config.json").exists() else known_config(folder)
+    if described is not None:
         GenerationConfig.from_model_config(described).save_pretrained(folder)
 
 

@@ -242,8 +242,8 @@ def reader(tokenizer: Any, folder: Path) -> Any:
     class Reader(HFLM):  # type: ignore[misc]
         def __init__(self) -> None:
             with torch.device("meta"):
-                config = AutoConfig.from_pretrained(folder, local_files_only=True)
-                model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
             self.seen: list[tuple[list[int], list[int]]] = []
             self.cut: Counter[str] = Counter()

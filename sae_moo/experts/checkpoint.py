@@ -48,6 +48,8 @@ _HUB_FILES = [
     "*.model",
     "*.txt",
     "*.jinja",
+    "*.tiktoken",
+    "*.py",  # copied with what is merged, never run
     "README.md",
     "LICEN[CS]E*",
 ]

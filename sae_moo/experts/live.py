@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sae_moo.errors import InputError, itemized, out_of_memory
+from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import is_head
 
 
@@ -25,10 +26,13 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # whatever transformers' many config classes raise at what they find
-        raise InputError(f"{folder}: transformers cannot load this as a causal LM: {_reason(folder, error)}") from error
+        reason = (
+            only_code(folder) or f"{folder}: transformers cannot load this as a causal LM: {_reason(folder, error)}"
+        )
+        raise InputError(reason) from error
     try:
         model = model.to(device)
     except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or none
@@ -51,12 +55,12 @@ def _reason(folder: Path, error: Exception) -> str:
     return reason
 
 
-def parsed_config(folder: Path) -> dict[str, Any] | None:
-    """Return a model's settings as transformers reads them, defaults filled in; None if it cannot."""
+def known_config(folder: Path) -> Any:
+    """Return a model's settings as transformers reads them, defaults filled in; None if it cannot, running no code."""
     from transformers import AutoConfig
 
     try:
-        return dict(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever transformers' many config classes raise: loading the model will say it
         return None
 
@@ -78,6 +82,12 @@ def ties(folder: Path) -> dict[str, str] | None:
     except Exception:  # whatever transformers' many config classes raise: loading the model will say it
         return None
     return dict(model.all_tied_weights_keys)
+
+
+def parsed_config(folder: Path) -> dict[str, Any] | None:
+    """Return `known_config` as a dictionary."""
+    known = known_config(folder)
+    return None if known is None else dict(known.to_dict())
 
 
 def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, group_name, has_a_row_per_token, is_head
+from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, dtype_of, group_name, has_a_row_per_token, is_head
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
-from sae_moo.recipe import BASE
+from sae_moo.recipe import BASE, STORED
 from sae_moo.recipe.groups import in_block, model_order
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,23 @@ class TensorInfo:
         group: index into `ExpertPool.groups`.
         prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
             where the checkpoint holds one 3-D tensor of them instead of a matrix each).
+        dtype: what the base stores it in.
     """
 
     name: str
     shape: tuple[int, ...]
     group: int
     prunable: bool
+    dtype: torch.dtype = torch.float32
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def cast(self, dtype: str) -> torch.dtype:
+        """Return what a recipe's `Cast` rounds it to: the dtype of that name, its own by ``stored``."""
+        return self.dtype if dtype == STORED else dtype_of(dtype)
 
 
 class ExpertPool:
@@ -121,6 +127,7 @@ class ExpertPool:
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
                 in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
+                STORED_DTYPES[base.tensors[name].dtype],
             )
             for name in ordered
         )
@@ -233,12 +240,55 @@ class ExpertPool:
                 another dtype, or a device that is not there.
         """
         base = self.checkpoints[BASE]
-        model = load_model(base.folder, _float_dtype(dtype), device)
+        dtype = _float_dtype(dtype)
+        model = load_model(base.folder, dtype, device)
         parameters = self.parameters(model)
         for name in getattr(base, "doubled", ()):  # transformers takes another copy than the index says
             if name in parameters:
                 parameters[name].copy_(base.load(name))
+        self._tell_rounded(parameters, dtype)
         return model
+
+    def _tell_rounded(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Warn once of tensors that the live model rounds although its dtype is enough for most of the base."""
+        main = dtype_of(self.main_dtype)
+        lost = [
+            info.name
+            for info in self.tensors
+            if info.name in parameters and not _holds(parameters[info.name].dtype, info.dtype)
+        ]
+        if lost and _holds(dtype, main):
+            short = str(dtype).removeprefix("torch.")
+            self.remembered.get(
+                ("rounded in the live model", short),
+                lambda: log.warning(
+                    "the live model, as transformers builds it, has in %s what the base stores with more digits (%s): "
+                    "scores are of the rounded ones, merges and exports keep every tensor's own dtype",
+                    short,
+                    ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else ""),
+                ),
+            )
+
+    @property
+    def main_dtype(self) -> str:
+        """Name of the base's dtype: the one that most of its prunable weights are stored in."""
+        sizes = Counter[torch.dtype]()
+        for info in self.tensors:
+            if info.prunable:
+                sizes[info.dtype] += info.numel
+        return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+    def rounding(self, dtype: str) -> str:
+        """Return what the `Cast` of a model of a dtype says, so that no tensor loses what the base keeps of it.
+
+        Args:
+            dtype: by its name.
+
+        Returns:
+            ``stored`` if that is the base's main dtype and some tensors have another; else the dtype.
+        """
+        mixed = any(info.dtype != self.tensors[0].dtype for info in self.tensors)
+        return STORED if mixed and dtype == self.main_dtype else dtype
 
     def tokenizer(self) -> Any:
         """Return the base model's tokenizer."""
@@ -270,6 +320,11 @@ def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> M
     if not is_adapter(locate(source, relative_to)[0]):
         return Checkpoint(source, relative_to, tied=base is not None and base.tied)
     return None if base is None else Adapter(source, base, relative_to)
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Say whether a dtype has every number of another."""
+    return torch.promote_types(dtype, other) == dtype
 
 
 def _is_prunable(name: str, shape: Sequence[int]) -> bool:

@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers' many tokenizer classes raise at what they find
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{folder}: expected a tokenizer beside the model: {reason}") from error

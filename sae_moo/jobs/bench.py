@@ -29,7 +29,8 @@ from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
-from sae_moo.experts.layout import dtype_of, longest_input
+from sae_moo.experts.code import only_code
+from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.calibration import calibrate, read_texts
 from sae_moo.materialization.check import check
@@ -122,7 +123,7 @@ class Bench:
         Raises:
             InputError: if an expert cannot be evaluated.
         """
-        share, dtype = self.config.evaluation.anchors, self.config.models.dtype
+        share, dtype = self.config.evaluation.anchors, self.rounding
         if share is None:
             return {}
         known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
@@ -191,9 +192,14 @@ class Bench:
         )
 
     @property
+    def rounding(self) -> str:
+        """What candidates are cast to: the configured dtype, each tensor's own where the base mixes it with others."""
+        return self.pool.rounding(self.config.models.dtype)
+
+    @property
     def model_bytes(self) -> int:
-        """Size of one candidate's weights in the configured dtype."""
-        return dtype_of(self.config.models.dtype).itemsize * sum(info.numel for info in self.pool.tensors)
+        """Size of one candidate's weights."""
+        return sum(info.numel * info.cast(self.rounding).itemsize for info in self.pool.tensors)
 
     def ground(self) -> Ground:
         """Return what the configured space stands on."""
@@ -207,7 +213,7 @@ class Bench:
         return Ground(
             experts=tuple(name for name in self.pool.names if name != BASE),
             prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
-            dtype=config.models.dtype,
+            dtype=self.rounding,
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
             scope=config.pruning.scope,
@@ -310,8 +316,11 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         tokenizer: None means the base's.
 
     Raises:
-        InputError: listing the faults of every task.
+        InputError: listing the faults of every task; or if only code beside the base's weights could build the model.
     """
+    unknown = only_code(pool.checkpoints[BASE].folder)
+    if unknown is not None:
+        raise InputError(unknown)
     tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
     longest = longest_input(pool.checkpoints[BASE].config)
     tasks: list[Task] = []

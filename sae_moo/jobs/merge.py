@@ -15,17 +15,18 @@ from sae_moo.deploy.mergekit.document import AUTO, Document, read_configuration
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.deploy.stream import Stream
-from sae_moo.deploy.surroundings import deployed_config, write_origin, write_surroundings
+from sae_moo.deploy.surroundings import deployed_config, missing_code, write_origin, write_surroundings
 from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
 from sae_moo.errors import InputError, RunError, WeightsError, nearest
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
+from sae_moo.experts.tokenizer_files import tokenizer_to_write
+from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, token_list
 from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
-from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.recipe import BASE, STORED, Recipe, decode
 
 MERGEKIT = FORMATS["mergekit"].endings
 
@@ -67,22 +68,23 @@ def merge(
     ordered = (_from_mergekit if path.suffix in MERGEKIT else _from_recipe)(path, moved)
     recipe, pool = ordered.recipe, ordered.pool
     named = getattr(recipe, "dtype", dtype)
-    stream = Stream(recipe, pool, dtype_of(named))
+    notes = ordered.notes + missing_code(pool)
+    stream = Stream(recipe, pool, dtype_of(pool.main_dtype if named == STORED else named))
     with whole_folder(output) as partial:
+        # first, so that nothing but the weights can fail once they are computed
+        write_surroundings(partial, pool, deployed_config(pool, stream.dtype), ordered.tokenizer, ordered.settings)
         write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
         try:
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes = ordered.notes + _compared(path, ordered.digests, stream)
+        notes += _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-            "dtype": named,
+            "dtype": stream.dtype_words,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
         }
-        config = deployed_config(pool, dtype_of(named))
-        write_surroundings(partial, pool, config, ordered.tokenizer, ordered.settings)
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
     return Merged(sparsity, notes)
 
@@ -138,7 +140,7 @@ def _from_recipe(path: Path, moved: Mapping[str, str] | None) -> _Ordered:
     return _Ordered(
         pool=pool,
         recipe=read_recipe(path, pool),
-        tokenizer=pool.tokenizer(),
+        tokenizer=tokenizer_to_write(pool.checkpoints[BASE].folder),
         settings=BASE,
         why=f"Merged by the recipe {path.name}",
         digests=_read_document(path).get("tensors"),
@@ -224,9 +226,9 @@ def _chosen_tokenizer(configuration: Document, pool: ExpertPool) -> Any:
     Raises:
         InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
     """
-    tokenizer = load_tokenizer(pool.checkpoints[configuration.tokenizer or BASE].folder)
-    tokens = tokenizer.get_vocab()
-    for name, weights in pool.checkpoints.items() if configuration.tokenizer not in (None, BASE) else ():
+    tokenizer = tokenizer_to_write(pool.checkpoints[configuration.tokenizer or BASE].folder)
+    tokens = tokenizer.get_vocab() if configuration.tokenizer not in (None, BASE) else {}
+    for name, weights in pool.checkpoints.items() if tokens else ():
         own = token_list(weights.folder)
         if own is not None and any(own.get(token) != row for token, row in tokens.items()):
             raise InputError(
@@ -235,7 +237,7 @@ def _chosen_tokenizer(configuration: Document, pool: ExpertPool) -> Any:
             )
     template = configuration.chat_template
     if template == AUTO:
-        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
+        having = [tokenizer_to_write(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
         having = [each for each in having if isinstance(each, str)]
         template = Counter(having).most_common(1)[0][0] if having else None
     if template is not None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sae_moo.experts.anatomy import anatomy, transposed
-from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.feed import Feed
@@ -166,7 +165,7 @@ class Plan:
             case Expert():
                 return self._expert(node.name, info, users)
             case Cast():
-                return self._cast(inputs[0], dtype_of(node.dtype), users)
+                return self._cast(inputs[0], info.cast(node.dtype), users)
             case Prune():
                 return self._pruned(node, inputs[0], info, users)
             case Merge():

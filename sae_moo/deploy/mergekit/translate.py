@@ -52,7 +52,7 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
         raise refusal(WHAT, [where])
     spots = [_spot(info, pool, layers, document.slices) for info in pool.tensors]
     inputs = _inputs(document)
-    dtype = document.dtype or str(pool.load(BASE, _largest(pool.tensors).name).dtype).removeprefix("torch.")
+    dtype = document.dtype or pool.rounding(pool.main_dtype)
     if not inputs:  # nothing but the base
         return Cast(Expert(BASE), dtype)
     faults: list[str] = []
@@ -192,10 +192,6 @@ def _set(
         params[parameter.setting] = int(value)
     else:
         params[parameter.setting] = value
-
-
-def _largest(tensors: Sequence[TensorInfo]) -> TensorInfo:
-    return max(tensors, key=lambda info: info.numel)
 
 
 def _fault(document: Document, key: Key, text: str) -> str:

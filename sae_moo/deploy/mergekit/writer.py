@@ -18,7 +18,7 @@ from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
 from sae_moo.materialization.check import check
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
+from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, rounded
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Rows
@@ -41,14 +41,16 @@ def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]
     dtype, node = "float32", _plain(recipe)
     if isinstance(node, Cast):
         dtype, node = node.dtype, _plain(node.input)
+    own = [] if dtype != STORED else ["no dtype: every tensor keeps its own, and mergekit computes in it"]
     document: dict[str, Any]
     if isinstance(node, Expert):
         document = {"merge_method": "passthrough", "models": [{"model": _source(node.name, pool)}]}
-        return _text(document, dtype), []
+        return _text(document, dtype), own
     if not isinstance(node, Merge):
         raise InputError(f"mergekit cannot say this: {_called(node)} inside {type(recipe).__name__}")
     names = _experts(node)
     document, notes = _merge(node, names, pool)
+    notes += own
     if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
         if pool.vocabulary != KEEP_BASE or document.get("base_model") != _source(BASE, pool):
             raise InputError("mergekit cannot say this: rows of embeddings matched otherwise than by its tokenizer")
@@ -84,7 +86,7 @@ def _called(node: Recipe) -> str:
                 else f"Prune to {least:.3g} ... {most:.3g} of {inputs}"
             )
         case Cast():
-            return f"Cast to {node.dtype} of {inputs}"
+            return f"Cast to {'the stored dtypes' if node.dtype == STORED else node.dtype} of {inputs}"
         case _:
             return type(node).__name__
 
@@ -284,8 +286,9 @@ _Dumper.add_representer(list, _list)
 
 
 def _text(document: dict[str, Any], dtype: str) -> str:
-    whole = document | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype != "float32" else {})
-    return yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    if dtype != STORED:
+        document = document | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype != "float32" else {})
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _prove(text: str, node: Merge, names: Sequence[str], pool: ExpertPool) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from sae_moo.deploy.mergekit.document import Filtered, parse
 from sae_moo.deploy.mergekit.translate import translate, value_for
@@ -23,7 +22,7 @@ def pool():
     named += [(i + 1, f"model.layers.{i}.{kind}.weight") for i in range(LAYERS) for kind in KINDS]
     named += [(LAYERS + 1, "lm_head.weight"), (LAYERS + 1, "model.norm.weight")]
     tensors = tuple(TensorInfo(name, (2, 2), group, True) for group, name in named)
-    return SimpleNamespace(groups=groups, tensors=tensors, load=lambda name, tensor: torch.zeros(1).bfloat16())
+    return SimpleNamespace(groups=groups, tensors=tensors, main_dtype="bfloat16", rounding=lambda dtype: dtype)
 
 
 def merge(text: str, pool) -> Merge:
