@@ -17,6 +17,8 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,14 @@ class Subject:
         kind: its name in transformers.
         model: in float32, with weights that bfloat16 can hold.
         narrow: the same in bfloat16.
+        exact: what plain passes in float32 answer to the requests of all tasks.
         found: step -> what it found, for people to read.
     """
 
     kind: str
     model: Any = None
     narrow: Any = None
+    exact: list[Answer] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,14 +72,13 @@ def build(subject: Subject) -> str:
         logits = subject.model(input_ids=torch.arange(3, 43)[None], use_cache=False).logits
     if logits.shape[:2] != (1, 40) or not bool(torch.isfinite(logits.amax())):
         raise ValueError(f"no language model by itself: logits of shape {tuple(logits.shape)} for 40 tokens")
+    subject.exact = [_plainly(subject.model, request) for request in _requests()]
     return type(subject.model).__name__
 
 
 def score(subject: Subject) -> str:
     """Hold the scores of three kinds of tasks against plain passes in float32."""
-    tasks = _tasks()
-    requests = [request for task in tasks for request in task.requests("search")]
-    plain = [_plainly(subject.model, request) for request in requests]
+    tasks, requests, plain = _tasks(), _requests(), subject.exact
     batches = Batches(requests)
     answers = batches.score(subject.model)
     apart = _apart(answers, plain)
@@ -95,8 +98,7 @@ def score(subject: Subject) -> str:
 
 def score_narrow(subject: Subject) -> str:
     """Hold log probabilities in bfloat16 against the error that plain passes in bfloat16 have themselves."""
-    requests = [request for task in _tasks() for request in task.requests("search")]
-    exact = [_plainly(subject.model, request) for request in requests]
+    requests, exact = _requests(), subject.exact
     try:
         plain = [_plainly(subject.narrow, request) for request in requests]
     except RuntimeError as error:
@@ -132,6 +134,7 @@ STEPS: Mapping[str, Callable[[Subject], str]] = {
 """Name, as a past participle -> the step; those after `built` do not need each other."""
 
 
+@cache
 def _tokenizer() -> Any:
     from transformers import AutoTokenizer
 
@@ -140,10 +143,11 @@ def _tokenizer() -> Any:
 
 def _texts() -> list[str]:
     """Return prompts of 5 to about 100 tokens."""
-    lines = [item["prompt"] for name in zoo.TASKS for item in list(zoo.held_out(name))[:8]]
-    return [*lines, *("\n".join(lines[i : i + 5]) + "\n" + lines[i + 6] for i in (0, 9))]
+    lines = [item["prompt"] for name in zoo.TASKS for item in islice(zoo.held_out(name), 4)]
+    return [*lines, *("\n".join(lines[i : i + 5]) + "\n" + lines[i + 6] for i in (0, 5))]
 
 
+@cache
 def _tasks() -> list[ItemTask]:
     texts = _texts()
     words = [" seven", " Bob has 3", " 12", " eggs and a hat"]
@@ -158,6 +162,11 @@ def _tasks() -> list[ItemTask]:
     ]
 
 
+def _requests() -> list[Request]:
+    return [request for task in _tasks() for request in task.requests("search") if isinstance(request, Request)]
+
+
+@cache
 def _prompts() -> list[Prompt]:
     tokenizer = _tokenizer()
     return [

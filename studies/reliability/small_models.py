@@ -73,12 +73,21 @@ TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "sep_token_id
 
 MIXED = ["conv", "full_attention", "conv", "full_attention"]
 RECURRENT = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+WIDE = {"attention_hidden_size": 128, "attention_head_dim": 32}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16}
 # What a name cannot tell: settings of one architecture that must fit each other, or that mix its kinds of layers.
 APART: Mapping[str, Mapping[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
-    "dory": {"num_hidden_layers": 6},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dory": {"num_hidden_layers": 6, "layer_types": ["full_attention"] * 6},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {"num_key_value_heads": 4, "swa_head_dim": 24},
     "falcon_h1": {"mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": RECURRENT, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -87,7 +96,10 @@ APART: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": MIXED},
     "mamba2": {"num_heads": 8},
     "minimax": {"layer_types": RECURRENT},
+    "qwen4_exp_text": {"indexer_compress_ratio": 4, **INDEXER},
     "reformer": {"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32], "attn_layers": ["local", "lsh"] * 2},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, **WIDE},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, **WIDE},
     "xmod": {"default_language": "en_XX"},
 }
 
