@@ -69,6 +69,12 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value as it is shown in a message: in one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
     matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)

@@ -14,7 +14,9 @@ import hashlib
 import inspect
 import io
 import logging
+import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -39,6 +41,18 @@ RULES = (
     "repeats",
 )
 """What a task's YAML says of judging answers; the rest is seen in its prompts and documents."""
+FILTERS_OF_TEXT = {
+    "take_first",
+    "take_first_k",
+    "majority_vote",
+    "regex",
+    "remove_whitespace",
+    "lowercase",
+    "uppercase",
+    "map",
+    "format_span",
+}
+"""Filters that read what was written and no document."""
 GENERATION = ("until", "max_gen_toks", "do_sample", "temperature")
 """Settings of greedy decoding that can be changed."""
 BOOTSTRAP = 1000
@@ -307,13 +321,34 @@ def reader(tokenizer: Any, folder: Path) -> Any:
 
 
 def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
-    """Return a metric over documents and its standard error, both as the harness computes them."""
+    """Return a metric over documents and its standard error, both as the harness computes them.
+
+    Raises:
+        ValueError: if the values of these documents make no finite number, saying why.
+    """
     from lm_eval.api.metrics import mean, stderr_for_metric
 
     aggregate = leaf.aggregation().get(metric, mean)
-    stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
-    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bootstrapping shows that it does
-        return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
+    # bootstrapping shows that it does; what is not defined (a correlation of constants) is told here
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = _finite(aggregate, values)
+        bootstrap = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
+        try:
+            stderr = None if bootstrap is None else _finite(bootstrap, values)
+        except ValueError:  # of a sample that was drawn, such as one of a single class
+            stderr = None
+    return Metric(value, stderr)
+
+
+def _finite(compute: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> float:
+    try:
+        found = float(compute(values))
+    except Exception as error:  # aggregations may be anybody's code, and anything may be what they are given
+        raise ValueError(reason(error)) from error
+    if not math.isfinite(found):
+        raise ValueError(f"it is {found}")
+    return found
 
 
 def rules(leaf: Any) -> dict[str, str]:
@@ -380,28 +415,81 @@ def kinds(leaf: Any) -> dict[Documents, bool]:
     }
 
 
+def seen(leaf: Any, doc: Any) -> list[Any]:
+    """Return what a model and a metric see of a document: the document itself where its own code judges it."""
+    config = leaf.config
+    found = [leaf.doc_to_text(doc), leaf.doc_to_target(doc), leaf.doc_to_prefix(doc)]
+    found.append(leaf.doc_to_choice(doc) if getattr(config, "doc_to_choice", None) is not None else None)
+    found.append(leaf.resolve_field(doc, config.description) if hasattr(leaf, "resolve_field") else None)
+    own_code = not type(leaf).__module__.startswith("lm_eval.api.") or config.process_results is not None
+    steps = [step.get("function") for each in config.filter_list or () for step in each.get("filter") or ()]
+    if own_code or not set(steps) <= FILTERS_OF_TEXT:
+        found.append(doc)
+    return found
+
+
+def split_of(leaf: Any, kind: Documents) -> str | None:
+    """Return what a task's data call the split of a kind of documents; None if that is not known."""
+    named = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+    split: str | None = leaf.get_config(named[kind])
+    return split
+
+
+def example_split(leaf: Any) -> str | None:
+    """Return the split that few-shot examples are drawn from; None if they are a fixed list, or it is not known."""
+    fewshot = getattr(leaf, "fewshot_cfg", None)
+    if fewshot is not None and (fewshot.split is not None or fewshot.samples is not None):
+        split: str | None = fewshot.split
+        return split
+    having = kinds(leaf)
+    order: Sequence[Documents] = ("train", "validation", "test")
+    return next((split_of(leaf, kind) for kind in order if having[kind]), None)
+
+
+def reserved(name: str, leaf: Any, kind: Documents) -> bool:
+    """Say whether documents of a kind are just the few-shot examples, and no more than these."""
+    shots, split = int(leaf.config.num_fewshot or 0), split_of(leaf, kind)
+    if not shots or split is None or split != example_split(leaf):
+        return False
+    return len(documents(name, leaf, kind)) <= _needed(leaf, shots)
+
+
+def _needed(leaf: Any, shots: int) -> int:
+    """Return from how many documents the harness draws so many examples."""
+    from lm_eval.api.samplers import ContextSampler
+
+    usual = type(leaf.sampler).sample is ContextSampler.sample
+    return shots + (usual and leaf.fewshot_cfg.split == leaf.config.test_split)  # one to spare: the one that is asked
+
+
 @contextmanager
-def examples(leaf: Any, allowed: Callable[[Any], bool] | None, error: str) -> Iterator[None]:
-    """Let a task draw its few-shot examples from the allowed documents alone.
+def examples(leaf: Any, rules: Sequence[Callable[[Any], bool]], error: str) -> Iterator[int | None]:
+    """Let a task draw its few-shot examples from the documents that a rule allows; give the number of the rule.
 
     Args:
         leaf: the task; it draws anew from its first seed.
-        allowed: which documents may be examples; None: all, as in the harness.
-        error: message for when too few are left, with a place for their number.
+        rules: which documents may be examples. The first that allows enough of them holds. Empty: all, as in the
+            harness.
+        error: message for when too few are left, with places for how many are ``needed`` and ``left``.
+
+    Raises:
+        InputError: if no rule allows enough.
     """
     leaf.set_fewshot_seed(seed=SEED)
     shots, sampler = int(leaf.config.num_fewshot or 0), getattr(leaf, "sampler", None)
-    if allowed is None or not shots or sampler is None:
-        yield
+    if not rules or not shots or sampler is None:
+        yield None
         return
-    pool = list(sampler.fewshot_docs())
+    pool, needed = list(sampler.fewshot_docs()), _needed(leaf, shots)
+    left = ((i, [doc for doc in pool if allowed(doc)]) for i, allowed in enumerate(rules))
+    rule, rest = next(((i, rest) for i, rest in left if len(rest) >= needed), (None, []))
+    if rule is None:
+        most = max(sum(map(allowed, pool)) for allowed in rules)
+        raise InputError(error.format(needed=needed, left=most))
     indices, sampler.fewshot_indices = sampler.fewshot_indices, None  # they chose from the pool already
-    rest = [doc for doc in pool if allowed(doc)]
-    if len(rest) <= shots:
-        raise InputError(error.format(len(rest)))
     sampler.replace_df(rest)
     try:
-        yield
+        yield rule
     finally:
         sampler.replace_df(pool)
         sampler.fewshot_docs()  # marks the pool as chosen from

@@ -23,10 +23,10 @@ from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
-from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
+from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.task import Prompt, Task
-from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
+from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.code import only_code
@@ -359,6 +359,7 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
             longest=longest,
             directory=directory,
             splits=splits,
+            origin=OWN_ITEMS if items is None else origin_of(items),
             settings=None if kind.settings is None else kind.settings.model_validate(section.settings),
             keys={key: getattr(section, key) for key in kind.keys},
         )
