@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_moo.errors import InputError, first_few, itemized
-from sae_moo.experts.checkpoint import ADAPTER_CONFIG, read_json
+from sae_moo.experts.checkpoint import ADAPTER_CONFIG
+from sae_moo.files.json_text import read_json
 
 # What no weight depends on: who wrote it, what was trained (the file's tensors say it), what only training does.
 _OF_ANY_KIND = {

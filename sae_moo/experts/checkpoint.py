@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from sae_moo.experts.quantization import quantized
 from sae_moo.experts.shards import Assignment, assigned, weight_map
 from sae_moo.files import user_cache
 from sae_moo.files.identity import stamp, state
+from sae_moo.files.json_text import read_json
 
 log = logging.getLogger(__name__)
 
@@ -377,27 +378,6 @@ def opened(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
-
-
-def read_json(
-    path: Path, what: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """Read a JSON object; `pairs` makes each object in it of its pairs.
-
-    Raises:
-        InputError: saying that `what` was expected.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: expected {what}, there is no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected {what}: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: expected {what}, got {type(document).__name__}")
-    return document
 
 
 def read_index(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import read_json
+from sae_moo.files.json_text import read_json
 
 MODEL_SETTINGS = ("config.json", "generation_config.json")
 TOKENIZER_SETTINGS = ("tokenizer_config.json",)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_moo.errors import InputError
-from sae_moo.experts.checkpoint import read_json
 from sae_moo.experts.code import TOKENIZER_SETTINGS, auto_map, code_files, copy_code
 from sae_moo.experts.vocabulary import load_tokenizer, token_list
+from sae_moo.files.json_text import read_json
 
 _FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*_tokens*.json", "chat_template*")
 

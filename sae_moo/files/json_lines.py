@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sae_moo.errors import InputError, shown
+from sae_moo.files.json_text import parsed
 
 T = TypeVar("T")
 BINARY = {
@@ -82,23 +82,6 @@ def read(path: Path, what: str, take: Callable[[Any], T]) -> tuple[list[T], list
         except ValueError as error:
             faults.append(f"{path}:{number}: {error}")
     return found, faults
-
-
-def parsed(text: str) -> Any:
-    """Return what JSON text holds.
-
-    Raises:
-        ValueError: if it is not JSON, or Python cannot hold it, saying why in one line.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f" in line {error.lineno}" if error.lineno > 1 else ""
-        raise ValueError(f"not JSON: {error.msg}{where}") from error
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except ValueError as error:  # Python reads integers up to some thousand digits
-        raise ValueError(f"a number of too many digits: {error}") from error
 
 
 def _taken(path: Path, values: list[Any], take: Callable[[Any], T]) -> tuple[list[T], list[str]]:

@@ -149,9 +149,9 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         return JournalStorage(JournalFile(path))
     except OSError as error:
         raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:  # as Optuna meets odd entries
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever Optuna raises at entries that are not its own
         raise InputError(f"{path}: not a study, or damaged: {error}") from error
 
 
