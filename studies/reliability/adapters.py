@@ -155,6 +155,17 @@ def rewritten(**changes: Any) -> Post:
     return edit
 
 
+def cut_ranks(folder: Path) -> None:
+    """Edit AdaLoRA's adapter into one whose ranks were allocated: some are gone at one module."""
+    file, module = folder / "adapter_model.safetensors", "model.layers.0.self_attn.q_proj"
+    tensors, kept = load_file(file), [True, False, True, False, False]
+    for part, rows in (("lora_A", (kept,)), ("lora_E", (kept,)), ("lora_B", (slice(None), kept))):
+        name = f"base_model.model.{module}.{part}"
+        tensors[name] = tensors[name][rows].clone()
+    save_file(tensors, file)
+    rewritten(rank_pattern={f"{module}.lora_E": kept})(folder)
+
+
 def pickled(folder: Path) -> None:
     """Edit an adapter into a pickled one."""
     file = folder / "adapter_model.safetensors"
@@ -182,9 +193,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}
 BOTH = EXPERTS | {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 GEMMA = r".*language_model.*\.(q_proj|v_proj|down_proj)"
+ADAPTED = {"target_modules": ["q_proj", "down_proj"], "total_step": 9}
 OTHER_KINDS: Mapping[str, dict[str, Any]] = {
-    "Vera": {"r": 4},
-    "AdaLora": {"total_step": 9},
     "OFT": {"oft_block_size": 8},
     "BOFT": {"boft_block_size": 4},
     "HRA": {},
@@ -344,6 +354,23 @@ FORMS = (
         "llama",
         {"r": 2, "alpha": 3, "target_modules": ["q_proj", "up_proj"], "decompose_both": True},
         "LoKrConfig",
+    ),
+    Form("AdaLoRA", "llama", {**ADAPTED, "init_r": 4, "lora_alpha": 6}, "AdaLoraConfig"),
+    Form(
+        "AdaLoRA, ranks cut, bias: all",
+        "llama biases",
+        {**ADAPTED, "init_r": 5, "bias": "all"},
+        "AdaLoraConfig",
+        written=cut_ranks,
+    ),
+    Form("VeRA", "llama", {"r": 4, "target_modules": ["q_proj", "k_proj"]}, "VeraConfig"),
+    Form("VeRA on GPT-2", "gpt2", {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}, "VeraConfig"),
+    Form(
+        "VeRA without its projections",
+        "llama",
+        {"r": 4, "target_modules": ["q_proj"], "save_projection": False},
+        "VeraConfig",
+        expected="save_projection",
     ),
     Form("norms", "llama", {"target_modules": ["input_layernorm", "norm"]}, "LNTuningConfig"),
     *(
