@@ -96,6 +96,7 @@ class Form:
         dtype: of the base.
         saved: dtype that the adapter is stored in; None: as it is.
         vocabulary: rows that the embeddings are resized to before training; None: as the base has them.
+        converted: whether it is saved as an update of the base as it was before the start changed it.
         ours: kind of the base that we are given, where it is another than PEFT's.
         written: what is done to the folder before PEFT loads it.
         edit: what is done to it after PEFT merged it.
@@ -109,6 +110,7 @@ class Form:
     dtype: torch.dtype = torch.float32
     saved: torch.dtype | None = None
     vocabulary: int | None = None
+    converted: bool = False
     ours: str | None = None
     written: Post | None = None
     edit: Post | None = None
@@ -255,6 +257,7 @@ FORMS = (
     Form("start: orthogonal", "llama", lora(init_lora_weights="orthogonal")),
     Form("start: MiCA", "llama", lora(init_lora_weights="mica")),
     Form("start: PiSSA", "llama", lora(init_lora_weights="pissa"), expected="starts from a changed base"),
+    Form("start: PiSSA, converted", "llama", lora(init_lora_weights="pissa", use_rslora=True), converted=True),
     Form("start: OLoRA", "llama", lora(init_lora_weights="olora"), expected="starts from a changed base"),
     Form("VeLoRA", "llama", lora(velora_config={"num_groups": 4})),
     Form("KaSA", "llama", lora(kasa_config={}), expected="kasa_config"),
@@ -433,12 +436,15 @@ class Desk:
             model = peft.get_peft_model(loaded(base, form), configured(form))
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             return f"cannot build it: {str(error).splitlines()[0][:70]}", False
+        if form.converted:
+            saved_start(model, folder / "start")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     scale = 0.3 * parameter.abs().mean().clamp(min=0.1) if "magnitude" not in name else 0.1
                     parameter.add_(torch.randn_like(parameter) * scale)
-        model.save_pretrained(folder)
+        start = {"path_initial_model_for_weight_conversion": str(folder / "start")} if form.converted else {}
+        model.save_pretrained(folder, **start)
         if form.written is not None:
             form.written(folder)
         if form.saved is not None:
@@ -468,6 +474,14 @@ def adopted(model: Any, folder: Path) -> None:
         for part in (f"{name}.weight", f"{name}.base_layer.weight"):
             if part in tensors and not hasattr(module, "modules_to_save"):
                 getattr(own, "base_layer", own).weight.data.copy_(tensors[part])
+
+
+def saved_start(model: Any, folder: Path) -> None:
+    """Save an adapter before training as one that starts from nothing, as PEFT's guide to its conversion has it."""
+    settings = model.peft_config["default"]
+    start, settings.init_lora_weights = settings.init_lora_weights, True
+    model.save_pretrained(folder)
+    settings.init_lora_weights = start
 
 
 def configured(form: Form) -> Any:
