@@ -22,18 +22,24 @@ _LYCORIS = {
     *("alpha", "alpha_pattern", "decompose_both", "decompose_factor", "module_dropout", "r", "rank_dropout"),
     *("rank_dropout_scale", "rank_pattern", "use_effective_conv2d"),
 }
+_LORA = {
+    *("alpha_pattern", "bias", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out"),
+    *("init_lora_weights", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config"),
+    *("megatron_core", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_parameters"),
+    *("trainable_token_indices", "use_dora", "use_rslora", "velora_config"),
+}
 KINDS: Mapping[str, set[str]] = {
-    "LORA": {
-        *("alpha_pattern", "bias", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out"),
-        *("init_lora_weights", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config"),
-        *("megatron_core", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_parameters"),
-        *("trainable_token_indices", "use_dora", "use_rslora", "velora_config"),
+    "LORA": _LORA,
+    "ADALORA": {
+        *(_LORA - {"use_dora", "use_rslora", "lora_bias", "target_parameters", "trainable_token_indices"}),
+        *("beta1", "beta2", "deltaT", "init_r", "orth_reg_weight", "target_r", "tfinal", "tinit", "total_step"),
     },
     "IA3": {"fan_in_fan_out", "feedforward_modules", "init_ia3_weights"},
     "LN_TUNING": set(),
     "LOHA": _LYCORIS,
     "LOKR": _LYCORIS,
     "TRAINABLE_TOKENS": {"token_indices"},
+    "VERA": {"bias", "d_initial", "fan_in_fan_out", "projection_prng_key", "r", "save_projection", "vera_dropout"},
 }
 """Kinds of adapters that are read -> their own settings that are understood, or that no weight depends on.
 
@@ -126,8 +132,12 @@ def _faults(values: Mapping[str, Any]) -> Iterator[str]:
             reason = _REASONS.get(key, "what it does to the weights is not known")
             yield f"{key}: expected it unset, got {value!r}; {reason}"
     yield from _list_faults(values, "modules_to_save")
-    if kind == "LORA":
+    if values.get("bias", "none") not in ("none", "all", f"{kind.lower()}_only", "lora_only"):
+        yield f"bias: expected 'none', 'all' or '{kind.lower()}_only', got {values['bias']!r}"
+    if kind in ("LORA", "ADALORA"):
         yield from _lora_faults(values)
+    if kind == "ADALORA" and not (_is_number(values.get("init_r", 12), 1) and _is_number(values.get("lora_alpha", 8))):
+        yield f"init_r, lora_alpha: expected numbers, got {values.get('init_r')!r} and {values.get('lora_alpha')!r}"
     if values.get("use_effective_conv2d"):
         yield "use_effective_conv2d: expected it unset; its tensors are not read"
     if kind in ("LORA", "LOHA", "LOKR"):
@@ -140,8 +150,6 @@ def _lora_faults(values: Mapping[str, Any]) -> Iterator[str]:
             f"init_lora_weights: {values['init_lora_weights']!r} starts from a changed base; save the adapter with "
             "path_initial_model_for_weight_conversion first"
         )
-    if values.get("bias", "none") not in ("none", "all", "lora_only"):
-        yield f"bias: expected 'none', 'all' or 'lora_only', got {values['bias']!r}"
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"):
         if not (values.get(key) is None or isinstance(values[key], bool)):
             yield f"{key}: expected true or false, got {values[key]!r}"

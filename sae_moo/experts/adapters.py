@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError, first_few, itemized
+from sae_moo.experts.adapter_kinds import KIN, SHARED, Matrix
 from sae_moo.experts.adapter_settings import AdapterSettings
 from sae_moo.experts.checkpoint import (
     ADAPTER_WEIGHTS,
@@ -26,20 +27,17 @@ from sae_moo.experts.checkpoint import (
 )
 from sae_moo.experts.layout import HEADS, STORED_DTYPES, stored_turned
 from sae_moo.experts.skeleton import Parameter, Piece, Places
-from sae_moo.experts.updates import Block, Hadamard, Kronecker, Product, Rescaling, Rows, Shift, Update
+from sae_moo.experts.updates import Block, Product, Rescaling, Rows, Shift, Update
 
 _PREFIX = "base_model.model."
 # What PEFT calls the tensors of its own that it hangs on a module. Those of one module make one update.
 _PARTS = {
     "LORA": r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
     r"|token_adapter\.trainable_tokens_delta",
-    "IA3": r"ia3_l",
     "LN_TUNING": r"(?!)",
-    "LOHA": r"hada_w[12]_[ab]",
-    "LOKR": r"lokr_w[12](?:_[ab])?",
     "TRAINABLE_TOKENS": r"(?:token_adapter\.)?trainable_tokens_delta",
-}
-_OWN_WORDS = re.compile(r"\.(?:lora_|hada_|lokr_|ia3_|trainable_tokens_|ln_tuning_layers\.)")
+} | {kind: row.parts for kind, row in KIN.items()}
+_OWN_WORDS = re.compile(r"\.(?:lora_|hada_|vera_|lokr_|ia3_|trainable_tokens_|ln_tuning_layers\.)")
 # Where a wrapped module keeps whole tensors; an untouched copy stands beside the one that was trained.
 _WRAPPER = re.compile(r"\.(?:modules_to_save|token_adapter\.base_layer|base_layer|ln_tuning_layers)(?=\.[^.]+$)")
 _IDLE = (".lora_velora_embed",)
@@ -176,6 +174,8 @@ class Adapter:
             found = part.fullmatch(inner)
             if dtype not in STORED_DTYPES:
                 yield f"{name} has dtype {dtype}, expected {', '.join(STORED_DTYPES)}"
+            elif name in SHARED and self._settings.kind == "VERA":
+                continue
             elif inner == name:
                 yield f"{name}: expected a name that begins with {_PREFIX}"
             elif inner.endswith(_IDLE):
@@ -277,8 +277,7 @@ class Adapter:
             yield f"{parts[min(parts)]}: expected both lora_A and lora_B of {module}"
             return
         name = parts[of_a]
-        whole = self._whole.get(place.pieces[0].name)
-        shape = self._facts(whole[0]).shape if whole else place.shape
+        shape = self._shape(place)
         experts = shape[0] if direct and len(shape) == 3 else 1
         rank = self._settings.rank(parameter if direct else module)
         a, b = self._facts(name).shape, self._facts(parts[of_b]).shape
@@ -339,8 +338,8 @@ class Adapter:
         place = self._places.find(f"{module}.bias")
         if place is None or len(place.pieces) != 1 or place.pieces[0].view is not None:
             yield f"{name}: {module} has no bias in the base to add it to"
-        elif place.shape != shape:
-            yield f"{name} has {shape[0]} values, {place.pieces[0].name} has {place.shape}"
+        elif self._shape(place) != shape:
+            yield f"{name} has {shape[0]} values, {place.pieces[0].name} has {self._shape(place)}"
         else:
             yield from self._enter(place.pieces[0].name, update(name))
 
@@ -348,8 +347,7 @@ class Adapter:
         """Enter trained tokens."""
         rows = self._settings.token_rows(module)
         target = place.pieces[0].name
-        whole = self._whole.get(target)
-        height, *width = (self._facts(whole[0]).shape if whole else place.shape) or (0,)
+        height, *width = self._shape(place) or (0,)
         if rows is None:
             yield f"{name}: the settings do not say which tokens of {module} these are"
         elif self._facts(name).shape != (len(rows), *width) or len(place.pieces) != 1:
@@ -361,40 +359,28 @@ class Adapter:
 
     def _place_kin(self, module: str, place: Parameter, parts: Mapping[str, str]) -> Iterator[str]:
         """Enter what the kinds of adapters other than LoRA do to a matrix."""
-        piece, names = (
-            place.pieces[0],
-            {part.rpartition("lokr_")[2].removeprefix("hada_"): n for part, n in parts.items()},
-        )
+        piece, first, shape = place.pieces[0], min(parts.values()), self._shape(place)
+        if len(place.pieces) != 1 or piece.view is not None or len(shape) != 2:
+            yield f"{first}: expected a matrix of the checkpoint, {module}.weight has shape {shape}"
+            return
+        turned = stored_turned(self.config) and piece.name != self.base.head
+        outputs, inputs = reversed(shape) if turned else shape
+        shared = {name: name for name in SHARED if name in self._handle.keys()}  # noqa: SIM118  # no mapping
+        names = {**parts, **shared}
         shapes = {part: self._facts(name).shape for part, name in names.items()}
-        first = min(names.values())
-        if len(place.pieces) != 1 or piece.view is not None or len(place.shape) != 2:
-            yield f"{first}: expected a matrix of the checkpoint, {module}.weight has shape {place.shape}"
-        elif self._settings.kind == "IA3":
-            turned = stored_turned(self.config) and piece.name != self.base.head
-            outputs, inputs = reversed(place.shape) if turned else place.shape
-            if shapes["ia3_l"] not in ((outputs, 1), (1, inputs)):
-                yield f"{first} has shape {shapes['ia3_l']}, expected {(outputs, 1)} or {(1, inputs)}"
-                return
-            yield from self._enter(piece.name, Rescaling(first, turned))
-            if shapes["ia3_l"] == (outputs, 1) and self._places.find(f"{module}.bias") is not None:
-                yield from self._place_bias(module, first, lambda bias: Rescaling(bias, turned), (outputs,))
-        elif self._settings.kind == "LOHA":
-            roles = ("w1_a", "w1_b", "w2_a", "w2_b")
-            products = [_product(shapes, pair) for pair in (roles[:2], roles[2:])]
-            if shapes.keys() != set(roles) or products != [place.shape, place.shape]:
-                yield f"{first}: expected w1_a, w1_b, w2_a and w2_b with products of shape {place.shape}, got {shapes}"
-                return
-            update = Hadamard(tuple(names[role] for role in roles), self._settings.scale(module))  # type: ignore[arg-type]
-            yield from self._enter(piece.name, update)
-        else:
-            sides = [("w1",) if "w1" in names else ("w1_a", "w1_b"), ("w2",) if "w2" in names else ("w2_a", "w2_b")]
-            left, right = (_product(shapes, side) for side in sides)
-            product = tuple(x * y for x, y in zip(left, right, strict=True)) if left and right else None
-            if shapes.keys() != {role for side in sides for role in side} or product != place.shape:
-                yield f"{first}: expected matrices with a Kronecker product of shape {place.shape}, got {shapes}"
-                return
-            first_, second = (tuple(names[role] for role in side) for side in sides)
-            yield from self._enter(piece.name, Kronecker(first_, second, self._settings.scale(module)))
+        update = KIN[self._settings.kind].built(Matrix(module, outputs, inputs, turned, names, shapes), self._settings)
+        if isinstance(update, str):
+            there = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+            yield f"{first}: expected {update}; there are {there}"
+            return
+        yield from self._enter(piece.name, update)
+        if isinstance(update, Rescaling) and shapes["ia3_l"][0] == outputs and self._places.find(f"{module}.bias"):
+            yield from self._place_bias(module, first, lambda bias: Rescaling(bias, turned), (outputs,))
+
+    def _shape(self, place: Parameter) -> tuple[int, ...]:
+        """Return the shape of a parameter, as the adapter replaces it where it does."""
+        whole = self._whole.get(place.pieces[0].name)
+        return self._facts(whole[0]).shape if whole else place.shape
 
     def _enter(self, name: str, update: Update) -> Iterator[str]:
         if name in self._updates:
@@ -438,14 +424,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _volume(shape: Sequence[int]) -> int:
     return int(torch.Size(shape).numel())
-
-
-def _product(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the shape of a matrix, or of a product of two; None if they make none."""
-    found = [shapes.get(name, ()) for name in names]
-    if any(len(shape) != 2 for shape in found) or (len(found) == 2 and found[0][1] != found[1][0]):
-        return None
-    return found[0][0], found[-1][1]
 
 
 def _other_files(folder: Path) -> str:

@@ -67,6 +67,8 @@ class Product:
         experts: how many experts are stacked.
         rounded: whether the product is rounded to the tensor's dtype before it is added, as PEFT does for embeddings
             and for parameters that are targets themselves.
+        inner: name of numbers that the rows of ``a`` are multiplied by, one for each rank; None: by none.
+        outer: the same of the rows of ``b``, one for each output.
     """
 
     a: str
@@ -76,11 +78,14 @@ class Product:
     blocks: tuple[Block, ...]
     experts: int = 1
     rounded: bool = False
+    inner: str | None = None
+    outer: str | None = None
 
     @property
     def parts(self) -> dict[str, str]:
-        """The factors and the magnitudes."""
-        return {"A": self.a, "B": self.b} | ({"magnitude": self.magnitude} if self.magnitude else {})
+        """The factors, the magnitudes, and what stands between them."""
+        parts = {"A": self.a, "B": self.b, "magnitude": self.magnitude, "inner": self.inner, "outer": self.outer}
+        return {role: name for role, name in parts.items() if name is not None}
 
     @property
     def facts(self) -> list[Any]:
@@ -95,8 +100,9 @@ class Product:
 
     def applied(self, weight: Tensor, read: Read) -> Tensor:
         """Return the changed tensor."""
-        a, b = read(self.a).flatten(1), read(self.b).flatten(1)
-        a, b = a.reshape(self.experts, -1, a.shape[1]), b.reshape(len(b), -1, self.experts)
+        a, b = self._factors(read)
+        rank = len(a) // self.experts  # which AdaLoRA may have cut to 0
+        a, b = a.reshape(self.experts, rank, a.shape[1]), b.reshape(len(b), rank, self.experts)
         magnitudes = None if self.magnitude is None else read(self.magnitude).float().reshape(-1)
         result = torch.empty_like(weight, memory_format=torch.contiguous_format)
         matrices = (_matrices(tensor, len(self.blocks)) for tensor in (weight, result))
@@ -108,6 +114,16 @@ class Product:
                 *(each.T if block.turned else each for each in (stored, composed)),
             )
         return result
+
+    def _factors(self, read: Read) -> tuple[Tensor, Tensor]:
+        """Return both factors as matrices, rescaled; still as they are stored where they are not."""
+        a, b = read(self.a).flatten(1), read(self.b).flatten(1)
+        if self.inner is not None:
+            a = read(self.inner).float().reshape(-1, 1) * a.float()
+        if self.outer is not None:
+            of_outputs = read(self.outer).float().reshape(-1, 1)
+            b = of_outputs * b[: len(of_outputs)].float()
+        return a, b
 
     def _compose(self, a: Tensor, b: Tensor, magnitudes: Tensor | None, stored: Tensor, composed: Tensor) -> None:
         # outputs x inputs, a band of outputs at a time: the whole product in float32 would be larger than the tensor
@@ -124,7 +140,7 @@ def _matrices(tensor: Tensor, number: int) -> Tensor:
     """Return a tensor as a view of so many matrices: its first dimension's, or itself, kernels with the inputs."""
     if tensor.ndim == 1:
         return tensor.reshape(1, 1, -1)
-    return tensor if tensor.ndim == 3 and len(tensor) == number else tensor.reshape(1, len(tensor), -1)
+    return tensor if tensor.ndim == 3 and len(tensor) == number else tensor.flatten(1).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Form:
         dtype: of the base.
         saved: dtype that the adapter is stored in; None: as it is.
         vocabulary: rows that the embeddings are resized to before training; None: as the base has them.
+        converted: whether it is saved as an update of the base as it was before the start changed it.
         ours: kind of the base that we are given, where it is another than PEFT's.
         written: what is done to the folder before PEFT loads it.
         edit: what is done to it after PEFT merged it.
@@ -109,6 +110,7 @@ class Form:
     dtype: torch.dtype = torch.float32
     saved: torch.dtype | None = None
     vocabulary: int | None = None
+    converted: bool = False
     ours: str | None = None
     written: Post | None = None
     edit: Post | None = None
@@ -155,6 +157,17 @@ def rewritten(**changes: Any) -> Post:
     return edit
 
 
+def cut_ranks(folder: Path) -> None:
+    """Edit AdaLoRA's adapter into one whose ranks were allocated: some are gone at one module."""
+    file, module = folder / "adapter_model.safetensors", "model.layers.0.self_attn.q_proj"
+    tensors, kept = load_file(file), [True, False, True, False, False]
+    for part, rows in (("lora_A", (kept,)), ("lora_E", (kept,)), ("lora_B", (slice(None), kept))):
+        name = f"base_model.model.{module}.{part}"
+        tensors[name] = tensors[name][rows].clone()
+    save_file(tensors, file)
+    rewritten(rank_pattern={f"{module}.lora_E": kept})(folder)
+
+
 def pickled(folder: Path) -> None:
     """Edit an adapter into a pickled one."""
     file = folder / "adapter_model.safetensors"
@@ -182,9 +195,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}
 BOTH = EXPERTS | {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 GEMMA = r".*language_model.*\.(q_proj|v_proj|down_proj)"
+ADAPTED = {"target_modules": ["q_proj", "down_proj"], "total_step": 9}
 OTHER_KINDS: Mapping[str, dict[str, Any]] = {
-    "Vera": {"r": 4},
-    "AdaLora": {"total_step": 9},
     "OFT": {"oft_block_size": 8},
     "BOFT": {"boft_block_size": 4},
     "HRA": {},
@@ -245,6 +257,7 @@ FORMS = (
     Form("start: orthogonal", "llama", lora(init_lora_weights="orthogonal")),
     Form("start: MiCA", "llama", lora(init_lora_weights="mica")),
     Form("start: PiSSA", "llama", lora(init_lora_weights="pissa"), expected="starts from a changed base"),
+    Form("start: PiSSA, converted", "llama", lora(init_lora_weights="pissa", use_rslora=True), converted=True),
     Form("start: OLoRA", "llama", lora(init_lora_weights="olora"), expected="starts from a changed base"),
     Form("VeLoRA", "llama", lora(velora_config={"num_groups": 4})),
     Form("KaSA", "llama", lora(kasa_config={}), expected="kasa_config"),
@@ -345,6 +358,23 @@ FORMS = (
         {"r": 2, "alpha": 3, "target_modules": ["q_proj", "up_proj"], "decompose_both": True},
         "LoKrConfig",
     ),
+    Form("AdaLoRA", "llama", {**ADAPTED, "init_r": 4, "lora_alpha": 6}, "AdaLoraConfig"),
+    Form(
+        "AdaLoRA, ranks cut, bias: all",
+        "llama biases",
+        {**ADAPTED, "init_r": 5, "bias": "all"},
+        "AdaLoraConfig",
+        written=cut_ranks,
+    ),
+    Form("VeRA", "llama", {"r": 4, "target_modules": ["q_proj", "k_proj"]}, "VeraConfig"),
+    Form("VeRA on GPT-2", "gpt2", {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}, "VeraConfig"),
+    Form(
+        "VeRA without its projections",
+        "llama",
+        {"r": 4, "target_modules": ["q_proj"], "save_projection": False},
+        "VeraConfig",
+        expected="save_projection",
+    ),
     Form("norms", "llama", {"target_modules": ["input_layernorm", "norm"]}, "LNTuningConfig"),
     *(
         Form(kind, "llama", {"target_modules": ["q_proj"]} | settings, f"{kind}Config", expected="peft_type")
@@ -406,12 +436,15 @@ class Desk:
             model = peft.get_peft_model(loaded(base, form), configured(form))
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             return f"cannot build it: {str(error).splitlines()[0][:70]}", False
+        if form.converted:
+            saved_start(model, folder / "start")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     scale = 0.3 * parameter.abs().mean().clamp(min=0.1) if "magnitude" not in name else 0.1
                     parameter.add_(torch.randn_like(parameter) * scale)
-        model.save_pretrained(folder)
+        start = {"path_initial_model_for_weight_conversion": str(folder / "start")} if form.converted else {}
+        model.save_pretrained(folder, **start)
         if form.written is not None:
             form.written(folder)
         if form.saved is not None:
@@ -441,6 +474,14 @@ def adopted(model: Any, folder: Path) -> None:
         for part in (f"{name}.weight", f"{name}.base_layer.weight"):
             if part in tensors and not hasattr(module, "modules_to_save"):
                 getattr(own, "base_layer", own).weight.data.copy_(tensors[part])
+
+
+def saved_start(model: Any, folder: Path) -> None:
+    """Save an adapter before training as one that starts from nothing, as PEFT's guide to its conversion has it."""
+    settings = model.peft_config["default"]
+    start, settings.init_lora_weights = settings.init_lora_weights, True
+    model.save_pretrained(folder)
+    settings.init_lora_weights = start
 
 
 def configured(form: Form) -> Any:
