@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import islice
 
 
 class Hint(Enum):
@@ -75,9 +76,18 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+MOST_WORDS = 1000
+"""How many known words a misspelt one is compared with, ..."""
+LONGEST_WORD = 200
+"""... and how long it may be: the comparison takes time with both."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
-    matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)
+    if len(word) > LONGEST_WORD:
+        return ""
+    likely = [str(each) for each in islice(known, MOST_WORDS)]
+    matches = difflib.get_close_matches(str(word), likely, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

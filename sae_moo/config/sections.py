@@ -284,7 +284,7 @@ class MethodSection(Section):
 class CompareSection(Section):
     """``compare``: methods, seeds, the method that others are held against, sparsities to report at."""
 
-    methods: Annotated[list[str | MethodSection], Field(min_length=1)] = Field(
+    methods: Annotated[list[str | MethodSection], Field(min_length=1, max_length=500)] = Field(
         description="algorithms by name, or methods: a name and what it changes"
     )
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(

@@ -27,6 +27,7 @@ from sae_moo.evaluate.kinds import Opening
 from sae_moo.evaluate.lm_eval import Documents
 from sae_moo.evaluate.splits import deal, repeated
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request
+from sae_moo.files.places import located
 from sae_moo.objectives.scores import SPLITS, Split
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class HarnessTask:
         self._section = section
         include = None
         if section.include is not None:
-            include = ((directory or Path()) / Path(section.include).expanduser()).resolve()
+            include = located(section.include, directory).resolve()
         with lm_eval.quiet():
             self._leaves = lm_eval.loaded(
                 section.name, section.name_in_harness, include, section.fewshot, section.generation

@@ -29,6 +29,7 @@ from sae_moo.experts.shards import Assignment, assigned, weight_map
 from sae_moo.files import user_cache
 from sae_moo.files.identity import stamp, state
 from sae_moo.files.json_text import read_json
+from sae_moo.files.places import located
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ def locate(source: str, relative_to: Path | None = None) -> tuple[Path, str]:
             return zoo.checkpoint(source.removeprefix(ZOO)), source
         except ValueError as error:
             raise InputError(str(error)) from error
-    path = Path(source).expanduser()
-    path = path if path.is_absolute() or relative_to is None else relative_to / path
+    path = located(source, relative_to)
     if path.is_dir():
         return path.resolve(), str(path.resolve())
     if path.exists():

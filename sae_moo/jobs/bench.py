@@ -32,6 +32,7 @@ from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
+from sae_moo.files.places import located
 from sae_moo.materialization.calibration import calibrate, read_texts
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
@@ -300,7 +301,7 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
         return None
     texts: Sequence[str | Sequence[int]]
     if section.data is not None:
-        texts = read_texts(config.directory / Path(section.data).expanduser())
+        texts = read_texts(located(section.data, config.directory))
     else:  # the search split's prompts, a task after another, each once; the test split stays unseen
         prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
         texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
@@ -346,7 +347,7 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
         assert section.kind is not None  # the configuration was checked
         kind = KINDS.find(section.kind)
     if section.data is not None:
-        items = read_items(directory / Path(section.data).expanduser(), kind.name)
+        items = read_items(located(section.data, directory), kind.name)
     splits = {} if items is None else split_items(section.name, items, section.search, section.test)
     return open_task(
         Opening(

@@ -79,7 +79,7 @@ class Recipe:
         """
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, or integers longer than Python reads
             raise InputError(f"expected a recipe as JSON, got text that is not JSON: {error}") from error
         return decode(document)
 
