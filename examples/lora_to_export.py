@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import sae_moo as sm
-from sae_moo.jobs.export import export
+from sae_moo import export
 
 MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
 TASKS = {"math": "zoo_math", "lingua": "zoo_lingua", "logic": "zoo_logic"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import sae_moo as sm
-from sae_moo.searchers.searcher import Proposal
+from sae_moo import Proposal
 
 STEP = 0.15
 """Standard deviation of one step, of weights and sparsity alike."""

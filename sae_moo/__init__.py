@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
     from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
+    from sae_moo.evaluate.task import Task
     from sae_moo.experts.pool import ExpertPool
     from sae_moo.explore.run import Run
     from sae_moo.jobs.bench import Bench
+    from sae_moo.jobs.export import export
+    from sae_moo.jobs.merge import merge
     from sae_moo.jobs.search import search
     from sae_moo.materialization.calibration import calibrate, load_calibration
-    from sae_moo.materialization.into_model import materialize
+    from sae_moo.materialization.into_model import Report, materialize
     from sae_moo.materialization.parents import WeightCache
     from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
     )
     from sae_moo.searchers.problem import MergeProblem
     from sae_moo.searchers.schedule import Schedule
+    from sae_moo.searchers.searcher import Proposal, Searcher
     from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+    from sae_moo.study.record import Ended, Running
 
 _HOMES = {
     "jobs.bench": ("Bench",),
@@ -41,13 +46,17 @@ _HOMES = {
     "config.document": ("Config",),
     "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
     "experts.pool": ("ExpertPool",),
+    "jobs.export": ("export",),
+    "jobs.merge": ("merge",),
     "jobs.search": ("search",),
-    "materialization.into_model": ("materialize",),
+    "evaluate.task": ("Task",),
+    "materialization.into_model": ("Report", "materialize"),
     "materialization.parents": ("WeightCache",),
     "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "TaskMean"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
     "explore.run": ("Run",),
     "searchers.schedule": ("Schedule",),
+    "searchers.searcher": ("Proposal", "Searcher"),
     "searchers.annealing": ("CyclicAnnealing",),
     "searchers.nsga": ("NsgaSearcher",),
     "searchers.operators": (
@@ -59,6 +68,7 @@ _HOMES = {
     ),
     "searchers.problem": ("MergeProblem",),
     "searchers.space": ("CoefficientSpace", "Ground", "LineageSpace"),
+    "study.record": ("Ended", "Running"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -70,6 +80,7 @@ __all__ = [
     "Config",
     "Constraint",
     "CyclicAnnealing",
+    "Ended",
     "Evaluation",
     "Expert",
     "ExpertPool",
@@ -82,21 +93,28 @@ __all__ = [
     "MergeProblem",
     "NsgaSearcher",
     "Objective",
+    "Proposal",
     "Prune",
     "PruneMergeMutation",
     "Recipe",
     "RecipeDuplicates",
+    "Report",
     "Run",
     "RunError",
+    "Running",
     "SaeMooError",
     "Schedule",
+    "Searcher",
     "Sparsity",
+    "Task",
     "TaskMean",
     "WeightCache",
     "ZeroAwareCrossover",
     "calibrate",
+    "export",
     "load_calibration",
     "materialize",
+    "merge",
     "search",
 ]
 

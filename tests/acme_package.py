@@ -71,7 +71,7 @@ ABOUT = dict(summary="for tests", source="acme")
 PULL = Setting(default=0.0, least=0, most=1, about="share of the base")
 MEDIAN = Method(name="x", step="acme:median", settings={"pull": PULL}, weights="unused", reads_base=True, **ABOUT)
 LOUDEST = Method(
-    name="x", step="acme:chosen", whole_model=WholeModel(setting="loudest", measure="acme:loudest"), **ABOUT
+    name="x", step="acme:chosen", whole_model=WholeModel(setting="loudest", measure="acme:loudest"), weights="unused", **ABOUT
 )
 BROKEN = Method(name="x", step="acme:broken", **ABOUT)
 GONE = Method(name="x", step="acme:nothing", **ABOUT)

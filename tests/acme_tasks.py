@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sae_moo.evaluate.kinds import TaskKind
 from sae_moo.evaluate.task import Prompt, Request
 from sae_moo.evaluate.tasks import encode
+from sae_moo.recipe.section import Count, Field, Section
+
+
+class Length(Section):
+    """How much is written."""
+
+    tokens: Count = Field(default=6, description="tokens that are written at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,31 @@ def ask_nothing(items, tokenizer):
     return [[] for _ in items]
 
 
+def ask_more(items, tokenizer, settings):
+    return [[Prompt(encode(tokenizer, item.prompt, "").context, settings.tokens, ("\n",))] for item in items]
+
+
+def score_more(item, answers, settings):
+    return min(1.0, len(answers[0]) / (99 * settings.tokens))
+
+
+class Counting(Loudness):
+    """A task that reads no items: numbers, said again."""
+
+    def __init__(self, opening):
+        super().__init__(
+            replace(
+                opening,
+                splits={
+                    split: tuple(
+                        Question(f"{i} {i} {i}") for i in range(start, start + count * opening.settings.tokens)
+                    )
+                    for split, start, count in (("search", 1, opening.search), ("test", 501, opening.test))
+                },
+            )
+        )
+
+
 def fail(opening):
     raise KeyError("graph")
 
@@ -109,10 +141,20 @@ BROKEN = TaskKind(
 SILENT = TaskKind(
     name="", summary="none", fields=("prompt",), item="acme:prompt_item", ask="acme:ask_nothing", score="acme:score"
 )
+LONG = TaskKind(
+    name="",
+    summary="how much is written",
+    fields=("prompt",),
+    item="acme:prompt_item",
+    ask="acme:ask_more",
+    score="acme:score_more",
+    settings=Length,
+)
+COUNTING = TaskKind(name="", summary="chance", make="acme:Counting", settings=Length)
 FAILING = TaskKind(name="", summary="none", fields=("prompt",), item="acme:prompt_item", make="acme:fail")
 POINTS = {
     "sae_moo.tasks": {
         "regex_match": "REGEX",
-        **{name: name.upper() for name in ("loud", "broken", "silent", "failing")},
+        **{name: name.upper() for name in ("loud", "broken", "silent", "failing", "long", "counting")},
     }
 }

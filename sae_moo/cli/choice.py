@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from sae_moo.errors import InputError
+
 if TYPE_CHECKING:
+    from sae_moo.explore.decide.rules import Rule
     from sae_moo.explore.view import View
     from sae_moo.study.record import Ended
 
@@ -44,20 +47,46 @@ class PickOptions:
         """Whether any of them was given."""
         return self != PickOptions()
 
-    def pick(self, view: View) -> tuple[Ended, str]:
-        """Return the trial that is chosen, and why it is."""
-        from sae_moo.cli.rules import picked
+    @property
+    def rule(self) -> Rule:
+        """The rule that the flags say.
 
-        return picked(
-            view,
-            self.where,
+        Raises:
+            InputError: if one does not read as it should, or they do not say one rule.
+        """
+        from sae_moo.explore.decide.rules import rule_of  # needs numpy; help texts do not
+
+        return rule_of(
             knee=self.knee,
-            weights=self.weights,
-            pseudo=self.pseudo,
-            wish=self.wish,
-            order=self.order,
+            weights=_numbers("--weights", self.weights),
+            pseudo=_numbers("--pseudo", self.pseudo),
+            wish=_numbers("--wish", self.wish),
+            order=None if self.order is None else [name.strip() for name in self.order.split(",")],
             tolerance=self.tolerance,
         )
+
+    def pick(self, view: View) -> tuple[Ended, str]:
+        """Return the trial that is chosen, and why it is."""
+        from sae_moo.explore.decide.rules import Condition
+
+        rule = self.rule
+        return view.pick([Condition.parse(text) for text in self.where], rule)
+
+
+def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
+    """Read ``accuracy=2,sparsity=1``."""
+    if text is None:
+        return None
+    numbers: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name in numbers:
+            raise InputError(f"{flag} {text!r}: expected every quantity once, {name!r} comes again")
+        try:
+            numbers[name] = float(number)
+        except ValueError:
+            raise InputError(f"{flag} {text!r}: expected NAME=NUMBER,..., got {part!r}") from None
+    return numbers
 
 
 def with_pick_options(command: Callable[..., None]) -> Callable[..., None]:

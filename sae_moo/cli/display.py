@@ -14,7 +14,7 @@ from rich.text import Text
 from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
-from sae_moo.jobs.compare.statistics import Comparison
+from sae_moo.jobs.compare.statistics import ON_TASK, Comparison
 from sae_moo.jobs.compare.tables import difference_text, value_text
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def comparison_tables(found: Comparison) -> list[Table]:
     """Return what a comparison found, as tables: what each method reached, and how it differs from the reference."""
     quantities = list(next(iter(found.methods.values())))
-    shown = [name for name in quantities if not name.startswith("accuracy on ")]
+    shown = [name for name in quantities if not name.startswith(ON_TASK)]
     table = bare_table(
         f"{found.name}: test split, mean over seeds ± half the 95 % interval; models chosen on the search split"
     )

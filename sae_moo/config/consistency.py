@@ -10,7 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from sae_moo import zoo
+from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
@@ -83,15 +86,32 @@ def _tasks_that_are_built_in(draft: Config) -> Iterator[Fault]:
             )
         if task.data is not None and task.kind is None and "kind" not in task.unread:
             yield ("tasks", i), f"expected kind: {', '.join(KINDS)} beside data"
-        if task.data is None and task.kind is not None:
-            yield ("tasks", i, "kind"), "a built-in task has its own kind; leave it out, or give data: FILE"
+        kind = None if task.kind is None else KINDS[task.kind]
+        if kind is not None and task.data is None and (kind.fields or task.name in zoo.TASKS):
+            of_ours = "a built-in task has its own kind; leave it out, or give data: FILE"
+            of_yours = f"kind: {kind.name} is for items of your own; give data: FILE"
+            yield ("tasks", i, "kind"), of_ours if task.name in zoo.TASKS else of_yours
+        if kind is not None and task.data is not None and not kind.fields:
+            yield ("tasks", i, "data"), f"kind: {kind.name} reads no items; leave it out"
+
+
+def _settings_of_a_kind(draft: Config) -> Iterator[Fault]:
+    for i, task in enumerate(draft.tasks):
+        settings = None if task.kind is None else KINDS[task.kind].settings
+        if settings is None and task.settings:
+            yield ("tasks", i, "settings"), f"kind: {task.kind} has no settings"
+        elif settings is not None:
+            try:
+                settings.model_validate(task.settings)
+            except ValidationError as error:
+                yield from ((("tasks", i, "settings", *key), text) for key, text in faults_of(settings, error, {}))
 
 
 def _settings_of_the_harness(draft: Config) -> Iterator[Fault]:
     for i, task in enumerate(draft.tasks):
         if task.name is None:
             continue
-        of_harness = [key for key in HARNESS.settings if getattr(task, key) not in (None, False, {})]
+        of_harness = [key for key in HARNESS.keys if getattr(task, key) not in (None, False, {})]
         if of_harness and task.data is not None:
             yield ("tasks", i, of_harness[0]), "is for tasks of the harness; own items (data) have no such setting"
         if of_harness and task.name in zoo.TASKS and not {"task", "include"} & {*of_harness}:
@@ -214,6 +234,7 @@ def _calibrated(criterion: str) -> bool:
 RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _every_task_once,
     _tasks_that_are_built_in,
+    _settings_of_a_kind,
     _settings_of_the_harness,
     _objectives_are_tasks,
     _every_objective_once,

@@ -243,7 +243,8 @@ class Config(Section):
         document["tasks"] = {  # prompts and items are bound by their contents
             t["name"]: {
                 **{key: t[key] for key in ("kind", "search", "test")},
-                **{key: t[key] for key in HARNESS.settings if key != "include" and t[key] not in (None, False, {})},
+                **({"settings": t["settings"]} if t["settings"] else {}),
+                **{key: t[key] for key in HARNESS.keys if key != "include" and t[key] not in (None, False, {})},
             }
             for t in tasks
         }

@@ -10,8 +10,9 @@ from pydantic import create_model
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.asking import Racing
 from sae_moo.recipe import BASE, SCOPES, pattern
-from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.criteria import CRITERIA, USUAL
 from sae_moo.recipe.section import Amount, Count, Field, Section, Sparsity, field_validator
+from sae_moo.searchers import algorithms
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.searcher import Pace
 
@@ -125,8 +126,8 @@ class PruningSection(Section):
     """``pruning``: by what weights are ranked, what competes with what, whether what is left keeps a tensor's norm."""
 
     criterion: str = Field(
-        default="magnitude",
-        description="how weights are ranked: `magnitude`, `wanda`, or `package/name` of an installed package",
+        default=USUAL,
+        description="how weights are ranked; see the page on pruning, or `package/name` of an installed package",
     )
     scope: str = Field(
         default="tensor",
@@ -174,7 +175,7 @@ class SearchSection(Section):
 
     for_algorithm: ClassVar[str] = ""  # whose settings it has
 
-    algorithm: str = Field(default="nsga2", description="the search algorithm; see the page on algorithms")
+    algorithm: str = Field(default=algorithms.USUAL, description="the search algorithm; see the page on algorithms")
     population: Annotated[int, Field(ge=4, le=100_000)] = Field(
         default=24, description="size of the population, archive or swarm"
     )
@@ -195,8 +196,8 @@ class SearchSection(Section):
     @field_validator("algorithm")
     @classmethod
     def _known(cls, algorithm: str) -> str:
-        search_section(algorithm)  # refused there if there is no such algorithm
-        return algorithm
+        search_section(algorithm)  # refused there if what it reads is called like what every search has
+        return ALGORITHMS.find(algorithm).name
 
     @property
     def settings(self) -> dict[str, Section]:

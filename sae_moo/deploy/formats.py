@@ -66,13 +66,16 @@ class Format(Row):
 _ASKED = (("python -c {ask}", "loaded as any model is, and asked"),)
 _ANY_LOADER = "whatever loads the base: transformers, vLLM, converters for llama.cpp"
 
+USUAL = "hf"
+"""What is written unless another is named."""
+
 FORMATS: Catalogue[Format] = Catalogue(
     "format",
     "sae_moo.formats",
     Format,
     [
         Format(
-            name="hf",
+            name=USUAL,
             summary="a folder of dense weights",
             write="sae_moo.deploy.writers:dense",
             loads=_ANY_LOADER,

@@ -22,6 +22,7 @@ class TaskSection(Section):
     kind: str | None = Field(
         default=None, description="how your own items are scored; needed with `data`. `package/name` is a package's"
     )
+    settings: dict[str, Any] = Field(default={}, description="settings of a package's kind")
     search: Count = Field(default=200, description="instances that the search asks")
     test: Annotated[int, Field(ge=0, le=10**9)] = Field(
         default=400, description="instances kept for judging what was found; the search never sees them"
@@ -74,7 +75,11 @@ class TaskSection(Section):
     @property
     def of_harness(self) -> bool:
         """Whether it is a task of the harness."""
-        return self.data is None and (self.task is not None or self.include is not None or self.name not in zoo.TASKS)
+        return (
+            self.data is None
+            and self.kind is None
+            and (self.task is not None or self.include is not None or self.name not in zoo.TASKS)
+        )
 
 
 class Racing(Section):

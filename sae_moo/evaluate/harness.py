@@ -437,7 +437,7 @@ class HarnessTask:
 
 def harness_task(opening: Opening) -> HarnessTask:
     """Make a task of the harness."""
-    section = TaskSection(name=opening.name, search=opening.search, test=opening.test, **opening.settings)
+    section = TaskSection(name=opening.name, search=opening.search, test=opening.test, **opening.keys)
     return HarnessTask(section, opening.tokenizer, opening.folder, opening.directory)
 
 

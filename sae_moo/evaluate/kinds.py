@@ -12,6 +12,10 @@ from typing import Any
 
 from sae_moo.objectives.scores import Split
 from sae_moo.recipe.catalogue import Catalogue, Row
+from sae_moo.recipe.section import Section
+
+OVER_ITEMS = "sae_moo.evaluate.tasks:item_task"
+"""What makes a task of one's own items, unless a kind says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,12 @@ class TaskKind(Row):
             `task.Prompt`), in order.
         score: ``module:function``, from an item and the answers to its requests to a number in [0, 1].
         make: ``module:function``, from an `Opening` to a `task.Task`.
-        settings: keys of a task in the configuration that only this kind reads.
+        settings: class of what stands under a task's ``settings`` in the configuration; None: there are none. `ask`
+            and `score` get an instance as the argument ``settings``.
+        keys: further keys of a task that only this kind reads; of the harness alone.
+
+    Raises:
+        ValueError: if it has fields and no item, or nothing that makes a task.
     """
 
     summary: str
@@ -39,8 +48,15 @@ class TaskKind(Row):
     item: str = ""
     ask: str = ""
     score: str = ""
-    make: str = "sae_moo.evaluate.tasks:item_task"
-    settings: tuple[str, ...] = ()
+    make: str = OVER_ITEMS
+    settings: type[Section] | None = None
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.fields) != bool(self.item):
+            raise ValueError(f"task kind {self.name}: expected fields and item, or neither")
+        if self.make == OVER_ITEMS and not (self.item and self.ask and self.score):
+            raise ValueError(f"task kind {self.name}: expected fields, item, ask and score, or make")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +72,8 @@ class Opening:
         longest: how many tokens the model reads at once; None if it does not say.
         directory: what relative paths of the configuration start from.
         splits: the items of each split; empty for kinds that read none.
-        settings: the kind's own, by key.
+        settings: the kind's own; None where it has none.
+        keys: of the harness's tasks, what its keys say.
     """
 
     name: str
@@ -68,7 +85,8 @@ class Opening:
     longest: int | None
     directory: Path
     splits: Mapping[Split, tuple[Any, ...]] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Section | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
 
 KINDS: Catalogue[TaskKind] = Catalogue(
@@ -107,7 +125,7 @@ HARNESS = TaskKind(
     name="harness",
     summary="the chosen metric of a task of the EleutherAI harness",
     make="sae_moo.evaluate.harness:harness_task",
-    settings=(
+    keys=(
         "task",
         "include",
         "fewshot",

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sae_moo.evaluate.splits import deal
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request, Task
 from sae_moo.objectives.scores import SPLITS, Split
 from sae_moo.recipe.catalogue import blamed, resolved
+from sae_moo.recipe.section import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,16 @@ class ItemTask:
         splits: Mapping[Split, Sequence[Any]],
         tokenizer: Any,
         max_tokens: int | None = None,
+        settings: Section | None = None,
     ) -> None:
         row = KINDS.find(kind)
+        own = {} if settings is None else {"settings": settings}
         self.name = name
         self.kind = row.name
         self.items = {split: tuple(splits[split]) for split in SPLITS}
-        self._score = resolved(row.score)
-        asked = {split: [tuple(each) for each in resolved(row.ask)(self.items[split], tokenizer)] for split in SPLITS}
+        self._score = partial(resolved(row.score), **own)
+        ask = partial(resolved(row.ask), **own)
+        asked = {split: [tuple(each) for each in ask(self.items[split], tokenizer)] for split in SPLITS}
         self._requests: dict[Split, tuple[Asked, ...]] = {
             split: tuple(request for each in asked[split] for request in each) for split in SPLITS
         }
@@ -78,7 +83,9 @@ class ItemTask:
             self._check_lengths(split, max_tokens)
         rules = {split: [_rule(item) for item in self.items[split]] for split in SPLITS}
         tokens = {split: [_facts(request) for request in self._requests[split]] for split in SPLITS}
-        self.fingerprint = hashlib.sha256(json.dumps([self.kind, rules, tokens]).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            json.dumps([self.kind, rules, tokens, *(each.model_dump() for each in own.values())]).encode()
+        ).hexdigest()
 
     def instances(self, split: Split) -> int:
         """Return the number of items in a split."""
@@ -147,7 +154,9 @@ def _rule(item: Any) -> Any:
 
 def item_task(opening: Opening) -> ItemTask:
     """Make a task over items."""
-    return ItemTask(opening.name, opening.kind.name, opening.splits, opening.tokenizer, opening.longest)
+    return ItemTask(
+        opening.name, opening.kind.name, opening.splits, opening.tokenizer, opening.longest, opening.settings
+    )
 
 
 def open_task(opening: Opening) -> Task:

@@ -1,4 +1,4 @@
-"""The composition root: from a configuration to objects. The only file that names every class."""
+"""The composition root: from a configuration to objects. Here experts, tasks and searcher meet."""
 
 from __future__ import annotations
 
@@ -328,12 +328,13 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
     items: Sequence[Any] | None = None
     if section.of_harness:
         kind = HARNESS
-    elif section.data is None:
+    elif section.kind is None:
         items, name = zoo_items(section.name)
         kind = KINDS.find(name)
     else:
         assert section.kind is not None  # the configuration was checked
         kind = KINDS.find(section.kind)
+    if section.data is not None:
         items = read_items(directory / Path(section.data).expanduser(), kind.name)
     splits = {} if items is None else split_items(section.name, items, section.search, section.test)
     return open_task(
@@ -347,7 +348,8 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
             longest=longest,
             directory=directory,
             splits=splits,
-            settings={key: getattr(section, key) for key in kind.settings},
+            settings=None if kind.settings is None else kind.settings.model_validate(section.settings),
+            keys={key: getattr(section, key) for key in kind.keys},
         )
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.estimate import Estimate, estimates
-from sae_moo.deploy.formats import FORMATS, Format
+from sae_moo.deploy.formats import FORMATS, USUAL, Format
 from sae_moo.deploy.order import Order
 from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import tokenizer_of
@@ -55,7 +55,7 @@ def export(
     output: str | Path,
     *,
     verify: bool = False,
-    form: str = "hf",
+    form: str = USUAL,
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda note: None,

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from sae_moo.errors import SaeMooError, WeightsError, out_of_memory
-from sae_moo.recipe.catalogue import Catalogue, Row
+from sae_moo.errors import WeightsError
+from sae_moo.recipe.catalogue import Catalogue, Row, blamed
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -23,23 +23,14 @@ def guarded(catalogue: Catalogue[R], row: R, work: Callable[Given, Result]) -> C
         work: calls it.
 
     Returns:
-        Does the work, and raises WeightsError for whatever a guest raises, but for our own errors and for want of
-        memory.
+        Does the work, and raises WeightsError for whatever a guest raises; see `blamed`.
     """
     if row.guest is None:
         return work
 
     @functools.wraps(work)
     def safely(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        try:
+        with blamed(row, f"{catalogue.kind} {row.name}", WeightsError):
             return work(*args, **kwargs)
-        except SaeMooError:
-            raise
-        except Exception as error:  # anybody's code
-            if out_of_memory(error):
-                raise
-            raise WeightsError(
-                f"{catalogue.kind} {row.name} ({row.guest}) raised {type(error).__name__}: {error}"
-            ) from error
 
     return safely

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
-from sae_moo.recipe import Recipe
+from sae_moo.recipe import Cast, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     ready = prepared(recipe, pool, first.device, cache, size)
     zeros = {info.name: ready.plan.write(info, parameters[info.name]) for info in pool.tensors}
     recipe = ready.recipe
-    if cache is not None and worth_holding(recipe) and getattr(torch, getattr(recipe, "dtype", "")) == first.dtype:
+    rounded = isinstance(recipe, Cast) and dtype_of(recipe.dtype) == first.dtype
+    if cache is not None and rounded and worth_holding(recipe):
         cache.put(recipe, parameters.items(), size)
     return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sae_moo.errors import InputError, RunError, SaeMooError, nearest
+from sae_moo.errors import InputError, RunError, SaeMooError, nearest, out_of_memory
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -241,7 +241,9 @@ def resolved(place: str) -> Callable[..., Any]:
 
 @contextmanager
 def blamed(row: Row, what: str, error: type[SaeMooError] = RunError) -> Iterator[None]:
-    """Let what a guest's code raises say whose it is; our own errors, and errors of the house, stay as they are.
+    """Let what a guest's code raises say whose it is.
+
+    Our own errors, errors of the house, and want of memory, which is nobody's fault, stay as they are.
 
     Args:
         row: whose code runs.
@@ -253,6 +255,6 @@ def blamed(row: Row, what: str, error: type[SaeMooError] = RunError) -> Iterator
     except SaeMooError:
         raise
     except Exception as raised:  # whatever a guest's code raises
-        if row.guest is None:
+        if row.guest is None or out_of_memory(raised):
             raise
         raise error(f"{what}: {row.guest} failed: {type(raised).__name__}: {raised}") from raised

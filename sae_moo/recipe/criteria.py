@@ -55,13 +55,16 @@ class Criterion(Row):
 
 _PRUNE = "sae_moo.materialization.ops.prune"
 
+USUAL = "magnitude"
+"""What prunes unless another is named."""
+
 CRITERIA: Catalogue[Criterion] = Catalogue(
     "pruning criterion",
     "sae_moo.criteria",
     Criterion,
     [
         Criterion(
-            name="magnitude",
+            name=USUAL,
             score=f"{_PRUNE}:magnitude",
             whole=False,
             summary="the magnitude of the weight",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from sae_moo.errors import InputError
 from sae_moo.recipe.catalogue import SEPARATOR, Guest, Row, canonical, check_guests
-from sae_moo.recipe.criteria import CRITERIA
+from sae_moo.recipe.criteria import CRITERIA, USUAL
 from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers, rounded
 
@@ -198,7 +198,7 @@ class Prune(Recipe):
     kind: ClassVar[str] = "prune"
     input: Recipe
     sparsity: float | tuple[float, ...]
-    criterion: str = "magnitude"
+    criterion: str = USUAL
     scope: str = "tensor"
     counts: tuple[int, ...] | None = None
     calibration: str | None = None

@@ -68,6 +68,7 @@ class Algorithm(Row):
     Args:
         summary: what it is, in a line.
         make: ``module:function`` that makes the searcher of an `Assignment`; imported on first use.
+        fixed: further arguments of that function, which make the row what it is; not the user's.
         source: where it is from; empty for our own.
         settings: further keys of ``search`` that it reads -> the class of each. A guest calls its key as it likes, by
             custom like its algorithm: ``search: {algorithm: acme/ants, ants: {...}}``. So a key is of one algorithm
@@ -91,6 +92,7 @@ class Algorithm(Row):
 
     summary: str
     make: str
+    fixed: Mapping[str, object] = field(default_factory=dict)
     source: str = ""
     settings: Mapping[str, type[Section]] = field(default_factory=dict)
     breeding: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ class Algorithm(Row):
 
     def searcher(self, assignment: Assignment) -> Searcher:
         """Return a fresh searcher."""
-        made: Searcher = resolved(self.make)(assignment)
+        made: Searcher = resolved(self.make)(assignment, **self.fixed)
         return made
 
     def space(self, asked: SpaceKind | None) -> SpaceKind | None:
@@ -183,12 +185,13 @@ def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
         yield ("search", "algorithm"), "Optuna's CMA-ES needs a package that is not installed: pip install cmaes"
 
 
-def _nsga(name: str, summary: str, source: str) -> Algorithm:
+def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorithm:
     return Algorithm(
         name=name,
         summary=summary,
         source=source,
         make="sae_moo.searchers.nsga:make",
+        fixed={"directions": directions},
         settings={"operators": Operators, "ablation": Ablation},
         breeding=("operators", "ablation"),
         spaces=("lineage", "coefficients"),
@@ -202,12 +205,13 @@ def _nsga(name: str, summary: str, source: str) -> Algorithm:
     )
 
 
-def _sae(name: str, summary: str) -> Algorithm:
+def _sae(name: str, summary: str, *, local: bool) -> Algorithm:
     return Algorithm(
         name=name,
         summary=summary,
         source="Zhang, Zhang et al. 2026, arXiv 2602.08218",
         make="sae_moo.searchers.sae:make",
+        fixed={"local": local},
         settings={"sae": Sae},
         spaces=("lineage",),
         anneals=True,
@@ -222,6 +226,7 @@ def _optuna(sampler: str, summary: str, *, single: bool = False) -> Algorithm:
         summary=summary,
         source="Optuna",
         make="sae_moo.searchers.optuna_samplers:make",
+        fixed={"sampler": sampler, "single": single},
         spaces=("coefficients",),
         scalar=True if single else None,
         faults=_package_of_cmaes if single else None,
@@ -249,28 +254,41 @@ def _one_shot(
     )
 
 
+USUAL = "nsga2"
+"""What searches unless another is named."""
+
 ALGORITHMS: Catalogue[Algorithm] = Catalogue(
     "search algorithm",
     "sae_moo.algorithms",
     Algorithm,
     [
         _nsga(
-            "nsga2",
+            USUAL,
             "our own search: a population by rank and crowding, over lineages bred by attraction and annealed pruning",
             "Deb et al. 2002; operators ours",
+            directions=False,
         ),
         _nsga(
             "nsga3",
             "our own search by reference directions, for three objectives and more",
             "Deb and Jain 2014; operators ours",
+            directions=True,
         ),
-        _sae("sae-global", "an archive that competes for instances and sparsity; one share for a whole child"),
-        _sae("sae-local", "an archive that competes for instances and sparsity; a share for every block of a child"),
+        _sae(
+            "sae-global",
+            "an archive that competes for instances and sparsity; one share for a whole child",
+            local=False,
+        ),
+        _sae(
+            "sae-local",
+            "an archive that competes for instances and sparsity; a share for every block of a child",
+            local=True,
+        ),
         Algorithm(
             name="m2n2",
             summary="an archive that competes for instances; children split two parents along an arc, dense",
             source="Abrantes et al. 2025, arXiv 2508.16204",
-            make="sae_moo.searchers.sae:make",
+            make="sae_moo.searchers.sae:m2n2",
             settings={"sae": M2n2},
             spaces=("lineage",),
             races=True,

@@ -44,7 +44,8 @@ class NsgaSearcher:
         space: lineages (bred by `searchers.operators`) or coefficients (SBX and polynomial mutation).
         objectives: what to maximize.
         constraints: limits.
-        algorithm: ``nsga2`` (rank and crowding) or ``nsga3`` (reference directions, for three objectives and more).
+        directions: whether survivors spread by reference directions (NSGA-III, for three objectives and more), or by
+            crowding (NSGA-II).
         population: size of the population, at least 4.
         seed: seed of everything drawn.
         schedule: the annealed pruning ratio over generations, or one that learns; used over lineages.
@@ -61,7 +62,7 @@ class NsgaSearcher:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        algorithm: str = "nsga2",
+        directions: bool = False,
         population: int = 24,
         seed: int = 0,
         schedule: Schedule | Adaptive | None = None,
@@ -94,12 +95,10 @@ class NsgaSearcher:
                 "crossover": SBX(eta=15, prob=0.9),
                 "mutation": PM(eta=20),
             }
-        if algorithm == "nsga2":
-            self._algorithm = NSGA2(**given)
-        elif algorithm == "nsga3":
+        if directions:
             self._algorithm = NSGA3(ref_dirs=reference_directions(len(objectives), population), **given)
         else:
-            raise ValueError(f"algorithm: expected 'nsga2' or 'nsga3', got {algorithm!r}")
+            self._algorithm = NSGA2(**given)
         self._algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
         self._first = True
         self._waiting: deque[Individual] = deque()  # born, not yet asked for
@@ -191,13 +190,13 @@ def reference_directions(objectives: int, population: int) -> Any:
     return lattice
 
 
-def make(assignment: Assignment) -> NsgaSearcher:
-    """Return NSGA-II or NSGA-III, as the algorithm's name says, over the assigned space."""
+def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
+    """Return NSGA-II, or NSGA-III by reference directions, over the assigned space."""
     return NsgaSearcher(
         LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),
         assignment.objectives,
         assignment.constraints,
-        algorithm=assignment.algorithm,
+        directions=directions,
         population=assignment.population,
         seed=assignment.seed,
         schedule=assignment.schedule,

@@ -21,18 +21,6 @@ from sae_moo.searchers.space import CoefficientSpace
 
 FORGETFUL = frozenset({"TPESampler", "GPSampler", "RandomSampler"})
 """Samplers that keep nothing beside the study's trials, so that they can be made anew for every ask."""
-SINGLE = frozenset({"CmaEsSampler"})
-"""Samplers that know one number only."""
-SAMPLERS = (
-    "TPESampler",
-    "GPSampler",
-    "NSGAIISampler",
-    "NSGAIIISampler",
-    "RandomSampler",
-    "QMCSampler",
-    "CmaEsSampler",
-)
-"""Names of Optuna's samplers that can be asked for."""
 
 
 class OptunaSearcher:
@@ -48,14 +36,12 @@ class OptunaSearcher:
         space: the space.
         objectives: what is maximized.
         constraints: limits.
-        sampler: a name of `SAMPLERS`.
+        sampler: name of a class of `optuna.samplers`.
+        single: whether it knows one number only, the mean of the objectives scored on tasks unless `weights` are given.
         population: size of the first population, and of populations where a sampler has such.
         sparsest: largest pruning ratio drawn for the first population.
         weights: objective name -> how much it counts; None: see above.
         seed: seed of everything drawn.
-
-    Raises:
-        ValueError: for an unknown sampler.
     """
 
     def __init__(
@@ -65,20 +51,19 @@ class OptunaSearcher:
         constraints: Sequence[Constraint],
         *,
         sampler: str,
+        single: bool = False,
         population: int = 24,
         sparsest: float = 0.6,
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
         self._space = space
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
         self._name = sampler
         self._forgetful = sampler in FORGETFUL
-        single = Accuracy(objectives).weights if sampler in SINGLE else None
-        self._weights = single if weights is None else dict(weights)
+        usual = Accuracy(objectives).weights if single else None
+        self._weights = usual if weights is None else dict(weights)
         self._seed = seed
         self._population = population
         low, high = space.bounds
@@ -163,13 +148,14 @@ class OptunaSearcher:
         return made
 
 
-def make(assignment: Assignment) -> OptunaSearcher:
-    """Return the searcher of the sampler that the algorithm's name ends in."""
+def make(assignment: Assignment, *, sampler: str, single: bool) -> OptunaSearcher:
+    """Return the searcher of a sampler."""
     return OptunaSearcher(
         assignment.coefficients(),
         assignment.objectives,
         assignment.constraints,
-        sampler=assignment.algorithm.partition(":")[2],
+        sampler=sampler,
+        single=single,
         population=assignment.population,
         sparsest=assignment.schedule.top,
         weights=assignment.weights,

@@ -242,21 +242,28 @@ class SaeSearcher:
         self._local = total([m.group_sparsity for m in self._members]) if self._is_local else self._total[:, None]
 
 
-def make(assignment: Assignment) -> SaeSearcher:
-    """Return SAE in its global or local form, or M2N2, as the algorithm's name says."""
-    settings = section_of(assignment.settings, Sae)
-    crossover: Crossover = "zero-aware"
-    if assignment.algorithm == "m2n2":  # SAE without sparsity and pruning, and with a crossover of its own
-        numbers = section_of(assignment.settings, M2n2)
-        settings = Sae(omega=1.0, beta=0.0, alpha=numbers.alpha, matchmaker=numbers.matchmaker)
-        crossover = "split-slerp"
+def make(assignment: Assignment, *, local: bool) -> SaeSearcher:
+    """Return SAE in its global or local form."""
+    return _searcher(assignment, section_of(assignment.settings, Sae), local=local)
+
+
+def m2n2(assignment: Assignment) -> SaeSearcher:
+    """Return M2N2: SAE without sparsity and pruning, and with a crossover of its own."""
+    numbers = section_of(assignment.settings, M2n2)
+    settings = Sae(omega=1.0, beta=0.0, alpha=numbers.alpha, matchmaker=numbers.matchmaker)
+    return _searcher(assignment, settings, crossover="split-slerp")
+
+
+def _searcher(
+    assignment: Assignment, settings: Sae, *, local: bool = False, crossover: Crossover = "zero-aware"
+) -> SaeSearcher:
     return SaeSearcher(
         assignment.ground,
         assignment.objectives,
         assignment.constraints,
         settings=settings,
         size=assignment.population,
-        local=assignment.algorithm == "sae-local",
+        local=local,
         crossover=crossover,
         seed=assignment.seed,
         schedule=assignment.schedule,

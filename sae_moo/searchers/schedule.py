@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from sae_moo.recipe.section import Count, Field, Section, Sparsity, ValidationInfo, field_validator
@@ -25,6 +24,14 @@ SHAPES: Mapping[str, Callable[[float], float]] = {
 
 ADAPTIVE = "adaptive"  # the schedule that learns: `Adaptive`
 PUBLISHED = ("cosine", 0.6)  # schedule and high of the methods of others
+
+
+def _above(high: float, info: ValidationInfo) -> float:
+    """Return the upper end of a range, checked against the lower."""
+    low = info.data.get("low", 0.0)
+    if low > high:
+        raise ValueError(f"expected low <= high, got {low} > {high}")
+    return high
 
 
 class Schedule(Section):
@@ -53,10 +60,7 @@ class Schedule(Section):
     @field_validator("high")
     @classmethod
     def _ascends(cls, high: float | None, info: ValidationInfo) -> float | None:
-        low = info.data.get("low", 0.0)
-        if high is not None and low > high:
-            raise ValueError(f"expected low <= high, got {low} > {high}")
-        return high
+        return None if high is None else _above(high, info)
 
     def filled(self, schedule: str, high: float) -> Schedule:
         """Return it with what is None filled in.
@@ -79,7 +83,7 @@ class Schedule(Section):
 
     def learning(self) -> Adaptive:
         """Return the settings of what learns ratios within the same bounds."""
-        return Adaptive(self.low, self.top)
+        return Adaptive(low=self.low, high=self.top)
 
     def __call__(self, step: int) -> float:
         """Return the value at `step` (from 0), in [low, high].
@@ -123,36 +127,33 @@ class Uniform(Protocol):
         """Return a number in [0, 1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adaptive:
-    """Settings of a schedule that learns which ratio pays; see `Bandit`. Ours: the papers name it as future work.
+class Adaptive(Section):
+    """Settings of a schedule that learns which ratio pays; see `Bandit`. Ours: the papers name it as future work."""
 
-    Args:
-        low: smallest ratio, in [0, 1).
-        high: largest ratio, in [low, 1).
-        arms: ratios to choose from, evenly spaced, both ends among them; at least 2.
-        rate: share of an estimate that a new gain replaces, in (0, 1]; what paid early in a search need not pay late.
-        floor: least probability of every arm, in (0, 1 / arms].
+    low: Sparsity = Field(default=0.0, description="smallest ratio")
+    high: Sparsity = Field(default=0.6, validate_default=True, description="largest ratio, at least `low`")
+    arms: Annotated[int, Field(ge=2)] = Field(
+        default=7, description="ratios to choose from, evenly spaced, both ends among them"
+    )
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.1,
+        description="share of an estimate that a new gain replaces; what paid early in a search need not pay late",
+    )
+    floor: Annotated[float, Field(gt=0.0)] = Field(
+        default=0.05, validate_default=True, description="least probability of every arm, at most 1 / arms"
+    )
 
-    Raises:
-        ValueError: naming the setting out of range.
-    """
+    @field_validator("high")
+    @classmethod
+    def _ascends(cls, high: float, info: ValidationInfo) -> float:
+        return _above(high, info)
 
-    low: float = 0.0
-    high: float = 0.6
-    arms: int = 7
-    rate: float = 0.1
-    floor: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.low <= self.high < 1.0:
-            raise ValueError(f"low, high: expected 0 <= low <= high < 1, got low={self.low}, high={self.high}")
-        if self.arms < 2:
-            raise ValueError(f"arms: expected at least 2, got {self.arms}")
-        if not 0.0 < self.rate <= 1.0:
-            raise ValueError(f"rate: expected a number in (0, 1], got {self.rate}")
-        if not 0.0 < self.floor <= 1.0 / self.arms:
-            raise ValueError(f"floor: expected a number in (0, 1/{self.arms}], got {self.floor}")
+    @field_validator("floor")
+    @classmethod
+    def _possible(cls, floor: float, info: ValidationInfo) -> float:
+        if floor > 1.0 / info.data.get("arms", 1):
+            raise ValueError(f"expected at most 1/{info.data['arms']}, got {floor}")
+        return floor
 
     @property
     def top(self) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, pattern_sparsity
+from sae_moo.recipe.criteria import USUAL
 
 Array = NDArray[np.float64]
 AVERAGE = "weighted average"  # what made the uniform average
@@ -39,7 +40,7 @@ class Ground:
     prunable: tuple[bool, ...]
     dtype: str = "float32"
     granularity: str = "block"
-    criterion: str = "magnitude"
+    criterion: str = USUAL
     scope: str = "tensor"
     calibration: str | None = None
     most: float = 0.95

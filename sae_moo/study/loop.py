@@ -18,7 +18,7 @@ from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.record import Ended, TrialRecord, told
+from sae_moo.study.record import Ended, TrialRecord, told, weight_of
 from sae_moo.study.trials import TrialStorage
 
 # A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
@@ -249,7 +249,7 @@ class Study:
     def _params(self, proposal: Proposal) -> dict[str, float]:
         names = list(self._fingerprints)
         weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
-        params = {f"weight {name}": round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
+        params = {weight_of(name): round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
         asked = _asked_sparsity(proposal.recipe, len(self._groups))
         blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
         for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):

@@ -10,6 +10,11 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Recipe
 
 
+def weight_of(expert: str) -> str:
+    """Return what a trial's parameters call the mean mixing weight of an expert."""
+    return f"weight {expert}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What is known of a trial from its beginning: what the search asked for.

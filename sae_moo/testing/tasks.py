@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,9 +35,11 @@ class TaskContract:
 
     Attributes:
         kind: name of the kind.
+        settings: what stands under ``settings`` of the task in a configuration.
     """
 
     kind: ClassVar[str]
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     def entry(self, number: int) -> dict[str, Any]:
         """Return an item as a line of the file holds it; other numbers, other prompts."""
@@ -57,19 +59,21 @@ class TaskContract:
 
     def made(self, folder: Path, entries: Sequence[Any], search: int = SEARCH, test: int = TEST) -> Task:
         """Return the task over items, as the product makes it."""
+        row = KINDS.find(self.kind)
         path = folder / "items.jsonl"
         path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
         return open_task(
             Opening(
                 name="mine",
-                kind=KINDS.find(self.kind),
+                kind=row,
                 search=search,
                 test=test,
                 tokenizer=load_tokenizer(zoo.checkpoint("base")),
                 folder=zoo.checkpoint("base"),
                 longest=None,
                 directory=folder,
-                splits=split_items("mine", read_items(path, self.kind), search, test),
+                splits=split_items("mine", read_items(path, self.kind), search, test) if row.fields else {},
+                settings=None if row.settings is None else row.settings.model_validate(self.settings),
             )
         )
 

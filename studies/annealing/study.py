@@ -26,7 +26,7 @@ def fixed(axes, shape: str) -> None:
 
 def learned(axes, paying: float, seed: int = 0) -> None:
     """Draw the probabilities of an adaptive schedule's arms where children pruned near one ratio gain the most."""
-    rng, bandit = np.random.default_rng(seed), Bandit(Adaptive(0.0, 0.6))
+    rng, bandit = np.random.default_rng(seed), Bandit(Adaptive(low=0.0, high=0.6))
     rows = []
     for _ in range(240):
         ratio = bandit.draw(rng)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from sae_moo.cli.choice import PICK_FLAGS, PickOptions, with_pick_options
 from sae_moo.cli.commands.decide import pick
 from sae_moo.cli.commands.deploy import export
+from sae_moo.errors import InputError
+from sae_moo.explore.decide.rules import Knee, Lexicographic, PseudoWeighted, WeightedSum, Wish
 
 
 def given(*arguments: str) -> PickOptions:
@@ -57,3 +59,31 @@ def test_pick_and_export_have_every_one_of_them():
     for command in (pick, export):
         assert PickOptions.__annotations__.keys() < inspect.signature(command).parameters.keys()
         assert "choice" not in inspect.signature(command).parameters
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ({}, Knee()),
+        ({"weights": "accuracy=2, sparsity = 1"}, WeightedSum({"accuracy": 2.0, "sparsity": 1.0})),
+        ({"pseudo": "x=1"}, PseudoWeighted({"x": 1.0})),
+        ({"wish": "x=.5"}, Wish({"x": 0.5})),
+        ({"order": "x, y", "tolerance": 0.1}, Lexicographic(("x", "y"), 0.1)),
+    ],
+)
+def test_flags_say_a_rule(flags, rule):
+    assert PickOptions(**flags).rule == rule
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"weights": "accuracy"}, "--weights 'accuracy': expected NAME=NUMBER,..., got 'accuracy'"),
+        ({"pseudo": "x=1,x=5"}, "--pseudo 'x=1,x=5': expected every quantity once, 'x' comes again"),
+        ({"wish": ""}, "--wish '': expected NAME=NUMBER"),
+        ({"knee": True, "weights": "x=1"}, "knee and weights choose differently"),
+    ],
+)
+def test_flags_that_say_none(flags, message):
+    with pytest.raises(InputError, match=message):
+        _ = PickOptions(**flags).rule

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import acme_tasks
 import pytest
+import yaml
 from commands import call, config_for, refused, written
 from guests import installed
 
@@ -62,6 +63,49 @@ def test_a_comparison_scores_it_in_processes_of_its_own(mine):
     methods = ["nsga2", "weighted-average"]
     call("compare", "c.yaml", "--set", f"compare={{methods: [{', '.join(methods)}], seeds: 1}}", "--workers", "2")
     assert len(list(mine.glob("runs/tiny/**/study.journal"))) == 2
+
+
+LONG = {"name": "long", "data": "mine.jsonl", "kind": "acme/long", "settings": {"tokens": 3}, "search": 8, "test": 5}
+COUNTING = {"name": "counting", "kind": "acme/counting", "settings": {"tokens": 2}, "search": 4, "test": 2}
+
+
+def changed(mine, tasks):
+    raw = yaml.safe_load((mine / "c.yaml").read_text()) | {"tasks": tasks, "objectives": ["long", "sparsity"]}
+    (mine / "c.yaml").write_text(written(raw))
+
+
+def test_kinds_have_settings_and_need_no_items(mine):
+    changed(mine, [LONG, COUNTING])
+    call("search", "c.yaml")
+    call("search", "c.yaml", "--evaluations", "8")
+    shown = json.loads(
+        call(
+            "evaluate",
+            str(yaml.safe_load((mine / "c.yaml").read_text())["models"]["base"]),
+            "--config",
+            "c.yaml",
+            "--json",
+        ).stdout
+    )
+    assert shown["tasks"]["counting"]["instances"] == 4, "two tokens for each of two"
+    changed(mine, [LONG | {"settings": {"tokens": 4}}, COUNTING])
+    message = refused("search", "c.yaml")
+    assert "tasks.long.settings.tokens: the study has 3, now it is 4" in message
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (LONG | {"settings": {"token": 3}}, "tasks[0].settings.token: no such key (did you mean 'tokens'?); expected one of tokens"),
+        (LONG | {"settings": {"tokens": "x"}}, "tasks[0].settings.tokens: expected integer, got 'x'"),
+        (LONG | {"kind": "acme/loud"}, "tasks[0].settings: kind: acme/loud has no settings"),
+        (LONG | {"data": None}, "tasks[0].kind: kind: acme/long is for items of your own; give data: FILE"),
+        (COUNTING | {"data": "mine.jsonl"}, "tasks[0].data: kind: acme/counting reads no items; leave it out"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_kind_are_checked_with_their_place(mine, task, told):
+    changed(mine, [task | {"name": "long"}])
+    assert told in refused("validate", "c.yaml")
 
 
 def test_another_version_is_another_study(mine, site):

@@ -22,32 +22,19 @@ from sae_moo.testing.formats import AVERAGE, FormatContract
 NEURONS = Cast(Prune(AVERAGE, 0.5, scope="neurons"), "float32")
 
 
-class TestDense(FormatContract):
-    kind = "hf"
+OF_THEIR_OWN = {  # format -> a model that it can hold, where it cannot hold every model
+    "mergekit": Cast(AVERAGE, "float32"),
+    "structured": NEURONS,
+}
 
 
-class TestPacked(FormatContract):
-    kind = "packed"
-
-
-class TestDelta(FormatContract):
-    kind = "delta"
-
-
-class TestRecipe(FormatContract):
-    kind = "recipe"
-
-
-class TestMergekit(FormatContract):
-    kind = "mergekit"
-    recipe = Cast(AVERAGE, "float32")
-    refused = FormatContract.recipe
-
-
-class TestStructured(FormatContract):
-    kind = "structured"
-    recipe = NEURONS
-    refused = FormatContract.recipe
+@pytest.mark.parametrize("kind", FORMATS)
+class TestEveryFormat(FormatContract):
+    @pytest.fixture(autouse=True)
+    def chosen(self, kind):
+        self.kind = kind
+        if kind in OF_THEIR_OWN:
+            self.recipe, self.refused = OF_THEIR_OWN[kind], FormatContract.recipe
 
 
 @pytest.fixture(scope="module", autouse=True)

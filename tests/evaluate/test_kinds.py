@@ -37,16 +37,11 @@ def acme(tmp_path_factory):
     sys.modules.pop("acme", None)
 
 
-class TestMultipleChoice(TaskContract):
-    kind = "multiple_choice"
-
-
-class TestExactMatch(TaskContract):
-    kind = "exact_match"
-
-
-class TestLikelihood(TaskContract):
-    kind = "likelihood"
+@pytest.mark.parametrize("kind", KINDS)
+class TestEveryKind(TaskContract):
+    @pytest.fixture(autouse=True)
+    def chosen(self, kind):
+        self.kind = kind
 
 
 class TestAnchors(TaskContract):
@@ -66,6 +61,11 @@ class TestAGuestsKind(TaskContract):
 
 class TestAGuestsOwnTask(TaskContract):
     kind = "acme/loud"
+
+
+class TestAGuestsKindWithSettings(TaskContract):
+    kind = "acme/long"
+    settings = {"tokens": 4}  # noqa: RUF012
 
 
 class HarnessContract(TaskContract):
@@ -96,7 +96,7 @@ class HarnessContract(TaskContract):
                 folder=zoo.checkpoint("base"),
                 longest=None,
                 directory=folder,
-                settings={key: getattr(section, key) for key in HARNESS.settings},
+                keys={key: getattr(section, key) for key in HARNESS.keys},
             )
         )
 
@@ -120,7 +120,7 @@ class TestHarnessThatWrites(HarnessContract):
 def test_rows_name_what_is_there(row):
     assert callable(resolved(row.make))
     assert all(callable(resolved(place)) for place in (row.item, row.ask, row.score) if place)
-    assert set(row.settings) <= set(TaskSection.model_fields)
+    assert set(row.keys) <= set(TaskSection.model_fields)
     assert bool(row.fields) == (row is not HARNESS)
 
 

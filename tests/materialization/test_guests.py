@@ -76,7 +76,7 @@ def test_what_a_guest_cannot_do_is_refused_before_anything_is_written(packages, 
 
 
 def test_what_a_guest_raises_ends_one_evaluation_with_its_name(packages, tiny, tiny_model):
-    with pytest.raises(WeightsError, match=r"merge method acme/broken \(acme 1\.2\) raised KeyError: 'nowhere'"):
+    with pytest.raises(WeightsError, match=r"merge method acme/broken: acme 1\.2 failed: KeyError: 'nowhere'"):
         materialize(Merge("acme/broken", THREE, (1, 1, 1)), tiny, tiny_model)
     with pytest.raises(WeightsError, match=r"acme:negative: expected finite scores of at least 0, got"):
         materialize(Prune(MATH, 0.5, "acme/negative"), tiny, tiny_model)

@@ -66,5 +66,3 @@ def test_operators_of_ones_own_take_the_place_of_ours(landscape):
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="population: expected at least 4, got 3"):
         NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, population=3)
-    with pytest.raises(ValueError, match="expected 'nsga2' or 'nsga3', got 'nsga'"):
-        NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, algorithm="nsga")

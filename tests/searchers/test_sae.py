@@ -194,9 +194,9 @@ def test_an_archive_of_one_goes_on_with_random_merges(landscape):
 
 
 def test_an_adaptive_ratio_is_credited_with_what_children_gain(landscape):
-    searcher = made(schedule=Adaptive(0.0, 0.6))
+    searcher = made(schedule=Adaptive(low=0.0, high=0.6))
     history = drive(searcher, landscape, 80)
-    assert {p.numbers[RATIO] for p, _ in history[12:]} <= {round(r, 4) for r in Adaptive(0.0, 0.6).ratios}
+    assert {p.numbers[RATIO] for p, _ in history[12:]} <= {round(r, 4) for r in Adaptive(low=0.0, high=0.6).ratios}
     assert max(filter(None, searcher._ratio.bandit.estimates)) > 0
 
 

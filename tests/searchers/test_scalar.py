@@ -163,8 +163,6 @@ def test_optuna_gets_the_objectives_and_the_limits(landscape):
 
 
 def test_settings_out_of_range():
-    with pytest.raises(ValueError, match=r"sampler: expected one of TPESampler, .*, got 'Tpe'"):
-        OptunaSearcher(SPACE, OBJECTIVES, (), sampler="Tpe")
     with pytest.raises(ValueError, match="population: expected at least 2, got 1"):
         RandomDraws(SPACE, 1, 0.5)
     with pytest.raises(ValueError, match=r"step\n.*greater than 0"):

@@ -56,7 +56,7 @@ def test_a_negative_step_is_refused():
 
 
 def test_a_bandit_draws_evenly_until_something_was_gained():
-    bandit = Bandit(Adaptive(0.1, 0.5, arms=5))
+    bandit = Bandit(Adaptive(low=0.1, high=0.5, arms=5))
     assert bandit.settings.ratios == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
     assert bandit.probabilities == (0.2,) * 5
     bandit.credit(0.3, 0.0)
@@ -64,7 +64,7 @@ def test_a_bandit_draws_evenly_until_something_was_gained():
 
 
 def test_a_bandit_prefers_what_gained_and_forgets_nobody():
-    settings = Adaptive(0.0, 0.6, arms=4, rate=0.5, floor=0.1)
+    settings = Adaptive(low=0.0, high=0.6, arms=4, rate=0.5, floor=0.1)
     bandit, rng = Bandit(settings), np.random.default_rng(0)
     bandit.credit(0.2, 0.04)
     assert bandit.estimates == [None, 0.04, None, None]
@@ -88,16 +88,17 @@ def test_the_end_of_the_last_arm_is_drawn_too():
         def random(self):
             return 1 - 1e-16
 
-    assert Bandit(Adaptive(0.0, 0.6)).draw(Last()) == pytest.approx(0.6)
+    assert Bandit(Adaptive(low=0.0, high=0.6)).draw(Last()) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"low": 0.7}, "low, high: expected 0 <= low <= high < 1, got low=0.7, high=0.6"),
-        ({"arms": 1}, "arms: expected at least 2, got 1"),
-        ({"rate": 0.0}, "rate: expected a number in"),
-        ({"floor": 0.2}, "floor: expected a number in"),
+        ({"low": 0.7}, r"high\n.*expected low <= high, got 0.7 > 0.6"),
+        ({"arms": 30}, r"floor\n.*expected at most 1/30, got 0.05"),
+        ({"arms": 1}, r"arms\n.*greater than or equal to 2"),
+        ({"rate": 0.0}, r"rate\n.*greater than 0"),
+        ({"floor": 0.2}, r"floor\n.*expected at most 1/7, got 0.2"),
     ],
 )
 def test_adaptive_settings_out_of_range(settings, message):

@@ -28,7 +28,7 @@ from sae_moo.cli.frame import (
     staged,
     suggest,
 )
-from sae_moo.deploy.formats import FORMATS
+from sae_moo.deploy.formats import FORMATS, USUAL
 from sae_moo.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the pick flags choose.")] = None,
     *,
     choice: PickOptions,
-    format_: Annotated[str, typer.Option("--format", metavar=f"<{FORMAT_NAMES}>", help=FORMAT_HELP)] = "hf",
+    format_: Annotated[str, typer.Option("--format", metavar=f"<{FORMAT_NAMES}>", help=FORMAT_HELP)] = USUAL,
     tokenizer_from: Annotated[
         str, typer.Option(metavar="NAME", help="Whose tokenizer, chat template and generation settings to write.")
     ] = "base",
@@ -77,7 +77,7 @@ def export(
         raise InputError("expected either --output DIR or --estimate")
     idle = {
         "--verify": verify,
-        "--format": format_ != "hf",
+        "--format": format_ != USUAL,
         "--tokenizer-from": tokenizer_from != "base",
         "--max-shard-size": max_shard_size != "5GB",
     }

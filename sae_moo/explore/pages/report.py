@@ -22,7 +22,7 @@ from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files.whole import check_creatable, whole_file
 from sae_moo.objectives import Sparsity
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.study.record import Ended
+from sae_moo.study.record import Ended, weight_of
 
 if TYPE_CHECKING:
     from sae_moo.explore.draw.page.plots import Figure
@@ -167,7 +167,7 @@ def _table(view: View) -> Iterator[str]:
 
 def _mix(view: View, record: Ended) -> str:
     """Return a trial's weights as the study's parameters have them, without walking its lineage."""
-    shares = [(name, record.params.get(f"weight {name}", 0.0)) for name in view.experts]
+    shares = [(name, record.params.get(weight_of(name), 0.0)) for name in view.experts]
     return "  ".join(f"{name} {share:.2f}" for name, share in shares if abs(share) >= 0.005)
 
 

@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Found: TypeAlias = Mapping[int, tuple[Mapping[str, Array], Mapping[str, Array]]]
 """Seed -> quantity -> value, as it is and under resampled instances."""
 ACCURACY, HYPERVOLUME, SPARSITY_OF_CHOSEN = "accuracy", "hypervolume", "sparsity"
+ON_TASK = "accuracy on "  # what begins the name of a quantity that one task has
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,7 +224,7 @@ def _quantities(
         SPARSITY_OF_CHOSEN: nothing if chosen is None else np.full(columns, sparsity[chosen]),
     }
     for task in weights:
-        result[f"accuracy on {task}"] = nothing if chosen is None else tasks[task][chosen]
+        result[f"{ON_TASK}{task}"] = nothing if chosen is None else tasks[task][chosen]
     for threshold in thresholds:
         able = [i for i in order if outcome.front[i].sparsity >= threshold]
         result[threshold_name(threshold)] = accuracy[able[0]] if able else nothing

@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_moo.explore.decide.significance import p_text
 from sae_moo.jobs.bench import versions
-from sae_moo.jobs.compare.statistics import Comparison, Summary
+from sae_moo.jobs.compare.statistics import ON_TASK, SPARSITY_OF_CHOSEN, Comparison, Summary
 
 
 def document_of(comparison: Comparison) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def markdown_text(comparison: Comparison) -> str:
         lines.append(
             f"| {_escaped(name)} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |"
         )
-    told = [q for q in quantities if q != "sparsity" and not q.startswith("accuracy on ")]
+    told = [q for q in quantities if q != SPARSITY_OF_CHOSEN and not q.startswith(ON_TASK)]
     lines += ["", f"| minus {comparison.reference} | " + " | ".join(told) + " |", "|---" * (len(told) + 1) + "|"]
     for name, summaries in comparison.methods.items():
         if name != comparison.reference:

@@ -41,7 +41,7 @@ def front_picture(view: View) -> Figure:
     for panel, (right, up) in zip(panels, pairs, strict=True):
         _draw_panel(panel, view, right, up, stairs=len(axes) == 2)
     handles, names = panels[0].get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: not names[i].startswith("front,"))
+    order = sorted(range(len(names)), key=lambda i: names[i] != front_words(view))
     room = 15 * figure.get_figwidth()  # letters of a small font across
     columns = max(1, min(3, int(room / (8 + max(map(len, names))))))
     figure.set_figheight(figure.get_figheight() + 0.2 * max(0, -(-len(names) // columns) - 2))
