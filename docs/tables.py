@@ -44,6 +44,7 @@ COMMANDS = {
     "report": ("RUN", "looking.md#one-page-to-pass-on"),
     "figures": ("RUN", "looking.md#pictures-for-a-paper"),
     "dashboard": ("RUN", "looking.md#the-dashboard"),
+    "doctor": ("RUN", "looking.md#is-it-whole"),
 }
 SCOPE_WORDS = {
     "tensor": "all weights of one tensor",

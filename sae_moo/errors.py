@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from itertools import islice
@@ -57,6 +59,13 @@ class WeightsError(RunError):
     """A candidate's weights are not finite, e.g. after an overflow. Ends one evaluation, not the search."""
 
 
+class StorageError(SaeMooError):
+    """A place that is written to takes no more: its disk is full or broken, its database is gone.
+
+    The message names the place. Everything finished before is kept, and the same call goes on once there is room.
+    """
+
+
 class Interrupted(SaeMooError):
     """The user pressed Ctrl-C; every finished evaluation is in the study, and no half of a file is left."""
 
@@ -74,6 +83,28 @@ def shown(value: object, most: int = 80) -> str:
     """Return a value as it is shown in a message: in one line, cut where it is long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_WORDS = (*map(os.strerror, NO_ROOM), "disk is full", "Not enough disk space")  # SQLite, datasets
+
+
+def no_room(error: BaseException) -> str | None:
+    """Return why, in one line, if an error or what caused it is a disk without room; None if it is something else.
+
+    Libraries that write files of their own (safetensors, databases, pictures) have only words for it.
+    """
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        if isinstance(link, OSError) and link.errno in NO_ROOM:
+            return link.strerror or str(link)
+        for words in _NO_ROOM_WORDS:
+            if words in str(link):
+                return words
+        links.append(link)
+        link = link.__cause__
+    return None
 
 
 MOST_WORDS = 1000

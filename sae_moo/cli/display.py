@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +19,9 @@ from sae_moo.jobs.compare.tables import difference_text, value_text
 from sae_moo.objectives import Objective
 from sae_moo.objectives.scores import Score
 from sae_moo.study.record import Ended, Running, TrialRecord
+
+if TYPE_CHECKING:
+    from sae_moo.jobs.doctor import Checkup  # which opens models; most commands need none
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
@@ -171,6 +174,35 @@ def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
 def finite(number: float) -> float | None:
     """Return the number, or None for what JSON cannot say."""
     return number if math.isfinite(number) else None
+
+
+def checkup_lines(checkup: Checkup) -> list[str]:
+    """Return what came of looking a run folder over, a line each."""
+    lines = []
+    for finding in checkup.findings:
+        cure = f" ({finding.cure})" if finding.cure else ""
+        if finding.state == "mendable":
+            cure = f" (--fix: {finding.cure})"
+        lines.append(f"{finding.state:8}  {finding.place}: {finding.what}{cure}")
+    looked = f"looked at: {', '.join(checkup.checked) or 'nothing'}"
+    wrong = sum(finding.state in ("wrong", "mendable") for finding in checkup.findings)
+    mendable = sum(finding.state == "mendable" for finding in checkup.findings)
+    if checkup.whole:
+        return [*lines, f"{checkup.run}: whole; {looked}"]
+    return [*lines, f"{checkup.run}: {wrong} wrong, {mendable} of them can be mended by --fix; {looked}"]
+
+
+def checkup_json(checkup: Checkup) -> dict[str, Any]:
+    """Return the JSON shape of what came of looking a run folder over."""
+    return {
+        "run": str(checkup.run),
+        "whole": checkup.whole,
+        "checked": list(checkup.checked),
+        "findings": [
+            {"state": each.state, "place": each.place, "what": each.what, "cure": each.cure or None}
+            for each in checkup.findings
+        ],
+    }
 
 
 def say(console: Console, text: str) -> None:

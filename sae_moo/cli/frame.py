@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
+from sae_moo.cli.streams import let_go_of, tell
 from sae_moo.errors import Hint, SaeMooError
 
 if TYPE_CHECKING:
@@ -60,22 +61,30 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except SaeMooError as error:
-            text = str(error) if error.hint is None else error.advising(ADVICE[error.hint])
-            print(f"sae-moo: {text}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
+            fail(str(error) if error.hint is None else error.advising(ADVICE[error.hint]), error.exit_code)
         except BrokenPipeError:
-            let_go_of_stdout()
+            let_go_of(sys.stdout)
             raise typer.Exit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            kept = "; what was finished before is kept" if error.errno == errno.ENOSPC else ""
-            print(f"sae-moo: {where}{error.strerror or error}{kept}", file=sys.stderr)
-            raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from None
         except KeyboardInterrupt:
-            print("sae-moo: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            fail("interrupted", 130)
+        except Exception as error:
+            from sae_moo.files.disks import unplaced
+
+            full = unplaced(error)
+            if full is not None:
+                fail(str(full), full.exit_code)
+            if not isinstance(error, OSError):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}", 2 if error.errno == errno.ENAMETOOLONG else 1)
 
     return wrapped
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Say why a command ends, and end it."""
+    tell(text)
+    raise typer.Exit(code) from None
 
 
 def open_run(run: str) -> Run:
@@ -97,7 +106,7 @@ def make_console(stderr: bool = False, goes_on: bool = False) -> Console:
 
     class Piped(Console):
         def on_broken_pipe(self) -> None:
-            let_go_of_stdout()
+            let_go_of(self.file)
             if not goes_on:
                 raise typer.Exit(0)
 
@@ -127,11 +136,6 @@ def staged() -> Iterator[Callable[[str], None]]:
         yield show
     finally:
         show("")
-
-
-def let_go_of_stdout() -> None:
-    """Forget a reader that has what it wanted (e.g. head): the interpreter flushes stdout once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(document: Any) -> None:

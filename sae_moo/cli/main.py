@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from sae_moo import __version__
 from sae_moo.cli.commands.decide import diff, pick
 from sae_moo.cli.commands.deploy import evaluate, export, merge, unpack
-from sae_moo.cli.commands.explore import dashboard, figures, front, report, trials
+from sae_moo.cli.commands.explore import dashboard, doctor, figures, front, report, trials
 from sae_moo.cli.commands.search import compare, search, validate
+from sae_moo.cli.streams import open_streams, tell, unprinted
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # Ctrl-C is an exception already
 
 app = typer.Typer(
     name="sae-moo",
@@ -39,6 +41,7 @@ for command in (
     figures,
     report,
     dashboard,
+    doctor,
 ):
     app.command()(command)
 
@@ -60,15 +63,30 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit cleans up, a death does not
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a plain-ASCII terminal shows ? for ±
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+            signal.signal(number, _end)
+    open_streams()
+    code: int | str | None = 0
     try:
         app()
+    except SystemExit as end:
+        code = end.code
     except KeyboardInterrupt:  # before the command itself began
-        print("sae-moo: interrupted", file=sys.stderr)
-        sys.exit(130)
+        tell("interrupted")
+        code = 130
+    except OSError as error:  # of printing help or what is wrong with an argument
+        tell(f"{error.filename or 'stderr'}: {error.strerror or error}")
+        code = 1
+    if (why := unprinted()) is not None:
+        tell(why)
+        code = code or 1
+    sys.exit(code)
+
+
+def _end(number: int, frame: object) -> NoReturn:  # noqa: ARG001  # Python hands it in
+    """End by an exit, which cleans up; a death does not."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

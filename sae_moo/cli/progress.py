@@ -18,7 +18,7 @@ from sae_moo.cli.terminal import Canvas
 from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
-from sae_moo.jobs.compare.comparison import Milestone
+from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
 from sae_moo.study.loop import Begun, Event, Exhausted, Finished, PutAside, Resumed
 from sae_moo.study.record import Ended
 
@@ -258,13 +258,14 @@ class CompareView:
             self._running[name] = since, event
             return
         self._done, self._total = event.done, event.total
-        if event.what == "begins":
+        if isinstance(event, CellBegun):
             self._running[name] = self._clock(), None
             return
         seconds = self._clock() - self._running.pop(name)[0]
-        how = "" if event.what == "done" else f" failed: {event.what}"
-        if how:
-            self._failures.add(name, event.what)
+        how = ""
+        if isinstance(event, CellFailed):
+            how = f" failed: {event.why}"
+            self._failures.add(name, event.why)
         self._ended.append(f"{event.done}/{event.total}  {name}  {seconds:.0f} s{how}")
         if self._canvas is None and self._show:
             self._print(self._ended[-1])

@@ -15,7 +15,7 @@ from sae_moo.objectives import Objective, named_quantities
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Recipe
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.journal import OptunaStorage, only_study, open_storage
+from sae_moo.study.journal import OptunaStorage, only_study, open_storage, reached
 from sae_moo.study.record import Ended, TrialRecord, ended
 from sae_moo.study.trials import TrialStorage
 
@@ -42,7 +42,8 @@ class Run:
         self.storage = storage
         self.name = name
         self.folder = folder
-        header = StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
+        with reached(storage):
+            header = StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
         if header is None:
             raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
         self.config = Config.from_dict(header.config, header.directory)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.files.whole import whole_file
 
 log = logging.getLogger(__name__)
@@ -58,5 +58,5 @@ def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
                 partial.write_text(content, encoding="utf-8")
             else:
                 content(partial)
-    except (OSError, InputError, SafetensorError) as error:
+    except (OSError, InputError, StorageError, SafetensorError) as error:
         log.info("%s are not kept: %s", kind, error)

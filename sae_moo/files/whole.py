@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sae_moo.errors import InputError
+from sae_moo.errors import NO_ROOM, InputError, SaeMooError, StorageError
+from sae_moo.files.room import KEPT, writing
 
 
 def check_creatable(path: Path) -> None:
@@ -30,6 +31,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
     Raises:
         InputError: if `output` is taken or cannot be written.
+        StorageError: if there is no room.
     """
     check_free(output)
     with _new(output, Path.mkdir) as partial:
@@ -49,6 +51,7 @@ def whole_file(output: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: if `output` is taken or cannot be written.
+        StorageError: if there is no room.
     """
     if not replace:
         check_free(output, folder=False)
@@ -63,12 +66,20 @@ def _new(output: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     try:
         make(partial)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    try:
-        yield partial
-        partial.replace(output)
-    finally:
-        _remove(partial)
+        raise _unwritable(output, error) from error
+    with writing(output):
+        try:
+            yield partial
+            partial.replace(output)
+        finally:
+            remove(partial)
+
+
+def _unwritable(output: Path, error: OSError) -> SaeMooError:
+    """Return what to say of an output that cannot be begun."""
+    if error.errno in NO_ROOM:
+        return StorageError(f"{output}: {error.strerror}; {KEPT}")
+    return InputError(f"{output}: cannot be written: {error.strerror}")
 
 
 def check_free(output: Path, folder: bool = True) -> None:
@@ -89,12 +100,30 @@ def _beside(output: Path) -> Path:
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{glob.escape(output.name)}.{_mark()}*"):
-            if not _alive(left.name.rpartition("-")[2]):
-                _remove(left)
+        for left in unfinished(output.parent, output.name):
+            remove(left)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+        raise _unwritable(output, error) from error
     return output.parent / f".{output.name}.{_mark()}{os.getpid()}"
+
+
+def unfinished(folder: Path, name: str | None = None) -> list[Path]:
+    """Return what processes of this machine that are gone left half written in a folder, whole to nobody.
+
+    Args:
+        folder: the folder.
+        name: of the file or folder that it should have become; None: any.
+    """
+    pattern = f".{'*' if name is None else glob.escape(name)}.{_mark()}*"
+    return sorted(left for left in folder.glob(pattern) if not _writer_lives(left))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _mark() -> str:
@@ -110,15 +139,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder with all that it holds, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        remove(folder)
 
 
 def _shared(folder: Path) -> None:
@@ -129,10 +150,12 @@ def _shared(folder: Path) -> None:
         file.chmod(0o666 & ~umask)
 
 
-def _alive(process: str) -> bool:
+def _writer_lives(unfinished: Path) -> bool:
+    """Say whether the process lives that gave an unfinished file or folder its name."""
+    process = unfinished.name.rpartition("-")[2]
     try:
         os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         return True

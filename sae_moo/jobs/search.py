@@ -14,7 +14,7 @@ from sae_moo.jobs.bench import Bench, versions
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.journal import absolute, create_or_load, describe, open_storage
+from sae_moo.study.journal import absolute, create_or_load, describe, open_storage, reached
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Event, Exhausted, Listener, PutAside, Study
 from sae_moo.study.trials import TrialStorage
@@ -45,6 +45,7 @@ def search(
     Raises:
         InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
         Interrupted: on Ctrl-C, after saving.
+        StorageError: if what is written to has no room, or its database is gone; what was finished before is kept.
     """
     if bench is None:
         bench = Bench.open(config)
@@ -56,21 +57,25 @@ def search(
     aside = (lambda path: listener(PutAside(path))) if fresh else None
     with folder.held(aside):
         storage = open_storage(url or folder.journal, write=True)
-        stored = create_or_load(storage, config.study.name, config.objective_list())
-        header = StudyHeader.read(stored.user_attrs)
-        if header is None and stored.get_trials(deepcopy=False):
-            raise InputError(f"study {config.study.name!r} holds trials that sae-moo did not make; use another name")
-        anchors = bench.anchors() if header is None else header.anchors
-        bench = bench.anchored(anchors)
-        if header is not None:
-            _check_same(folder, header.identity, bench, url)
-        header = _header(bench, anchors, header)
-        describe(stored, header.attributes())
+        with reached(storage):
+            stored = create_or_load(storage, config.study.name, config.objective_list())
+            header = StudyHeader.read(stored.user_attrs)
+            if header is None and stored.get_trials(deepcopy=False):
+                raise InputError(
+                    f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
+                )
+            anchors = bench.anchors() if header is None else header.anchors
+            bench = bench.anchored(anchors)
+            if header is not None:
+                _check_same(folder, header.identity, bench, url)
+            header = _header(bench, anchors, header)
+            describe(stored, header.attributes())
         folder.point(config.study.name, url)
 
         def heard(event: Event) -> None:
             if isinstance(event, Exhausted):
-                describe(stored, replace(header, exhausted=event.evaluations).attributes())
+                with reached(storage):
+                    describe(stored, replace(header, exhausted=event.evaluations).attributes())
             listener(event)
 
         trials = TrialStorage(

@@ -1,7 +1,4 @@
-"""Verifying an export in a process of its own, which has seen nothing but what lies on the disk.
-
-``python -m sae_moo.jobs.verify REQUEST RESULT`` reads a JSON request and writes a JSON result; `verify_apart` runs it.
-"""
+"""Verifying an export in a process of its own, which has seen nothing but what lies on the disk."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +26,17 @@ from sae_moo.recipe import BASE
 LIKELIHOOD_TOLERANCE = 1e-4
 """How far likelihoods of an instance may differ: batches of another size, after memory ran out, round otherwise."""
 
-# A Ctrl-C reaches both processes; this one then ends the other.
-_CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sae_moo.jobs.verify import main; main()"
+# A Ctrl-C reaches both processes; this one then ends the other. What libraries print there is no part of the answer.
+_CHILD = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+from sae_moo.jobs.verify import answer_to
+import sys
+with answer:
+    answer.write(answer_to(sys.stdin.buffer.read()))
+"""
 
 
 def verify_apart(
@@ -90,19 +95,16 @@ def _answer_of_child(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     library = str(Path(__file__).resolve().parents[2])
     paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory() as scratch:
-        asked, told = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(asked), str(told)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
-        if not told.is_file():
-            raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
-        result: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        input=json.dumps(request).encode(),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if not done.stdout:
+        raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
+    result: dict[str, Any] = json.loads(done.stdout)
     if "error" in result:
         raise RunError(result["error"])
     return result
@@ -152,18 +154,12 @@ def generation_settings(folder: Path) -> Any:
     )
 
 
-def main() -> None:
-    """Answer one request."""
-    asked, told = map(Path, sys.argv[1:])
+def answer_to(request: bytes) -> str:
+    """Return the answer to a request, or the fault that there is instead of one; both JSON."""
     try:
-        result = _answer(json.loads(asked.read_text(encoding="utf-8")))
+        return json.dumps(_answer(json.loads(request)))
     except SaeMooError as error:
-        result = {"error": str(error)}
-    told.write_text(json.dumps(result), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        return json.dumps({"error": str(error)})
 
 
 def same_scores(

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import NO_ROOM, InputError, StorageError, nearest
+from sae_moo.files.disks import mount_of
 from sae_moo.files.json_text import parsed
+from sae_moo.files.room import KEPT, writing
 from sae_moo.files.whole import whole_file
 from sae_moo.objectives.scores import packed, unpacked
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 """Where run folders lie unless another place is named."""
 
 JOURNAL = "study.journal"  # the study, unless it lies elsewhere; Optuna's entries. Its lock is called the same + .lock
 POINTER = "run.json"  # which study it is, and where
-LOCK = "search.lock"  # held by the one process that searches there, whose id it holds
+LOCK = "search.lock"  # held by the one process that searches there, which it names
 JUDGED = "test.json"  # digest -> task -> scores on the test split, packed
 RESULTS = "compare"  # in the folder of a comparison, by ending
 
@@ -74,7 +81,8 @@ class RunFolder:
             study: its name.
             storage: the Optuna URL of where it lies; None: in `journal`.
         """
-        (self.path / POINTER).write_text(json.dumps({"study": study, "storage": storage}) + "\n")
+        with whole_file(self.path / POINTER, replace=True) as partial:
+            partial.write_text(json.dumps({"study": study, "storage": storage}) + "\n", encoding="utf-8")
 
     def study(self) -> tuple[str | Path, str | None]:
         """Return where the study lies, a journal or an Optuna URL, and its name; None if that was never written.
@@ -130,12 +138,15 @@ class RunFolder:
             aside: an earlier run is put aside (as NAME.1, NAME.2, ...), and this is told where; None: it stays.
 
         Raises:
-            InputError: if it cannot be written, or another process is searching there.
+            InputError: if it cannot be written, or another process is searching there, or may be.
+            StorageError: if there is no room.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / LOCK).open("a+")
+            handle = (self.path / LOCK).open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StorageError(f"{self.path}: {error.strerror}; {KEPT}") from error
             raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
         with handle:
             self._lock(handle)
@@ -144,6 +155,7 @@ class RunFolder:
                 while self.path.with_name(f"{self.path.name}.{number}").exists():
                     number += 1
                 aside(self.path.rename(self.path.with_name(f"{self.path.name}.{number}")))
+                handle.truncate(0)
                 with self.held():
                     yield
                 return
@@ -152,23 +164,106 @@ class RunFolder:
             finally:
                 if self._blank:  # refused before anything was stored
                     shutil.rmtree(self.path)
+                else:
+                    handle.truncate(0)  # whoever ended otherwise is named there still
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who searches there, or did until it was killed; None if nobody does, or it is not known."""
+        try:
+            return Holder.read((self.path / LOCK).read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process of this machine searches there now; looks without waiting."""
+        try:
+            with (self.path / LOCK).open("rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # nobody ever did, or nothing can be locked there
+            return False
+        return False
 
     @property
     def _blank(self) -> bool:
         return all(path.name == LOCK for path in self.path.iterdir())
 
     def _lock(self, handle: TextIO) -> None:
+        handle.seek(0)
+        holder = Holder.read(handle.read())
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip()
-            raise InputError(
-                f"{self.path}: another search is running there" + (f" (process {owner})" if owner else "")
-            ) from None
+            who = "" if holder is None else f" (process {holder.process}){holder.whereabouts}"
+            raise InputError(f"{self.path}: another search is running there{who}") from None
+        except OSError as error:  # some network file systems have no locks
+            raise InputError(f"{self.path}: the run folder cannot be locked: {error.strerror}") from error
+        mount = mount_of(self.path)
+        shared = mount is not None and mount.shared
+        if shared:
+            log.warning(
+                "%s lies on a network file system (%s), where locks may not hold between machines: search there from "
+                "one machine at a time",
+                self.path,
+                mount,
+            )
+        if holder is not None:
+            if shared and not holder.here:
+                raise InputError(
+                    f"{self.path}: {holder} began to search there and never said that it ended; whether it still runs "
+                    f"cannot be seen from this machine. If it does not, remove {self.path / LOCK}"
+                )
+            log.warning("%s: %s searched there and did not end by itself; what it finished is kept", self.path, holder)
         handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with writing(self.path / LOCK):
+            handle.write(Holder.me().text())
+            handle.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds a run folder.
+
+    Args:
+        process: its id.
+        host: name of its machine; empty if that was not written.
+        since: when it began, as local time to the second, ISO 8601; empty likewise.
+    """
+
+    process: int
+    host: str = ""
+    since: str = ""
+
+    @classmethod
+    def me(cls) -> Holder:
+        """Return this process, from now on."""
+        return cls(os.getpid(), platform.node(), datetime.now().astimezone().isoformat(" ", "seconds"))
+
+    @classmethod
+    def read(cls, text: str) -> Holder | None:
+        """Return what `text` wrote; None if that is nothing of the kind."""
+        process, host, since, *_ = [*text.splitlines(), "", "", ""]
+        return cls(int(process), host, since) if process.isdecimal() else None
+
+    def text(self) -> str:
+        """Return what `read` reads, a line each."""
+        return f"{self.process}\n{self.host}\n{self.since}\n"
+
+    @property
+    def here(self) -> bool:
+        """Whether it is of this machine, as far as is known."""
+        return self.host in ("", platform.node())
+
+    def __str__(self) -> str:
+        return f"process {self.process}" + self.whereabouts
+
+    @property
+    def whereabouts(self) -> str:
+        """Where it is and since when, as far as is known; goes on a sentence."""
+        return (f" on {self.host}" if self.host else "") + (f", since {self.since}" if self.since else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +276,12 @@ class ComparisonFolder:
 
     path: Path
 
+    @property
+    def searches(self) -> list[RunFolder]:
+        """The folders of its searches that were begun, in the order of their names."""
+        folders = [RunFolder(path) for path in sorted(self.path.iterdir()) if path.is_dir()]
+        return [folder for folder in folders if folder.begun or folder.journal.exists()]
+
     def search(self, study: str) -> RunFolder:
         """Return the folder of one of its searches."""
         return RunFolder(self.path / study)
@@ -188,6 +289,10 @@ class ComparisonFolder:
     def results(self, ending: str) -> Path:
         """Return the file of results that has this ending."""
         return self.path / f"{RESULTS}.{ending}"
+
+
+NEEDED = ("config", "directory", "fingerprints", "identity")
+"""The attributes without which a study is not known to be ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +322,7 @@ class StudyHeader:
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
         """Return the header in a study's user attributes; None if there is none, or it was never written whole."""
-        if not {"config", "directory", "fingerprints", "identity"} <= set(attributes):
+        if not set(NEEDED) <= set(attributes):
             return None
         return cls(
             config=attributes["config"],

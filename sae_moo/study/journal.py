@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
 
-from sae_moo.errors import InputError
+from sae_moo.errors import NO_ROOM, InputError, StorageError, no_room
+from sae_moo.files.room import KEPT
 from sae_moo.objectives import Objective
 
 log = logging.getLogger(__name__)
@@ -79,20 +81,65 @@ class JournalFile(JournalFileBackend):
         self._own_lock = lock
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries, a line each."""
-        if not all("user_attr" in entry for entry in logs):
-            super().append_logs(logs)
-            return
-        text = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs)
-        self._own_lock.acquire()
+        """Append entries, a line each, all of them or none.
+
+        Raises:
+            StorageError: if the disk has no room for them, or fails.
+        """
+        rest = memoryview("".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode())
         try:
-            with self._path.open("ab") as file:
-                file.write(text.encode())
-        finally:
-            self._own_lock.release()
+            self._own_lock.acquire()
+            try:
+                self._append(rest, wait=not all("user_attr" in entry for entry in logs))
+            finally:
+                self._own_lock.release()
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error.strerror or error}; {KEPT}") from error
+
+    def _append(self, rest: memoryview, wait: bool) -> None:
+        """Append bytes, all of them or none, and wait for the disk where asked to."""
+        with self._path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if wait:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
 
 
-def _sqlite_file(where: str) -> Path | None:
+@contextmanager
+def reached(storage: BaseStorage) -> Iterator[None]:
+    """Name a database in the error of reading or writing it; a journal names itself.
+
+    Raises:
+        StorageError: instead of whatever Optuna raises for a database that is full, damaged, locked or gone.
+    """
+    if not isinstance(storage, RDBStorage):
+        yield
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise StorageError(f"storage {_without_password(storage.url)}: {_first_line(error)}; {KEPT}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a database says, without the statement that Optuna had for it."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    text = str(getattr(cause, "orig", None) or cause or error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", url)
+
+
+def sqlite_file(where: str) -> Path | None:
     """Return the file of an SQLite URL; None for what lies in no plain file."""
     from sqlalchemy.engine import make_url
 
@@ -107,7 +154,7 @@ def absolute(where: str, directory: Path) -> str:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        file = _sqlite_file(where)
+        file = sqlite_file(where)
     except (ArgumentError, ValueError):
         return where  # opening it says what is wrong
     if file is None or file.is_absolute():
@@ -127,12 +174,14 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            file = _sqlite_file(where)
+            file = sqlite_file(where)
             if write or file is None or file.is_file():  # Optuna would make an empty one
                 return RDBStorage(where)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
-            raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+        except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
+            shown, why = _without_password(where), _first_line(error)
+            if no_room(error) is not None:
+                raise StorageError(f"storage {shown}: {why}; {KEPT}") from error
+            raise InputError(f"storage {shown}: Optuna cannot open it: {why}") from error
         raise InputError(f"no study at {file}")
     path = Path(where)
     try:
@@ -148,11 +197,13 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
             _check_journal(path)
         return JournalStorage(JournalFile(path))
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise StorageError(f"{path}: {error.strerror}; {KEPT}") from error
         raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
     except InputError:
         raise
     except Exception as error:  # whatever Optuna raises at entries that are not its own
-        raise InputError(f"{path}: not a study, or damaged: {error}") from error
+        raise InputError(f"{path}: not a study, or damaged: {str(error) or repr(error)}") from error
 
 
 def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
@@ -189,7 +240,8 @@ def only_study(storage: BaseStorage) -> str:
     Raises:
         InputError: if there is none, or more than one.
     """
-    names = sorted(study.study_name for study in storage.get_all_studies())
+    with reached(storage):
+        names = sorted(study.study_name for study in storage.get_all_studies())
     if len(names) != 1:
         raise InputError(f"expected one study, found {len(names)}: {', '.join(names) or 'none'}")
     return names[0]

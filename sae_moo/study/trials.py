@@ -21,7 +21,7 @@ from sae_moo.objectives.scores import packed, unpacked
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 from sae_moo.recipe.catalogue import OtherGuest
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.study.journal import OptunaStorage
+from sae_moo.study.journal import OptunaStorage, reached
 from sae_moo.study.record import Ended, Running, TrialRecord
 
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
@@ -49,9 +49,10 @@ class TrialStorage:
         constraints: Sequence[Constraint],
         fingerprints: Mapping[str, str],
     ) -> None:
-        self.study = study_of(storage, name)
+        with reached(storage):
+            self.study = study_of(storage, name)
+            self._id = storage.get_study_id_from_name(name)
         self._storage = storage
-        self._id = storage.get_study_id_from_name(name)
         self.objectives = tuple(objectives)
         self.constraints = tuple(constraints)
         self._fingerprints = dict(fingerprints)
@@ -63,8 +64,27 @@ class TrialStorage:
 
         Raises:
             InputError: if a trial cannot be read as one of ours.
+            StorageError: if its database cannot be read.
         """
-        return [self._record(trial) for trial in self.study.get_trials(deepcopy=False)]
+        with reached(self._storage):
+            trials = self.study.get_trials(deepcopy=False)
+        return [self._record(trial) for trial in trials]
+
+    def examined(self) -> tuple[list[TrialRecord], list[str]]:
+        """Return the trials that can be read, in order of their numbers, and what is wrong with each of the others.
+
+        Raises:
+            StorageError: if their database cannot be read.
+        """
+        records, faults = [], []
+        with reached(self._storage):
+            trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            try:
+                records.append(self._record(trial))
+            except InputError as error:
+                faults.append(str(error))
+        return records, faults
 
     def begin(
         self,
@@ -85,6 +105,9 @@ class TrialStorage:
             params: at most some fifteen numbers worth plotting.
             asked_after: how many evaluations were told before.
             versions: of the software that evaluates.
+
+        Raises:
+            StorageError: if it cannot be written; see `journal.reached`.
         """
         params = params or {}
         low, high = PARAM_RANGE
@@ -103,8 +126,9 @@ class TrialStorage:
                 **({"vector": list(proposal.vector)} if proposal.vector else {}),
             },
         )
-        identity = self._storage.create_new_trial(self._id, template_trial=template)
-        return int(self._storage.get_trial_number_from_id(identity))
+        with reached(self._storage):
+            identity = self._storage.create_new_trial(self._id, template_trial=template)
+            return int(self._storage.get_trial_number_from_id(identity))
 
     def finish(
         self, number: int, proposal: Proposal, evaluation: Evaluation, told: int, repeats: int | None = None
@@ -117,7 +141,14 @@ class TrialStorage:
             evaluation: its result; a failed one ends the trial as failed, with its reason.
             told: position of this evaluation among those told.
             repeats: the trial it repeats, or None.
+
+        Raises:
+            StorageError: if it cannot be written; the trial then still runs, and is evaluated again.
         """
+        with reached(self._storage):
+            return self._finish(number, proposal, evaluation, told, repeats)
+
+    def _finish(self, number: int, proposal: Proposal, evaluation: Evaluation, told: int, repeats: int | None) -> Ended:
         identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
         trial = Trial(self.study, identity)
         attributes: dict[str, Any] = {"told": told}

@@ -21,7 +21,7 @@ from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare import comparison
 from sae_moo.jobs.compare.cells import Made, cells_of
-from sae_moo.jobs.compare.comparison import Milestone, compare
+from sae_moo.jobs.compare.comparison import CellBegun, CellDone, compare
 from sae_moo.jobs.search import search
 from sae_moo.searchers.breeding import Operators
 
@@ -133,8 +133,8 @@ def test_an_unfinished_search_is_resumed(config, here):
     search(short, root=here / "runs" / "other")
     found = compare(parsed, listened.append)
     assert [each.evaluations for each in found.outcomes if each.method == "nsga2"] == [9, 9]
-    steps = [event.what for event in listened if isinstance(event, Milestone)]
-    assert (steps.count("begins"), steps.count("done")) == (5, 5)
+    steps = [type(event) for event in listened]
+    assert (steps.count(CellBegun), steps.count(CellDone)) == (5, 5)
     made = [
         (event.evaluations, event.new, event.budget)
         for event in listened
@@ -148,7 +148,7 @@ def test_searches_apart_tell_how_far_they_are(config, here):
     compare(Config.load("compare.yaml", ["compare.seeds=1"]), heard.append, workers=2)
     for method in ("nsga2", "swarm, dense"):
         own = [event for event in heard if event.cell.method.name == method]
-        assert [type(event) for event in own] == [Milestone, *[Made] * 9, Milestone]
+        assert [type(event) for event in own] == [CellBegun, *[Made] * 9, CellDone]
         assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
 
 
@@ -187,7 +187,7 @@ def test_a_process_that_dies_fails_its_search_only(config, here, monkeypatch):
         "        time.sleep(0.005)\n"
         "        if os.path.isdir('runs/tiny/swarm-dense-0') and 'spawn_main' in ' '.join(sys.orig_argv):\n"
         "            if os.path.exists('runs/tiny/swarm-dense-0/search.lock'):\n"
-        "                if open('runs/tiny/swarm-dense-0/search.lock').read().strip() == str(os.getpid()):\n"
+        "                if open('runs/tiny/swarm-dense-0/search.lock').read().startswith(f'{os.getpid()}\\n'):\n"
         "                    os.kill(os.getpid(), 9)\n"
         "threading.Thread(target=watch, daemon=True).start()\n"
     )

@@ -409,6 +409,7 @@ def test_runs_that_do_not_exist(here):
         "validate",
         "report",
         "dashboard",
+        "doctor",
     ],
 )
 def test_help_has_an_example(command):

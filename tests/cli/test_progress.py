@@ -17,7 +17,7 @@ from sae_moo.cli.standing import Failures
 from sae_moo.config.document import Config
 from sae_moo.explore.words import clock_time
 from sae_moo.jobs.compare.cells import Made, cells_of
-from sae_moo.jobs.compare.comparison import Milestone
+from sae_moo.jobs.compare.comparison import CellBegun, CellDone, CellFailed
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
@@ -303,16 +303,16 @@ def test_a_comparison_shows_what_runs_and_how_far_it_is():
     clock = Clock()
     view, (one, two, three, _) = comparison(clock, terminal())
     assert shown(view)[1].endswith("what is finished already is looked up")
-    view(Milestone(one, 0, 4, "begins"))
+    view(CellBegun(one, 0, 4))
     assert "models and tasks are opened" in shown(view)[3]
-    view(Milestone(two, 0, 4, "begins"))
+    view(CellBegun(two, 0, 4))
     view(Made(one, 50, 0, 100))  # of an earlier session
     for i in range(50):
         clock.now += 1
         view(Made(one, 51 + i, 1 + i, 100))
     view(Made(two, 25, 25, 100))
-    view(Milestone(one, 1, 4, "done"))
-    view(Milestone(three, 1, 4, "begins"))
+    view(CellDone(one, 1, 4))
+    view(CellBegun(three, 1, 4))
     lines = shown(view)
     assert lines[0] == "comparison s"
     assert lines[1].endswith("1/4 searches")
@@ -320,7 +320,7 @@ def test_a_comparison_shows_what_runs_and_how_far_it_is():
     assert re.fullmatch(r"swarm, seed 0 +━+ +25/100 evaluations", lines[3])
     assert lines[4].split() == ["nsga2,", "seed", "1", "begins"]
     assert lines[-1] == "1/4  nsga2, seed 0  50 s"
-    view(Milestone(two, 2, 4, "no memory"))
+    view(CellFailed(two, 2, 4, "no memory"))
     assert "failed 1    swarm, seed 0: no memory" in shown(view)
     for width, height in SIZES:
         lines = shown(view, width, height)
@@ -333,9 +333,9 @@ def test_a_comparison_in_a_pipe_says_a_line_for_every_search_that_ends():
     view, (one, two, *_) = comparison(clock, console)
     with view:
         for cell in (one, two):
-            view(Milestone(cell, 0, 4, "begins"))
+            view(CellBegun(cell, 0, 4))
             view(Made(cell, 1, 1, 100))
         clock.now += 7
-        view(Milestone(one, 1, 4, "done"))
-        view(Milestone(two, 2, 4, "[x] died"))
+        view(CellDone(one, 1, 4))
+        view(CellFailed(two, 2, 4, "[x] died"))
     assert console.file.getvalue() == "1/4  nsga2, seed 0  7 s\n2/4  swarm, seed 0  7 s failed: [x] died\n"

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import platform
 import shutil
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
+from sae_moo.files.disks import Mount
 from sae_moo.study.folder import ComparisonFolder, RunFolder, StudyHeader
 
 HEADER = StudyHeader(
@@ -117,3 +123,80 @@ def test_runs_are_found_by_folder_and_by_name(tmp_path, folder):
     assert RunFolder.find(folder.path) == folder
     with pytest.raises(InputError, match=r"no run 't'.*; there are s$"):
         RunFolder.find("t", tmp_path)
+
+
+def test_who_holds_a_folder_is_told_and_forgotten_when_it_ends(folder):
+    with folder.held():
+        (folder.path / "run.json").touch()
+        me = folder.holder
+        assert (me.process, me.host, me.here, me.alive) == (os.getpid(), platform.node(), True, True)
+        datetime.fromisoformat(me.since)
+        told = rf"another search is running there \(process {os.getpid()}\) on {platform.node()}, since \d{{4}}-"
+        with pytest.raises(InputError, match=told), folder.held():
+            pass
+    assert folder.holder is None
+
+
+def left_behind(folder: RunFolder, host: str) -> None:
+    (folder.path / "run.json").touch()
+    (folder.path / "search.lock").write_text(f"99999999\n{host}\n2026-01-02 03:04:05+00:00\n")
+
+
+@pytest.mark.parametrize("host", ["", "another"])
+def test_what_a_killed_search_left_is_said_and_taken_over(folder, caplog, host):
+    left_behind(folder, host or platform.node())
+    with folder.held():
+        assert folder.holder.process == os.getpid()
+    (said,) = caplog.messages
+    named = f"process 99999999 on {host or platform.node()}, since 2026-01-02 03:04:05+00:00"
+    assert said == f"{folder.path}: {named} searched there and did not end by itself; what it finished is kept"
+    with folder.held():
+        pass
+    assert len(caplog.messages) == 1, "said once"
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_on_a_network_file_system_its_limits_are_told_and_another_machine_may_be_at_work(
+    folder, caplog, monkeypatch, kind
+):
+    monkeypatch.setattr("sae_moo.study.folder.mount_of", lambda place: Mount(kind, "server:/export"))
+    left_behind(folder, platform.node())
+    with folder.held():
+        pass
+    assert f"lies on a network file system ({kind}, server:/export), where locks may not hold" in caplog.messages[0]
+    assert len(caplog.messages) == 2
+    left_behind(folder, "another")
+    before = (folder.path / "search.lock").read_text()
+    told = r"process 99999999 on another.*If it does not, remove .*search\.lock$"
+    with pytest.raises(InputError, match=told), folder.held():
+        pass
+    assert (folder.path / "search.lock").read_text() == before, "who was refused changes nothing"
+
+
+@pytest.mark.parametrize("text", ["", "hello", "12x\n", "\x00\xff", "-4\n"])
+def test_a_lock_that_names_nobody_holds_nothing(folder, text, caplog):
+    (folder.path / "run.json").touch()
+    (folder.path / "search.lock").write_text(text, encoding="latin-1")
+    assert folder.holder is None
+    with folder.held():
+        pass
+    assert caplog.messages == []
+
+
+def test_a_lock_of_an_earlier_version_names_its_process(folder):
+    (folder.path / "search.lock").write_text("123")
+    assert str(folder.holder) == "process 123"
+
+
+def test_the_pointer_to_a_study_is_written_whole_or_not_at_all(folder, monkeypatch):
+    folder.point("s", None)
+
+    def no_room(self, text, **more):
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(StorageError, match=r"run\.json: No space left on device; what was finished before is kept"):
+        folder.point("t", None)
+    assert folder.study() == (folder.journal, "s")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["run.json"]

@@ -1,4 +1,4 @@
-"""The commands that show a run: front, trials, figures, report, dashboard."""
+"""The commands that show a run: front, trials, figures, report, dashboard, doctor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sae_moo.cli.frame import AsJson, Output, RunName, make_console, open_run, print_json, reported
+from sae_moo.cli.frame import AsJson, Output, RunName, make_console, open_run, print_json, quiet, reported
 from sae_moo.errors import InputError
 
 
@@ -153,3 +153,28 @@ def dashboard(
         serve(noted, port, lambda address: print(f"{address}/{page}  (Ctrl-C ends it)", file=sys.stderr))
     except KeyboardInterrupt:  # the usual end, nothing is cut short
         raise typer.Exit(130) from None
+
+
+@reported
+def doctor(
+    run: RunName,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended without losing anything.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look a run folder over: whether everything in it is whole, what is wrong, and what of that can be mended.
+
+    Example: sae-moo doctor quickstart --fix
+    """
+    quiet()
+    from sae_moo.cli.display import checkup_json, checkup_lines, say
+    from sae_moo.jobs.doctor import examine
+
+    checkup = examine(run, fix)
+    if as_json:
+        print_json(checkup_json(checkup))
+    else:
+        console = make_console()
+        for line in checkup_lines(checkup):
+            say(console, line)
+    if not checkup.whole:
+        raise typer.Exit(1)

@@ -11,15 +11,15 @@ import numpy as np
 
 from sae_moo.config.document import Config, differences
 from sae_moo.config.sections import MethodSection
-from sae_moo.errors import InputError, Interrupted, RunError
+from sae_moo.errors import InputError, Interrupted, RunError, StorageError
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.run import Run
+from sae_moo.files.disks import unplaced
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
 from sae_moo.objectives.front import Accuracy
-from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
 from sae_moo.study.record import evaluations, told
@@ -95,7 +95,20 @@ def run_cell(
 
     Raises:
         InputError: if it cannot be resumed.
+        StorageError: if a place that is written to has no room; it names the search too.
     """
+    try:
+        _run(cell, bench, folder, listener)
+    except StorageError as error:
+        raise StorageError(f"{cell}: {error.message}") from error
+    except OSError as error:
+        full = unplaced(error)
+        if full is None:
+            raise
+        raise StorageError(f"{cell}: {full.message}") from error
+
+
+def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, listener: Callable[[Made], None]) -> None:
     config, counts = cell.config, Counter[str]()
 
     def heard(event: Event) -> None:
@@ -144,7 +157,7 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     run = Run.open(place.path)
     view = run.view()
     made, budget = evaluations(view.records), config.search.evaluations
-    complete = made == budget or (made < budget and not ALGORITHMS[config.search.algorithm].spaces)
+    complete = made == budget or (made < budget and view.exhausted)
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)

@@ -24,19 +24,36 @@ from sae_moo.study.folder import RUNS, ComparisonFolder
 
 @dataclass(frozen=True, slots=True)
 class Milestone:
-    """A search began, ended or failed.
+    """A search began or ended.
 
     Args:
         cell: which.
         done: searches that ended so far, this one counted.
         total: searches there are.
-        what: ``begins``, ``done``, or why it failed.
     """
 
     cell: Cell
     done: int
     total: int
-    what: str
+
+
+class CellBegun(Milestone):
+    """A search begins, or goes on."""
+
+
+class CellDone(Milestone):
+    """A search used its budget up, or had nothing left to try, and is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellFailed(Milestone):
+    """A search cannot go on.
+
+    Args:
+        why: why not.
+    """
+
+    why: str
 
 
 def compare(
@@ -60,6 +77,7 @@ def compare(
         InputError: if there is nothing to compare, or a search cannot be resumed.
         Interrupted: on Ctrl-C.
         RunError: if every search of the reference, or of all methods, failed.
+        StorageError: if a place that is written to has no room; the same call goes on where it was.
     """
     if config.compare is None:
         raise InputError("the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}")
@@ -71,12 +89,14 @@ def compare(
     def ended(cell: Cell, why: str | None) -> None:
         nonlocal done
         done += 1
-        if why is not None:
+        if why is None:
+            listener(CellDone(cell, done, len(plan)))
+        else:
             failed[cell] = why
-        listener(Milestone(cell, done, len(plan), "done" if why is None else why))
+            listener(CellFailed(cell, done, len(plan), why))
 
     def begins(cell: Cell) -> None:
-        listener(Milestone(cell, done, len(plan), "begins"))
+        listener(CellBegun(cell, done, len(plan)))
 
     bench = cache(lambda: Bench.open(config))  # once, and only if there is anything to do
     waiting = [cell for cell in plan if not finished(cell, folder)]

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from sae_moo.config.document import Config
 from sae_moo.config.sections import MethodSection
-from sae_moo.errors import InputError, SaeMooError
+from sae_moo.errors import SaeMooError
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare.cells import Cell, Made, failure_of, run_cell
 from sae_moo.study.folder import ComparisonFolder
@@ -40,7 +41,7 @@ def run_apart(
         made: told of every evaluation.
 
     Raises:
-        InputError: if a search cannot be run or resumed; the others are ended.
+        SaeMooError: what a search raises that cannot be run or resumed, or has no room to write; the others are ended.
         KeyboardInterrupt: on Ctrl-C; likewise.
     """
     context = multiprocessing.get_context("spawn")
@@ -61,37 +62,48 @@ def run_apart(
                 out[process.sentinel] = (process, cell, receiver)
             ready = wait([*out, *(receiver for _, _, receiver in out.values())])
             for sentinel, (process, cell, receiver) in list(out.items()):
-                kind, text = _heard(receiver, cell, made)
-                if sentinel not in ready and not kind:
+                end = _heard(receiver, cell, made)
+                if sentinel not in ready and end is None:
                     continue
                 process.join()
                 del out[sentinel]
-                if not kind:  # what it said last may have come after the first look
-                    kind, text = _heard(receiver, cell, made)
-                if not kind:
-                    kind, text = "failed", f"its process died (exit code {process.exitcode})"
-                if kind == "input":
-                    raise InputError(text)
-                if kind == "interrupted":
-                    raise KeyboardInterrupt
-                ended(cell, None if kind == "done" else text)
+                if end is None:  # what it said last may have come after the first look
+                    end = _heard(receiver, cell, made)
+                if end is None:
+                    end = _End(failure=f"its process died (exit code {process.exitcode})")
+                if end.error is not None:
+                    raise end.error
+                ended(cell, end.failure)
     finally:
         for process, _, _ in out.values():  # nothing stored is lost by that
             process.terminate()
             process.join()
 
 
-def _heard(receiver: Connection, cell: Cell, made: Callable[[Made], None]) -> tuple[str, str]:
-    """Take in what a search has said since, and return how it ended; two empty texts if it has not said that."""
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a search ended.
+
+    Args:
+        failure: why it failed, if the fault is its own.
+        error: what ends the comparison: wrong input, no room, Ctrl-C.
+    """
+
+    failure: str | None = None
+    error: SaeMooError | KeyboardInterrupt | None = None
+
+
+def _heard(receiver: Connection, cell: Cell, made: Callable[[Made], None]) -> _End | None:
+    """Take in what a search has said since, and return how it ended; None if it has not said that."""
     try:
         while receiver.poll():
-            kind, said = receiver.recv()
-            if kind != "made":
-                return kind, said
+            said = receiver.recv()
+            if isinstance(said, _End):
+                return said
             made(Made(cell, *said))
     except (EOFError, OSError):  # it is gone, perhaps within a message
         pass
-    return "", ""
+    return None
 
 
 def _work(
@@ -104,14 +116,16 @@ def _work(
         cell = Cell.of(config, method, seed)
 
         def heard(made: Made) -> None:
-            answer.send(("made", (made.evaluations, made.new, made.budget)))
+            answer.send((made.evaluations, made.new, made.budget))
 
-        failure = failure_of(lambda: run_cell(cell, lambda: Bench.open(config), folder, heard))
-        answer.send(("done", "") if failure is None else ("failed", failure))
+        answer.send(_End(failure_of(lambda: run_cell(cell, lambda: Bench.open(config), folder, heard))))
     except SaeMooError as error:
-        answer.send(("input", str(error)))
+        answer.send(_End(error=error))
     except KeyboardInterrupt:
-        answer.send(("interrupted", ""))
+        answer.send(_End(error=KeyboardInterrupt()))
+    except Exception as error:
+        answer.send(_End(f"{type(error).__name__}: {error}"))
+        raise  # a fault of ours; its traceback says where
 
 
 def _end_with_parent() -> None:
