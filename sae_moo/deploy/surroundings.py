@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from sae_moo.deploy.card import Card
 from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import load_tokenizer, token_list
+from sae_moo.experts.tokens import has_tokenizer, same_files, token_list, tokenizer_files
+from sae_moo.experts.vocabulary import load_tokenizer
 from sae_moo.materialization.calibration import save_calibration
 from sae_moo.recipe import BASE, Cast, Recipe, encode
 
@@ -36,9 +38,11 @@ def recipe_document(recipe: Recipe, pool: ExpertPool, tensors: Mapping[str, str]
     """
     experts = {
         name: {"source": checkpoint.origin, "fingerprint": pool.fingerprints[name]}
+        | ({"layers": pool.layers[name]} if name in pool.layers else {})
         for name, checkpoint in pool.checkpoints.items()
     }
-    document = encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": pool.vocabulary}
+    vocabulary = pool.vocabulary if isinstance(pool.vocabulary, str) else pool.vocabulary.document()
+    document = encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": vocabulary}
     return document if tensors is None else document | {"tensors": dict(tensors)}
 
 
@@ -52,10 +56,12 @@ def tokenizer_of(pool: ExpertPool, name: str) -> Any:
     if name not in pool.checkpoints:
         known = ", ".join(pool.names)
         raise InputError(f"tokenizer: expected one of {known}, got {name!r}{nearest(name, pool.names)}")
-    if name != BASE:
-        base, own = token_list(pool.checkpoints[BASE].folder), token_list(pool.checkpoints[name].folder)
-        if own is None:
-            raise InputError(f"tokenizer: {name!r} has none in {pool.checkpoints[name].folder}")
+    if name == BASE:
+        return pool.tokenizer()
+    if not has_tokenizer(pool.checkpoints[name].folder):
+        raise InputError(f"tokenizer: {name!r} has none in {pool.checkpoints[name].folder}")
+    if not same_files(pool.checkpoints[BASE].folder, pool.checkpoints[name].folder):
+        base, own = pool.tokens(), token_list(pool.checkpoints[name].folder) or {}
         moved = [token for token, row in (base or {}).items() if own.get(token) != row]
         rows = pool.checkpoints[BASE].vocabulary
         homeless = [token for token, row in own.items() if rows is not None and row >= rows]
@@ -63,6 +69,56 @@ def tokenizer_of(pool: ExpertPool, name: str) -> Any:
             fault = f"{moved[0]!r} elsewhere" if moved else f"{homeless[0]!r} beyond the {rows} rows of the embeddings"
             raise InputError(f"tokenizer: {name!r} cannot be used, it has the token {fault}; rows are the base's")
     return load_tokenizer(pool.checkpoints[name].folder)
+
+
+@dataclass(slots=True)
+class TokenizerFiles:
+    """A tokenizer that is written as its files are: transformers cannot load it here, or reads other tokens from it.
+
+    Args:
+        folder: where the files are.
+        chat_template: template to write beside them; None: the one that is there.
+    """
+
+    folder: Path
+    chat_template: str | None = None
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the tokenizer, as tokenizers of transformers do."""
+        for file in tokenizer_files(self.folder):
+            shutil.copyfile(file, folder / file.name)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+
+def tokenizer_to_write(pool: ExpertPool) -> tuple[Any, tuple[str, ...]]:
+    """Return what is written as the tokenizer of a merge, and what to tell of it.
+
+    Returns:
+        The pool's tokenizer; where the base has none that of the first expert that does; None where nobody has one.
+    """
+    having = [weights.folder for weights in pool.checkpoints.values() if has_tokenizer(weights.folder)]
+    if not having:
+        return None, ("none of the models has a tokenizer, so none is written",)
+    base, whole = pool.checkpoints[BASE], pool.tokenizer_folder
+    if whole is None:
+        return pool.tokenizer(), ()
+    folder = whole if pool.joined else having[0]
+    told = () if folder == whole else (f"the base has no tokenizer, the one of {folder} is written",)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except InputError as error:
+        return TokenizerFiles(folder), (*told, f"{error}; its files are copied as they are")
+    try:
+        listed = token_list(folder) or {}
+    except InputError:
+        return tokenizer, told  # files that do not say their tokens cannot contradict
+    loaded, rows = tokenizer.get_vocab(), base.vocabulary or 0
+    other = next((token for token, row in listed.items() if row < rows and loaded.get(token) != row), None)
+    if other is None:
+        return tokenizer, told
+    fault = f"{folder}: transformers reads {other!r} at {loaded.get(other)}, its files say {listed[other]}"
+    return TokenizerFiles(folder), (*told, f"{fault}; they are copied as they are")
 
 
 def deployed_config(pool: ExpertPool, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -82,15 +138,17 @@ def write_surroundings(
         folder: to write into.
         pool: the experts.
         config: content of ``config.json``.
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer; None: there is none.
         settings: name of the expert that ``generation_config.json`` and a ``tokenizer.model`` are taken from.
     """
     from transformers import AutoConfig, GenerationConfig
 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     source = pool.checkpoints[settings].folder
-    for name in ("generation_config.json", "tokenizer.model"):  # the latter is not saved anew, and converters read it
+    # the latter is not saved anew, and converters read it: where it says the tokens
+    for name in ("generation_config.json", *(["tokenizer.model"] if pool.tokenizer_folder else [])):
         if (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
     if not (folder / "generation_config.json").exists():

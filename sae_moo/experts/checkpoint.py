@@ -40,6 +40,7 @@ _HUB_FILES = [
     "tokenizer*",
     "*.model",
     "*.txt",
+    "*.tiktoken",
     "*.jinja",
     "README.md",
     "LICEN[CS]E*",

@@ -29,6 +29,7 @@ HOUSE = (
     "breadcrumbs_ties",
     "sce",
     "arcee_fusion",
+    "nearswap",
     "rankmean",
     "zero_aware",
 )
