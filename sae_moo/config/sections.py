@@ -54,10 +54,10 @@ class ModelsSection(Section):
         description="memory in GiB for the population's weights; read where children are merged from their parents' "
         "weights. It changes speed, never a result",
     )
-    vocabulary: Literal["refuse", "intersection", "base"] = Field(
+    vocabulary: Literal["refuse", "intersection", "base", "union", "position"] = Field(
         default="refuse",
         description="what happens to experts whose tokens are not the base's: they are refused, or rows are matched by "
-        "token (`base`, `intersection`)",
+        "token (`base`, `intersection`, `union`), or taken as they lie (`position`)",
     )
 
     @field_validator("experts")

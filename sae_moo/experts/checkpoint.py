@@ -49,6 +49,7 @@ _HUB_FILES = [
     "tokenizer*",
     "*.model",
     "*.txt",
+    "*.tiktoken",
     "*.jinja",
     "*.tiktoken",
     "*.py",  # copied with what is merged, never run

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
+from sae_moo.experts.composed import Composed, is_composed
+from sae_moo.experts.layers import Order, Relaid, layer_count
 from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, dtype_of, group_name, has_a_row_per_token, is_head
-from sae_moo.experts.live import load_model, parsed_config, places
+from sae_moo.experts.live import built_model, check_places, load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
-from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
+from sae_moo.experts.tokens import token_list
+from sae_moo.experts.vocabulary import REFUSE, Policy, aligned, policy_of
 from sae_moo.recipe import BASE, STORED
 from sae_moo.recipe.groups import in_block, model_order
 
@@ -90,6 +93,8 @@ class ExpertPool:
     Args:
         checkpoints: name -> weights, the base under ``base``, first.
         vocabulary: what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
+        layers: name -> for each layer of the models that are made, which of the expert's own it is; None: the base's.
+            All models have them or none.
 
     Attributes:
         names: ``base`` first, then the experts in the order given.
@@ -100,20 +105,26 @@ class ExpertPool:
             of the experts has the base's.
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
+        layers: name -> the order of its layers, of models that do not have them as they lie.
         remembered: numbers about the experts' tensors that merge methods computed once.
         resident_bytes: most bytes of experts' tensors to keep on a device that is not the CPU; None: half of what is
             free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
-    def __init__(self, checkpoints: Mapping[str, ModelWeights], vocabulary: str = REFUSE) -> None:
-        if vocabulary not in POLICIES:
-            known = ", ".join(POLICIES)
-            raise InputError(f"vocabulary: expected {known}, got {vocabulary!r}{nearest(str(vocabulary), POLICIES)}")
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        checkpoints: Mapping[str, ModelWeights],
+        vocabulary: Policy = REFUSE,
+        layers: Mapping[str, Order] | None = None,
+    ) -> None:
+        self.vocabulary = policy_of(vocabulary) if isinstance(vocabulary, str) else vocabulary
         self.names = tuple(checkpoints)
-        self.checkpoints, faults = aligned(checkpoints, vocabulary)
-        faults = [*_incompatible(self.checkpoints), *faults]
+        self._opened = _in_order(checkpoints, layers or {})
+        self.layers = {name: each.order for name, each in self._opened.items() if isinstance(each, Relaid)}
+        self._matched = aligned(self._opened, self.vocabulary)
+        self.checkpoints = self._matched.models
+        faults = [*_incompatible(self.checkpoints), *self._matched.faults]
         if faults:
             raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
@@ -146,7 +157,7 @@ class ExpertPool:
 
     @classmethod
     def open(
-        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: str = REFUSE
+        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: Policy = REFUSE
     ) -> ExpertPool:
         """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
@@ -154,8 +165,8 @@ class ExpertPool:
             base: the base model: ``zoo:NAME``, a folder, or a hub id (``owner/name@revision``).
             experts: name -> the same, or a PEFT LoRA adapter of the base; at least one; ``base`` is not a name for one.
             relative_to: folder that relative paths start from; None means the current one.
-            vocabulary: ``refuse``, ``intersection`` or ``base``: what to do about experts whose vocabulary is not the
-                base's; see `vocabulary.aligned`.
+            vocabulary: ``refuse``, ``intersection``, ``base``, ``union``, ``position`` or a `vocabulary.Vocabulary`:
+                what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
 
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
@@ -167,24 +178,7 @@ class ExpertPool:
                 raise InputError(f"{name}: expected the name of a model and a folder or hub id, got {source!r}")
         if not experts:
             raise InputError("experts: expected at least one, got none")
-        if BASE in experts:
-            raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
-        opened: dict[str, ModelWeights] = {}
-        faults = []
-        root: Checkpoint | None = None
-        for name, source in {BASE: base, **experts}.items():
-            try:
-                if name == BASE:
-                    opened[name] = root = _base(str(source), relative_to)
-                else:
-                    weights = _expert(str(source), relative_to, root)
-                    if weights is not None:
-                        opened[name] = weights
-            except InputError as error:
-                faults.append(f"{name}: {error}")
-        if faults:
-            raise InputError(itemized("cannot open", faults))
-        return cls(opened, vocabulary)
+        return cls(open_models(base, experts, relative_to), vocabulary)
 
     def load(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert in its own dtype, on the CPU: do not write to it.
@@ -241,11 +235,17 @@ class ExpertPool:
         """
         base = self.checkpoints[BASE]
         dtype = _float_dtype(dtype)
-        model = load_model(base.folder, dtype, device)
-        parameters = self.parameters(model)
-        for name in getattr(base, "doubled", ()):  # transformers takes another copy than the index says
-            if name in parameters:
-                parameters[name].copy_(base.load(name))
+        if self.layers:
+            model = built_model(base.config, dtype, device)
+            parameters = self.parameters(model)
+        else:
+            model = load_model(base.folder, dtype, device)
+            if base.vocabulary != self._opened[BASE].vocabulary:
+                model.resize_token_embeddings(base.vocabulary, mean_resizing=False)
+            parameters = self.parameters(model)
+            for name in getattr(base, "doubled", ()):  # transformers takes another copy than the index says
+                if name in parameters:
+                    parameters[name].copy_(base.load(name))
         self._tell_rounded(parameters, dtype)
         return model
 
@@ -290,9 +290,32 @@ class ExpertPool:
         mixed = any(info.dtype != self.tensors[0].dtype for info in self.tensors)
         return STORED if mixed and dtype == self.main_dtype else dtype
 
+    @property
+    def joined(self) -> bool:
+        """Whether the models that are made have a vocabulary that was put together, not the base's."""
+        return self._matched.tokens is not None
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder whose tokenizer is that of all models made of the pool; None: tokens are to be added to one."""
+        return self._matched.folder(self._opened)
+
+    def tokens(self) -> dict[str, int] | None:
+        """Return token -> row of the tokenizer of every model that is made of the pool; None if there is none.
+
+        Raises:
+            InputError: if there is one that cannot be read.
+        """
+        put_together = self._matched.tokens
+        return token_list(self.checkpoints[BASE].folder) if put_together is None else put_together
+
     def tokenizer(self) -> Any:
-        """Return the base model's tokenizer."""
-        return load_tokenizer(self.checkpoints[BASE].folder)
+        """Return the tokenizer of all models made of the pool: the base's, unless a vocabulary was put together.
+
+        Raises:
+            InputError: if there is none, or it cannot be loaded.
+        """
+        return self._matched.whole_tokenizer(self._opened)
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return tensor name -> its place in a live model, to be written with ``copy_``, in the pool's order.
@@ -308,18 +331,85 @@ class ExpertPool:
         return {info.name: found[info.name] if info.numel else empty.view(info.shape) for info in self.tensors}
 
 
-def _base(source: str, relative_to: Path | None) -> Checkpoint:
+def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> dict[str, ModelWeights]:
+    """Open a base and experts, without comparing them; see `ExpertPool.open`.
+
+    Raises:
+        InputError: listing every model that cannot be opened.
+    """
+    if BASE in experts:
+        raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
+    opened: dict[str, ModelWeights] = {}
+    faults = []
+    for name, source in {BASE: base, **experts}.items():
+        try:
+            if name == BASE:
+                opened[name] = _base(str(source), relative_to)
+            else:
+                weights = _expert(str(source), relative_to, opened.get(BASE))
+                if weights is not None:
+                    opened[name] = weights
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise InputError(itemized("cannot open", faults))
+    return opened
+
+
+def _base(source: str, relative_to: Path | None) -> ModelWeights:
+    if is_composed(source, relative_to):
+        return Composed(source, relative_to)
     folder, _ = locate(source, relative_to)
     if is_adapter(folder):
         raise InputError(f"{folder}: expected a model, got an adapter; it can be an expert over its base")
     return Checkpoint(source, relative_to)
 
 
-def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> ModelWeights | None:
+def _expert(source: str, relative_to: Path | None, base: ModelWeights | None) -> ModelWeights | None:
     """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
-    if not is_adapter(locate(source, relative_to)[0]):
+    if is_composed(source, relative_to):
+        return Composed(source, relative_to)
+    folder, _ = locate(source, relative_to)
+    if not is_adapter(folder):
         return Checkpoint(source, relative_to, tied=base is not None and base.tied)
-    return None if base is None else Adapter(source, base, relative_to)
+    if isinstance(base, Composed):
+        raise InputError(f"{folder}: an adapter over a base that has one itself; write model+adapter")
+    return None if base is None else Adapter(source, cast(Checkpoint, base), relative_to)
+
+
+def _in_order(models: Mapping[str, ModelWeights], layers: Mapping[str, Order]) -> dict[str, ModelWeights]:
+    """Return the models with their layers in the orders given, as they are where that is how they lie."""
+    if not layers:
+        return dict(models)
+    faults = []
+    if len({len(order) for order in layers.values()}) != 1 or layers.keys() != models.keys():
+        raise InputError(f"layers: expected as many for each of {', '.join(models)}, got {dict(layers)}")
+    try:
+        if all(list(layers[name]) == list(range(layer_count(model))) for name, model in models.items()):
+            return dict(models)
+        base = Relaid(models[BASE], _standing_in(layers, layer_count(models[BASE])))
+    except InputError as error:
+        raise InputError(itemized("the layers do not fit", [f"{BASE}: {error}"])) from error
+    result: dict[str, ModelWeights] = {BASE: base}
+    for name, model in models.items():
+        try:
+            if name != BASE:
+                result[name] = Relaid(model, layers[name], base)
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise InputError(itemized("the layers do not fit", faults))
+    check_places(base.config, {name: facts.shape for name, facts in base.tensors.items()})
+    return result
+
+
+def _standing_in(layers: Mapping[str, Order], count: int) -> list[int]:
+    """Return the base's layers, where it has no part the same as another's has: likely it is of the same kind."""
+    result = []
+    for place, own in enumerate(layers[BASE]):
+        others = (order[place] for order in layers.values() if order[place] is not None)
+        result.append(min(next(others, 0) or 0, count - 1) if own is None else own)
+    return result
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:

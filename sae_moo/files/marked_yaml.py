@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,44 @@ def read(path: Path, what: str, keys: Iterable[str]) -> tuple[dict[str, Any], di
     Raises:
         InputError: if the file cannot be read, is not YAML, or holds something else than a mapping.
     """
+    return parse(text_of(path, what), str(path), keys)
+
+
+def text_of(path: Path, what: str) -> str:
+    """Return the text of a YAML file.
+
+    Raises:
+        InputError: if it cannot be read, saying that `what` was expected.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"cannot read the {what} {path}: expected at most {MOST_BYTES} bytes")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read the {what} {path}: {reason}") from error
-    return parse(text, str(path), keys)
+
+
+def documents(text: str) -> list[str]:
+    """Return the YAML documents of a text that are not empty, each with as many blank lines before it as there were
+    lines: lines are counted as in the whole. What is not YAML is one document.
+    """
+    starts: list[Any] = []
+    try:
+        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return [text]
+    for event, inside in pairwise(events):
+        empty = isinstance(inside, yaml.ScalarEvent) and not inside.value and inside.style is None
+        if isinstance(event, yaml.DocumentStartEvent) and not empty:
+            starts.append(event.start_mark)
+    if not starts:
+        return [text]
+    marks: list[Any] = [event.end_mark for event in events if isinstance(event, yaml.DocumentEndEvent)]
+    bounds = [next(end.index for end in marks if end.index > mark.index) for mark in starts]
+    return ["\n" * mark.line + text[mark.index : end] for mark, end in zip(starts, bounds, strict=True)]
 
 
 def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], dict[Key, str], list[str]]:

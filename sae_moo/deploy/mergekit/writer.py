@@ -9,14 +9,16 @@ from typing import Any
 
 import yaml
 
-from sae_moo.deploy.mergekit.document import parse
+from sae_moo.deploy.mergekit.reading import parse
 from sae_moo.deploy.mergekit.table import TABLE, WEIGHTS, Parameter, Row
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.errors import InputError
+from sae_moo.experts.aligned import Aligned
 from sae_moo.experts.checkpoint import ZOO, is_adapter
+from sae_moo.experts.composed import PLUS, is_composed
 from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
+from sae_moo.experts.vocabulary import KEEP_BASE, UNION
 from sae_moo.materialization.check import check
 from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, rounded
 from sae_moo.recipe.groups import in_block
@@ -38,6 +40,8 @@ def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]
         InputError: naming what mergekit has no words for.
     """
     check(recipe, pool)
+    if pool.layers:
+        raise InputError("mergekit cannot say this: a recipe over models whose layers are in another order")
     dtype, node = "float32", _plain(recipe)
     if isinstance(node, Cast):
         dtype, node = node.dtype, _plain(node.input)
@@ -52,9 +56,9 @@ def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]
     document, notes = _merge(node, names, pool)
     notes += own
     if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
-        if pool.vocabulary != KEEP_BASE or document.get("base_model") != _source(BASE, pool):
+        if pool.vocabulary not in (KEEP_BASE, UNION) or document.get("base_model") != _source(BASE, pool):
             raise InputError("mergekit cannot say this: rows of embeddings matched otherwise than by its tokenizer")
-        document["tokenizer"] = {"source": "base"}
+        document["tokenizer"] = {"source": str(pool.vocabulary)}
         notes.append("mergekit leaves only rows of embeddings that are tokens")
     text = _text(document, dtype)
     _prove(text, node, names, pool)
@@ -95,7 +99,9 @@ def _source(name: str, pool: ExpertPool) -> str:
     """Return how mergekit finds an expert: a folder, a hub id, or the base with an adapter."""
     weights = pool.checkpoints[name]
     place = str(weights.folder) if weights.origin.startswith(ZOO) else weights.origin
-    if "+" in place:
+    if is_composed(weights.source):
+        return place
+    if PLUS in place:
         raise InputError(f"mergekit would read {place} as a model with an adapter: move or rename it")
     return f"{_source(BASE, pool)}+{place}" if is_adapter(weights.folder) else place
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sae_moo.deploy.mergekit.document import Filtered, parse
+from sae_moo.deploy.mergekit.document import Filtered
+from sae_moo.deploy.mergekit.reading import parse
 from sae_moo.deploy.mergekit.translate import translate, value_for
 from sae_moo.errors import InputError
 from sae_moo.experts.pool import TensorInfo
@@ -120,7 +121,7 @@ def test_models_absent_from_a_slice_weigh_nothing_there(pool):
 def test_slices_that_do_not_cover_the_layers(pool):
     text = "merge_method: passthrough\nslices:\n  - sources: [{model: a, layer_range: [0, 3]}]\n"
     assert refused(text, pool).endswith(
-        "m.yaml:3: slices[0]: would change the architecture: the slices hold 3 layers, the models have 4"
+        "m.yaml:3: slices[0]: the slices hold 3 layers, the models have 4 in the order in which they lie"
     )
 
 
