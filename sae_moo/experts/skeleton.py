@@ -130,8 +130,9 @@ def _weightless(folder: Path) -> Any:
 
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model: Any = built
         model.tie_weights()
     except Exception as error:  # whatever transformers' many config classes raise at what they find
         reason = next(iter(str(error).splitlines()), type(error).__name__)
