@@ -41,6 +41,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 _HUB_FILES = [
     "*.safetensors",
@@ -210,6 +211,7 @@ class Checkpoint:
             if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
                 tensors[name] = facts
         self._refuse_quantized({name: facts.dtype for name, facts in tensors.items()})
+        self._refuse_more_layers(len(tensors))
         self.embeddings = next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
         self.head = self._head(tensors, tied)
         self.tied = self.head is None
@@ -314,6 +316,14 @@ class Checkpoint:
                 f"{self.folder}: quantized: {how}; expected weights in {', '.join(STORED_DTYPES)}, as they were before"
             )
 
+    def _refuse_more_layers(self, count: int) -> None:
+        """Raise InputError for more layers than tensors: building such a model would not end."""
+        for part in (self.config, *self.config.values()):
+            for key in _LAYERS if isinstance(part, Mapping) else ():
+                layers = part.get(key)
+                if isinstance(layers, int) and count and layers > count:
+                    raise InputError(f"{self.folder}: config.json says {key} {layers}, the files hold {count} tensors")
+
     def _head(self, tensors: dict[str, TensorFacts], tied: bool) -> str | None:
         """Return the name of the head's tensor, None if it is tied; one that is the embeddings leaves the tensors."""
         heads = [name for name in tensors if is_head(name)]
@@ -378,7 +388,17 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
+        raise InputError(f"{file}: truncated, or not a safetensors file: {_pointer(file) or error}") from error
+
+
+def _pointer(file: Path) -> str | None:
+    """Return what to do about a file that Git LFS has left in place of the weights; None for any other."""
+    try:
+        with file.open("rb") as handle:
+            found = handle.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return None
+    return "it is a pointer of Git LFS, git lfs pull fetches the weights" if found else None
 
 
 def read_index(file: Path) -> dict[str, Any]:

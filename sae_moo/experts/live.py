@@ -97,23 +97,36 @@ def known_config(folder: Path) -> Any:
         return None
 
 
-def ties(folder: Path) -> dict[str, str] | None:
-    """Return what transformers ties in a model by its class and configuration, defaults among it.
+def without_memory(folder: Path) -> Any:
+    """Return a model of a folder's configuration whose weights are nowhere (on torch's meta device).
 
-    Costs a model without memory, which takes its class's code and some time, about a second.
+    Takes about a second, and no memory.
 
-    Returns:
-        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    Raises:
+        InputError: if transformers cannot build it without running code of the folder's own.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except Exception:  # whatever transformers' many config classes raise: loading the model will say it
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever transformers' many config classes raise at what they find
+        raise InputError(
+            f"{folder}: transformers cannot build this as a causal LM: {_reason(folder, error)}"
+        ) from error
+
+
+def ties(folder: Path) -> dict[str, str] | None:
+    """Return what transformers ties in a model by its class and configuration, defaults among it; see `without_memory`.
+
+    Returns:
+        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    """
+    try:
+        return dict(without_memory(folder).all_tied_weights_keys)
+    except InputError:  # loading the model will say it
         return None
-    return dict(model.all_tied_weights_keys)
 
 
 def parsed_config(folder: Path) -> dict[str, Any] | None:
