@@ -45,6 +45,7 @@ def search(
     Raises:
         InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
         Interrupted: on Ctrl-C, after saving.
+        RunError: if all first candidates fail, or as many in a row as ``executor.failures`` says, after saving.
     """
     if bench is None:
         bench = Bench.open(config)
@@ -127,4 +128,5 @@ def _study(bench: Bench, trials: TrialStorage, searcher: Searcher, listener: Lis
         versions(),
         listener,
         bench.rivals(),
+        bench.config.executor.failures,
     )
