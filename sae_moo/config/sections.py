@@ -264,9 +264,14 @@ class EvaluationSection(Section):
 
 
 class ExecutorSection(Section):
-    """``executor``: where evaluations run."""
+    """``executor``: where evaluations run, and how many may fail."""
 
     kind: Literal["local"] = Field(default="local", description="where candidates are evaluated: in this process")
+    failures: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        default=20,
+        description="evaluations that may fail in a row; then the search stops and tells why, and goes on when it is "
+        "run again. 0: any number",
+    )
 
 
 class MethodSection(Section):
