@@ -1,4 +1,4 @@
-"""Fills disks under commands, counts what goes wrong: ``python studies/reliability/disk.py [--steps N] [--only NAME ...]``.
+"""Fills disks under commands, counts what goes wrong: ``python studies/reliability/disk.py [--steps N] [--only NAME]``.
 
 A command is run on the embedded zoo while one of the places that it writes to (the run folder, its output, temporary
 files, the cache, its log) has room for so many bytes more, from none to nearly enough. It must end with one line that
@@ -51,12 +51,14 @@ class Case:
         place: ``run``, ``output``, ``tmp``, ``cache``, ``stdout`` or ``stderr``.
         searched: whether there is a finished run already.
         result: folder of the case -> what the command came to, whatever was in its way before.
+        room: bytes that the command takes there, about.
     """
 
     arguments: tuple[str, ...]
     place: str
     searched: bool = False
     result: Callable[[Path], object] = lambda folder: None
+    room: int = 32_000
 
 
 def trials(*names: str) -> Callable[[Path], object]:
@@ -80,13 +82,17 @@ def files(folder: Path) -> object:
 
 SAME = (".safetensors", ".json")
 SEARCH = ("search", "c.yaml")
+SQLITE = ("--set", "study.storage=sqlite:///s.db")
+EXPORT = ("export", "disk", "--trial", "0", "-o", "OUT/m")
 CASES = {
     "search, run folder": Case(SEARCH, "run", result=trials("disk")),
-    "search, SQLite": Case((*SEARCH, "--set", "study.storage=sqlite:///s.db"), "run", result=trials("disk")),
+    "search, SQLite": Case(
+        (*SEARCH, "--set", "study.storage=sqlite:///s.db"), "run", result=trials("disk"), room=200_000
+    ),
     "search, temporary files": Case(SEARCH, "tmp", result=trials("disk")),
     "search, cache": Case(SEARCH, "cache", result=trials("disk")),
-    "search, stdout": Case(SEARCH, "stdout", result=trials("disk")),
-    "search, stderr": Case(SEARCH, "stderr", result=trials("disk")),
+    "search, stdout": Case(SEARCH, "stdout", result=trials("disk"), room=4096),
+    "search, stderr": Case(SEARCH, "stderr", result=trials("disk"), room=4096),
     "compare": Case(("compare", "c.yaml"), "run", result=trials("disk/nsga2-0", "disk/pso-0")),
     "compare, two workers": Case(
         ("compare", "c.yaml", "--workers", "2"), "run", result=trials("disk/nsga2-0", "disk/pso-0")
@@ -96,12 +102,10 @@ CASES = {
     "figures": Case(("figures", "disk", "-o", "OUT/f"), "output", True, files),
     "front --figure": Case(("front", "disk", "--figure", "OUT/f.png"), "output", True, files),
     "evaluate --samples": Case(("evaluate", "zoo:math", "--config", "c.yaml", "--samples", "OUT/s.jsonl"), "output"),
-    "export": Case(("export", "disk", "--trial", "0", "-o", "OUT/m"), "output", True, files),
-    "export --verify, temporary files": Case(
-        ("export", "disk", "--trial", "0", "-o", "OUT/m", "--verify"), "tmp", True, files
-    ),
-    "export, packed": Case(("export", "disk", "--trial", "0", "-o", "OUT/m", "--format", "packed"), "output", True),
-    "export, recipe": Case(("export", "disk", "--trial", "0", "-o", "OUT/m", "--format", "recipe"), "output", True),
+    "export": Case(EXPORT, "output", True, files, room=4_500_000),
+    "export --verify, temporary files": Case((*EXPORT, "--verify"), "tmp", True, files),
+    "export, packed": Case((*EXPORT, "--format", "packed"), "output", True, room=4_000_000),
+    "export, recipe": Case((*EXPORT, "--format", "recipe"), "output", True),
     "front, stdout": Case(("front", "disk", "--json"), "stdout", True),
 }
 
@@ -189,7 +193,7 @@ def judged(case: Case, step: float, reference: Path, expected: object, limit: bo
         folder, disk = scratch / "w", scratch / "disk"
         if limit:
             prepared(folder, reference if case.searched else None)
-            status, said = command(case.arguments, folder, {}, int(step * LARGEST))
+            status, said = command(case.arguments, folder, {}, 4096 + int(step * LARGEST))  # its log takes some
             closed(case, folder, {}, status, said, "/", expected, counts)
             return
         with small_disk(disk, 256 << 20):
@@ -205,7 +209,7 @@ def judged(case: Case, step: float, reference: Path, expected: object, limit: bo
             free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
             filler = disk / "filler"
             with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, free - int(step * ROOM[case.place]))
+                os.posix_fallocate(file.fileno(), 0, free - int(step * case.room))
             status, said = command(case.arguments, folder, full)
             filler.unlink()
             closed(case, folder, full, status, said, str(scratch), expected, counts)
@@ -214,7 +218,6 @@ def judged(case: Case, step: float, reference: Path, expected: object, limit: bo
 
 
 LARGEST = 3 << 20  # bytes; more than any file that a case writes
-ROOM = {"run": 160_000, "output": 2_500_000, "tmp": 100_000, "cache": 200_000, "stdout": 8192, "stderr": 8192}
 
 
 def closed(
