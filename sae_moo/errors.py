@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import islice
 
 
 class Hint(Enum):
@@ -78,6 +79,12 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value as it is shown in a message: in one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = (*map(os.strerror, NO_ROOM), "disk is full", "Not enough disk space")  # SQLite, datasets
 
@@ -100,9 +107,18 @@ def no_room(error: BaseException) -> str | None:
     return None
 
 
+MOST_WORDS = 1000
+"""How many known words a misspelt one is compared with, ..."""
+LONGEST_WORD = 200
+"""... and how long it may be: the comparison takes time with both."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
-    matches = difflib.get_close_matches(str(word), [str(each) for each in known], n=1, cutoff=0.5)
+    if len(word) > LONGEST_WORD:
+        return ""
+    likely = [str(each) for each in islice(known, MOST_WORDS)]
+    matches = difflib.get_close_matches(str(word), likely, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

@@ -7,6 +7,7 @@ by what reads the single keys. What concerns one search algorithm stands at its 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,12 +67,14 @@ def _objectives(draft: Config) -> list[str]:
 
 
 def _every_task_once(draft: Config) -> Iterator[Fault]:
-    names = [task.name for task in draft.tasks]
-    for i, name in enumerate(names):
-        if name is not None and names.index(name) != i:
+    names: set[str] = set()
+    for i, name in enumerate(task.name for task in draft.tasks):
+        if name is not None and name in names:
             yield ("tasks", i, "name"), f"expected every task once, {name!r} came before"
         if name == SPARSITY:
             yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
+        if name is not None:
+            names.add(name)
 
 
 def _tasks_that_are_built_in(draft: Config) -> Iterator[Fault]:
@@ -121,29 +124,31 @@ def _settings_of_the_harness(draft: Config) -> Iterator[Fault]:
 
 
 def _objectives_are_tasks(draft: Config) -> Iterator[Fault]:
-    tasks, unnamed = _tasks(draft), _unnamed(draft)
-    valid = [*tasks, SPARSITY]
+    tasks, unnamed = dict.fromkeys(_tasks(draft)), _unnamed(draft)
+    valid = {**tasks, SPARSITY: None}
     for i, entry in enumerate(draft.objectives):
         if isinstance(entry, str) and entry not in valid and not unnamed:
             yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
         if isinstance(entry, MeanSection):
+            before: set[str] = set()
             for j, task in enumerate(entry.mean or ()):
-                if entry.mean.index(task) != j:
+                if task in before:
                     yield ("objectives", i, "mean", j), f"expected every task once, {task!r} came before"
                 if task not in tasks and not unnamed:
                     yield ("objectives", i, "mean", j), f"expected a task, got {task!r}{nearest(task, tasks)}"
+                before.add(task)
             if entry.name in valid:
                 yield ("objectives", i, "name"), f"expected a name of its own, {entry.name!r} is taken"
 
 
 def _every_objective_once(draft: Config) -> Iterator[Fault]:
-    called = _objectives(draft)
-    for name in sorted({name for name in called if called.count(name) > 1}):
-        yield ("objectives",), f"expected every objective once, {name!r} comes {called.count(name)} times"
+    called = Counter(_objectives(draft))
+    for name in sorted(name for name, count in called.items() if count > 1):
+        yield ("objectives",), f"expected every objective once, {name!r} comes {called[name]} times"
 
 
 def _what_is_limited(draft: Config) -> Iterator[Fault]:
-    limited = [*_tasks(draft), SPARSITY, *_objectives(draft)]
+    limited = dict.fromkeys([*_tasks(draft), SPARSITY, *_objectives(draft)])
     for name, limit in draft.constraints.items():
         if name not in limited and not _unnamed(draft):
             yield (
@@ -195,22 +200,23 @@ def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
 
 
 def _compared_methods(draft: Config) -> Iterator[Fault]:
-    names: list[str] = []
+    names: dict[str, str] = {}  # by what their folders are called
     for i, entry in enumerate(() if draft.compare is None else draft.compare.methods):
         name = entry.name if isinstance(entry, MethodSection) else entry
         if isinstance(entry, str) and not 1 <= len(entry) <= 60:
             yield ("compare", "methods", i), f"expected the name of an algorithm, got {entry!r}"
         if name is not None:
-            if slug(name) in map(slug, names):
+            if slug(name) in names:
                 once = f"expected every method once, with a name of its own, got {name!r} again"
                 yield ("compare", "methods", i), once
-            names.append(name)
+            names.setdefault(slug(name), name)
         if isinstance(entry, MethodSection) and "evaluations" in (entry.search or {}):
             every = "every method has the same budget; set search.evaluations for all"
             yield ("compare", "methods", i, "search", "evaluations"), every
     reference = None if draft.compare is None else draft.compare.reference
-    if reference is not None and names and reference not in names:
-        yield ("compare", "reference"), f"expected a method, got {reference!r}{nearest(reference, names)}"
+    known = names.values()
+    if reference is not None and names and reference not in known:
+        yield ("compare", "reference"), f"expected a method, got {reference!r}{nearest(reference, known)}"
 
 
 def _what_a_comparison_needs(draft: Config) -> Iterator[Fault]:

@@ -116,6 +116,10 @@ class Config(Section):
         """Return a configuration, None if it is not even typed as one, and its faults, each with its key."""
         config = None
         faults: list[tuple[Key, str]] = []
+        if not isinstance(raw, dict):
+            return None, [
+                ((), f"expected a mapping with the keys {', '.join(cls.model_fields)}, got {type(raw).__name__}")
+            ]
         raw = {key: value for key, value in raw.items() if value is not None}  # an empty section means its defaults
         try:
             config = cls.model_validate(raw)

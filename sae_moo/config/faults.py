@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
@@ -16,6 +17,8 @@ UNIONS = ("objectives",), ("compare", "methods")
 """Lists whose entries are names or sections."""
 
 
+MOST_EXPLAINED = 500
+"""How many faults are told in our words: of more, few are shown, and finding the nearest names takes time."""
 Kinds = Mapping[Key, type[BaseModel]]
 """Key -> the class that is read there, where it hangs on another key and no annotation says it."""
 
@@ -29,15 +32,20 @@ def faults_of(model: type[BaseModel], error: ValidationError, kinds: Kinds) -> I
         kinds: see `Kinds`.
     """
     faults = [(_own_key(fault), fault) for fault in error.errors() if not _of_another_branch(fault)]
-    unknown = [key for key, fault in faults if fault["type"] == "extra_forbidden"]
+    unknown: dict[Key, list[Key]] = defaultdict(list)
     for key, fault in faults:
-        if not (fault["type"] == "missing" and any(_meant(each, key) for each in unknown)):
+        if fault["type"] == "extra_forbidden":
+            unknown[key[:-1]].append(key)
+    for number, (key, fault) in enumerate(faults):
+        if number >= MOST_EXPLAINED:
+            yield key, str(fault["msg"])
+        elif not (fault["type"] == "missing" and any(_meant(each, key) for each in unknown[key[:-1]])):
             yield key, _explained(model, key, fault, kinds)
 
 
 def _meant(unknown: Key, missing: Key) -> bool:
     """Say whether an unknown key is the missing one beside it, misspelt: one mistake, told once."""
-    return unknown[:-1] == missing[:-1] and bool(nearest(str(unknown[-1]), [str(missing[-1])]))
+    return bool(nearest(str(unknown[-1]), [str(missing[-1])]))
 
 
 def _branch_at(location: tuple[str | int, ...]) -> int | None:
@@ -92,6 +100,7 @@ def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> st
             text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
             text = re.sub(r"dictionary or instance of \w+|dictionary", "a mapping", text)
             text = re.sub(r"List should have at least 1 item.*", "at least one entry", text)
+            text = re.sub(r"List should have at most (\d+) item.*", r"at most \1 entries", text)
             return f"expected {text}, got {shown}"
 
 

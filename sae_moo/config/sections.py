@@ -45,8 +45,8 @@ class ModelsSection(Section):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="dtype of the model that is evaluated and exported; the arithmetic of merging is float32 whatever "
-        "is chosen",
+        description="dtype of the model that is evaluated and exported; where it is the base's, tensors which the "
+        "base stores in another one keep theirs; the arithmetic of merging is float32 whatever is chosen",
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one")
     cache_gib: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
@@ -54,10 +54,10 @@ class ModelsSection(Section):
         description="memory in GiB for the population's weights; read where children are merged from their parents' "
         "weights. It changes speed, never a result",
     )
-    vocabulary: Literal["refuse", "intersection", "base"] = Field(
+    vocabulary: Literal["refuse", "intersection", "base", "union", "position"] = Field(
         default="refuse",
         description="what happens to experts whose tokens are not the base's: they are refused, or rows are matched by "
-        "token (`base`, `intersection`)",
+        "token (`base`, `intersection`, `union`), or taken as they lie (`position`)",
     )
 
     @field_validator("experts")
@@ -284,7 +284,7 @@ class MethodSection(Section):
 class CompareSection(Section):
     """``compare``: methods, seeds, the method that others are held against, sparsities to report at."""
 
-    methods: Annotated[list[str | MethodSection], Field(min_length=1)] = Field(
+    methods: Annotated[list[str | MethodSection], Field(min_length=1, max_length=500)] = Field(
         description="algorithms by name, or methods: a name and what it changes"
     )
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(

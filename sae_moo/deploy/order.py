@@ -138,7 +138,7 @@ class Order:
             RunError: if the weights have another sparsity than they should.
         """
         self.check_sparsity()
-        config = deployed_config(self.stream.pool, self.stream.entries[0].dtype, changes)
+        config = deployed_config(self.stream.pool, self.stream.dtype, changes)
         write_surroundings(folder, self.stream.pool, config, self.tokenizer, self.settings)
         self.origin(folder)
 

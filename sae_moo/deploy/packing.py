@@ -40,13 +40,15 @@ from torch import Tensor
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry, write_shards
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
-from sae_moo.experts.layout import STORED_DTYPES, stored_name
+from sae_moo.experts.code import is_inside
+from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, stored_name
 from sae_moo.files.whole import check_free, whole_folder
 
 MAGIC = b"SAEPACK1"
 CHUNK = 1 << 20
 _FOOTER = 16 + 32 + len(MAGIC)
-_UINTS: Mapping[int, Any] = {2: np.uint16, 4: np.uint32}
+_UINTS: Mapping[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FAULTS = (zstandard.ZstdError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -117,7 +119,7 @@ def encoded(tensor: Tensor, reference: Tensor | None = None) -> Iterator[list[by
     """Yield the frames of every chunk of a tensor, as the module describes them.
 
     Args:
-        tensor: float32, bfloat16 or float16; contiguous, on the CPU.
+        tensor: contiguous, on the CPU; elements of 1, 2, 4 or 8 bytes.
         reference: what the result is a delta over: the same shape and dtype; None packs the whole.
     """
     bits = _bits(tensor)
@@ -166,7 +168,7 @@ def unpack(file: Path, output: Path, base: str | None = None) -> int:
             known = _base(file, index["base"], base)
             facts = {each["name"]: each for each in index["tensors"]}
             entries = [
-                Entry(str(name), tuple(map(int, each["shape"])), STORED_DTYPES[each["dtype"]])
+                Entry(str(name), tuple(map(int, each["shape"])), (STORED_DTYPES | KEPT_DTYPES)[each["dtype"]])
                 for name, each in facts.items()
             ]
             with whole_folder(output) as partial:
@@ -178,12 +180,14 @@ def unpack(file: Path, output: Path, base: str | None = None) -> int:
                 write_shards(partial, entries, content, int(index["shard_bytes"]))
                 for each in index["files"]:
                     name = str(each["name"])
-                    if not name or Path(name).name != name or name.startswith(".") or (partial / name).exists():
+                    place = partial / name
+                    if not is_inside(name) or place.exists() or any(each.is_file() for each in place.parents):
                         raise InputError(f"{file}: holds a file named {name!r}; nothing was written")
                     data = _read(handle, each["offset"], each["size"])
                     if _sha256(data) != each["sha256_packed"]:
                         raise InputError(f"{file}: torn or edited: {name} has another digest; nothing was written")
-                    (partial / name).write_bytes(zstandard.ZstdDecompressor().decompress(data))
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.write_bytes(zstandard.ZstdDecompressor().decompress(data))
         except _FAULTS as error:
             if isinstance(error, InputError):
                 raise
@@ -303,7 +307,7 @@ def _unfolded(folded: NDArray[Any]) -> NDArray[Any]:
 
 def _bits(tensor: Tensor) -> NDArray[Any]:
     """Return the elements of a contiguous tensor as unsigned integers of the same width, flat, without a copy."""
-    flat = tensor.reshape(-1).view(torch.int16 if tensor.dtype.itemsize == 2 else torch.int32)
+    flat = tensor.reshape(-1).view(_INTS[tensor.dtype.itemsize])
     bits: NDArray[Any] = flat.numpy().view(_UINTS[tensor.dtype.itemsize])
     return bits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from sae_moo.deploy.tensor_files import Entry
 from sae_moo.errors import RunError, WeightsError
 from sae_moo.experts.anatomy import transposed
-from sae_moo.experts.layout import content_digest, raw
+from sae_moo.experts.layout import KEPT_DTYPES, content_digest, raw
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import fractions
 from sae_moo.materialization.prepare import prepared
-from sae_moo.recipe import Recipe
+from sae_moo.recipe import BASE, STORED, Cast, Recipe
 
 
 class Stream:
@@ -25,13 +26,15 @@ class Stream:
     Args:
         recipe: any recipe over the pool's experts.
         pool: the experts.
-        dtype: of the weights.
+        dtype: of the weights; where the recipe ends in a cast to the stored dtypes, of most of them.
         device: where the arithmetic is done.
 
     Attributes:
         pool: the experts.
         recipe: the recipe with every pruning scope resolved.
-        entries: every tensor once (a tied head is none), in the pool's order.
+        dtype: of the weights, of most of them where tensors keep their own.
+        entries: every tensor once (a tied head is none), in the pool's order; then what no merge touches, the base's
+            whole numbers and truth values.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
         two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
             that have passed.
@@ -47,10 +50,15 @@ class Stream:
         ready = prepared(recipe, pool, device)
         self.pool = pool
         self.recipe = ready.recipe
-        self.entries = tuple(Entry(info.name, info.shape, dtype) for info in pool.tensors)
+        self.dtype = dtype
+        own = isinstance(recipe, Cast) and recipe.dtype == STORED
+        merged = (Entry(info.name, info.shape, info.dtype if own else dtype) for info in pool.tensors)
+        kept = (Entry(name, facts.shape, KEPT_DTYPES[facts.dtype]) for name, facts in pool.kept.items())
+        self.entries = (*merged, *kept)
         self.digests: dict[str, str] = {}
         self.two_four: dict[str, bool] = {}
         self._infos = {info.name: info for info in pool.tensors}
+        self._dtypes = {entry.name: entry.dtype for entry in self.entries}
         self._zeros: dict[str, int] = {}
         self._broken: dict[str, None] = {}
         self._device = torch.device(device)
@@ -59,8 +67,10 @@ class Stream:
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
         """Return one tensor: new, contiguous, on the CPU."""
+        if name in self.pool.kept:
+            return self.pool.load(BASE, name).clone(memory_format=torch.contiguous_format)
         info = self._infos[name]
-        out = torch.empty(info.shape, dtype=self.entries[0].dtype, device=self._device)
+        out = torch.empty(info.shape, dtype=self._dtypes[name], device=self._device)
         self._zeros[name] = self._plan.write(info, out)
         out = out.cpu()
         if out.numel() and not all(torch.isfinite(end) for end in torch.aminmax(out)):  # in no memory of its own
@@ -77,6 +87,14 @@ class Stream:
         """Return the bytes of a tensor; their digest is kept under its name."""
         self.digests[name] = content_digest(tensor)
         return raw(tensor)
+
+    @property
+    def dtype_words(self) -> str:
+        """The dtype for people; how many tensors have another, where some do."""
+        others = Counter(entry.dtype for entry in self.entries if entry.dtype != self.dtype)
+        short = {dtype: str(dtype).removeprefix("torch.") for dtype in (self.dtype, *others)}
+        told = [f"{short[dtype]} for {count} of {len(self.entries)} tensors" for dtype, count in others.items()]
+        return ", ".join([short[self.dtype], *told])
 
     def sparsity(self) -> float:
         """Return the fraction of exact zeros over all prunable weights, in [0, 1], once all tensors have passed.

@@ -17,8 +17,11 @@ import torch
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError, nearest
+from sae_moo.experts.code import MODEL_SETTINGS, PROCESSOR_SETTINGS, code_files, copy_code
+from sae_moo.experts.live import known_config
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import load_tokenizer, token_list
+from sae_moo.experts.tokenizer_files import TokenizerFiles, tokenizer_to_write
+from sae_moo.experts.tokens import has_tokenizer, same_files, token_list
 from sae_moo.materialization.calibration import save_calibration
 from sae_moo.recipe import BASE, Cast, Recipe, encode
 
@@ -36,9 +39,11 @@ def recipe_document(recipe: Recipe, pool: ExpertPool, tensors: Mapping[str, str]
     """
     experts = {
         name: {"source": checkpoint.origin, "fingerprint": pool.fingerprints[name]}
+        | ({"layers": pool.layers[name]} if name in pool.layers else {})
         for name, checkpoint in pool.checkpoints.items()
     }
-    document = encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": pool.vocabulary}
+    vocabulary = pool.vocabulary if isinstance(pool.vocabulary, str) else pool.vocabulary.document()
+    document = encode(recipe) | {"digest": recipe.digest(pool), "experts": experts, "vocabulary": vocabulary}
     return document if tensors is None else document | {"tensors": dict(tensors)}
 
 
@@ -52,22 +57,73 @@ def tokenizer_of(pool: ExpertPool, name: str) -> Any:
     if name not in pool.checkpoints:
         known = ", ".join(pool.names)
         raise InputError(f"tokenizer: expected one of {known}, got {name!r}{nearest(name, pool.names)}")
-    if name != BASE:
-        base, own = token_list(pool.checkpoints[BASE].folder), token_list(pool.checkpoints[name].folder)
-        if own is None:
-            raise InputError(f"tokenizer: {name!r} has none in {pool.checkpoints[name].folder}")
+    if name == BASE:
+        return pool.tokenizer()
+    if not has_tokenizer(pool.checkpoints[name].folder):
+        raise InputError(f"tokenizer: {name!r} has none in {pool.checkpoints[name].folder}")
+    if not same_files(pool.checkpoints[BASE].folder, pool.checkpoints[name].folder):
+        base, own = pool.tokens(), token_list(pool.checkpoints[name].folder) or {}
         moved = [token for token, row in (base or {}).items() if own.get(token) != row]
         rows = pool.checkpoints[BASE].vocabulary
         homeless = [token for token, row in own.items() if rows is not None and row >= rows]
         if moved or homeless:
             fault = f"{moved[0]!r} elsewhere" if moved else f"{homeless[0]!r} beyond the {rows} rows of the embeddings"
             raise InputError(f"tokenizer: {name!r} cannot be used, it has the token {fault}; rows are the base's")
-    return load_tokenizer(pool.checkpoints[name].folder)
+    return tokenizer_to_write(pool.checkpoints[name].folder)
+
+
+def missing_code(pool: ExpertPool) -> tuple[str, ...]:
+    """Return what to tell of code that the base's settings name and that is not beside its weights.
+
+    Raises:
+        InputError: if the settings name code outside of their folder.
+    """
+    folder = pool.checkpoints[BASE].folder
+    missing = code_files(folder, (*MODEL_SETTINGS, *PROCESSOR_SETTINGS))[1]
+    if not missing:
+        return ()
+    return (f"{', '.join(missing)}, which auto_map in {folder} names, is not there and cannot be copied",)
+
+
+def tokenizer_of_merge(pool: ExpertPool) -> tuple[Any, tuple[str, ...]]:
+    """Return what is written as the tokenizer of a merge, and what to tell of it.
+
+    Returns:
+        The pool's tokenizer; where the base has none that of the first expert that does; None where nobody has one.
+    """
+    having = [weights.folder for weights in pool.checkpoints.values() if has_tokenizer(weights.folder)]
+    if not having:
+        return None, ("none of the models has a tokenizer, so none is written",)
+    base, whole = pool.checkpoints[BASE], pool.tokenizer_folder
+    if whole is None:
+        return pool.tokenizer(), ()
+    folder = whole if pool.joined else having[0]
+    told = () if folder == whole else (f"the base has no tokenizer, the one of {folder} is written",)
+    try:
+        tokenizer = tokenizer_to_write(folder)
+    except InputError as error:
+        return TokenizerFiles(folder), (*told, f"{error}; its files are copied as they are")
+    if isinstance(tokenizer, TokenizerFiles):
+        return tokenizer, told
+    try:
+        listed = token_list(folder) or {}
+    except InputError:
+        return tokenizer, told  # files that do not say their tokens cannot contradict
+    loaded, rows = tokenizer.get_vocab(), base.vocabulary or 0
+    other = next((token for token, row in listed.items() if row < rows and loaded.get(token) != row), None)
+    if other is None:
+        return tokenizer, told
+    fault = f"{folder}: transformers reads {other!r} at {loaded.get(other)}, its files say {listed[other]}"
+    return TokenizerFiles(folder), (*told, f"{fault}; they are copied as they are")
 
 
 def deployed_config(pool: ExpertPool, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the ``config.json`` of a merge: the base's, with the dtype that was written and further changes."""
-    config = {k: v for k, v in pool.checkpoints[BASE].config.items() if k not in ("_name_or_path", "auto_map")}
+    """Return the ``config.json`` of a merge: the base's, with the dtype that was written and further changes.
+
+    It names the code beside the base's weights if all of that is there to be copied.
+    """
+    lost = {"_name_or_path", *(["auto_map"] if code_files(pool.checkpoints[BASE].folder, ("config.json",))[1] else ())}
+    config = {k: v for k, v in pool.checkpoints[BASE].config.items() if k not in lost}
     short = str(dtype).removeprefix("torch.")
     written = {key: short for key in ("dtype", "torch_dtype") if key in config} or {"dtype": short}
     return config | written | dict(changes or {})
@@ -78,23 +134,29 @@ def write_surroundings(
 ) -> None:
     """Write what lies beside the weights: configuration, tokenizer with its chat template, settings of generation.
 
+    Processors' settings are the base's, and so is code that any settings name: it is copied, never run.
+
     Args:
         folder: to write into.
         pool: the experts.
         config: content of ``config.json``.
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer; None: there is none.
         settings: name of the expert that ``generation_config.json`` and a ``tokenizer.model`` are taken from.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(folder)
-    source = pool.checkpoints[settings].folder
-    for name in ("generation_config.json", "tokenizer.model"):  # the latter is not saved anew, and converters read it
-        if (source / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    if not (folder / "generation_config.json").exists():
-        described = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    base, source = pool.checkpoints[BASE].folder, pool.checkpoints[settings].folder
+    # the latter is not saved anew, and converters read it: where it says the tokens
+    copied = dict.fromkeys(("generation_config.json", *(["tokenizer.model"] if pool.tokenizer_folder else [])), source)
+    for name, place in (copied | dict.fromkeys(PROCESSOR_SETTINGS, base)).items():
+        if (place / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(place / name, folder / name)
+    copy_code(base, (*MODEL_SETTINGS, *PROCESSOR_SETTINGS), folder)
+    described = None if (folder / "generation_config.json").exists() else known_config(folder)
+    if described is not None:
         GenerationConfig.from_model_config(described).save_pretrained(folder)
 
 

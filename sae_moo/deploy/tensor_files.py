@@ -32,7 +32,7 @@ class Entry:
     Args:
         name: its name.
         shape: its shape.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; of what no merge touches, whole numbers or truth values.
     """
 
     name: str

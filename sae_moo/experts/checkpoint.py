@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,14 @@ from torch import Tensor
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
-from sae_moo.experts.layout import HEADS, TOKEN_EMBEDDINGS, content_digest, stored_name
+from sae_moo.experts.layout import HEADS, STORED_DTYPES, TOKEN_EMBEDDINGS, content_digest, is_head, stored_name
+from sae_moo.experts.live import ties
+from sae_moo.experts.quantization import quantized
+from sae_moo.experts.shards import Assignment, assigned, weight_map
 from sae_moo.files import user_cache
+from sae_moo.files.identity import stamp, state
+from sae_moo.files.json_text import read_json
+from sae_moo.files.places import located
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,8 @@ PART = 1 << 20  # elements looked at together: it takes some copies of them
 ZOO = "zoo:"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
@@ -40,7 +49,10 @@ _HUB_FILES = [
     "tokenizer*",
     "*.model",
     "*.txt",
+    "*.tiktoken",
     "*.jinja",
+    "*.tiktoken",
+    "*.py",  # copied with what is merged, never run
     "README.md",
     "LICEN[CS]E*",
 ]
@@ -122,8 +134,7 @@ def locate(source: str, relative_to: Path | None = None) -> tuple[Path, str]:
             return zoo.checkpoint(source.removeprefix(ZOO)), source
         except ValueError as error:
             raise InputError(str(error)) from error
-    path = Path(source).expanduser()
-    path = path if path.is_absolute() or relative_to is None else relative_to / path
+    path = located(source, relative_to)
     if path.is_dir():
         return path.resolve(), str(path.resolve())
     if path.exists():
@@ -150,75 +161,96 @@ def _from_hub(source: str, tried: Path) -> Path:
 class Checkpoint:
     """A Hugging Face causal-LM folder, opened for reading tensor by tensor.
 
+    Which tensors a model has, and which of several copies counts, is what transformers makes of the files, but that of
+    copies in several shards the one counts that the index names. What transformers ties is tied: a head that its class
+    ties, by its configuration or by default, is none of its own, and one that is written out nevertheless is the
+    embeddings where it equals them. Where it differs, the head is one of its own, as in transformers, and a warning
+    says so.
+
     Args:
         source: as the user wrote it; see `locate`.
         relative_to: folder that relative paths start from.
+        tied: whether the model that it is merged with has a tied head: one that equals the embeddings then counts as
+            tied whatever its configuration says.
 
     Attributes:
         folder: where the files are.
         origin: a name that finds the checkpoint from anywhere: ``zoo:NAME``, a hub id, or an absolute path.
-        config: the parsed ``config.json``.
-        tensors: tensor name -> shape and dtype, sorted by name; buffers and a tied head left out.
+        config: the parsed ``config.json``; of a model whose head differs though it should be tied, without the tie.
+        tensors: tensor name -> shape and dtype, sorted by name; a tied head left out, and buffers that every model
+            rebuilds.
+        doubled: names of tensors of which several shards hold a copy.
         head: name of the head's tensor; None if it is tied to the embeddings.
         embeddings: name of the tensor of token embeddings; None if none is named so.
 
     Raises:
-        InputError: if files are missing, truncated, not safetensors, or an adapter instead of a model.
+        InputError: if files are missing, truncated, not safetensors, do not hold what their index names, are quantized,
+            or an adapter instead of a model.
     """
 
-    def __init__(self, source: str, relative_to: Path | None = None) -> None:
+    def __init__(self, source: str, relative_to: Path | None = None, tied: bool = False) -> None:
         self.source = source
         self.folder, self.origin = locate(source, relative_to)
         self.config = read_json(self.folder / "config.json", "a model's config.json")
+        self._refuse_quantized(None)
         self._mapped: dict[str, Tensor] = {}  # views into the files; opening one takes longer than merging a small one
-        self._handles = {file: opened(file) for file in self._files()}
-        self._file_of: dict[str, Path] = {}
+        named, files = self._files()
+        self._state = state(files)  # before anything is read: what is read later may be another file's
+        self._handles = {file: opened(file) for file in files}
+        self._stored_as: dict[str, str] = {}
+        assignment = self._assigned(named)
+        self._file_of = assignment.files
+        self.doubled = assignment.doubled
+        for note in assignment.notes:
+            log.warning("%s", note)
         tensors: dict[str, TensorFacts] = {}
-        for file, handle in self._handles.items():
-            for name in handle.keys():  # noqa: SIM118  # a safetensors handle is not a mapping
-                part = handle.get_slice(name)
-                facts = TensorFacts(tuple(part.get_shape()), str(part.get_dtype()))
-                if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
-                    tensors[name] = facts
-                    self._file_of[name] = file
-        head = next((name for name in HEADS if name in tensors), None)
-        embeddings = next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
-        if head and embeddings and self.config.get("tie_word_embeddings") is True:
-            if not torch.equal(self.load(head), self.load(embeddings)):
-                raise InputError(
-                    f"{self.folder}: config.json ties the head to the embeddings, but the file holds a different {head}"
-                )
-            del tensors[head]
-            head = None
-        self.head = head
-        self.embeddings = embeddings
-        self.tied = head is None
-        self.vocabulary = tensors[embeddings].shape[0] if embeddings else None
+        for name, file in self._file_of.items():
+            part = self._handles[file].get_slice(name)
+            facts = TensorFacts(tuple(part.get_shape()), str(part.get_dtype()))
+            if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
+                tensors[name] = facts
+        self._refuse_quantized({name: facts.dtype for name, facts in tensors.items()})
+        self.embeddings = next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
+        self.head = self._head(tensors, tied)
+        self.tied = self.head is None
+        self.vocabulary = tensors[self.embeddings].shape[0] if self.embeddings else None
         self.tensors: Mapping[str, TensorFacts] = dict(sorted(tensors.items()))
 
     def load(self, name: str) -> Tensor:
         """Return one tensor as stored, on the CPU, memory-mapped: do not write to it."""
         if name not in self._mapped:
-            self._mapped[name] = self._handles[self._file_of[name]].get_tensor(name)
+            stored = self._stored_as.get(name, name)
+            self._mapped[name] = self._handles[self._file_of[stored]].get_tensor(stored)
         return self._mapped[name]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of the weights: names, dtypes, shapes and bytes; not of file layout or location.
 
-        Reading every byte is also where NaN and infinities are found. The result is kept per file size and modification
-        time in the user's cache folder, so that a large model is read once.
+        Reading every byte is also where NaN and infinities are found. The result is kept in the user's cache folder, so
+        that a large model is read once; under what files it is found again, `files.identity.stamp` says: folder, names
+        of files and tensors, sizes, inodes, times and content. Nothing is looked up or kept if the files are not those
+        any more that were opened.
 
         Raises:
             InputError: naming the tensors that hold NaN or an infinity.
         """
-        stamp = stamp_of(self.folder, self._handles, list(self.tensors))
-        known = remembered(stamp)
+        key = self._stamp()
+        known = None if key is None else remembered(key)
         if known:
             return known
         fingerprint = digest_of(self.source, ((name, self.load(name)) for name in self.tensors))
-        remember(stamp, fingerprint)
+        if key is not None and self._stamp() == key:
+            remember(key, fingerprint)
         return fingerprint
+
+    def _stamp(self) -> str | None:
+        """Return the name of what the files hold; None if others took their places since they were opened."""
+        try:
+            found = stamp_of(self.folder, self._handles, [list(self.tensors), self._stored_as])
+            return found if state(self._handles) == self._state else None
+        except OSError:
+            return None
 
     def stored(self, name: str) -> bool:  # noqa: ARG002
         """Return True: every tensor is mapped into memory."""
@@ -228,40 +260,113 @@ class Checkpoint:
         """Return False: nothing is known without reading."""
         return False
 
-    def _files(self) -> Iterator[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        single = self.folder / "model.safetensors"
-        if (self.folder / ADAPTER_CONFIG).is_file() and (single.is_file() or index.is_file()):
+    def _files(self) -> tuple[dict[str, Path] | None, list[Path]]:
+        """Return what the index says, if one counts, and the files that hold weights, in the order of their names."""
+        chosen = self.config.get("transformers_weights")
+        names: tuple[str, ...] = (WEIGHTS, INDEX)
+        if isinstance(chosen, str):
+            names = (chosen,)
+            if Path(chosen).name != chosen or not (self.folder / chosen).is_file():
+                raise InputError(f"{self.folder}: config.json names the weights {chosen!r}, there is no such file")
+        there = [self.folder / name for name in names if (self.folder / name).is_file()]
+        if there and (self.folder / ADAPTER_CONFIG).is_file():
             raise InputError(f"{self.folder}: holds both a model and an adapter; expected one of them in a folder")
-        if single.is_file():
-            yield single
-            return
-        if index.is_file():
-            weight_map = read_json(index, "an index of shards").get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-                raise InputError(f"{index}: expected an object 'weight_map' of tensor names and file names")
-            missing = sorted({shard for shard in weight_map.values() if not (self.folder / shard).is_file()})
-            if missing:
-                raise InputError(f"{self.folder}: shards named in {index.name} are missing: {', '.join(missing)}")
-            yield from sorted({self.folder / shard for shard in weight_map.values()})
-            return
+        if not there:
+            raise InputError(self._without_weights())
+        if len(there) > 1:
+            log.warning("%s: holds %s and %s; as in transformers, the former counts", self.folder, WEIGHTS, INDEX)
+        if there[0].suffix != ".json":
+            return None, [there[0]]
+        self._index = there[0]
+        placed = weight_map(self._index, read_index(self._index))
+        return placed, sorted(set(placed.values()))
+
+    def _without_weights(self) -> str:
         if (self.folder / ADAPTER_WEIGHTS).is_file():
-            raise InputError(f"{self.folder}: holds a LoRA adapter without its {ADAPTER_CONFIG}; expected a model")
-        pickles = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
-            path.name for path in self.folder.glob("*.pt*")
-        )
+            return f"{self.folder}: holds a LoRA adapter without its {ADAPTER_CONFIG}; expected a model"
+        pickles = [path.name for kind in ("*.bin", "*.pt*", "*.ckpt", "*.pkl") for path in self.folder.glob(kind)]
+        others = [
+            path.name for kind in ("*.gguf", "*.safetensors", "*.h5", "*.msgpack") for path in self.folder.glob(kind)
+        ]
         if pickles:
-            raise InputError(
-                f"{self.folder}: only pickled weights ({', '.join(pickles[:3])}), which can run code when opened; "
-                "convert them to safetensors (save_pretrained does)"
+            return (
+                f"{self.folder}: only pickled weights ({', '.join(sorted(pickles)[:3])}), which can run code when "
+                "opened; convert them to safetensors (save_pretrained does)"
             )
-        raise InputError(f"{self.folder}: no model.safetensors and no model.safetensors.index.json")
+        beside = f"; there is {', '.join(sorted(others)[:3])}" if others else ""
+        return f"{self.folder}: no {WEIGHTS} and no {INDEX}{beside}"
+
+    def _assigned(self, named: Mapping[str, Path] | None) -> Assignment:
+        held = {file: list(handle.keys()) for file, handle in self._handles.items()}
+        if named is None:
+            return Assignment({name: file for file, names in held.items() for name in names})
+
+        def equal(name: str, one: Path, other: Path) -> bool:
+            ours, theirs = self._handles[one].get_tensor(name), self._handles[other].get_tensor(name)
+            return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+        return assigned(self._index, named, held, equal)
+
+    def _refuse_quantized(self, dtypes: Mapping[str, str] | None) -> None:
+        how = quantized(self.folder, self.config, dtypes)
+        if how is not None:
+            raise InputError(
+                f"{self.folder}: quantized: {how}; expected weights in {', '.join(STORED_DTYPES)}, as they were before"
+            )
+
+    def _head(self, tensors: dict[str, TensorFacts], tied: bool) -> str | None:
+        """Return the name of the head's tensor, None if it is tied; one that is the embeddings leaves the tensors."""
+        heads = [name for name in tensors if is_head(name)]
+        if not heads:
+            return None
+        head = min(heads, key=lambda name: HEADS.index(name) if name in HEADS else len(HEADS))
+        written = self.config.get("tie_word_embeddings")
+        alone = written is False and not any(key.endswith("_config") for key in self.config)
+        pairs = None if alone else ties(self.folder)
+        ties_it = any(head.endswith(name) for pair in (pairs or {}).items() for name in pair)
+        if pairs is None:  # transformers knows no such class, or cannot build it: what is written counts
+            ties_it = written is True
+        if self.embeddings is None:
+            twin = (pairs or {}).get(head)
+            if twin is None or twin in tensors or not TOKEN_EMBEDDINGS.search(twin):
+                return head
+            tensors[twin] = tensors.pop(
+                head
+            )  # the same weights under the head's name alone, as safetensors may keep them
+            self._stored_as[twin] = head
+            self.embeddings = twin
+            return None
+        if not ties_it and not tied:
+            return head
+        one, other = self.load(head), self.load(self.embeddings)
+        if one.dtype == other.dtype and torch.equal(one, other):
+            del tensors[head]
+            return None
+        if ties_it:
+            log.warning(
+                "%s: its configuration ties the head to the embeddings, its files hold a different %s: the head counts "
+                "as one of its own, as in transformers",
+                self.folder,
+                head,
+            )
+            self.config = _untied(self.config)
+        return head
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that ties no head, in the parts of a multimodal model neither."""
+    parts = {
+        key: {**part, "tie_word_embeddings": False}
+        if isinstance(part, Mapping) and "tie_word_embeddings" in part
+        else part
+        for key, part in config.items()
+    }
+    return {**parts, "tie_word_embeddings": False}
 
 
 def is_adapter(folder: Path) -> bool:
     """Say whether a folder holds a PEFT adapter and no model."""
-    models = ("model.safetensors", "model.safetensors.index.json")
-    return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in models)
+    return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def opened(file: Path) -> Any:
@@ -276,21 +381,21 @@ def opened(file: Path) -> Any:
         raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object.
+def read_index(file: Path) -> dict[str, Any]:
+    """Read an index of shards.
 
     Raises:
-        InputError: saying that `what` was expected.
+        InputError: if it is none, or names a tensor twice.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: expected {what}, there is no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected {what}: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: expected {what}, got {type(document).__name__}")
-    return document
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise InputError(f"{file}: expected an index of shards, it names {twice!r} twice")
+        return found
+
+    return read_json(file, "an index of shards", unique)
 
 
 def digest_of(source: str, tensors: Iterable[tuple[str, Tensor]], *facts: Any) -> str:
@@ -314,9 +419,8 @@ def digest_of(source: str, tensors: Iterable[tuple[str, Tensor]], *facts: Any) -
 
 
 def stamp_of(folder: Path, files: Iterable[Path], facts: Any) -> str:
-    """Return a name for what files hold now, by their sizes and modification times."""
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
-    return hashlib.sha256(json.dumps([str(folder), stats, facts]).encode()).hexdigest()
+    """Return a name for what files hold now: see `files.identity.stamp` for what it is made of."""
+    return stamp(folder, files, facts)
 
 
 def remembered(stamp: str) -> str | None:

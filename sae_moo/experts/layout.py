@@ -14,6 +14,15 @@ from sae_moo.recipe import groups
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The name that safetensors has for a dtype -> the dtype: those that weights may have."""
+KEPT_DTYPES = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The same for whole numbers and truth values: counters, tables, masks. Nothing is merged of them."""
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 """What the head is called, unless it is tied to the embeddings."""
 TOKEN_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings|word_embeddings)\.weight$")
@@ -30,8 +39,13 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def stored_name(dtype: torch.dtype) -> str:
-    """Return the name that safetensors has for a dtype, torch's own where weights cannot have it."""
-    return next((short for short, each in STORED_DTYPES.items() if each == dtype), str(dtype))
+    """Return the name that safetensors has for a dtype, torch's own where tensors of a model cannot have it."""
+    return next((short for short, each in (STORED_DTYPES | KEPT_DTYPES).items() if each == dtype), str(dtype))
+
+
+def is_head(name: str) -> bool:
+    """Say whether a tensor is a head by its name; in a multimodal model that may begin with the text model's."""
+    return name in HEADS or (name.endswith(f".{HEADS[0]}") and not BLOCK.search(name))
 
 
 def group_name(tensor: str) -> str:
@@ -44,7 +58,7 @@ def group_name(tensor: str) -> str:
 
 def has_a_row_per_token(name: str) -> bool:
     """Say whether a tensor has a row (or a number) for every token: embeddings, head, the head's bias."""
-    return bool(TOKEN_EMBEDDINGS.search(name)) or name in HEADS or name.replace(".bias", ".weight") in HEADS
+    return bool(TOKEN_EMBEDDINGS.search(name)) or is_head(name) or is_head(name.replace(".bias", ".weight"))
 
 
 def stored_turned(config: Mapping[str, Any]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sae_moo.errors import InputError, itemized
-from sae_moo.experts.layout import HEADS
+from sae_moo.errors import InputError, itemized, out_of_memory
+from sae_moo.experts.code import only_code
+from sae_moo.experts.layout import is_head
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -25,25 +28,102 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # whatever transformers' many config classes raise at what they find
-        raise InputError(f"{folder}: transformers cannot load this as a causal LM: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+        reason = (
+            only_code(folder) or f"{folder}: transformers cannot load this as a causal LM: {_reason(folder, error)}"
+        )
+        raise InputError(reason) from error
+    try:
+        model = model.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or none
+        if out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device: expected one that torch has here, got {str(device)!r}: {reason}") from error
+    return model.eval().requires_grad_(False)
 
 
-def parsed_config(folder: Path) -> dict[str, Any] | None:
-    """Return a model's settings as transformers reads them, defaults filled in; None if it cannot."""
+def _reason(folder: Path, error: Exception) -> str:
+    """Return why transformers cannot load a model, without its list of all the classes that it can."""
+    reason = str(error)
+    if isinstance(error, ValueError) and "for this kind of AutoModel" in reason:
+        described = parsed_config(folder) or {}
+        return (
+            f"of the architecture {', '.join(described.get('architectures') or ['of no name'])} (model_type "
+            f"{described.get('model_type')!r}) it has no causal language model"
+        )
+    return reason
+
+
+def built_model(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Build a causal LM from the content of a ``config.json``, ready for scoring; its weights are not defined.
+
+    Raises:
+        InputError: if transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+            described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device(device):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                described, dtype=dtype, trust_remote_code=False
+            )
+    except Exception as error:  # whatever transformers' many config classes raise at what they find
+        raise InputError(f"transformers cannot build a causal LM of this configuration: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def check_places(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError unless the model of a ``config.json`` has just these tensors; no memory is taken for it."""
+    found = places(built_model(config, torch.float32, "meta"), shapes)
+    odd = [name for name, place in found.items() if tuple(place.shape) != tuple(shapes[name])]
+    if odd:
+        shown = f"{odd[0]} has shape {tuple(shapes[odd[0]])}, expected {tuple(found[odd[0]].shape)}"
+        raise InputError(f"the model that transformers builds does not match the checkpoint: {shown}")
+
+
+def known_config(folder: Path) -> Any:
+    """Return a model's settings as transformers reads them, defaults filled in; None if it cannot, running no code."""
     from transformers import AutoConfig
 
     try:
-        return dict(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever transformers' many config classes raise: loading the model will say it
         return None
 
 
+def ties(folder: Path) -> dict[str, str] | None:
+    """Return what transformers ties in a model by its class and configuration, defaults among it.
+
+    Costs a model without memory, which takes its class's code and some time, about a second.
+
+    Returns:
+        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except Exception:  # whatever transformers' many config classes raise: loading the model will say it
+        return None
+    return dict(model.all_tied_weights_keys)
+
+
+def parsed_config(folder: Path) -> dict[str, Any] | None:
+    """Return `known_config` as a dictionary."""
+    known = known_config(folder)
+    return None if known is None else dict(known.to_dict())
+
+
 def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return where each tensor of a checkpoint lies in a live model: a parameter, or a view into one to write into.
+    """Return where each tensor of a checkpoint lies in a live model: a parameter, a buffer, or a view to write into.
 
     transformers keeps some tensors otherwise than checkpoints do: it stacks the matrices of a mixture's experts into
     one 3-D parameter, gate and up projections side by side. There the views are those that saving would write.
@@ -53,7 +133,8 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         names: names of the checkpoint's tensors.
 
     Returns:
-        Name -> tensor, in the order given; together they cover every parameter once.
+        Name -> tensor, in the order given; together they cover every parameter once, and the buffers that were named:
+        one that the checkpoint lacks keeps what the model gave it.
 
     Raises:
         InputError: naming tensors without a parameter and parameters that nothing covers.
@@ -61,11 +142,14 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     own = dict(model.named_parameters())  # a tied head is listed once, under the embeddings' name
     prefix = getattr(model, "base_model_prefix", "")
     found: dict[str, Tensor | None] = {name: own.get(name, own.get(f"{prefix}.{name}")) for name in names}
-    for name in HEADS:  # transformers renames some heads as it loads them
-        if name in found and found[name] is None:
+    for name in found:  # transformers renames some heads as it loads them
+        if is_head(name) and found[name] is None:
             found[name] = model.get_output_embeddings().weight  # type: ignore[operator]
+    held = own if not _lost(found) else own | _saved_buffers(model)
+    for name in _lost(found):
+        found[name] = held.get(name, held.get(f"{prefix}.{name}"))
     if _lost(found) or _uncovered(found, own):
-        views = _as_saved(model, own)
+        views = _as_saved(model, held)
         for name in _lost(found):
             found[name] = views.get(name, views.get(f"{prefix}.{name}"))
     lost, unset = _lost(found), _uncovered(found, own)
@@ -75,6 +159,12 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         title = "the model that transformers builds does not match the checkpoint"
         raise InputError(itemized(title, faults))
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a checkpoint holds beside the parameters: what a model's own state has of them."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()}
 
 
 def _lost(found: Mapping[str, Tensor | None]) -> list[str]:
@@ -107,7 +197,7 @@ class _NoCopies(TorchFunctionMode):
 
 
 def _as_saved(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the views into parameters that transformers would save, by the names it saves them under."""
+    """Return the views into parameters and buffers that transformers would save, by the names it saves them under."""
     from transformers.core_model_loading import revert_weight_conversion
 
     parts = {name: parameter.detach() for name, parameter in own.items()}

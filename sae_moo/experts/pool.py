@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,17 @@ from torch import Tensor, nn
 from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_row_per_token
-from sae_moo.experts.live import load_model, parsed_config, places
+from sae_moo.experts.composed import Composed, is_composed
+from sae_moo.experts.layers import Order, Relaid, layer_count
+from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, dtype_of, group_name, has_a_row_per_token, is_head
+from sae_moo.experts.live import built_model, check_places, load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
-from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
-from sae_moo.recipe import BASE
+from sae_moo.experts.tokens import token_list
+from sae_moo.experts.vocabulary import REFUSE, Policy, aligned, policy_of
+from sae_moo.recipe import BASE, STORED
 from sae_moo.recipe.groups import in_block, model_order
+
+log = logging.getLogger(__name__)
 
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size", "n_inner", "num_local_experts")
 """Settings of ``config.json`` that say in a line why the tensors of two models differ."""
@@ -60,17 +66,23 @@ class TensorInfo:
         group: index into `ExpertPool.groups`.
         prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
             where the checkpoint holds one 3-D tensor of them instead of a matrix each).
+        dtype: what the base stores it in.
     """
 
     name: str
     shape: tuple[int, ...]
     group: int
     prunable: bool
+    dtype: torch.dtype = torch.float32
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def cast(self, dtype: str) -> torch.dtype:
+        """Return what a recipe's `Cast` rounds it to: the dtype of that name, its own by ``stored``."""
+        return self.dtype if dtype == STORED else dtype_of(dtype)
 
 
 class ExpertPool:
@@ -81,39 +93,52 @@ class ExpertPool:
     Args:
         checkpoints: name -> weights, the base under ``base``, first.
         vocabulary: what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
+        layers: name -> for each layer of the models that are made, which of the expert's own it is; None: the base's.
+            All models have them or none.
 
     Attributes:
         names: ``base`` first, then the experts in the order given.
         groups: group names in model order: embeddings, blocks, head.
-        tensors: every weight tensor once (a tied head is none), in model order.
+        tensors: every weight tensor once (a tied head is none), in model order; buffers that the checkpoints hold,
+            such as the correction bias of a router, among them.
+        kept: the base's tensors of whole numbers or truth values, by name: nothing is merged of them, every model made
+            of the experts has the base's.
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
+        layers: name -> the order of its layers, of models that do not have them as they lie.
         remembered: numbers about the experts' tensors that merge methods computed once.
         resident_bytes: most bytes of experts' tensors to keep on a device that is not the CPU; None: half of what is
             free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
-    def __init__(self, checkpoints: Mapping[str, ModelWeights], vocabulary: str = REFUSE) -> None:
-        if vocabulary not in POLICIES:
-            known = ", ".join(POLICIES)
-            raise InputError(f"vocabulary: expected {known}, got {vocabulary!r}{nearest(str(vocabulary), POLICIES)}")
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        checkpoints: Mapping[str, ModelWeights],
+        vocabulary: Policy = REFUSE,
+        layers: Mapping[str, Order] | None = None,
+    ) -> None:
+        self.vocabulary = policy_of(vocabulary) if isinstance(vocabulary, str) else vocabulary
         self.names = tuple(checkpoints)
-        self.checkpoints, faults = aligned(checkpoints, vocabulary)
-        faults = [*_incompatible(self.checkpoints), *faults]
+        self._opened = _in_order(checkpoints, layers or {})
+        self.layers = {name: each.order for name, each in self._opened.items() if isinstance(each, Relaid)}
+        self._matched = aligned(self._opened, self.vocabulary)
+        self.checkpoints = self._matched.models
+        faults = [*_incompatible(self.checkpoints), *self._matched.faults]
         if faults:
             raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
-        named = {name: group_name(name) for name in base.tensors}
+        self.kept = {name: facts for name, facts in base.tensors.items() if facts.dtype in KEPT_DTYPES}
+        named = {name: group_name(name) for name in base.tensors if name not in self.kept}
         self.groups = tuple(sorted(set(named.values()), key=model_order))
-        ordered = sorted(base.tensors, key=lambda name: (model_order(named[name]), name))
+        ordered = sorted(named, key=lambda name: (model_order(named[name]), name))
         self.tensors = tuple(
             TensorInfo(
                 name,
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
                 in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
+                STORED_DTYPES[base.tensors[name].dtype],
             )
             for name in ordered
         )
@@ -124,6 +149,7 @@ class ExpertPool:
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
             )
         self.fingerprints = _fingerprints(self.checkpoints)
+        _tell_kept(self.checkpoints)
         self.remembered = Remembered()
         self.resident_bytes: int | None = None
         self._resident: dict[tuple[str, str, str], Tensor] = {}
@@ -131,7 +157,7 @@ class ExpertPool:
 
     @classmethod
     def open(
-        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: str = REFUSE
+        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: Policy = REFUSE
     ) -> ExpertPool:
         """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
@@ -139,32 +165,20 @@ class ExpertPool:
             base: the base model: ``zoo:NAME``, a folder, or a hub id (``owner/name@revision``).
             experts: name -> the same, or a PEFT LoRA adapter of the base; at least one; ``base`` is not a name for one.
             relative_to: folder that relative paths start from; None means the current one.
-            vocabulary: ``refuse``, ``intersection`` or ``base``: what to do about experts whose vocabulary is not the
-                base's; see `vocabulary.aligned`.
+            vocabulary: ``refuse``, ``intersection``, ``base``, ``union``, ``position`` or a `vocabulary.Vocabulary`:
+                what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
 
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
         """
+        if not isinstance(experts, Mapping):
+            raise InputError(f"experts: expected names and sources, {{'math': 'path'}}, got {type(experts).__name__}")
+        for name, source in {BASE: base, **experts}.items():
+            if not isinstance(name, str) or not isinstance(source, (str, Path)):
+                raise InputError(f"{name}: expected the name of a model and a folder or hub id, got {source!r}")
         if not experts:
             raise InputError("experts: expected at least one, got none")
-        if BASE in experts:
-            raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
-        opened: dict[str, ModelWeights] = {}
-        faults = []
-        root: Checkpoint | None = None
-        for name, source in {BASE: base, **experts}.items():
-            try:
-                if name == BASE:
-                    opened[name] = root = _base(str(source), relative_to)
-                else:
-                    weights = _expert(str(source), relative_to, root)
-                    if weights is not None:
-                        opened[name] = weights
-            except InputError as error:
-                faults.append(f"{name}: {error}")
-        if faults:
-            raise InputError(itemized("cannot open", faults))
-        return cls(opened, vocabulary)
+        return cls(open_models(base, experts, relative_to), vocabulary)
 
     def load(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert in its own dtype, on the CPU: do not write to it.
@@ -216,52 +230,206 @@ class ExpertPool:
             device: where the weights live.
 
         Raises:
-            InputError: if transformers does not know the architecture or its parameters do not match the tensors.
+            InputError: if transformers does not know the architecture or its parameters do not match the tensors; for
+                another dtype, or a device that is not there.
         """
-        dtype = dtype_of(dtype) if isinstance(dtype, str) else dtype
-        model = load_model(self.checkpoints[BASE].folder, dtype, device)
-        self.parameters(model)
+        base = self.checkpoints[BASE]
+        dtype = _float_dtype(dtype)
+        if self.layers:
+            model = built_model(base.config, dtype, device)
+            parameters = self.parameters(model)
+        else:
+            model = load_model(base.folder, dtype, device)
+            if base.vocabulary != self._opened[BASE].vocabulary:
+                model.resize_token_embeddings(base.vocabulary, mean_resizing=False)
+            parameters = self.parameters(model)
+            for name in getattr(base, "doubled", ()):  # transformers takes another copy than the index says
+                if name in parameters:
+                    parameters[name].copy_(base.load(name))
+        self._tell_rounded(parameters, dtype)
         return model
 
+    def _tell_rounded(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Warn once of tensors that the live model rounds although its dtype is enough for most of the base."""
+        main = dtype_of(self.main_dtype)
+        lost = [
+            info.name
+            for info in self.tensors
+            if info.name in parameters and not _holds(parameters[info.name].dtype, info.dtype)
+        ]
+        if lost and _holds(dtype, main):
+            short = str(dtype).removeprefix("torch.")
+            self.remembered.get(
+                ("rounded in the live model", short),
+                lambda: log.warning(
+                    "the live model, as transformers builds it, has in %s what the base stores with more digits (%s): "
+                    "scores are of the rounded ones, merges and exports keep every tensor's own dtype",
+                    short,
+                    ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else ""),
+                ),
+            )
+
+    @property
+    def main_dtype(self) -> str:
+        """Name of the base's dtype: the one that most of its prunable weights are stored in."""
+        sizes = Counter[torch.dtype]()
+        for info in self.tensors:
+            if info.prunable:
+                sizes[info.dtype] += info.numel
+        return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+    def rounding(self, dtype: str) -> str:
+        """Return what the `Cast` of a model of a dtype says, so that no tensor loses what the base keeps of it.
+
+        Args:
+            dtype: by its name.
+
+        Returns:
+            ``stored`` if that is the base's main dtype and some tensors have another; else the dtype.
+        """
+        mixed = any(info.dtype != self.tensors[0].dtype for info in self.tensors)
+        return STORED if mixed and dtype == self.main_dtype else dtype
+
+    @property
+    def joined(self) -> bool:
+        """Whether the models that are made have a vocabulary that was put together, not the base's."""
+        return self._matched.tokens is not None
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder whose tokenizer is that of all models made of the pool; None: tokens are to be added to one."""
+        return self._matched.folder(self._opened)
+
+    def tokens(self) -> dict[str, int] | None:
+        """Return token -> row of the tokenizer of every model that is made of the pool; None if there is none.
+
+        Raises:
+            InputError: if there is one that cannot be read.
+        """
+        put_together = self._matched.tokens
+        return token_list(self.checkpoints[BASE].folder) if put_together is None else put_together
+
     def tokenizer(self) -> Any:
-        """Return the base model's tokenizer."""
-        return load_tokenizer(self.checkpoints[BASE].folder)
+        """Return the tokenizer of all models made of the pool: the base's, unless a vocabulary was put together.
+
+        Raises:
+            InputError: if there is none, or it cannot be loaded.
+        """
+        return self._matched.whole_tokenizer(self._opened)
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return tensor name -> its place in a live model, to be written with ``copy_``, in the pool's order.
 
-        A place is a parameter, or a view into one where transformers fuses what the checkpoint holds apart: the experts
-        of a mixture.
+        A place is a parameter or a buffer, or a view into one where transformers fuses what the checkpoint holds apart:
+        the experts of a mixture. A tensor of no elements, which needs none, has one of its own.
 
         Raises:
             InputError: naming parameters without a tensor and tensors without a parameter.
         """
-        return places(model, [info.name for info in self.tensors])
+        found = places(model, [info.name for info in self.tensors if info.numel])
+        empty = next(iter(found.values())).new_empty(0)
+        return {info.name: found[info.name] if info.numel else empty.view(info.shape) for info in self.tensors}
 
 
-def _base(source: str, relative_to: Path | None) -> Checkpoint:
+def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> dict[str, ModelWeights]:
+    """Open a base and experts, without comparing them; see `ExpertPool.open`.
+
+    Raises:
+        InputError: listing every model that cannot be opened.
+    """
+    if BASE in experts:
+        raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
+    opened: dict[str, ModelWeights] = {}
+    faults = []
+    for name, source in {BASE: base, **experts}.items():
+        try:
+            if name == BASE:
+                opened[name] = _base(str(source), relative_to)
+            else:
+                weights = _expert(str(source), relative_to, opened.get(BASE))
+                if weights is not None:
+                    opened[name] = weights
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise InputError(itemized("cannot open", faults))
+    return opened
+
+
+def _base(source: str, relative_to: Path | None) -> ModelWeights:
+    if is_composed(source, relative_to):
+        return Composed(source, relative_to)
     folder, _ = locate(source, relative_to)
     if is_adapter(folder):
         raise InputError(f"{folder}: expected a model, got an adapter; it can be an expert over its base")
     return Checkpoint(source, relative_to)
 
 
-def _expert(source: str, relative_to: Path | None, base: Checkpoint | None) -> ModelWeights | None:
+def _expert(source: str, relative_to: Path | None, base: ModelWeights | None) -> ModelWeights | None:
     """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
-    if not is_adapter(locate(source, relative_to)[0]):
-        return Checkpoint(source, relative_to)
-    return None if base is None else Adapter(source, base, relative_to)
+    if is_composed(source, relative_to):
+        return Composed(source, relative_to)
+    folder, _ = locate(source, relative_to)
+    if not is_adapter(folder):
+        return Checkpoint(source, relative_to, tied=base is not None and base.tied)
+    if isinstance(base, Composed):
+        raise InputError(f"{folder}: an adapter over a base that has one itself; write model+adapter")
+    return None if base is None else Adapter(source, cast(Checkpoint, base), relative_to)
+
+
+def _in_order(models: Mapping[str, ModelWeights], layers: Mapping[str, Order]) -> dict[str, ModelWeights]:
+    """Return the models with their layers in the orders given, as they are where that is how they lie."""
+    if not layers:
+        return dict(models)
+    faults = []
+    if len({len(order) for order in layers.values()}) != 1 or layers.keys() != models.keys():
+        raise InputError(f"layers: expected as many for each of {', '.join(models)}, got {dict(layers)}")
+    try:
+        if all(list(layers[name]) == list(range(layer_count(model))) for name, model in models.items()):
+            return dict(models)
+        base = Relaid(models[BASE], _standing_in(layers, layer_count(models[BASE])))
+    except InputError as error:
+        raise InputError(itemized("the layers do not fit", [f"{BASE}: {error}"])) from error
+    result: dict[str, ModelWeights] = {BASE: base}
+    for name, model in models.items():
+        try:
+            if name != BASE:
+                result[name] = Relaid(model, layers[name], base)
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise InputError(itemized("the layers do not fit", faults))
+    check_places(base.config, {name: facts.shape for name, facts in base.tensors.items()})
+    return result
+
+
+def _standing_in(layers: Mapping[str, Order], count: int) -> list[int]:
+    """Return the base's layers, where it has no part the same as another's has: likely it is of the same kind."""
+    result = []
+    for place, own in enumerate(layers[BASE]):
+        others = (order[place] for order in layers.values() if order[place] is not None)
+        result.append(min(next(others, 0) or 0, count - 1) if own is None else own)
+    return result
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Say whether a dtype has every number of another."""
+    return torch.promote_types(dtype, other) == dtype
 
 
 def _is_prunable(name: str, shape: Sequence[int]) -> bool:
-    return not name.endswith("bias") and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
+    return (
+        not name.endswith("bias")
+        and 0 not in shape
+        and (len(shape) == 2 or (len(shape) == 3 and bool(_STACKED.search(name))))
+    )
 
 
 def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
     base = checkpoints[BASE]
     faults = []
     for name, expert in checkpoints.items():
-        odd = Counter(facts.dtype for facts in expert.tensors.values() if facts.dtype not in STORED_DTYPES)
+        odd = Counter(facts.dtype for tensor, facts in expert.tensors.items() if not _usable(tensor, facts.dtype))
         faults += [
             f"{name}: {n} tensors of dtype {dtype}; expected {', '.join(STORED_DTYPES)}" for dtype, n in odd.items()
         ]
@@ -285,8 +453,10 @@ def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
 
 
 def _other_tensors(name: str, base: ModelWeights, expert: ModelWeights) -> list[str]:
-    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
-    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
+    missing = [tensor for tensor in _weights(base) if tensor not in expert.tensors]
+    extra = [tensor for tensor in _weights(expert) if tensor not in base.tensors]
+    if base.tied and not expert.tied:  # told of as such
+        extra = [tensor for tensor in extra if not is_head(tensor)]
     shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
     shapes = [(tensor, base.tensors[tensor].shape, expert.tensors[tensor].shape) for tensor in shared]
     return [
@@ -300,6 +470,50 @@ def _other_tensors(name: str, base: ModelWeights, expert: ModelWeights) -> list[
             ]
         ),
     ]
+
+
+def _usable(tensor: str, dtype: str) -> bool:
+    """Say whether a tensor is weights, or whole numbers that are none: a counter, a table, a mask."""
+    return dtype in STORED_DTYPES or (dtype in KEPT_DTYPES and "weight" not in tensor.rpartition(".")[2])
+
+
+def _weights(model: ModelWeights) -> list[str]:
+    """Return the names of the tensors that are merged: an expert may lack the others, or have its own."""
+    return [tensor for tensor, facts in model.tensors.items() if facts.dtype not in KEPT_DTYPES]
+
+
+def _tell_kept(checkpoints: Mapping[str, ModelWeights]) -> None:
+    """Warn of whole numbers and truth values of experts that are not the base's: they are left out."""
+    base = checkpoints[BASE]
+    for name, expert in checkpoints.items():
+        kept = [tensor for tensor, facts in expert.tensors.items() if facts.dtype in KEPT_DTYPES]
+        other = [
+            tensor
+            for tensor in kept
+            if base.tensors.get(tensor) != expert.tensors[tensor]
+            or not torch.equal(base.load(tensor), expert.load(tensor))
+        ]
+        if name != BASE and other:
+            log.warning(
+                "%s: %d tensors of whole numbers or truth values (%s) are not the base's: nothing is merged of them, "
+                "the base's are taken",
+                name,
+                len(other),
+                ", ".join(other[:3]),
+            )
+
+
+def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return the dtype of a live model.
+
+    Raises:
+        InputError: if weights cannot have it.
+    """
+    known = {str(each).removeprefix("torch."): each for each in STORED_DTYPES.values()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise InputError(f"dtype: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def _other_rows(base: ModelWeights, expert: ModelWeights, ours: Sequence[int], theirs: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.objectives import Constraint, Objective, Sparsity, TaskMean
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, walk
+from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
 from sae_moo.study.record import Ended, ended
@@ -113,7 +113,8 @@ def recipe_words(recipe: Recipe, known: Mapping[Recipe, int]) -> list[str]:
             case Cast():
                 names[node] = inputs[0]
     if isinstance(recipe, Cast):
-        lines.append(f"rounded to {recipe.dtype}" if lines else f"{names[recipe]}, rounded to {recipe.dtype}")
+        rounded = "every tensor in its own dtype" if recipe.dtype == STORED else f"rounded to {recipe.dtype}"
+        lines.append(rounded if lines else f"{names[recipe]}, {rounded}")
     if len(lines) > MOST_STEPS:
         return [f"({len(lines) - MOST_STEPS} earlier steps)", *lines[-MOST_STEPS:]]
     return lines

@@ -1,6 +1,13 @@
 """What was computed once on this machine and is worth keeping: small files in the user's cache folder.
 
-Losing them costs time and nothing else, so that a folder that cannot be read or written is no error.
+Losing them costs time and nothing else, so that a folder that cannot be read or written is no error. What is kept under
+a name must be what would be computed anew, whatever was done to the files meanwhile, so names are made of content:
+
+* ``fingerprints``, of weights: `identity.stamp` says of what, beside tensor names; of an adapter its placed tensors and
+  their scales, and the base's fingerprint, too.
+* ``scores``, of unmerged experts: see `evaluate.expert_scores.ExpertScores`; fingerprints and digests alone.
+* ``calibrations``, norms of activations: the model's fingerprint, the base's configuration, dtype, kind of device and
+  the token ids that were read; the norms themselves under their own digest.
 """
 
 from __future__ import annotations

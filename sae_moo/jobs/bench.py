@@ -23,14 +23,16 @@ from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
-from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
+from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.task import Prompt, Task
-from sae_moo.evaluate.tasks import open_task, read_items, split_items, zoo_items
+from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
-from sae_moo.experts.layout import dtype_of, longest_input
+from sae_moo.experts.code import only_code
+from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
+from sae_moo.files.places import located
 from sae_moo.materialization.calibration import calibrate, read_texts
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
@@ -71,8 +73,10 @@ class Bench:
             config: the configuration; where it asks for anchors, see `anchored`.
 
         Raises:
-            InputError: listing what cannot be opened or does not fit.
+            InputError: listing what cannot be opened or does not fit; for anything else than a configuration.
         """
+        if not isinstance(config, Config):
+            raise InputError(f"config: expected a Config, as Config.load(path) reads it, got {type(config).__name__}")
         models = config.models
         pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
@@ -120,7 +124,7 @@ class Bench:
         Raises:
             InputError: if an expert cannot be evaluated.
         """
-        share, dtype = self.config.evaluation.anchors, self.config.models.dtype
+        share, dtype = self.config.evaluation.anchors, self.rounding
         if share is None:
             return {}
         known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
@@ -189,9 +193,14 @@ class Bench:
         )
 
     @property
+    def rounding(self) -> str:
+        """What candidates are cast to: the configured dtype, each tensor's own where the base mixes it with others."""
+        return self.pool.rounding(self.config.models.dtype)
+
+    @property
     def model_bytes(self) -> int:
-        """Size of one candidate's weights in the configured dtype."""
-        return dtype_of(self.config.models.dtype).itemsize * sum(info.numel for info in self.pool.tensors)
+        """Size of one candidate's weights."""
+        return sum(info.numel * info.cast(self.rounding).itemsize for info in self.pool.tensors)
 
     def ground(self) -> Ground:
         """Return what the configured space stands on."""
@@ -205,7 +214,7 @@ class Bench:
         return Ground(
             experts=tuple(name for name in self.pool.names if name != BASE),
             prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
-            dtype=config.models.dtype,
+            dtype=self.rounding,
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
             scope=config.pruning.scope,
@@ -292,7 +301,7 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
         return None
     texts: Sequence[str | Sequence[int]]
     if section.data is not None:
-        texts = read_texts(config.directory / Path(section.data).expanduser())
+        texts = read_texts(located(section.data, config.directory))
     else:  # the search split's prompts, a task after another, each once; the test split stays unseen
         prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
         texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
@@ -308,8 +317,11 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         tokenizer: None means the base's.
 
     Raises:
-        InputError: listing the faults of every task.
+        InputError: listing the faults of every task; or if only code beside the base's weights could build the model.
     """
+    unknown = only_code(pool.checkpoints[BASE].folder)
+    if unknown is not None:
+        raise InputError(unknown)
     tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
     longest = longest_input(pool.checkpoints[BASE].config)
     tasks: list[Task] = []
@@ -335,7 +347,7 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
         assert section.kind is not None  # the configuration was checked
         kind = KINDS.find(section.kind)
     if section.data is not None:
-        items = read_items(directory / Path(section.data).expanduser(), kind.name)
+        items = read_items(located(section.data, directory), kind.name)
     splits = {} if items is None else split_items(section.name, items, section.search, section.test)
     return open_task(
         Opening(
@@ -348,6 +360,7 @@ def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, l
             longest=longest,
             directory=directory,
             splits=splits,
+            origin=OWN_ITEMS if items is None else origin_of(items),
             settings=None if kind.settings is None else kind.settings.model_validate(section.settings),
             keys={key: getattr(section, key) for key in kind.keys},
         )

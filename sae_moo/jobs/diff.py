@@ -14,7 +14,6 @@ from torch import Tensor
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
-from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.run import Run
@@ -155,8 +154,9 @@ def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPoo
         assert bench is not None
         recipe = read_recipe(Path(target), bench.pool)
         return bench.pool, _of_recipe(bench.ground().candidate(recipe), bench)
-    pool, dtype = ExpertPool({BASE: Checkpoint(target)}), dtype_of(config.models.dtype)
-    return pool, lambda info: pool.load(BASE, info.name).to(dtype)
+    pool = ExpertPool({BASE: Checkpoint(target)})
+    rounding = pool.rounding(config.models.dtype)
+    return pool, lambda info: pool.load(BASE, info.name).to(info.cast(rounding))
 
 
 def _of_recipe(recipe: Recipe, bench: Bench) -> Tensors:

@@ -90,7 +90,7 @@ def export(
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     stream = _stream(run, record, bench)
-    prompt = _prompt(bench, tokenizer, record)
+    prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
 
     def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Scored:
@@ -103,7 +103,7 @@ def export(
         stream=stream,
         sparsity=_sparsity(record),
         whose=_whose(record),
-        card=_card(run, record, why, row, output, bench, tokenizer_from),
+        card=_card(run, record, why, row, output, bench, tokenizer_from, stream),
         tokenizer=tokenizer,
         settings=tokenizer_from,
         shard_bytes=shard_bytes,
@@ -175,14 +175,16 @@ def _prompt(bench: Bench, tokenizer: Any, record: Ended) -> str:
     return found[0]
 
 
-def _card(run: Run, record: Ended, why: str, row: Format, output: Path, bench: Bench, tokenizer_from: str) -> Card:
+def _card(
+    run: Run, record: Ended, why: str, row: Format, output: Path, bench: Bench, tokenizer_from: str, stream: Stream
+) -> Card:
     """Return the card of a trial, with the scores of the search split."""
     evaluation = record.evaluation
     facts = {
         "study": run.name,
         "trial": str(record.number),
         "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-        "dtype": run.config.models.dtype,
+        "dtype": stream.dtype_words,
         "digest of the recipe": f"`{record.digest}`",
         "tokenizer, chat template, settings of generation": tokenizer_from,
         "made with": versions(),

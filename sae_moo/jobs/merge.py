@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.formats import FORMATS
-from sae_moo.deploy.mergekit.document import AUTO, Document, read_configuration
+from sae_moo.deploy.mergekit.document import AUTO, Document
+from sae_moo.deploy.mergekit.reading import read_configurations
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.deploy.stream import Stream
-from sae_moo.deploy.surroundings import deployed_config, write_origin, write_surroundings
+from sae_moo.deploy.surroundings import (
+    deployed_config,
+    missing_code,
+    tokenizer_of_merge,
+    write_origin,
+    write_surroundings,
+)
 from sae_moo.deploy.tensor_files import SHARD_BYTES, write_shards
-from sae_moo.errors import InputError, RunError, WeightsError, nearest
-from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.errors import InputError, RunError, WeightsError, itemized, nearest
+from sae_moo.experts.checkpoint import locate
+from sae_moo.experts.layers import Order
 from sae_moo.experts.layout import dtype_of
-from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, load_tokenizer, token_list
+from sae_moo.experts.pool import ExpertPool, open_models
+from sae_moo.experts.tokenizer_files import tokenizer_to_write
+from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, policy_of
 from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
-from sae_moo.recipe import BASE, Recipe, decode
+from sae_moo.recipe import BASE, STORED, Recipe, decode
 
 MERGEKIT = FORMATS["mergekit"].endings
 
@@ -35,7 +45,7 @@ class Merged:
     """What `merge` wrote.
 
     Args:
-        sparsity: the fraction of zeros over all prunable weights.
+        sparsity: the fraction of zeros over all prunable weights; of several models that of the last.
         notes: what the user should know about the merge.
     """
 
@@ -47,6 +57,10 @@ def merge(
     recipe_file: str | Path, output: str | Path, moved: Mapping[str, str] | None = None, dtype: str = "float32"
 ) -> Merged:
     """Write the model of a recipe file or a mergekit configuration, without any search.
+
+    A configuration may hold several merges (a YAML document each, as mergekit-multi has it) that take each other for
+    models. The one without a name, or the only one that no other takes, is written as `output`, the others beside it
+    as ``OUTPUT-NAME``; where there are several of the latter kind, all are written into `output`.
 
     Args:
         recipe_file: a recipe with its ``experts``, as `export` writes it; or, ending in ``.yaml`` or ``.yml``, a
@@ -64,27 +78,72 @@ def merge(
     """
     path, output = Path(recipe_file), Path(output)
     check_free(output)
-    ordered = (_from_mergekit if path.suffix in MERGEKIT else _from_recipe)(path, moved)
+    if path.suffix not in MERGEKIT:
+        return _write(_from_recipe(path, moved), path, output, dtype)
+    merges = read_configurations(path)
+    _check_moved(path, {name for document in merges for name in document.models}, moved)
+    if len(merges) == 1:
+        return _write(_from_mergekit(path, merges[0], {}, moved), path, output, dtype)
+    return _write_all(path, merges, output, moved)
+
+
+def _write(ordered: _Ordered, path: Path, output: Path, dtype: str = "float32") -> Merged:
+    """Write one model."""
     recipe, pool = ordered.recipe, ordered.pool
     named = getattr(recipe, "dtype", dtype)
-    stream = Stream(recipe, pool, dtype_of(named))
+    notes = ordered.notes + missing_code(pool)
+    stream = Stream(recipe, pool, dtype_of(pool.main_dtype if named == STORED else named))
     with whole_folder(output) as partial:
+        # first, so that nothing but the weights can fail once they are computed
+        write_surroundings(partial, pool, deployed_config(pool, stream.dtype), ordered.tokenizer, ordered.settings)
         write_shards(partial, stream.entries, stream.content, SHARD_BYTES)
         try:
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes = ordered.notes + _compared(path, ordered.digests, stream)
+        notes += _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
-            "dtype": named,
+            "dtype": stream.dtype_words,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
         }
-        config = deployed_config(pool, dtype_of(named))
-        write_surroundings(partial, pool, config, ordered.tokenizer, ordered.settings)
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
     return Merged(sparsity, notes)
+
+
+def _write_all(path: Path, merges: Sequence[Document], output: Path, moved: Mapping[str, str] | None) -> Merged:
+    """Write the merges of one file, all or none; each finds those before it where they were written."""
+    taken = {name for document in merges for name in document.takes}
+    last = [each for each in merges if each.name is None] or [each for each in merges if each.name not in taken]
+    places: dict[str | None, Path] = {}
+    for each in merges:
+        if last == [each]:
+            places[each.name] = output
+        else:
+            places[each.name] = output / str(each.name) if len(last) > 1 else Path(f"{output}-{each.name}")
+            check_free(places[each.name])
+    _check_there(path, merges, moved)
+    made: list[Path] = []
+    notes: list[str] = []
+    sparsity = 0.0
+    if len(last) > 1:
+        check_creatable(output)
+        output.mkdir()
+        made.append(output)
+    try:
+        for each in merges:
+            here = {str(name): str(place) for name, place in places.items() if place in made}
+            done = _write(_from_mergekit(path, each, here, moved), path, places[each.name])
+            made.append(places[each.name])
+            sparsity = done.sparsity
+            notes += [f"{each.name or 'the merge without a name'}: {note}" for note in done.notes]
+            notes.append(f"{each.name or 'the merge without a name'}: written to {places[each.name]}")
+    except BaseException:
+        for place in made:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    return Merged(sparsity, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,37 +169,68 @@ class _Ordered:
     digests: Any = None
 
 
-def _from_mergekit(path: Path, moved: Mapping[str, str] | None) -> _Ordered:
-    """Return what a mergekit configuration orders."""
-    configuration = read_configuration(path)
-    sources = _moved(path, configuration.sources, moved)
-    base = sources.pop(BASE)
-    policy = KEEP_BASE if configuration.tokenizer == BASE else REFUSE  # mergekit then matches rows by token, as we do
-    pool = ExpertPool.open(base, sources, vocabulary=policy) if sources else ExpertPool({BASE: Checkpoint(base)})
-    tokenizer = _chosen_tokenizer(configuration, pool)
-    notes = configuration.notes
-    stored = pool.checkpoints[BASE].vocabulary
-    if configuration.tokenizer is not None and stored is not None and stored != len(tokenizer):
-        notes += (f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokenizer)}",)
+def _from_mergekit(
+    path: Path, document: Document, made: Mapping[str, str], moved: Mapping[str, str] | None
+) -> _Ordered:
+    """Return what a merge of a mergekit configuration orders.
+
+    Args:
+        path: the file.
+        document: the merge.
+        made: name of another merge of the file -> where its model is.
+        moved: as for `merge`.
+    """
+    sources = {name: _found(source, made) for name, source in document.sources.items()} | _now(moved, document.models)
+    models = open_models(sources.pop(BASE), sources)
+    pool = ExpertPool(models, document.vocabulary, document.layers)
+    tokenizer, notes = tokenizer_of_merge(pool)
+    tokenizer = _with_template(document, pool, tokenizer)
+    stored, tokens = pool.checkpoints[BASE].vocabulary, pool.tokens() if document.vocabulary == KEEP_BASE else None
+    if tokens is not None and stored is not None and stored != len(tokens):
+        notes = (*notes, f"the embeddings keep their {stored} rows; mergekit leaves one per token, {len(tokens)}")
     return _Ordered(
         pool=pool,
-        recipe=translate(configuration, pool),
+        recipe=translate(document, pool),
         tokenizer=tokenizer,
-        settings=configuration.tokenizer or BASE,
+        settings=document.tokenizer or BASE,
         why=f"Merged by the mergekit configuration {path.name}",
-        notes=notes,
+        notes=(*document.notes, *notes),
     )
+
+
+def _check_there(path: Path, merges: Sequence[Document], moved: Mapping[str, str] | None) -> None:
+    """Raise InputError listing the models that none of the merges makes and that are not there."""
+    names = {document.name for document in merges}
+    faults = []
+    for document in merges:
+        for source in (document.sources | _now(moved, document.models)).values():
+            for place in [source] if Path(source).is_dir() else source.split("+"):
+                try:
+                    if place not in names:
+                        locate(place)
+                except InputError as error:
+                    faults.append(f"{document.name or 'the merge without a name'}: {error}")
+    if faults:
+        raise InputError(itemized(f"{path}: cannot open", faults))
+
+
+def _found(source: str, made: Mapping[str, str]) -> str:
+    """Return where a model is that may be another merge of the file, perhaps with an adapter."""
+    model, plus, adapter = source.partition("+")
+    return f"{made[model]}{plus}{adapter}" if model in made else source
 
 
 def _from_recipe(path: Path, moved: Mapping[str, str] | None) -> _Ordered:
     """Return what a recipe file orders."""
     pool = _open_experts(path, moved)
+    tokenizer, notes = tokenizer_of_merge(pool)
     return _Ordered(
         pool=pool,
         recipe=read_recipe(path, pool),
-        tokenizer=pool.tokenizer(),
+        tokenizer=tokenizer,
         settings=BASE,
         why=f"Merged by the recipe {path.name}",
+        notes=notes,
         digests=_read_document(path).get("tensors"),
     )
 
@@ -203,44 +293,53 @@ def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
         or not all(isinstance(entry, dict) and isinstance(entry.get("source"), str) for entry in experts.values())
     ):
         raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
-    sources = _moved(path, {name: entry["source"] for name, entry in experts.items()}, moved)
-    policy = str(document.get("vocabulary", "refuse"))
-    return ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
+    _check_moved(path, experts, moved)
+    folder = path.resolve().parent
+    sources = {name: str(entry["source"]) for name, entry in experts.items()} | _now(moved, experts)
+    models = open_models(sources.pop(BASE), sources, folder)
+    layers = {name: _order(path, entry["layers"]) for name, entry in experts.items() if "layers" in entry}
+    return ExpertPool(models, policy_of(document.get("vocabulary", REFUSE)), layers)
 
 
-def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | None) -> dict[str, str]:
-    """Return where experts are now."""
-    unknown = [name for name in moved or {} if name not in sources]
+def _order(path: Path, value: Any) -> Order:
+    if not isinstance(value, list) or not all(layer is None or type(layer) is int for layer in value):
+        raise InputError(f"{path}: layers: expected a list of layers' numbers, got {value!r}")
+    return value
+
+
+def _check_moved(path: Path, names: Iterable[str], moved: Mapping[str, str] | None) -> None:
+    """Raise InputError if a place is given for an expert that there is not."""
+    known = list(names)
+    unknown = [name for name in moved or {} if name not in known]
     if unknown:
-        known = ", ".join(sources)
-        raise InputError(f"{path}: holds no expert {unknown[0]!r}{nearest(unknown[0], sources)}; it has {known}")
-    now = {name: str(Path(s).resolve()) if Path(s).is_dir() else s for name, s in (moved or {}).items()}
-    return {**sources, **now}
+        near = nearest(unknown[0], known)
+        raise InputError(f"{path}: holds no expert {unknown[0]!r}{near}; it has {', '.join(known)}")
 
 
-def _chosen_tokenizer(configuration: Document, pool: ExpertPool) -> Any:
-    """Return the tokenizer a mergekit configuration asks for.
+def _now(moved: Mapping[str, str] | None, names: Iterable[str]) -> dict[str, str]:
+    """Return where those experts are now that are not where a file says."""
+    given = {name: source for name, source in (moved or {}).items() if name in names}
+    return {name: str(Path(source).resolve()) if Path(source).is_dir() else source for name, source in given.items()}
 
-    Raises:
-        InputError: if it is an expert's and a model has not its tokens in the same rows: mergekit would move rows.
-    """
-    tokenizer = load_tokenizer(pool.checkpoints[configuration.tokenizer or BASE].folder)
-    tokens = tokenizer.get_vocab()
-    for name, weights in pool.checkpoints.items() if configuration.tokenizer not in (None, BASE) else ():
-        own = token_list(weights.folder)
-        if own is not None and any(own.get(token) != row for token, row in tokens.items()):
-            raise InputError(
-                f"{configuration.path}: tokenizer: {name!r} has another vocabulary than {configuration.tokenizer!r}; "
-                "rows of embeddings are matched to the base's tokenizer only (tokenizer: {source: base})"
-            )
-    template = configuration.chat_template
+
+def _with_template(document: Document, pool: ExpertPool, tokenizer: Any) -> Any:
+    """Give a tokenizer, if there is one, the chat template that a mergekit configuration asks for; return it."""
+    template = document.chat_template
     if template == AUTO:
-        having = [load_tokenizer(w.folder).chat_template for w in pool.checkpoints.values() if token_list(w.folder)]
-        having = [each for each in having if isinstance(each, str)]
+        having = [_template_of(weights.folder) for weights in pool.checkpoints.values()]
+        having = [each.strip() for each in having if isinstance(each, str)]
         template = Counter(having).most_common(1)[0][0] if having else None
-    if template is not None:
+    if template is not None and tokenizer is not None:
         tokenizer.chat_template = template
     return tokenizer
+
+
+def _template_of(folder: Path) -> Any:
+    try:
+        template = tokenizer_to_write(folder).chat_template
+    except InputError:  # a model without a tokenizer has no say
+        return None
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _read_document(path: Path) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sae_moo.errors import InputError, nearest
+from sae_moo.errors import InputError, first_few, nearest, shown
 from sae_moo.experts.anatomy import transposed
 from sae_moo.experts.layout import content_digest, longest_input
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.files import user_cache
+from sae_moo.files import json_lines, user_cache
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import BASE, Expert, Prune, Recipe, walk
 
@@ -200,30 +200,28 @@ def _features(module: nn.Module) -> int | None:
     return int(module.nx) if type(module).__name__ == "Conv1D" else None  # type: ignore[arg-type]
 
 
+def _text(entry: Any) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise ValueError(f'expected an object with "text", got {shown(entry)}')
+    return str(entry["text"])
+
+
 def read_texts(path: Path) -> list[str]:
-    """Read calibration texts: from ``.jsonl`` the field ``text`` of every line, else paragraphs between empty lines.
+    """Read calibration texts: from ``.jsonl`` the field ``text`` of every object, else paragraphs between empty lines.
 
     Raises:
         InputError: if the file cannot be read, a line is not such an object, or there is no text.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read calibration texts: {error}") from error
-    if path.suffix != ".jsonl":
-        texts = [text for text in re.split(r"\n[ \t\r]*\n", content) if text.strip()]
+    if path.suffix == ".jsonl":
+        texts, faults = json_lines.read(path, "calibration texts", _text)
+        if faults:
+            raise InputError("\n".join(first_few(faults)))
     else:
-        texts = []
-        for number, line in enumerate(content.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-                raise InputError(f'{path}:{number}: expected an object with "text", got {line[:80]}')
-            texts.append(entry["text"])
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot read calibration texts: {error}") from error
+        texts = [text for text in re.split(r"\n[ \t\r]*\n", content) if text.strip()]
     if not texts:
         raise InputError(f"{path}: expected calibration texts, the file holds none")
     return texts

@@ -17,6 +17,8 @@ from sae_moo.recipe.rows import Param, Rows
 
 def check(recipe: Recipe, pool: ExpertPool) -> None:
     """Raise InputError if the pool or the catalogues of methods and criteria cannot serve the recipe."""
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"expected a recipe, such as Expert('math'), got {recipe!r}")
     for node in walk(recipe):
         match node:
             case Expert() if node.name not in pool.names:

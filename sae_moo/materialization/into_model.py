@@ -21,7 +21,7 @@ from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
-from sae_moo.recipe import Cast, Recipe
+from sae_moo.recipe import STORED, Cast, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Report:
 
 @torch.no_grad()
 def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None) -> Report:
-    """Write the weights of a recipe into a live model, in that model's dtype and on its device.
+    """Write the weights of a recipe into a live model, in that model's dtypes and on its device.
 
     Args:
         recipe: any recipe over the pool's experts.
@@ -64,11 +64,19 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     first = next(iter(parameters.values()))
     size = sum(parameter.nbytes for parameter in parameters.values())
     ready = prepared(recipe, pool, first.device, cache, size)
-    zeros = {info.name: ready.plan.write(info, parameters[info.name]) for info in pool.tensors}
-    recipe = ready.recipe
-    rounded = isinstance(recipe, Cast) and dtype_of(recipe.dtype) == first.dtype
+    recipe, zeros, exact = ready.recipe, {}, dict(parameters)
+    stored = isinstance(recipe, Cast) and recipe.dtype == STORED
+    for info in pool.tensors:
+        place = parameters[info.name]
+        if stored and torch.promote_types(place.dtype, info.dtype) != place.dtype:
+            # the model rounds once more: zeros are those of the weights that are exported and inherited
+            exact[info.name] = torch.empty(info.shape, dtype=info.dtype, device=place.device)
+        zeros[info.name] = ready.plan.write(info, exact[info.name])
+        if exact[info.name] is not place:
+            place.copy_(exact[info.name])
+    rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
     if cache is not None and rounded and worth_holding(recipe):
-        cache.put(recipe, parameters.items(), size)
+        cache.put(recipe, exact.items(), size)
     return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
 
 
@@ -129,6 +137,6 @@ def fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[s
         if info.prunable:
             size[info.group] += info.numel
             empty[info.group] += zeros[info.name]
-    whole = sum(empty.values()) / sum(size.values())
+    whole = sum(empty.values()) / max(sum(size.values()), 1)
     groups = {name: empty[i] / size[i] if size[i] else 0.0 for i, name in enumerate(pool.groups)}
-    return whole, groups, {info.name: zeros[info.name] / info.numel for info in pool.tensors}
+    return whole, groups, {info.name: zeros[info.name] / max(info.numel, 1) for info in pool.tensors}

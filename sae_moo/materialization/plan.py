@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sae_moo.experts.anatomy import anatomy, transposed
-from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.feed import Feed
@@ -119,6 +118,8 @@ class Plan:
 
         A new tensor, unless the recipe is an expert or a cached candidate itself: do not write to it.
         """
+        if not info.numel:
+            return torch.empty(info.shape, device=self._device)
         value = self._value(info)
         if value.tensor is not None and value.buffer is None:
             return value.tensor.view(info.shape)
@@ -128,6 +129,8 @@ class Plan:
 
     def write(self, info: TensorInfo, out: Tensor) -> int:
         """Write one tensor of the recipe, rounded to the output's dtype; return how many zeros it holds now."""
+        if not info.numel:
+            return 0  # of no elements, no method has anything to say
         value = self._value(info)
         whole = out.is_contiguous()
         flat = out.view(-1) if whole else torch.empty(info.numel, dtype=out.dtype, device=out.device)
@@ -162,7 +165,7 @@ class Plan:
             case Expert():
                 return self._expert(node.name, info, users)
             case Cast():
-                return self._cast(inputs[0], dtype_of(node.dtype), users)
+                return self._cast(inputs[0], info.cast(node.dtype), users)
             case Prune():
                 return self._pruned(node, inputs[0], info, users)
             case Merge():

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
@@ -80,5 +79,5 @@ def _hold_parents(
     for parent in parents:
         if parent not in cache and worth_holding(parent) and isinstance(parent, Cast):
             plan = Plan(parent, pool, device, cache)
-            size = sum(info.numel for info in pool.tensors) * dtype_of(parent.dtype).itemsize
+            size = sum(info.numel * info.cast(parent.dtype).itemsize for info in pool.tensors)
             cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)

@@ -397,6 +397,16 @@ METHODS: Catalogue[Method] = Catalogue(
             source="mergekit",
         ),
         Method(
+            name="nearswap",
+            step=f"{_MERGE}:nearswap",
+            inputs=(1, 1),
+            settings={"t": Setting(default=0.001, least=0, about="distance up to which an element is the model's")},
+            weights="unused",
+            reads_base=True,
+            summary="where one model is near the base its element, elsewhere a step of fixed length towards it",
+            source="mergekit",
+        ),
+        Method(
             name="rankmean",
             step=f"{_MERGE}:rankmean",
             weights="mixing",

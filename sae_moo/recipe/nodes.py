@@ -23,6 +23,8 @@ from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers, rounded
 SCHEMA = 1
 BASE = "base"
 DTYPES = ("float32", "bfloat16", "float16")
+STORED = "stored"
+"""What a `Cast` rounds to where checkpoints mix dtypes: every tensor to the dtype that the base stores it in."""
 SCOPES = ("tensor", "group", "global", "row", "neurons", "heads")
 """Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
 COUNTED = ("tensor", "group", "global")
@@ -77,7 +79,7 @@ class Recipe:
         """
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, or integers longer than Python reads
             raise InputError(f"expected a recipe as JSON, got text that is not JSON: {error}") from error
         return decode(document)
 
@@ -245,7 +247,8 @@ class Cast(Recipe):
 
     Args:
         input: the recipe to round.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, for all tensors; or ``stored``, each tensor's own, as the base
+            stores it: a bfloat16 model whose router biases are float32 keeps them so.
     """
 
     kind: ClassVar[str] = "cast"
@@ -256,8 +259,8 @@ class Cast(Recipe):
     def __post_init__(self) -> None:
         if not isinstance(self.input, Recipe):
             raise InputError(f"Cast: expected a recipe as input, got {self.input!r}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"Cast: expected a dtype among {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in (*DTYPES, STORED):
+            raise InputError(f"Cast: expected a dtype among {', '.join((*DTYPES, STORED))}, got {self.dtype!r}")
         _seal(self)
 
 

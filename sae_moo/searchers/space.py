@@ -27,7 +27,7 @@ class Ground:
     Args:
         experts: names of the experts, the base not among them.
         prunable: per parameter group in the pool's order, whether it holds prunable weights.
-        dtype: dtype of the live model; every candidate ends in a `Cast` to it.
+        dtype: what every candidate ends in a `Cast` to: a dtype, or ``stored``.
         granularity: ``block`` gives every group its own numbers, ``model`` shares one set.
         criterion: pruning criterion.
         scope: pruning scope.

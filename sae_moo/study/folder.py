@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import NO_ROOM, InputError, StorageError, nearest
 from sae_moo.files.disks import mount_of
+from sae_moo.files.json_text import parsed
 from sae_moo.files.room import KEPT, writing
 from sae_moo.files.whole import whole_file
 from sae_moo.objectives.scores import packed, unpacked
@@ -90,7 +91,7 @@ class RunFolder:
             InputError: if what was written cannot be read.
         """
         try:
-            pointer = json.loads((self.path / POINTER).read_text(encoding="utf-8"))
+            pointer = parsed((self.path / POINTER).read_text(encoding="utf-8"))
             storage, name = pointer["storage"] or self.journal, pointer["study"]
             if not isinstance(storage, (str, Path)) or not isinstance(name, str):
                 raise TypeError("storage and study are text")
@@ -116,9 +117,9 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            kept = dict(json.loads(path.read_text(encoding="utf-8")))
+            kept = dict(parsed(path.read_text(encoding="utf-8")))
             return {digest: {task: np.array(unpacked(rows[task])) for task in tasks} for digest, rows in kept.items()}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: expected scores on the test split: {error!r}; remove the file") from error
 
     def keep_judged(self, scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:

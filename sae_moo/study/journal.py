@@ -211,9 +211,9 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         if error.errno in NO_ROOM:
             raise StorageError(f"{path}: {error.strerror}; {KEPT}") from error
         raise InputError(f"{path}: cannot {'write' if write else 'read'} the study: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:  # as Optuna meets odd entries
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever Optuna raises at entries that are not its own
         raise InputError(f"{path}: not a study, or damaged: {str(error) or repr(error)}") from error
 
 

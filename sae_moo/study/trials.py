@@ -201,12 +201,14 @@ class TrialStorage:
                 "params": dict(trial.params),
                 "vector": tuple(attrs.get("vector", ())),
             }
+            if not isinstance(asked["asked_digest"], str) or not isinstance(asked["generation"], int):
+                raise TypeError("digest is text, generation a whole number")
             if not trial.state.is_finished():
                 return Running(**asked)
             record = self._ended(trial, asked)
         except OtherGuest as error:
             raise InputError(f"trial {trial.number}: {error}") from error
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
         self._digests[record.recipe] = record.digest
         self._recipes[record.digest] = record.recipe
@@ -220,7 +222,7 @@ class TrialStorage:
         evaluation = _evaluation(recipe, attrs, trial.state)
         values, stderr = {}, {}
         if evaluation.ok:
-            values = dict(zip((o.name for o in self.objectives), trial.values, strict=True))
+            values = {o.name: float(value) for o, value in zip(self.objectives, trial.values, strict=True)}
             stderr = {task: evaluation.stderr(task) for task in evaluation.scores}
             stderr |= {objective.name: objective.stderr(evaluation) for objective in self.objectives}
         return Ended(

@@ -88,8 +88,7 @@ def test_bad_mergekit_configurations_write_nothing(beside):
     text = (beside / "m.yaml").read_text()
     (beside / "bad.yml").write_text(text.replace("weight: 0.25", "wight: 0.25"))
     message = refused("merge", "bad.yml", "-o", "out")
-    assert "sae-moo: the mergekit configuration has 2 faults:" in message
-    assert "bad.yml:6: models[1].parameters.wight: no parameter of task_arithmetic (did you mean 'weight'?)" in message
+    assert "bad.yml:6: models[1]: task_arithmetic: expected a value of weight for ./code, there is none" in message
     (beside / "bad.yml").write_text(text.replace("math", "nowhere/at/all"))
     assert "no such folder" in refused("merge", "bad.yml", "-o", "out")
     (beside / "bad.yml").write_text(text.replace("weight: 0.25", "weight: [{filter: mlp, value: 1}]"))
@@ -103,16 +102,140 @@ def test_bad_mergekit_configurations_write_nothing(beside):
     assert not (beside / "out").exists()
 
 
-def test_a_tokenizer_with_tokens_that_others_lack_is_refused(beside, tiny_folders):
+def with_another_token(beside, tiny_folders):
+    """Give `code` a tokenizer with a token more, in a row of its own."""
+    from safetensors.torch import load_file, save_file
+
     (beside / "code").unlink()
     shutil.copytree(tiny_folders["code"], beside / "code")
     tokenizer = json.loads((beside / "code/tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["another"] = len(tokenizer["model"]["vocab"])
+    rows = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"]["another"] = rows
     (beside / "code/tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "'base' has another vocabulary than 'code'; rows of embeddings are matched to the base's" in refused(
-        "merge", "m.yaml", "-o", "out"
+    weights = load_file(beside / "code/model.safetensors")
+    changed = {
+        name: torch.cat([w, torch.full((1, *w.shape[1:]), 3.0)]) if len(w) == rows else w for name, w in weights.items()
+    }
+    save_file(changed, beside / "code/model.safetensors", {"format": "pt"})
+    config = json.loads((beside / "code/config.json").read_text())
+    (beside / "code/config.json").write_text(json.dumps(config | {"vocab_size": rows + 1}))
+    return rows
+
+
+@pytest.mark.parametrize("source", ["./code", "union"])
+def test_a_tokenizer_with_tokens_that_others_lack_gives_them_rows(beside, tiny_folders, source):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = with_another_token(beside, tiny_folders)
+    (beside / "m.yaml").write_text((beside / "m.yaml").read_text().replace("source: ./code", f"source: {source}"))
+    call("merge", "m.yaml", "-o", "out")
+    out = load_file(beside / "out/model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(out[rows], torch.full_like(out[rows], 3.0)), "only one model knows it"
+    assert AutoTokenizer.from_pretrained(beside / "out").get_vocab()["another"] == rows
+    assert AutoModelForCausalLM.from_pretrained(beside / "out").config.vocab_size == rows + 1
+    call("merge", "out/recipe.json", "-o", "again")
+    assert (beside / "again/model.safetensors").read_bytes() == (beside / "out/model.safetensors").read_bytes()
+
+
+def test_folders_without_a_tokenizer_are_merged(beside, tiny_folders):
+    for name in ("base", "math", "code"):
+        (beside / name).unlink()
+        shutil.copytree(tiny_folders[name], beside / name, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    (beside / "m.yaml").write_text((beside / "m.yaml").read_text().partition("tokenizer:")[0])
+    result = call("merge", "m.yaml", "-o", "out")
+    assert "sae-moo: none of the models has a tokenizer, so none is written" in result.stderr
+    assert not list((beside / "out").glob("tokenizer*"))
+    call("merge", "out/recipe.json", "-o", "again")
+    shutil.copy(tiny_folders["code"] / "tokenizer.json", beside / "code/tokenizer.json")
+    result = call("merge", "m.yaml", "-o", "with")
+    assert "the base has no tokenizer, the one of " in result.stderr
+    assert (beside / "with/tokenizer.json").is_file()
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_copied(beside, tiny_folders):
+    """Its class is the model's own code, which is not run; its tokens are in files that can be compared."""
+    for name in ("base", "math", "code"):
+        (beside / name).unlink()
+        shutil.copytree(tiny_folders[name], beside / name)
+        vocabulary = json.loads((beside / name / "tokenizer.json").read_text())["model"]["vocab"]
+        (beside / name / "tokenizer.json").unlink()
+        (beside / name / "vocab.json").write_text(json.dumps(vocabulary))
+        (beside / name / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    result = call("merge", "m.yaml", "-o", "out")
+    assert "its files are copied as they are" in result.stderr
+    assert (beside / "out/vocab.json").read_bytes() == (beside / "base/vocab.json").read_bytes()
+    assert (beside / "out/chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_layers_that_are_repeated_dropped_and_moved(beside):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    (beside / "f.yaml").write_text(
+        "merge_method: passthrough\nslices:\n"
+        "  - sources: [{model: math, layer_range: [0, 2]}]\n"
+        "  - sources: [{model: code, layer_range: [1, 2], parameters: {scale: [{filter: layers.1.mlp.down_proj, value: 0.5}]}}]\n"
+        "  - sources: [{model: math, layer_range: [0, 1]}]\n"
     )
-    assert not (beside / "out").exists()
+    call("merge", "f.yaml", "-o", "out")
+    math, code, out = (load_file(beside / name / "model.safetensors") for name in ("math", "code", "out"))
+    for place, (model, layer) in enumerate([(math, 0), (math, 1), (code, 1), (math, 0)]):
+        for rest in ("mlp.down_proj.weight", "self_attn.q_proj.weight", "input_layernorm.weight"):
+            factor = 0.5 if place == 2 and "down" in rest else 1.0  # a model's own numbers count for its filters
+            expected = model[f"model.layers.{layer}.{rest}"] * factor
+            assert torch.equal(
+                out[f"model.layers.{place}.{rest}"], expected.to(out[f"model.layers.{place}.{rest}"].dtype)
+            )
+    assert AutoModelForCausalLM.from_pretrained(beside / "out").config.num_hidden_layers == 4
+    call("merge", "out/recipe.json", "-o", "again")
+    assert (beside / "again/model.safetensors").read_bytes() == (beside / "out/model.safetensors").read_bytes()
+    assert "whose layers are in another order" in refused("merge", "out/recipe.json", "--to-mergekit", "w.yaml")
+    (beside / "f.yaml").write_text((beside / "f.yaml").read_text().replace("[1, 2]", "[7, 8]"))
+    assert "expected layers 0 to 1, those that code has, got 7" in refused("merge", "f.yaml", "-o", "o")
+
+
+MULTI = """\
+name: half
+merge_method: linear
+models:
+  - {model: math, parameters: {weight: 1}}
+  - {model: code, parameters: {weight: 1}}
+---
+merge_method: task_arithmetic
+base_model: half
+models: [{model: law, parameters: {weight: 0.5}}]
+"""
+
+
+def test_merges_of_one_file_that_take_each_other(beside):
+    from safetensors.torch import load_file
+
+    (beside / "m.yaml").write_text(MULTI)
+    result = call("merge", "m.yaml", "-o", "out")
+    assert "half: written to out-half" in result.stderr
+    math, code, law, half, out = (
+        load_file(beside / name / "model.safetensors") for name in ("math", "code", "law", "out-half", "out")
+    )
+    name = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(half[name], (math[name] + code[name]) / 2)
+    torch.testing.assert_close(out[name], (half[name] + law[name]) / 2)
+    call("merge", "out/recipe.json", "-o", "again")
+    assert (beside / "again/model.safetensors").read_bytes() == (beside / "out/model.safetensors").read_bytes()
+    shutil.rmtree(beside / "out")
+    assert "out-half: exists already" in refused("merge", "m.yaml", "-o", "out")
+
+
+def test_merges_of_one_file_that_have_nothing_to_do_with_each_other(beside):
+    one = "name: {}\nmerge_method: karcher\nmodels: [{{model: math}}, {{model: code}}]\n"
+    (beside / "m.yaml").write_text("---\n".join(map(one.format, ("a", "b"))))
+    call("merge", "m.yaml", "-o", "out")
+    assert sorted(path.name for path in (beside / "out").iterdir()) == ["a", "b"]
+    (beside / "m.yaml").write_text("---\n".join([one.format("c"), one.format("d").replace("code", "/nowhere/x")]))
+    assert refused("merge", "m.yaml", "-o", "other") == (
+        "sae-moo: m.yaml: cannot open:\n  - d: no such folder: /nowhere/x\n"
+    )
+    assert not (beside / "other").exists()
 
 
 def test_with_the_bases_tokenizer_rows_are_matched_by_token(beside, tiny_folders):

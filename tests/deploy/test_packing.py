@@ -133,7 +133,9 @@ def test_a_torn_or_edited_file_is_refused_wherever_it_was_touched(packed, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["m.saepack"]
 
 
-@pytest.mark.parametrize("name", ["../out.txt", "/tmp/x", ".hidden", "", "model.safetensors", "a/b", ".."])
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "/tmp/x", ".hidden", "", "model.safetensors", "model.safetensors/x", "a/../b", ".."]
+)
 def test_a_file_that_would_lie_elsewhere_is_refused(tmp_path, name):
     pack(tmp_path / "m.saepack", tensors_of(torch.float32), files={name: b"evil"}.items())
     with pytest.raises(InputError, match="holds a file named"):

@@ -7,6 +7,8 @@ import torch
 from sae_moo import zoo
 from sae_moo.errors import TaskError
 from sae_moo.evaluate.batches import Batches
+from sae_moo.evaluate.passes import Head
+from sae_moo.evaluate.reading import Layout, Reading
 from sae_moo.evaluate.task import Request
 from sae_moo.evaluate.tasks import encode, end_tokens, zoo_items
 from sae_moo.experts.checkpoint import Checkpoint
@@ -128,7 +130,7 @@ def test_a_window_that_only_long_prompts_exceed_is_seen(kind):
     batches = Batches([*CHOICES, *(Request(long, (3 + c, 4)) for c in range(4))])
     for request, answer in zip(batches.requests, batches.score(model), strict=True):
         assert answer.logprob == pytest.approx(plainly(model, request)[0], abs=2e-3)
-    assert not batches.shares
+    assert batches.reading.layout is Layout.PADDED
     assert Batches(CHOICES).score(model)[0].logprob == pytest.approx(plainly(model, CHOICES[0])[0], abs=2e-3)
 
 
@@ -141,10 +143,9 @@ def test_what_begins_alike_is_read_once_where_the_architecture_allows_it(kind):
         total, greedy = plainly(model, request)
         assert answer.logprob == pytest.approx(total, abs=2e-3)
         assert answer.greedy == greedy
-    assert batches.shares == (kind not in ONE_BY_ONE)
-    assert batches._apart == (kind not in ("gemma2", "granite"))
+    assert batches.reading == Reading(Layout.PADDED if kind in ONE_BY_ONE else Layout.SHARED, Head.PLACES)
     read = sum(batch.inputs.numel() for batch in batches._batches[0])
-    assert (read < 400) == batches.shares
+    assert (read < 400) == (kind not in ONE_BY_ONE)
 
 
 def test_a_model_without_finite_answers_teaches_nothing(tiny, tiny_model):
@@ -154,12 +155,10 @@ def test_a_model_without_finite_answers_teaches_nothing(tiny, tiny_model):
             parameter.fill_(float("nan"))
     with pytest.raises(TaskError):
         batches.score(tiny_model)
-    assert batches.shares
-    assert not batches._tried
+    assert batches.reading is None
     materialize(Expert("math"), tiny, tiny_model)
     batches.score(tiny_model)
-    assert batches.shares
-    assert batches._apart
+    assert batches.reading == Reading(Layout.SHARED, Head.PLACES)
 
 
 def test_too_large_a_pass_is_halved_and_the_next_ones_too(math_model, requests, monkeypatch, caplog):
@@ -167,11 +166,11 @@ def test_too_large_a_pass_is_halved_and_the_next_ones_too(math_model, requests, 
     usual = Batches(requests).score(math_model)
     logits = Batches._logits
 
-    def small(self, model, batch):
+    def small(self, model, batch, head):
         passes.append(batch.inputs.numel())
         if batch.inputs.numel() > 300:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits(self, model, batch)
+        return logits(self, model, batch, head)
 
     monkeypatch.setattr(Batches, "_logits", small)
     answers = batches.score(math_model)
@@ -184,7 +183,7 @@ def test_too_large_a_pass_is_halved_and_the_next_ones_too(math_model, requests, 
 
 
 def test_one_row_too_large_for_memory_is_an_error(math_model, requests, monkeypatch):
-    def full(self, model, batch):
+    def full(self, model, batch, head):
         raise MemoryError
 
     monkeypatch.setattr(Batches, "_logits", full)

@@ -56,7 +56,8 @@ def test_an_expert_is_evaluated_once_on_a_machine(tiny, tiny_model, empty, monke
 
 
 @pytest.mark.parametrize(
-    "what", ["expert", "base", "task", "blocks", "dtype", "threads", "decoding", "library", "code"]
+    "what",
+    ["expert", "base", "task", "blocks", "dtype", "threads", "decoding", "library", "code", "tokenizer", "model_code"],
 )
 def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monkeypatch, what):
     one = task(tiny)
@@ -74,6 +75,11 @@ def test_anything_else_is_evaluated(tiny, tiny_folders, tiny_model, empty, monke
         recipe = Cast(Expert("math"), "bfloat16")
     elif what == "threads":
         monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    elif what in ("tokenizer", "model_code"):
+        base = shutil.copytree(tiny.checkpoints["base"].folder, empty.parent / "model")
+        file = base / ("tokenizer_config.json" if what == "tokenizer" else "modeling_mine.py")
+        file.write_text((file.read_text() if file.exists() else "") + " ")
+        pool = ExpertPool.open(str(base), {"math": str(tiny_folders["math"])})
     elif what == "decoding":
         base = shutil.copytree(tiny.checkpoints["base"].folder, empty.parent / "model")
         (base / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
@@ -96,7 +102,7 @@ def test_a_byte_of_the_code_that_composes_adapters_makes_another_key(tiny, tiny_
     monkeypatch.setattr(expert_scores, "sources", lambda: copies)
     monkeypatch.setattr(expert_scores, "_code", expert_scores._code.__wrapped__)  # which remembers
     assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is not None
-    (adapters,) = (copy for copy in copies if copy.name.endswith("-adapters.py"))
+    (adapters,) = (copy for copy in copies if copy.name.endswith("-adapter_settings.py"))
     adapters.write_bytes(adapters.read_bytes().replace(b"lora_alpha", b"lora_alphb", 1))
     assert ExpertScores(tiny, [one], "cpu", blocks=1).find(recipe) is None
 

@@ -234,11 +234,13 @@ def questions(built: HarnessTask, split) -> list[str]:
 
 def test_the_search_takes_validation_documents_then_training_ones_then_a_part_of_the_same(task, caplog):
     assert task("writing").source("search") == "validation documents of our_writing (12 of 30)"
-    assert task("writing").source("test") == "test documents of our_writing (15 of 51)"
+    of_51 = "of 51, 1 of them left out: the same as others)"
+    assert task("writing").source("test") == f"test documents of our_writing (15 {of_51}"
     assert task("choices").source("search") == "train documents of our_choices (12 of 41)"
-    assert not caplog.records
-    assert task("last_word").source("search") == "validation documents of our_last_word (12 of 51)"
-    assert task("rolling", documents="test").source("search") == "test documents of our_rolling (12 of 51)"
+    assert "optimizes" not in caplog.text
+    assert "1 of 41 search items of task choices are left out: the test split is dealt from them too" in caplog.text
+    assert task("last_word").source("search") == f"validation documents of our_last_word (12 {of_51}"
+    assert task("rolling", documents="test").source("search") == f"test documents of our_rolling (12 {of_51}"
     assert "optimizes on documents of the benchmark's test split" in caplog.text
 
 

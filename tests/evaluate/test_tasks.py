@@ -9,7 +9,7 @@ import pytest
 from sae_moo import zoo
 from sae_moo.errors import InputError
 from sae_moo.evaluate.task import Answer
-from sae_moo.evaluate.tasks import Item, ItemTask, encode, end_tokens, read_items, split_items, zoo_items
+from sae_moo.evaluate.tasks import Item, ItemTask, encode, end_tokens, origin_of, read_items, split_items, zoo_items
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,35 @@ def test_splits_are_disjoint_exact_and_fixed():
             assert not set(other["test"]) & set(splits["search"]), "what was searched on once never becomes a test item"
 
 
-def test_the_same_text_is_one_item_however_it_is_written():
-    twins = [Item("What is  it?", (" a",)), Item("what is it?", (" b",)), Item("WHAT IS IT?\n", (" c",))]
+@pytest.mark.parametrize(
+    "other",
+    [
+        Item("What is  it?", (" a", " b")),
+        Item("what is it?", (" a", " b")),
+        Item("What is it?\n", (" a", " b")),
+        Item("What is it?", (" a", " c")),
+        Item("What is it?", (" b", " a")),
+        Item("What is it?", (" A", " b")),
+        Item("What is it?", (" a ", " b")),
+        Item("What is it?", (" a", " b"), 1),
+    ],
+)
+def test_an_item_is_all_that_it_holds(other, caplog):
+    item = Item("What is it?", (" a", " b"))
+    splits = split_items("t", [item, other, Item("Why?", (" c", " d"))], 2, 1)
+    assert {*splits["search"], *splits["test"]} == {item, other, Item("Why?", (" c", " d"))}
+    assert not [message for message in caplog.messages if "left out" in message]
     with pytest.raises(InputError, match="asked for 1 search and 1 test instances, 2 in all; it has 1 different items"):
-        split_items("t", twins, 1, 1)
-    assert split_items("t", twins, 1, 0)["search"] == (twins[0],)
+        split_items("t", [item, item], 1, 1)
+
+
+def test_what_is_left_out_is_told_with_its_number(caplog, tokenizer):
+    twins = [*items(4), *items(2)]
+    splits = split_items("t", twins, 2, 2)
+    assert "2 of 6 items of task t are left out" in caplog.text
+    task = ItemTask("t", "likelihood", splits, tokenizer, origin=origin_of(twins))
+    assert task.source("search") == "items of its own, 2 of 6 left out: the same as others"
+    assert origin_of(items(4)) == "items of its own"
 
 
 @pytest.mark.parametrize("task", zoo.TASKS)

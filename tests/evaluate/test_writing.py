@@ -88,7 +88,9 @@ def test_a_stop_text_ends_the_work(math_model, tokenizer, prompts, monkeypatch):
 
 
 def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, monkeypatch):
-    rows = []
+    alike = [prompt for prompt in prompts if prompt.stops == ("\n",)]
+    writer, rows = TransformersWriter(alike, tokenizer), []
+    writer.write(math_model)
     forward = type(math_model).forward
 
     def counting(self, input_ids, **rest):
@@ -97,8 +99,7 @@ def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, mo
 
     counting.__signature__ = __import__("inspect").signature(forward)
     monkeypatch.setattr(type(math_model), "forward", counting)
-    alike = [prompt for prompt in prompts if prompt.stops == ("\n",)]
-    TransformersWriter(alike, tokenizer).write(math_model)
+    writer.write(math_model)
     assert rows[0] == len(alike)
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < rows[0]

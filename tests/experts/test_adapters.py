@@ -24,11 +24,32 @@ SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_
 
 
 def model_of(kind: str):
-    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        GPT2Config,
+        GPTNeoXConfig,
+        GptOssConfig,
+        LlamaConfig,
+        MixtralConfig,
+    )
 
     small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     small |= {"bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 24}
+    stacked = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 1}
+    if kind == "gemma3":
+        text = small | {"num_key_value_heads": 1, "head_dim": 8}
+        vision = small | {"image_size": 8, "patch_size": 4}
+        places = {"mm_tokens_per_image": 4, "image_token_index": 47, "boi_token_index": 48, "eoi_token_index": 49}
+        torch.manual_seed(3)
+        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, **places))
     config = {
+        "mixtral": lambda: MixtralConfig(**small, **stacked),
+        "gpt-oss": lambda: GptOssConfig(**(small | {"intermediate_size": 16}), **stacked, head_dim=8),
+        "biased": lambda: LlamaConfig(
+            **small, num_key_value_heads=1, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+        ),
         "untied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=False),
         "tied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=True),
         "gpt-neox": lambda: GPTNeoXConfig(**small),
@@ -114,17 +135,56 @@ PEFT = {
     "gpt2": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_proj", "c_fc"]}),
     "gpt2 with biases": ("gpt2", {"r": 2, "target_modules": ["c_attn"], "bias": "all"}),
     "gpt2 dora": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+    "bias of the second factor": ("biased", {"r": 2, "target_modules": ["q_proj", "down_proj"], "lora_bias": True}),
+    "biases of what is adapted": ("biased", {"r": 2, "target_modules": ["q_proj"], "bias": "lora_only"}),
+    "a whole block": ("untied", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["mlp"]}),
+    "trained tokens": ("untied", {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": [9, 3, 5]}),
+    "trained tokens, twice": (
+        "untied",
+        {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [4, 9]}},
+    ),
+    "trained tokens, tied": ("tied", {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": [9, 3]}),
+    "whole embeddings, tied by peft": (
+        "tied",
+        {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "dora on embeddings": ("untied", {"r": 2, "target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "velora": ("untied", {"r": 2, "target_modules": ["q_proj"], "velora_config": {"num_groups": 4}}),
+    "a mixture, all linear": ("mixtral", {"r": 2, "target_modules": "all-linear"}),
+    "a mixture, one parameter": (
+        "mixtral",
+        {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"], "use_rslora": True},
+    ),
+    "a mixture, square and stored turned": (
+        "gpt-oss",
+        {
+            "r": 2,
+            "target_modules": [],
+            "target_parameters": ["experts.gate_up_proj", "mlp.experts.down_proj"],
+            "rank_pattern": {"experts.down_proj": 3},
+            "alpha_pattern": {r".*\.1\..*gate_up_proj": 5},
+        },
+    ),
+    "within a multimodal wrapper": (
+        "gemma3",
+        {"r": 2, "target_modules": r".*language_model.*\.(q_proj|down_proj)", "bias": "none"},
+    ),
+    "vision tower and a convolution": ("gemma3", {"r": 2, "target_modules": ["patch_embedding", "fc1", "v_proj"]}),
     "gpt-neox, its head": ("gpt-neox", {"r": 2, "target_modules": ["query_key_value", "lm_head"]}),
 }
 
 
-def by_peft(base: Path, folder: Path, dtype: torch.dtype, settings):
+def by_peft(base: Path, folder: Path, dtype: torch.dtype, settings, config="LoraConfig", vocabulary=None):
     """Write a random adapter with peft, and return what peft merges."""
     peft = pytest.importorskip("peft", reason="peft is not installed: its merges are not compared with ours")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(5)
-        model = peft.get_peft_model(load_model(base, dtype, "cpu"), peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+        loaded = [load_model(base, dtype, "cpu") for _ in range(2)]
+        for each in loaded:
+            if vocabulary is not None:
+                each.resize_token_embeddings(vocabulary)
+        model = peft.get_peft_model(loaded[0], getattr(peft, config)(**settings, task_type="CAUSAL_LM"))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and "magnitude" not in name:
@@ -132,7 +192,7 @@ def by_peft(base: Path, folder: Path, dtype: torch.dtype, settings):
                 elif parameter.requires_grad:
                     parameter.mul_(1 + torch.rand_like(parameter) * 0.2)
         model.save_pretrained(folder)
-        return peft.PeftModel.from_pretrained(load_model(base, dtype, "cpu"), folder).merge_and_unload()
+        return peft.PeftModel.from_pretrained(loaded[1], folder).merge_and_unload()
 
 
 @pytest.mark.parametrize("case", PEFT)
@@ -158,7 +218,9 @@ def test_bit_for_bit_what_peft_merges_in_float32(case, bases, tmp_path):
     assert kept
 
 
-@pytest.mark.parametrize("case", ["list of modules", "whole modules", "dora", "gpt2"])
+@pytest.mark.parametrize(
+    "case", ["list of modules", "whole modules", "embeddings and head", "dora", "gpt2", "a mixture, all linear"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_within_one_ulp_of_what_peft_merges_in_half_precision(case, dtype, bases, tmp_path):
     kind, settings = PEFT[case]
@@ -170,6 +232,241 @@ def test_within_one_ulp_of_what_peft_merges_in_half_precision(case, dtype, bases
         assert value.dtype == dtype
         apart = (value.view(torch.int16).int() - merged[name].view(torch.int16).int()).abs()
         assert apart[value.sign() == merged[name].sign()].max() <= 1, name
+
+
+KIN = {
+    "ia3": ("biased", "IA3Config", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "ia3 on gpt2": (
+        "gpt2",
+        "IA3Config",
+        {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"], "fan_in_fan_out": True},
+    ),
+    "loha": ("untied", "LoHaConfig", {"r": 3, "alpha": 5, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}}),
+    "lokr": ("untied", "LoKrConfig", {"r": 2, "alpha": 5, "target_modules": ["q_proj", "up_proj"]}),
+    "lokr, both": ("untied", "LoKrConfig", {"r": 1, "target_modules": ["up_proj"], "decompose_both": True}),
+    "adalora": (
+        "biased",
+        "AdaLoraConfig",
+        {"init_r": 3, "lora_alpha": 5, "total_step": 9, "target_modules": ["q_proj"], "bias": "all"},
+    ),
+    "vera": ("untied", "VeraConfig", {"r": 3, "target_modules": ["k_proj", "up_proj"]}),
+    "vera on gpt2": ("gpt2", "VeraConfig", {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "norms": ("untied", "LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}),
+    "tokens": ("untied", "TrainableTokensConfig", {"token_indices": [7, 4], "target_modules": ["lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("case", KIN)
+def test_kinds_beside_lora_are_what_peft_merges(case, bases, tmp_path):
+    kind, config, settings = KIN[case]
+    merged = by_peft(bases(kind), tmp_path, torch.float32, settings, config).state_dict()
+    pool = pool_of(bases(kind), tmp_path)
+    model = pool.live_model()
+    materialize(Expert("lora"), pool, model)
+    assert not all(pool.shares_base("lora", info.name) for info in pool.tensors)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, merged[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_module_that_adalora_allocated_no_rank_stays_as_the_base_has_it(bases, adapter):
+    parts = {"lora_A": (0, 16), "lora_B": (16, 0), "lora_E": (0, 1)}
+    folder = adapter({f"{Q}.{part}": torch.ones(shape) for part, shape in parts.items()})
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "ADALORA", "rank_pattern": {Q: [False] * 3}}))
+    pool = pool_of(bases("untied"), folder)
+    assert torch.equal(pool.load("lora", f"{Q}.weight"), pool.load("base", f"{Q}.weight"))
+
+
+def test_vera_without_the_matrices_that_it_shares_is_refused(bases, tmp_path):
+    settings = {"r": 3, "target_modules": ["k_proj"], "save_projection": False}
+    by_peft(bases("untied"), tmp_path, torch.float32, settings, "VeraConfig")
+    text = refused(bases("untied"), tmp_path)
+    assert (
+        "expected base_model.vera_A and vera_B in the same file (save_projection), over all inputs and outputs" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "message"),
+    [
+        ("IA3", {"ia3_l": (17, 1)}, "expected a vector of shape (16, 1) or (1, 16); there are ia3_l (17, 1)"),
+        ("LOHA", {"hada_w1_a": (16, 2), "hada_w1_b": (2, 16)}, "hada_w1_a, w1_b, w2_a and w2_b with products of shape"),
+        (
+            "LOKR",
+            {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)},
+            "a Kronecker product of shape (16, 16)",
+        ),
+        ("LOKR", {"lokr_w1": (4, 4), "lokr_w2": (4, 4), "lokr_w2_a": (4, 2)}, "a Kronecker product of shape (16, 16)"),
+        (
+            "ADALORA",
+            {"lora_A": (3, 16), "lora_B": (16, 3), "lora_E": (2, 1)},
+            "lora_A, lora_B and lora_E with a product",
+        ),
+        (
+            "ADALORA",
+            {"lora_A": (3, 16), "lora_B": (16, 3)},
+            "lora_A, lora_B and lora_E with a product of shape (16, 16)",
+        ),
+    ],
+)
+def test_tensors_of_other_kinds_that_do_not_fit_are_refused_by_name(kind, tensors, message, bases, adapter):
+    folder = adapter({f"{Q}.{part}": torch.ones(shape) for part, shape in tensors.items()})
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    assert message in refused(bases("untied"), folder)
+
+
+def in_each_vocabulary(base: Path, folder: Path) -> Adapter:
+    """Open an adapter by itself: a pool would cut its vocabulary to the base's."""
+    return Adapter(str(folder), Checkpoint(str(base)))
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("trained", [["embed_tokens", "lm_head"], None])
+def test_added_tokens_are_the_adapters_and_its_untouched_copies_are_passed_over(kind, trained, bases, tmp_path):
+    settings = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": trained}
+    settings |= {"ensure_weight_tying": True} if kind == "tied" and trained else {}
+    merged = by_peft(bases(kind), tmp_path, torch.float32, settings, vocabulary=58)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("original_module" in name for name in stored) == bool(trained)
+    ours = in_each_vocabulary(bases(kind), tmp_path)
+    assert ours.vocabulary == 58
+    assert ours.tied == (kind == "tied")
+    for name in ours.tensors:
+        if trained or name in ("model.embed_tokens.weight", "lm_head.weight"):
+            bare = f"base_model.model.{name}"
+            expected = merged.state_dict()[name] if trained else stored[bare]
+            assert torch.equal(ours.load(name), expected), name
+    text = refused(bases(kind), tmp_path)
+    assert "lora: vocabulary size is 58, the base's is 50" in text
+
+
+def test_copies_of_one_tensor_that_differ_are_refused_by_name(bases, adapter):
+    name = "lm_head"
+    copies = {f"{name}.weight": torch.ones(50, 16), f"{name}.modules_to_save.weight": torch.zeros(50, 16)}
+    text = refused(bases("untied"), adapter(copies, "differ"))
+    assert (
+        "base_model.model.lm_head.modules_to_save.weight and base_model.model.lm_head.weight are one tensor's" in text
+    )
+    text = refused(bases("untied"), adapter({f"{name}.original_module.weight": torch.ones(50, 16)}, "untrained"))
+    assert "lm_head.original_module.weight: a copy of the base's, without the tensor that was trained" in text
+
+
+def test_an_adapter_of_the_text_model_fits_its_wrapper_and_the_other_way_round(bases, adapter, tmp_path):
+    wrapper, text = bases("gemma3"), tmp_path / "text"
+    model = load_model(wrapper, torch.float32, "cpu")
+    text.mkdir()
+    config = json.loads((wrapper / "config.json").read_text())["text_config"]
+    (text / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma3ForCausalLM"]}))
+    inside = {f"model.{name}": tensor.contiguous() for name, tensor in model.model.language_model.state_dict().items()}
+    save_file(inside, text / "model.safetensors", metadata={"format": "pt"})
+    q = "layers.1.self_attn.q_proj"
+    a, b = factors(outputs=16).values()
+    expected = inside[f"model.{q}.weight"] + (b @ a) * 3.0
+    for number, prefix in enumerate(("model.", "model.language_model.", "language_model.model.", "language_model.")):
+        folder = adapter(factors(f"{prefix}{q}"), f"a{number}")
+        for base, name in ((text, f"model.{q}.weight"), (wrapper, f"language_model.model.{q}.weight")):
+            assert torch.equal(pool_of(base, folder).load("lora", name), expected), (prefix, base)
+    tower = adapter(factors("model.vision_tower.encoder.layers.1.self_attn.q_proj"), "tower")
+    name = "vision_tower.encoder.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(pool_of(wrapper, tower).load("lora", name), Checkpoint(str(wrapper)).load(name) + (b @ a) * 3.0)
+    assert "vision_tower.encoder.layers.1.self_attn.q_proj.lora_A.weight has no place" in refused(text, tower)
+
+
+def test_a_mixture_of_another_release_is_adapted_expert_by_expert(bases, adapter):
+    module = "model.layers.0.block_sparse_moe.experts.2.w3"
+    pool = pool_of(bases("mixtral"), adapter(factors(module, outputs=24)))
+    a, b = factors(module, outputs=24).values()
+    expected = pool.load("base", f"{module}.weight") + (b @ a) * 3.0
+    assert torch.equal(pool.load("lora", f"{module}.weight"), expected)
+    assert sum(not pool.shares_base("lora", info.name) for info in pool.tensors) == 1
+
+
+def test_factors_of_stacked_experts_have_the_rank_of_each(bases, adapter):
+    module, targets = "model.layers.0.mlp.experts", {"target_parameters": ["experts.down_proj"]}
+    text = refused(bases("mixtral"), adapter(factors(module, inputs=24, rank=5), "odd", **targets))
+    assert "lora_B have shapes (5, 24) and (16, 5), expected rank 2 for each of 3 experts" in text
+    text = refused(bases("mixtral"), adapter(factors(module, inputs=16, rank=6), "wide", **targets))
+    assert "make a product of shape (16, 16), model.layers.0.mlp.experts.down_proj has (16, 24)" in text
+    text = refused(bases("mixtral"), adapter(factors(f"{module}.base_layer", inputs=24, rank=6), "deep", **targets))
+    assert f"{module}.base_layer.lora_A.weight has no place in the base" in text
+    text = refused(bases("mixtral"), adapter(factors(module, inputs=24, rank=6), "unsaid"))
+    assert f"{module}.lora_A.weight has no place in the base" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"trainable_token_indices": [1, 2, 3]}, "has shape (2, 16), expected (3, 16) for 3 tokens"),
+        ({"trainable_token_indices": [1, 50]}, "expected distinct tokens, each one of the 50 rows"),
+        ({"trainable_token_indices": [1, 1]}, "expected distinct tokens"),
+        ({"trainable_token_indices": [1, -1]}, "expected distinct tokens"),
+        ({"trainable_token_indices": {"wte": [1, 2]}}, "the settings do not say which tokens"),
+        ({"trainable_token_indices": "1 2"}, "the settings do not say which tokens"),
+        ({}, "the settings do not say which tokens"),
+    ],
+)
+def test_trained_tokens_that_are_not_rows_are_refused(rows, message, bases, adapter):
+    name = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+    assert message in refused(bases("untied"), adapter({name: torch.ones(2, 16)}, **rows))
+
+
+def test_two_updates_of_one_tensor_are_refused(bases, adapter):
+    tensors = factors("model.layers.0.self_attn.q_proj") | factors("layers.0.self_attn.q_proj")
+    tensors |= factors("model.language_model.layers.0.self_attn.q_proj")
+    assert "a second update of model.layers.0.self_attn.q_proj.weight, beside" in refused(
+        bases("untied"), adapter(tensors)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "message"),
+    [
+        ({f"{Q}.lora_B.bias": torch.ones(16)}, {}, "has no bias in the base to add it to"),
+        ({f"{Q}.lora_diag": torch.ones(2)}, {}, "lora_diag has no place in the base"),
+        (
+            {"model.norm.ln_tuning_layers.weight": torch.ones(16)},
+            {},
+            "ln_tuning_layers.weight has no place in the base",
+        ),
+        ({}, {"lora_bias": True}, "lora_bias is set, expected lora_B.bias beside it"),
+        ({}, {"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, of which the file holds no tensor"),
+        ({}, {"modules_to_save": "lm_head"}, "modules_to_save: expected a list of names, got 'lm_head'"),
+        ({}, {"trainable_token_indices": [1]}, "name trained tokens of the embeddings, of which the file holds none"),
+        (
+            {},
+            {"trainable_token_indices": {"lm_head": [1]}},
+            "name trained tokens of lm_head, of which the file holds none",
+        ),
+        ({}, {"use_dora": True}, "use_dora is set, expected magnitudes"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(3)}, {}, "expected one magnitude of the 16 outputs"),
+    ],
+)
+def test_what_stands_beside_the_factors_is_understood_or_refused(tensors, settings, message, bases, adapter):
+    assert message in refused(bases("untied"), adapter(factors() | tensors, **settings))
+
+
+def test_modules_to_save_that_the_base_does_not_have_are_no_matter(bases, adapter):
+    pool_of(bases("untied"), adapter(factors(), modules_to_save=["classifier", "score"]))  # peft adds them unasked
+
+
+def test_where_transformers_cannot_build_the_base_the_reason_stands_beside_the_fault(bases, adapter, tmp_path):
+    base = tmp_path / "unknown"
+    shutil.copytree(bases("untied"), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "of_tomorrow"}))
+    with pytest.raises(InputError) as caught:
+        Adapter(str(adapter(factors("model.towers.0.q_proj"))), Checkpoint(str(base)))
+    assert "model.towers.0.q_proj.lora_A.weight has no place in the base" in str(caught.value)
+    assert "names are compared as they stand: " in str(caught.value)
+    assert Adapter(str(adapter(factors(), "plain")), Checkpoint(str(base))).shares_base("lm_head.weight")
+
+
+def test_adapters_that_lie_elsewhere_are_told(bases, adapter, tmp_path):
+    folder = adapter(factors())
+    (folder / "law").mkdir()
+    (folder / "adapter_model.safetensors").rename(folder / "law" / "adapter_model.safetensors")
+    assert "there is one in each of law: name one of these folders" in refused(bases("untied"), folder)
+    (folder / "adapter_model.bin").write_bytes(b"")
+    assert "adapter_model.bin is pickled, which can run code when opened" in refused(bases("untied"), folder)
 
 
 def test_the_equation(bases, adapter):
@@ -273,12 +570,22 @@ def test_every_tensor_without_a_place_is_listed_at_once(bases, adapter):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"peft_type": "IA3"}, "peft_type: expected 'LORA', got 'IA3'"),
-        ({"use_qalora": True}, "use_qalora: expected it unset, got True; only plain LoRA and DoRA are read"),
-        ({"use_something_new": True}, "use_something_new: expected it unset"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters: expected it unset"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices: expected it unset"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication: expected it unset"),
+        (
+            {"peft_type": "OFT"},
+            "peft_type: expected LORA, ADALORA, IA3, LN_TUNING, LOHA, LOKR, TRAINABLE_TOKENS, VERA, got 'OFT'",
+        ),
+        ({"peft_type": None}, "peft_type: expected LORA,"),
+        ({"peft_type": "IA3"}, "r: expected it unset, got 2; what it does to the weights is not known"),
+        ({"use_qalora": True}, "use_qalora: expected it unset, got True; QA-LoRA is over quantized weights"),
+        ({"use_something_new": True}, "use_something_new: expected it unset, got True; what it does"),
+        ({"kasa_config": {}}, "kasa_config: expected it unset, got {}; KaSA starts from a truncated base"),
+        ({"something_new": 0}, "something_new: expected it unset, got 0; what it does"),
+        ({"use_rslora": 1}, "use_rslora: expected true or false, got 1"),
+        ({"target_parameters": "experts.down_proj"}, "target_parameters: expected a list of names, got"),
+        (
+            {"layer_replication": [[0, 2]]},
+            "layer_replication: expected it unset, got [[0, 2]]; it gives the model other",
+        ),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' starts from a changed base"),
         ({"bias": "some"}, "bias: expected 'none', 'all' or 'lora_only', got 'some'"),
         ({"r": 0}, "r: expected a whole number of at least 1, got 0"),
@@ -308,7 +615,11 @@ def test_all_settings_are_judged_at_once(bases, adapter):
                 "model.embed_tokens.lora_embedding_A": torch.ones(2, 50),
                 "model.embed_tokens.lora_embedding_B": torch.ones(16, 2),
             },
-            "model.embed_tokens.lora_embedding_A: LoRA on embeddings tied to the head",
+            "model.embed_tokens.lora_embedding_A: LoRA on embeddings tied to the head, which was trained as if untied",
+        ),
+        (
+            {"lm_head.token_adapter.trainable_tokens_delta": torch.ones(2, 16)},
+            "lm_head.token_adapter.trainable_tokens_delta: tokens of a head tied to the embeddings, trained apart",
         ),
         ({"model.embed_tokens.weight": torch.ones(50, 16)}, "model.embed_tokens.weight unties the head"),
         ({"lm_head.weight": torch.ones(50, 16)}, "lm_head.weight unties the head"),
@@ -320,6 +631,16 @@ def test_all_settings_are_judged_at_once(bases, adapter):
 )
 def test_what_would_untie_the_head_is_refused_by_name(tensors, message, bases, adapter):
     assert message in refused(bases("tied"), adapter(tensors))
+
+
+def test_embeddings_that_peft_ties_and_merges_twice_are_refused_by_name(bases, tmp_path):
+    settings = {"r": 2, "target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    merged = by_peft(bases("tied"), tmp_path, torch.float32, settings).get_input_embeddings().weight
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    a, b = (stored[f"base_model.model.model.embed_tokens.lora_embedding_{factor}"] for factor in "AB")
+    base = Checkpoint(str(bases("tied"))).load("model.embed_tokens.weight")
+    torch.testing.assert_close(merged - base, 2 * (b @ a).T * 4.0)  # 8 / 2; once it would be what was trained
+    assert "ensure_weight_tying), which PEFT's own merge adds twice" in refused(bases("tied"), tmp_path)
 
 
 def test_embeddings_and_head_replaced_alike_stay_tied(bases, adapter):
@@ -387,7 +708,7 @@ def test_bands_of_any_height_compose_the_same(kind, dora, bases, tmp_path, monke
     adapter = Adapter(str(tmp_path), Checkpoint(str(bases(kind))))
     adapted = [name for name in adapter.tensors if not adapter.shares_base(name)]
     whole = {name: adapter.load(name) for name in adapted}
-    monkeypatch.setattr("sae_moo.experts.adapters.BAND", 50)
+    monkeypatch.setattr("sae_moo.experts.updates.BAND", 50)
     assert len(adapted) == 4
     for name in adapted:
         torch.testing.assert_close(adapter.load(name), whole[name], rtol=1e-6, atol=1e-7)

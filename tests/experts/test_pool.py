@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -89,15 +90,43 @@ def test_fingerprints_are_of_content_not_place(copy, tiny):
     assert len(set(tiny.fingerprints.values())) == 4
 
 
+def test_another_file_of_the_same_size_place_and_time_has_its_own_fingerprint(copy, tiny, tiny_folders):
+    folder = copy()
+    for name in ("math", "code", "law", "math"):
+        content = (tiny_folders[name] / "model.safetensors").read_bytes()
+        for put in ("replaced", "written over"):
+            if put == "replaced":
+                (folder / "new").write_bytes(content)
+                (folder / "new").replace(folder / "model.safetensors")
+            else:
+                (folder / "model.safetensors").write_bytes(content)
+            os.utime(folder / "model.safetensors", (1, 1))
+            assert Checkpoint(str(folder)).fingerprint == tiny.fingerprints[name], put
+
+
+def test_a_file_replaced_after_it_was_opened_is_not_taken_for_what_was_read(copy, tiny, tiny_folders):
+    folder = copy()
+    read = Checkpoint(str(folder))
+    shutil.copy(tiny_folders["code"] / "model.safetensors", folder / "new")
+    (folder / "new").replace(folder / "model.safetensors")
+    assert read.fingerprint == tiny.fingerprints["math"], "what it holds open"
+    assert Checkpoint(str(folder)).fingerprint == tiny.fingerprints["code"], "nothing was remembered of the other"
+    assert read.fingerprint == tiny.fingerprints["math"]
+
+
+def test_a_fingerprint_is_computed_once(copy, monkeypatch):
+    folder = copy()
+    first = Checkpoint(str(folder)).fingerprint
+    monkeypatch.setattr("sae_moo.experts.checkpoint.digest_of", None)
+    assert Checkpoint(str(folder)).fingerprint == first
+
+
 def test_a_tied_head_stored_again_is_the_same_expert(copy, tiny):
     folder = copy()
     rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     again = Checkpoint(str(folder))
     assert again.tied
     assert again.fingerprint == tiny.fingerprints["math"]
-    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
-    with pytest.raises(InputError, match="ties the head to the embeddings, but the file holds a different lm_head"):
-        Checkpoint(str(folder))
 
 
 def test_every_difference_is_listed_at_once(copy, tiny_folders):
@@ -109,7 +138,7 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
         tensors["model.norm.weight"] = torch.zeros(17)
         tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(torch.int8)
         tensors["model.embed_tokens.weight"] = torch.zeros(700, 16)
-        tensors["lm_head.weight"] = torch.zeros(700, 16)
+        tensors["lm_head.weight"] = torch.ones(700, 16)
 
     rewrite(folder, change)
     config = json.loads((folder / "config.json").read_text())
@@ -122,11 +151,10 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
         "  - bad: 1 tensors of dtype I8; expected F32, BF16, F16",
         "  - bad: head is of its own, the base's is tied to the embeddings",
         "  - bad: tensor model.layers.0.input_layernorm.weight is missing",
-        "  - bad: tensor lm_head.weight is not in the base",
         "  - bad: tensor model.layers.1.extra.weight is not in the base",
         "  - bad: model.norm.weight has shape (17,), expected (16,)",
-        f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection or base "
-        "(ExpertPool.open(..., vocabulary=...)) matches rows by token",
+        f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection, base "
+        "or union (ExpertPool.open(..., vocabulary=...); tokenizer_source in a mergekit configuration) matches rows by token",
     ]
 
 
@@ -151,6 +179,46 @@ def test_what_explains_other_tensors_is_told_instead_of_them(copy, tiny_folders,
     with pytest.raises(InputError) as caught:
         ExpertPool.open(str(tiny_folders["base"]), {"bad": str(folder)})
     assert str(caught.value).splitlines()[1:] == [f"  - bad: {line}" for line in told]
+
+
+@pytest.mark.parametrize("dtype", ["float31", "int8", torch.int8, None])
+def test_a_live_model_has_a_dtype_of_weights(tiny, dtype):
+    with pytest.raises(InputError, match="dtype: expected one of float32, bfloat16, float16, got"):
+        tiny.live_model(dtype)
+
+
+@pytest.mark.parametrize("device", ["cud", "cpu:x"])
+def test_a_device_that_is_none_is_one_message(tiny, device):
+    with pytest.raises(InputError, match=f"device: expected one that torch has here, got '{device}'"):
+        tiny.live_model("float32", device)
+
+
+@pytest.mark.parametrize(
+    ("base", "experts", "message"),
+    [
+        ("zoo:base", ["zoo:math"], "experts: expected names and sources, .*, got list"),
+        ("zoo:base", "zoo:math", "experts: expected names and sources, .*, got str"),
+        (None, {"m": "zoo:math"}, "base: expected the name of a model and a folder or hub id, got None"),
+        ("zoo:base", {"m": 3}, "m: expected the name of a model and a folder or hub id, got 3"),
+        ("zoo:base", {1: "zoo:math"}, "1: expected the name of a model"),
+    ],
+)
+def test_what_is_no_source_is_one_message(base, experts, message):
+    with pytest.raises(InputError, match=message):
+        ExpertPool.open(base, experts)
+
+
+def test_a_class_without_a_language_model_is_named_shortly(copy, tiny_folders):
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    for kind, architecture in (("vit", "ViTForImageClassification"), ("t5", "T5ForConditionalGeneration")):
+        changed = config | {"model_type": kind, "architectures": [architecture]}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError) as caught:
+            ExpertPool({"base": Checkpoint(str(folder))}).live_model()
+        assert len(str(caught.value)) < 300 + len(str(folder))
+        assert architecture in str(caught.value)
+        assert "no causal language model" in str(caught.value)
 
 
 def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_path):

@@ -12,6 +12,7 @@ from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.live import load_model
 from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.vocabulary import TokenRow, Vocabulary, policy_of
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.merge import merge
 from sae_moo.materialization.into_model import materialize
@@ -56,7 +57,10 @@ def fault(base, experts, policy="refuse"):
     return str(caught.value).splitlines()[1:]
 
 
-ADVICE = "models.vocabulary: intersection or base (ExpertPool.open(..., vocabulary=...)) matches rows by token"
+ADVICE = (
+    "models.vocabulary: intersection, base or union (ExpertPool.open(..., vocabulary=...); tokenizer_source in a "
+    "mergekit configuration) matches rows by token"
+)
 
 
 def test_other_vocabularies_are_refused_by_default_naming_the_option(saved):
@@ -91,8 +95,89 @@ def test_models_without_a_tokenizer_are_compared_by_size_alone(saved):
     assert torch.equal(pool.load("expert", EMBEDDINGS), load_file(f"{expert}/model.safetensors")[EMBEDDINGS])
 
 
+def test_a_base_without_a_tokenizer_has_the_tokens_of_the_first_that_has_one(saved):
+    base = saved("base", None)
+    experts = {"one": saved("one", WORDS), "same": saved("same", WORDS), "turned": saved("turned", WORDS[::-1])}
+    shown = "10 tokens of one ('w0', 'w1', 'w2') elsewhere or missing in its tokenizer"
+    assert fault(base, experts) == [f"  - turned: {shown}; {ADVICE}"]
+
+
+def test_rows_as_they_lie_where_asked_for(saved):
+    base, turned = saved("base", WORDS), saved("turned", WORDS[::-1], seed=1)
+    pool = ExpertPool.open(base, {"turned": turned}, vocabulary="position")
+    assert torch.equal(pool.load("turned", HEAD), load_file(f"{turned}/model.safetensors")[HEAD])
+    longer = saved("longer", WORDS, rows=13)
+    assert fault(base, {"longer": longer}, "position") == [
+        f"  - longer: vocabulary size is 13, the base's is 12; {ADVICE}"
+    ]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_union_has_every_token_and_its_row_from_who_knows_it(saved, tied, tmp_path):
+    folders = {
+        "base": saved("base", WORDS, tied=tied),
+        "one": saved("one", [*WORDS[:9], "<chat>", "<one>"], rows=11, tied=tied, seed=1),
+        "two": saved("two", ["<chat>", *WORDS[::-1]], rows=16, tied=tied, seed=2),
+    }
+    rows = {name: load_file(f"{folder}/model.safetensors")[EMBEDDINGS] for name, folder in folders.items()}
+    pool = ExpertPool.open(folders["base"], {n: f for n, f in folders.items() if n != "base"}, vocabulary="union")
+    tokens = pool.tokenizer().get_vocab()
+    assert tokens == {**{word: i for i, word in enumerate(WORDS)}, "<chat>": 10, "<one>": 11} == pool.tokens()
+    loaded = {name: pool.load(name, EMBEDDINGS) for name in pool.names}
+    for i in range(len(WORDS)):  # the base's rows stand in for w9, which `one` does not know
+        assert torch.equal(loaded["base"][i], rows["base"][i])
+        assert torch.equal(loaded["one"][i], rows["one" if i < 9 else "base"][i])
+        assert torch.equal(loaded["two"][i], rows["two"][10 - i])
+    mean = (rows["one"][9] + rows["two"][0]) / 2  # the base does not know it, two do
+    assert torch.equal(loaded["base"][10], mean)
+    assert torch.equal(loaded["one"][10], rows["one"][9])
+    assert torch.equal(loaded["two"][10], rows["two"][0])
+    for name in pool.names:  # one knows it
+        assert torch.equal(loaded[name][11], rows["one"][10])
+    model = pool.live_model()
+    materialize(Expert("two"), pool, model)
+    assert model.config.vocab_size == 12
+    assert torch.equal(model.get_input_embeddings().weight, loaded["two"])
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe_document(Expert("two"), pool)))
+    merge(file, tmp_path / "merged")
+    again = load_model(tmp_path / "merged", torch.float32, "cpu")
+    assert torch.equal(again.get_input_embeddings().weight, loaded["two"])
+
+
+@pytest.mark.parametrize("base_first", [True, False])
+def test_a_vocabulary_that_is_put_together(saved, base_first):
+    base, one = saved("base", WORDS), saved("one", [*WORDS[1:], "<chat>"], rows=11, seed=1)
+    theirs, ours = load_file(f"{one}/model.safetensors")[HEAD], load_file(f"{base}/model.safetensors")[HEAD]
+    tokens = {
+        "<new>": TokenRow(),
+        "<like w3>": TokenRow(model="one", token="w3"),
+        "<row 5>": TokenRow(model="base", row=5),
+        "w2": TokenRow(model="one", force=True),
+    }
+    wanted = Vocabulary(source="one", tokens=tokens, multiple=8, base_first=base_first)
+    pool = ExpertPool.open(base, {"one": one}, vocabulary=policy_of(wanted.document()))
+    listed = pool.tokenizer().get_vocab()
+    assert [token for token, _ in sorted(listed.items(), key=lambda pair: pair[1])] == [
+        *WORDS[1:], "<chat>", "<new>", "<like w3>", "<row 5>",
+    ]  # fmt: skip
+    for name, own in {"base": ours, "one": theirs}.items():
+        rows = pool.load(name, HEAD)
+        assert rows.shape == (16, 8)
+        assert torch.equal(rows[listed["w1"]], own[1 if name == "base" else 0])
+        assert torch.equal(rows[listed["w2"]], theirs[1])
+        assert torch.equal(rows[listed["<new>"]], torch.zeros(8))
+        assert torch.equal(rows[listed["<like w3>"]], theirs[2])
+        assert torch.equal(rows[listed["<row 5>"]], ours[5])
+        torch.testing.assert_close(rows[13:], rows[:13].mean(0).expand(3, 8))
+    with pytest.raises(InputError, match=r"tokens: '<a>': expected a row of one of base, one"):
+        ExpertPool.open(base, {"one": one}, vocabulary=Vocabulary(tokens={"<a>": TokenRow(model="one", token="zz")}))
+
+
 def test_an_unknown_policy_is_refused(saved):
-    with pytest.raises(InputError, match=r"vocabulary: expected refuse, intersection, base, got 'bas'.*base"):
+    with pytest.raises(
+        InputError, match=r"vocabulary: expected refuse, intersection, base, union, position, got 'bas'.*base"
+    ):
         ExpertPool.open(saved("base", WORDS), {"a": saved("a", WORDS)}, vocabulary="bas")
 
 
@@ -225,8 +310,6 @@ def test_the_configuration_names_the_policy(saved, tmp_path):
     raw["models"]["vocabulary"] = "intersection"
     bench = Bench.open(Config.from_dict(raw, tmp_path))
     assert bench.pool.vocabulary == bench.identity()["models.vocabulary"] == "intersection"
-    raw["models"]["vocabulary"] = "union"
-    with pytest.raises(
-        InputError, match=r"models\.vocabulary: expected 'refuse', 'intersection' or 'base', got 'union'"
-    ):
+    raw["models"]["vocabulary"] = "onion"
+    with pytest.raises(InputError, match=r"models\.vocabulary: expected 'refuse', .* got 'onion'"):
         Config.from_dict(raw, tmp_path)

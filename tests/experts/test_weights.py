@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from sae_moo.errors import InputError
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, TensorFacts
+from sae_moo.experts.composed import Composed
+from sae_moo.experts.layers import Relaid
 from sae_moo.experts.layout import STORED_DTYPES
 from sae_moo.experts.vocabulary import KEEP_BASE, aligned
 
@@ -57,7 +59,7 @@ def renumbered(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-SOURCES = ("checkpoint", "shards", "adapter", "reordered")
+SOURCES = ("checkpoint", "shards", "adapter", "composed", "relaid", "reordered")
 
 
 @pytest.fixture(params=SOURCES)
@@ -69,13 +71,23 @@ def opened(request, tmp_path, tiny_folders):
         adapted(base, folder)
         return lambda: (Adapter(str(folder), Checkpoint(str(base))), Checkpoint(str(base)))
     shutil.copytree(tiny_folders["math"], folder)
+    if request.param == "composed":
+        adapted(base, tmp_path / "adapter")
+        return lambda: (Composed(f"{folder}+{tmp_path / 'adapter'}"), Checkpoint(str(base)))
+    if request.param == "relaid":
+
+        def moved():
+            theirs = Relaid(Checkpoint(str(base)), [0, 1, 1])
+            return Relaid(Checkpoint(str(folder)), [1, 0, None], theirs), theirs
+
+        return moved
     if request.param == "shards":
         sharded(folder)
     if request.param == "reordered":
         renumbered(folder)
 
         def picked():
-            models, _ = aligned({"base": Checkpoint(str(base)), "math": Checkpoint(str(folder))}, KEEP_BASE)
+            models = aligned({"base": Checkpoint(str(base)), "math": Checkpoint(str(folder))}, KEEP_BASE).models
             assert type(models["math"]).__name__ != "Checkpoint", "rows were exchanged"
             return models["math"], models["base"]
 

@@ -295,3 +295,21 @@ def test_bad_nodes_are_refused_at_construction(build, message):
 def test_bad_documents_name_the_node_and_the_fault(text, message):
     with pytest.raises(InputError, match=message):
         Recipe.from_json(text)
+
+
+@pytest.mark.parametrize("odd", ["1" * 1_000_000, "1" + "0" * 400, "1e999", "NaN", "[[" * 50_000, "[]", '"\\ud800"'])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"node": "merge", "method": "linear", "inputs": [0], "weights": [%s]',
+        '"node": "merge", "method": "linear", "inputs": [%s], "weights": [1]',
+        '"node": "prune", "inputs": [0], "sparsity": %s, "criterion": "magnitude", "scope": "tensor"',
+        '"node": "cast", "inputs": [0], "dtype": %s',
+        '"node": %s',
+    ],
+)
+def test_a_number_that_no_recipe_can_hold_is_an_input_error(fields, odd):
+    document = '{"schema": 1, "nodes": [{"node": "expert", "name": "a"}, {' + fields.replace("%s", odd) + "}]}"
+    with pytest.raises(InputError) as caught:
+        Recipe.from_json(document)
+    assert len(str(caught.value)) < 1000

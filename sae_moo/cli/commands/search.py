@@ -145,6 +145,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     if as_json:
         print_json(facts)
         return
+    from sae_moo.evaluate.kinds import OWN_ITEMS
     from sae_moo.explore.words import SPACES, limit_words, objective_words
 
     print(f"{config}: fine")
@@ -163,3 +164,5 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         sources = facts["sources"][name]
         if sources["search"] != sources["test"]:
             print(f"              searched on {sources['search']}, tested on {sources['test']}")
+        elif sources["search"] != OWN_ITEMS:
+            print(f"              {sources['search']}")

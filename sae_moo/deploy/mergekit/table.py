@@ -136,13 +136,14 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             },
         ),
         "arcee_fusion": Row("arcee_fusion", "required", 1, 1),
+        "nearswap": Row("nearswap", "required", 1, 1, {"t": Parameter("t", required=True)}),
         # One model as it is, or times a number: our linear, not normalised. Slices may take turns.
         "passthrough": Row("linear", "input", 1, 1, {"scale": Parameter(WEIGHTS, each=True, default=1.0)}, absent=True),
     }
 )
 """Name in mergekit -> method."""
 
-ELSEWHERE = ("nearswap", "ram", "ramplus_tl")
+ELSEWHERE = ("ram", "ramplus_tl")
 """Methods of mergekit that are not here."""
 
 # Read by some method, or by its tools: harmless where they are not read.

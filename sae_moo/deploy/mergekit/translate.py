@@ -12,6 +12,7 @@ from typing import Any
 
 from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Setting, Slice, Source, identity, inputs_of
 from sae_moo.deploy.mergekit.table import WEIGHTS, Parameter, Value
+from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
@@ -22,11 +23,20 @@ from sae_moo.recipe.rows import Rows
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Where a tensor is: its slice, and its place from 0 to 1 in the gradients there."""
+    """Where a tensor is: its slice, its place from 0 to 1 in the gradients there, and its layer, if it is in one."""
 
     name: str
     part: Slice
     t: float
+    layer: int | None = None
+
+    def named_in(self, source: Source | None) -> str:
+        """Return the tensor's name in one of the models; of None its own."""
+        if source is None or self.layer is None or source.first == self.part.start:
+            return self.name
+        found = BLOCK.search(self.name)
+        assert found is not None
+        return f"{self.name[: found.start(1)]}{source.first + self.layer - self.part.start}{self.name[found.end(1) :]}"
 
 
 def translate(document: Document, pool: ExpertPool) -> Recipe:
@@ -36,23 +46,19 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
 
     Args:
         document: the configuration.
-        pool: its models by the names in `Document.sources`.
+        pool: its models by the names in `Document.sources`, layers in the orders of `Document.layers`.
 
     Raises:
-        InputError: listing every fault: slices that do not cover the layers, values missing for some tensors.
+        InputError: listing every fault: slices of other layers than the pool's, values missing for some tensors.
     """
     layers = list(filter(in_block, pool.groups))
-    last = document.slices[-1]
-    if last.stop is not None and last.stop != len(layers):
-        where = _fault(
-            document,
-            last.key,
-            f"would change the architecture: the slices hold {last.stop} layers, the models have {len(layers)}",
-        )
-        raise refusal(WHAT, [where])
+    stop = document.slices[-1].stop
+    if stop is not None and stop != len(layers):
+        fault = f"the slices hold {stop} layers, the models have {len(layers)} in the order in which they lie"
+        raise refusal(WHAT, [_fault(document, document.slices[-1].key, fault)])
     spots = [_spot(info, pool, layers, document.slices) for info in pool.tensors]
     inputs = _inputs(document)
-    dtype = document.dtype or str(pool.load(BASE, _largest(pool.tensors).name).dtype).removeprefix("torch.")
+    dtype = document.dtype or pool.rounding(pool.main_dtype)
     if not inputs:  # nothing but the base
         return Cast(Expert(BASE), dtype)
     faults: list[str] = []
@@ -75,7 +81,7 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
         params["relative"] = True
     if document.method == "passthrough":
         params["normalize"] = False
-    nodes = tuple(Expert(document.names[model]) for model, _ in inputs)
+    nodes = tuple(Expert(document.named(*each)) for each in inputs)
     if document.row.base == "first":
         nodes = (Expert(BASE), *nodes)
     shared = Rows.gathered(weights, groups)
@@ -124,7 +130,7 @@ def _spot(info: TensorInfo, pool: ExpertPool, layers: Sequence[str], slices: Seq
     layer = layers.index(group)
     part = next(part for part in slices if part.stop is None or layer < part.stop)
     count = (part.stop or len(layers)) - part.start
-    return _Spot(info.name, part, (layer - part.start) / (count - 1) if count > 1 else 1.0)
+    return _Spot(info.name, part, (layer - part.start) / (count - 1) if count > 1 else 1.0, layer)
 
 
 def _inputs(document: Document) -> tuple[tuple[str, int], ...]:
@@ -155,7 +161,7 @@ def _table(
             if parameter.each and source is None:  # not in this slice: weight 0, and nothing else matters
                 row.append(0.0 if parameter.setting == WEIGHTS else parameter.default or 0.0)
                 continue
-            value = look_up(document.chain(spot.part, source), name, spot.name, spot.t)
+            value = look_up(document.chain(spot.part, source), name, spot.named_in(source), spot.t)
             if value is None:
                 value = parameter.default
             if value is None:
@@ -192,10 +198,6 @@ def _set(
         params[parameter.setting] = int(value)
     else:
         params[parameter.setting] = value
-
-
-def _largest(tensors: Sequence[TensorInfo]) -> TensorInfo:
-    return max(tensors, key=lambda info: info.numel)
 
 
 def _fault(document: Document, key: Key, text: str) -> str:

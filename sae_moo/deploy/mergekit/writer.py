@@ -9,16 +9,18 @@ from typing import Any
 
 import yaml
 
-from sae_moo.deploy.mergekit.document import parse
+from sae_moo.deploy.mergekit.reading import parse
 from sae_moo.deploy.mergekit.table import TABLE, WEIGHTS, Parameter, Row
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.errors import InputError
+from sae_moo.experts.aligned import Aligned
 from sae_moo.experts.checkpoint import ZOO, is_adapter
+from sae_moo.experts.composed import PLUS, is_composed
 from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.vocabulary import KEEP_BASE, Aligned
+from sae_moo.experts.vocabulary import KEEP_BASE, UNION
 from sae_moo.materialization.check import check
-from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, Recipe, children, rounded
+from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, rounded
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Rows
@@ -38,21 +40,25 @@ def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]
         InputError: naming what mergekit has no words for.
     """
     check(recipe, pool)
+    if pool.layers:
+        raise InputError("mergekit cannot say this: a recipe over models whose layers are in another order")
     dtype, node = "float32", _plain(recipe)
     if isinstance(node, Cast):
         dtype, node = node.dtype, _plain(node.input)
+    own = [] if dtype != STORED else ["no dtype: every tensor keeps its own, and mergekit computes in it"]
     document: dict[str, Any]
     if isinstance(node, Expert):
         document = {"merge_method": "passthrough", "models": [{"model": _source(node.name, pool)}]}
-        return _text(document, dtype), []
+        return _text(document, dtype), own
     if not isinstance(node, Merge):
         raise InputError(f"mergekit cannot say this: {_called(node)} inside {type(recipe).__name__}")
     names = _experts(node)
     document, notes = _merge(node, names, pool)
+    notes += own
     if any(isinstance(pool.checkpoints[name], Aligned) for name in names):
-        if pool.vocabulary != KEEP_BASE or document.get("base_model") != _source(BASE, pool):
+        if pool.vocabulary not in (KEEP_BASE, UNION) or document.get("base_model") != _source(BASE, pool):
             raise InputError("mergekit cannot say this: rows of embeddings matched otherwise than by its tokenizer")
-        document["tokenizer"] = {"source": "base"}
+        document["tokenizer"] = {"source": str(pool.vocabulary)}
         notes.append("mergekit leaves only rows of embeddings that are tokens")
     text = _text(document, dtype)
     _prove(text, node, names, pool)
@@ -84,7 +90,7 @@ def _called(node: Recipe) -> str:
                 else f"Prune to {least:.3g} ... {most:.3g} of {inputs}"
             )
         case Cast():
-            return f"Cast to {node.dtype} of {inputs}"
+            return f"Cast to {'the stored dtypes' if node.dtype == STORED else node.dtype} of {inputs}"
         case _:
             return type(node).__name__
 
@@ -93,7 +99,9 @@ def _source(name: str, pool: ExpertPool) -> str:
     """Return how mergekit finds an expert: a folder, a hub id, or the base with an adapter."""
     weights = pool.checkpoints[name]
     place = str(weights.folder) if weights.origin.startswith(ZOO) else weights.origin
-    if "+" in place:
+    if is_composed(weights.source):
+        return place
+    if PLUS in place:
         raise InputError(f"mergekit would read {place} as a model with an adapter: move or rename it")
     return f"{_source(BASE, pool)}+{place}" if is_adapter(weights.folder) else place
 
@@ -284,8 +292,9 @@ _Dumper.add_representer(list, _list)
 
 
 def _text(document: dict[str, Any], dtype: str) -> str:
-    whole = document | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype != "float32" else {})
-    return yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    if dtype != STORED:
+        document = document | {"dtype": "float32"} | ({"out_dtype": dtype} if dtype != "float32" else {})
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _prove(text: str, node: Merge, names: Sequence[str], pool: ExpertPool) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.steps import Step, ZeroAware, divisor, terms
+from sae_moo.materialization.ops.steps import Nearing, Step, ZeroAware, divisor, terms
 
 
 def linear(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001  # a method
@@ -28,6 +28,14 @@ def task_arithmetic(x: Operands, weights: Sequence[float], place: Place) -> Step
     parts = [scale * weight for weight in weights]
     rest = 1.0 - math.fsum(parts)
     return terms(parts, base=rest if abs(rest) > 1e-12 else 0.0)
+
+
+def nearswap(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001
+    """``base + s (x - base)`` with ``s = min(1, t / max(|x - base|, 1e-6))``: a step of at most t towards the model.
+
+    As in mergekit, written as it has it; the weight of the one input is not used by either.
+    """
+    return Nearing(place.number("t"))
 
 
 def zero_aware(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001

@@ -276,6 +276,24 @@ class Selected:
 
 
 @dataclass(frozen=True, slots=True)
+class Nearing:
+    """``s x + (1 - s) base`` with ``s = min(1, t / max(|x - base|, 1e-6))``.
+
+    Args:
+        t: length of a step towards the input.
+    """
+
+    t: float
+    align: int = 1
+
+    def chunk(self, inputs: Sequence[Tensor], base: Tensor | None, start: int) -> Tensor:  # noqa: ARG002
+        """See `Step`."""
+        assert base is not None
+        share = (self.t / (base - inputs[0]).abs().clamp(min=1e-6)).clamp(min=0.0, max=1.0)
+        return share * inputs[0] + (1 - share) * base
+
+
+@dataclass(frozen=True, slots=True)
 class Fusion:
     """Arcee fusion: elements of an importance under the threshold stay the base's.
 

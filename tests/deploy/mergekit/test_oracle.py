@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_moo.deploy.mergekit.document import read_configuration
+from sae_moo.deploy.mergekit.reading import read_configuration
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.experts.pool import ExpertPool

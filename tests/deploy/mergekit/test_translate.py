@@ -3,9 +3,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from sae_moo.deploy.mergekit.document import Filtered, parse
+from sae_moo.deploy.mergekit.document import Filtered
+from sae_moo.deploy.mergekit.reading import parse
 from sae_moo.deploy.mergekit.translate import translate, value_for
 from sae_moo.errors import InputError
 from sae_moo.experts.pool import TensorInfo
@@ -23,7 +23,7 @@ def pool():
     named += [(i + 1, f"model.layers.{i}.{kind}.weight") for i in range(LAYERS) for kind in KINDS]
     named += [(LAYERS + 1, "lm_head.weight"), (LAYERS + 1, "model.norm.weight")]
     tensors = tuple(TensorInfo(name, (2, 2), group, True) for group, name in named)
-    return SimpleNamespace(groups=groups, tensors=tensors, load=lambda name, tensor: torch.zeros(1).bfloat16())
+    return SimpleNamespace(groups=groups, tensors=tensors, main_dtype="bfloat16", rounding=lambda dtype: dtype)
 
 
 def merge(text: str, pool) -> Merge:
@@ -121,7 +121,7 @@ def test_models_absent_from_a_slice_weigh_nothing_there(pool):
 def test_slices_that_do_not_cover_the_layers(pool):
     text = "merge_method: passthrough\nslices:\n  - sources: [{model: a, layer_range: [0, 3]}]\n"
     assert refused(text, pool).endswith(
-        "m.yaml:3: slices[0]: would change the architecture: the slices hold 3 layers, the models have 4"
+        "m.yaml:3: slices[0]: the slices hold 3 layers, the models have 4 in the order in which they lie"
     )
 
 

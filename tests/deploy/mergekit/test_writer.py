@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 from stand_ins import weights_of
 
-from sae_moo.deploy.mergekit.document import parse
+from sae_moo.deploy.mergekit.reading import parse
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.deploy.mergekit.writer import configuration_text
 from sae_moo.errors import InputError

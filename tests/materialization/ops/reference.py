@@ -161,6 +161,11 @@ def arcee_fusion(xs, w, base):
     return np.where(importance >= median + 1.5 * (q3 - q1), xs[0], base)
 
 
+def nearswap(xs, w, base, t=0.001):
+    share = np.minimum(1, t / np.maximum(np.abs(xs[0] - base), 1e-6))
+    return base + share * (xs[0] - base)
+
+
 def zero_aware(xs, w, base, scale=1.0):
     xs = [np.where(x == 0, 0, base + scale * (x - base)) for x in xs] if scale != 1 else xs
     out = np.zeros(xs[0].shape)

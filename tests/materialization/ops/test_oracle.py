@@ -53,9 +53,10 @@ CASES = [
     ("sce", {}, {}, True),
     ("sce", {"select_topk": 0.3}, {"select_topk": 0.3}, True),
     ("arcee_fusion", {}, {}, True),
+    ("nearswap", {"t": 0.1}, {"t": 0.1}, True),
     ("slerp", {}, {}, True),
 ]
-UNWEIGHTED = ("karcher", "model_stock", "sce", "arcee_fusion")
+UNWEIGHTED = ("karcher", "model_stock", "sce", "arcee_fusion", "nearswap")
 SIZES = [(64,), (1, 64), (40, 33)]
 
 SCRIPT = """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_moo.deploy.mergekit.document import parse, read_configuration
+from sae_moo.deploy.mergekit.reading import parse, parse_all, read_configuration
 from sae_moo.deploy.mergekit.table import TABLE
 from sae_moo.errors import InputError
 from sae_moo.recipe.methods import METHODS
@@ -64,10 +64,16 @@ def test_an_adapter_of_the_base_is_an_expert(model):
         {"base": "org/a", "lora": "org/lora"},
         ["org/a", "org/a+org/lora"],
     )
-    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/b"))
-    assert "m.yaml:4: models[0].model: expected an adapter only on base_model (org/b)" in fault
-    (fault,) = faults(text.replace("base_model: org/a", "base_model: org/a+x"))[:1]
-    assert "base_model: expected an adapter only on base_model (org/a+x)" in fault
+    other = parse(text.replace("base_model: org/a", "base_model: org/b"), "m.yaml")
+    assert other.sources == {"base": "org/b", "lora": "org/a+org/lora"}, "over its own model where that is not the base"
+    on_one = parse(text.replace("base_model: org/a", "base_model: org/a+x"), "m.yaml")
+    assert on_one.sources == {"base": "org/a+x", "lora": "org/a+org/lora"}
+
+
+@pytest.mark.parametrize("model", ["a+b+c", "a+", "+b", "a++b"])
+def test_what_is_no_model_with_an_adapter(model):
+    (fault,) = faults(f"merge_method: karcher\nmodels: [{{model: {model}}}]")
+    assert f"models[0].model: expected a model, or model+adapter, got {model!r}" in fault
 
 
 def test_every_fault_at_once_with_line_key_and_nearest_name():
@@ -76,8 +82,8 @@ merge_method: ties
 base_modl: base
 dtype: float8
 out_dtype: float64
-tokenizer_source: union
-chat_template: chatml
+tokenizer_source: other
+chat_template: chatm
 models:
   - model: a+adapter
     parameters: {weigt: 1}
@@ -91,18 +97,10 @@ parameters:
 """
     assert faults(text) == [
         "m.yaml:1: merge_method: ties needs a base_model",
-        "m.yaml:2: base_modl: no such key (did you mean 'base_model'?); expected one of merge_method, base_model, "
-        "models, slices, modules, parameters, dtype, out_dtype, tokenizer_source, tokenizer, chat_template",
         "m.yaml:3: dtype: expected float32, bfloat16, float16, got 'float8'",
         "m.yaml:4: out_dtype: expected float32, bfloat16, float16, got 'float64'",
-        "m.yaml:5: tokenizer_source: a union of vocabularies would change the embeddings' rows, which is not supported",
-        "m.yaml:6: chat_template: expected a Jinja template or auto (the templates that mergekit names are not here), "
-        "got 'chatml'",
-        "m.yaml:8: models[0].model: expected an adapter only on base_model (and there is none), and one alone, got "
-        "a+adapter",
-        "m.yaml:9: models[0].parameters.weigt: no parameter of ties (did you mean 'weight'?); there are: weight, "
-        "lambda, normalize, int8_mask, density, rescale",
-        "m.yaml:11: models[1].paramters: no such key (did you mean 'parameters'?); expected one of model, parameters",
+        "m.yaml:5: tokenizer_source: expected one of the models, got other",
+        "m.yaml:6: chat_template: expected a Jinja template or one of auto, chatml, llama3, got 'chatm'",
         "m.yaml:12: models[2].model: expected a folder or a hub id, got None",
         "m.yaml:12: models[2].parameters.weight: expected a number, got 'high'",
         "m.yaml:12: models[2].parameters.density: expected a share in [0, 1], got 2",
@@ -124,7 +122,7 @@ WEIGHTED = "models: [{model: a, parameters: {weight: 1}}, {model: b}]\n"
         ("models: [{model: a}]", "merge_method: expected this key, it is missing"),
         ("merge_method: [ties]", "no merge method ['ties']"),
         ("merge_method: tie\n" + TWO, "no merge method 'tie' (did you mean 'ties'?)"),
-        ("merge_method: nearswap\n" + TWO, "mergekit's nearswap is not here"),
+        ("merge_method: nearswap\nbase_model: a\n" + TWO, "nearswap: expected a value of t, there is none"),
         ("merge_method: ram\n" + TWO, "mergekit's ram is not here"),
         ("merge_method: linear\n", "exactly one of models, slices and modules, got none of them"),
         ("merge_method: linear\nslices: [1]\n" + WEIGHTED, "got models and slices"),
@@ -146,9 +144,14 @@ WEIGHTED = "models: [{model: a, parameters: {weight: 1}}, {model: b}]\n"
         ("merge_method: sce\nbase_model: a\nmodels: [{model: a}, {model: a}]", "base_model a once among the sources"),
         ("merge_method: karcher\nmodules: {a: {}, b: {}}", "modules: expected a mapping with one module"),
         ("merge_method: karcher\nmodules: {a: {}}", "modules.a: expected either models or slices"),
-        ("merge_method: karcher\ntokenizer: {}\n" + TWO, "tokenizer.source: a union of vocabularies"),
-        ("merge_method: karcher\ntokenizer: {source: base, tokens: {x: 1}}\n" + TWO, "tokenizer.tokens: would change"),
-        ("merge_method: karcher\ntokenizer_source: c\n" + TWO, "tokenizer_source: expected base or one of the models"),
+        ("merge_method: karcher\ntokenizer: 3\n" + TWO, "tokenizer: expected a mapping with source, got 3"),
+        ("merge_method: karcher\ntokenizer: {tokens: [x]}\n" + TWO, "tokenizer.tokens: expected a mapping of tokens, got list"),
+        ("merge_method: karcher\ntokenizer: {tokens: {x: 1}}\n" + TWO, "tokenizer.tokens.x: expected {source: MODEL} or a kind of it, got 1"),
+        ("merge_method: karcher\ntokenizer: {tokens: {x: {source: c}}}\n" + TWO, "tokens.x.source: expected one of the models, got c"),
+        ("merge_method: karcher\ntokenizer: {tokens: {x: {source: a, force: 2}}}\n" + TWO, "x.force: expected true or false, got 2"),
+        ("merge_method: karcher\ntokenizer: {tokens: {x: {source: {kind: one}}}}\n" + TWO, "expected kind zero, or model_token"),
+        ("merge_method: karcher\ntokenizer: {pad_to_multiple_of: 0}\n" + TWO, "expected a whole number above 0, got 0"),
+        ("merge_method: karcher\ntokenizer_source: c\n" + TWO, "tokenizer_source: expected one of the models"),
         ("merge_method: karcher\ntokenizer_source: a\ntokenizer: {source: a}\n" + TWO, "got both"),
         ("merge_method: karcher\ndtype: float64\n" + TWO, "dtype: expected float32, bfloat16, float16, got 'float64'"),
         ("merge_method: karcher\nmerge_method: karcher\n" + TWO, "merge_method: expected every key once, it came before"),
@@ -164,20 +167,34 @@ def sliced(*ranges: tuple[str, int, int]) -> str:
     return f"merge_method: passthrough\nslices:\n{entries}"
 
 
-@pytest.mark.parametrize(
-    ("ranges", "message"),
-    [
-        ((("a", 1, 4),), "layers 1 to 3 of a would become layers 0 and on; slices that drop or move layers"),
-        ((("a", 0, 2), ("b", 1, 4)), "layers 1 to 3 of b would become layers 2 and on; slices that repeat or move"),
-        ((("a", 0, 2), ("b", 3, 4)), "layers 3 to 3 of b would become layers 2 and on; slices that drop or move"),
-        ((("a", 2, 2),), "layer_range: expected [first, after the last], got [2, 2]"),
-    ],
-)
-def test_slices_that_would_change_the_architecture(ranges, message):
-    found = faults(sliced(*ranges))
-    assert len(found) == 1
-    assert message in found[0]
-    assert f"m.yaml:{2 + len(ranges)}: slices[{len(ranges) - 1}].sources[0].layer_range: " in found[0]
+def test_a_range_of_layers_is_not_empty():
+    assert faults(sliced(("a", 2, 2))) == [
+        "m.yaml:3: slices[0].sources[0].layer_range: expected [first, after the last], got [2, 2]"
+    ]
+
+
+def test_slices_say_which_layers_of_which_model_the_result_has():
+    document = parse(sliced(("a", 0, 2), ("b", 1, 4), ("a", 3, 4)), "m.yaml")
+    assert [(part.start, part.stop) for part in document.slices] == [(0, 2), (2, 5), (5, 6)]
+    assert document.layers == {"base": (0, 1, None, None, None, 3), "b": (None, None, 1, 2, 3, None)}
+    assert parse("merge_method: karcher\n" + TWO, "m.yaml").layers == {}
+
+
+def test_a_model_with_two_ranges_in_a_slice_is_two_experts():
+    text = """\
+merge_method: linear
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2]}
+      - {model: a, layer_range: [1, 3]}
+      - {model: b, layer_range: [1, 3]}
+      - {model: b, layer_range: [1, 3]}
+parameters: {weight: 1}
+"""
+    document = parse(text, "m.yaml")
+    assert document.layers == {"base": (0, 1), "base~1": (1, 2), "b": (1, 2)}
+    assert document.sources == {"base": "a", "b": "b", "base~1": "a"}
+    assert [document.named(*each) for each in [("a", 0), ("a", 1), ("b", 0), ("b", 1)]] == ["base", "base~1", "b", "b"]
 
 
 def test_sources_of_a_slice_have_as_many_layers():
@@ -223,6 +240,93 @@ def test_notes(text, note):
     assert any(note in each for each in parse(text, "m.yaml").notes)
 
 
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("name: mine\narchitecture: LlamaForCausalLM\nmerge_method: karcher\n" + TWO, "name has no effect, as in mergekit"),
+        ("architecture: x\nmerge_method: karcher\n" + TWO, "architecture has no effect, as in mergekit"),
+        ("merge_method: karcher\nbase_modl: c\n" + TWO, "base_modl has no effect, as in mergekit (did you mean 'base_model'?)"),
+        ("merge_method: karcher\nparameters: {dtype: bfloat16, 3: 1}\n" + TWO, "parameters.dtype has no effect, as in mergekit"),
+        ("merge_method: ties\nbase_model: a\nparameters: {weigt: 1, weight: 1}\n" + TWO, "weigt has no effect, as in mergekit (did you mean 'weight'?)"),
+        ("merge_method: karcher\nmodels: [{model: a, weight: 3}]", "models[0].weight has no effect, as in mergekit"),
+        ("merge_method: karcher\ntokenizer: {source: base, mode: x}\n" + TWO, "tokenizer.mode has no effect"),
+        ("merge_method: karcher\nchat_template: alpaca\n" + TWO, "mergekit's own alpaca is not here"),
+    ],
+)  # fmt: skip
+def test_what_nobody_reads_is_a_note(text, note):
+    assert any(note in each for each in parse(text, "m.yaml").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "base_model: a\ngate_mode: hidden\nexperts: [{source_model: b, positive_prompts: [x]}]",
+            "a mergekit-moe config",
+        ),
+        ("base_model: a\nexperts: [{source_model: b}]", "a mergekit-moe configuration"),
+        (
+            "genome: {models: [a], merge_method: ties}\ntasks: [{name: x}]",
+            "a mergekit-evolve configuration: it searches",
+        ),
+        ("layer_slices: [{model: a, start: 0, end: 2}]", "a bakllama configuration"),
+        ("base_model: a\nfinetuned_model: b\nrank: 32", "settings of mergekit-extract-lora"),
+        ("study: {name: s}\nmodels: {base: a, experts: {b: b}}\nobjectives: [t]", "a configuration of a search"),
+    ],
+)
+def test_files_of_other_tools_are_called_so_in_one_line(text, message):
+    with pytest.raises(InputError) as caught:
+        parse(text, "m.yaml")
+    assert str(caught.value).startswith(f"m.yaml: {message}")
+    assert "\n" not in str(caught.value)
+
+
+MANY = """\
+name: last
+merge_method: karcher
+base_model: first
+models: [{model: first+lora}, {model: second}]
+---
+# a comment
+---
+name: second
+merge_method: karcher
+models: [{model: first}, {model: c}]
+---
+name: first
+merge_method: karcher
+models: [{model: a}, {model: b}]
+---
+"""
+
+
+def test_several_documents_are_merges_each_after_those_that_it_takes():
+    merges = parse_all(MANY, "m.yaml")
+    assert [document.name for document in merges] == ["first", "second", "last"]
+    assert [document.takes for document in merges] == [("a", "b"), ("first", "c"), ("first", "first", "second")]
+    assert len(parse_all("--- \nmerge_method: karcher\n" + TWO + "---\n", "m.yaml")) == 1
+    with pytest.raises(InputError, match="expected one mergekit configuration, got 3 YAML documents"):
+        parse(MANY, "m.yaml")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message"),
+    [
+        ("name: second", "name: first", "m.yaml:12: name: expected letters, digits, dots and dashes, every name once, got 'first'"),
+        ("name: second", "name: ../up", "m.yaml:8: name: expected letters"),
+        ("name: second\n", "", "expected a name for every merge but one"),
+        ("{model: a}", "{model: second}", "take each other for models"),
+        ("{model: c}", "{model: 3}", "m.yaml:10: models[1].model: expected a folder or a hub id, got 3"),
+        ("{model: a}, {model: b}", "a", "m.yaml:14: models[0]: expected a mapping with model, got 'a'"),
+    ],
+)  # fmt: skip
+def test_faults_of_several_documents(was, now, message):
+    text = MANY.replace(was, now) if now else MANY.replace(was, now).replace("name: first\n", "")
+    with pytest.raises(InputError) as caught:
+        parse_all(text, "m.yaml")
+    assert message in str(caught.value)
+
+
 def test_files(tmp_path):
     path = tmp_path / "m.yaml"
     with pytest.raises(InputError, match="cannot read the mergekit configuration"):
@@ -241,7 +345,7 @@ def test_the_table_fits_our_methods():
     for row in TABLE.values():
         ours = METHODS[row.ours]
         for name, parameter in row.parameters.items():
-            if parameter.setting in (None, "weights"):
+            if parameter.setting in (None, "weights") or parameter.required:
                 continue
             default = ours.defaults[parameter.setting]
             expected = {True: "l1", False: "none"}[parameter.default] if name == "rescale" else parameter.default

@@ -1,0 +1,159 @@
+"""A model whose layers are another's, in an order of one's own: some left out, moved or there more than once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from sae_moo.errors import InputError
+from sae_moo.experts.checkpoint import ModelWeights, TensorFacts
+from sae_moo.experts.layout import BLOCK
+from sae_moo.experts.live import parsed_config
+
+Order = Sequence[int | None]
+"""For each layer of the result which layer of a model it is; None: of no interest, the base's stands there."""
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_DENSE_FIRST = "first_k_dense_replace"
+# Settings that list layers by number, where others have an entry for every layer.
+_NUMBERED = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "mlp_only_layers",
+    "moe_layers",
+)
+_NOT_OF_LAYERS = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id", "bad_words_ids", "suppress_tokens")
+
+
+class Relaid:
+    """A model with its layers in another order.
+
+    Args:
+        weights: the model.
+        order: its layer for each layer of the result.
+        base: the base in its own order, which gives what is of no interest; None for the base itself.
+
+    Raises:
+        InputError: if the model has no such layers, or keeps layers in several stacks.
+    """
+
+    def __init__(self, weights: ModelWeights, order: Order, base: Relaid | None = None) -> None:
+        self._weights, self._base = weights, base
+        self.order = tuple(order)
+        self.source, self.origin, self.folder = weights.source, weights.origin, weights.folder
+        self.tied, self.vocabulary = weights.tied, weights.vocabulary
+        count = layer_count(weights)
+        wrong = [layer for layer in self.order if layer is not None and not 0 <= layer < count]
+        if wrong:
+            raise InputError(f"expected layers 0 to {count - 1}, those that {weights.source} has, got {wrong[0]}")
+        inside: dict[int, list[tuple[str, str]]] = {}
+        self._own: dict[str, str | None] = {}  # name -> the model's own name of it; None: the base's tensor
+        for name in weights.tensors:
+            found = BLOCK.search(name)
+            if found is None:
+                self._own[name] = name
+            else:
+                inside.setdefault(int(found[1]), []).append((name[: found.start(1)], name[found.end(1) :]))
+        for place, layer in enumerate(self.order):
+            if layer is not None:
+                self._own |= {f"{a}{place}{b}": f"{a}{layer}{b}" for a, b in inside[layer]}
+            elif base is not None:
+                self._own |= dict.fromkeys(base.of_layer(place))
+        self.tensors: Mapping[str, TensorFacts] = {name: self._facts(name) for name in sorted(self._own)}
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The ``config.json`` with as many layers, and with the settings of each in the new order."""
+        kept = [0 if layer is None else layer for layer in self.order]
+        return with_layers(self._weights.config, parsed_config(self._weights.folder) or {}, kept)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the model's fingerprint and the order, and of the base's where it gives layers."""
+        parts = [self._weights.fingerprint, self.order, self._base and None in self.order and self._base.fingerprint]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def of_layer(self, place: int) -> list[str]:
+        """Return the names of a layer's tensors."""
+        return [name for name in self._own if (found := BLOCK.search(name)) and int(found[1]) == place]
+
+    def load(self, name: str) -> Tensor:
+        """Return one tensor."""
+        weights, own = self._of(name)
+        return weights.load(own)
+
+    def stored(self, name: str) -> bool:
+        """Say whether a tensor is read as it lies in a file."""
+        weights, own = self._of(name)
+        return weights.stored(own)
+
+    def shares_base(self, name: str) -> bool:
+        """Say whether a tensor is known to be the base's."""
+        own = self._own[name]
+        if own is None or self._base is None:
+            return True
+        return self._weights.shares_base(own) and self._base._own.get(name) == own
+
+    def _of(self, name: str) -> tuple[ModelWeights, str]:
+        own = self._own[name]
+        if own is not None:
+            return self._weights, own
+        assert self._base is not None
+        return self._base, name
+
+    def _facts(self, name: str) -> TensorFacts:
+        weights, own = self._of(name)
+        return weights.tensors[own]
+
+
+def layer_count(weights: ModelWeights) -> int:
+    """Return how many layers a model has.
+
+    Raises:
+        InputError: if they are not one stack, numbered from 0, as many as ``config.json`` says.
+    """
+    found = [match for name in weights.tensors if (match := BLOCK.search(name))]
+    stacks = sorted({match.string[: match.start(1)] for match in found})
+    numbers = {int(match[1]) for match in found}
+    said = next((weights.config[key] for key in _COUNTS if key in weights.config), None)
+    if len(stacks) != 1 or numbers != set(range(len(numbers))) or said != len(numbers):
+        held = f"{len(numbers)} in {', '.join(stacks) or 'no stack'}"
+        raise InputError(
+            f"{weights.source}: layers can be put in another order where they are one stack, as many as config.json "
+            f"says ({said}); got {held}"
+        )
+    return len(numbers)
+
+
+def with_layers(config: Mapping[str, Any], parsed: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Return a ``config.json`` for a model whose layers are in another order.
+
+    The number of layers follows; lists with an entry for every layer, such as ``layer_types``, are drawn anew, those
+    that transformers derives written out, because it would derive others for another number; so are lists of layers'
+    numbers, and the number of dense layers that come before a mixture's.
+
+    Args:
+        config: the content of ``config.json``.
+        parsed: the same as transformers reads it, with what it derives.
+        order: for each layer of the result which layer it was.
+    """
+    count = next(config[key] for key in _COUNTS if key in config)
+    changed = dict(config) | {key: len(order) for key in _COUNTS if key in config}
+    for key, value in {**parsed, **config}.items():
+        if key in _NOT_OF_LAYERS or key.startswith("_") or not isinstance(value, list):
+            continue
+        if key in _NUMBERED:
+            changed[key] = [place for place, layer in enumerate(order) if layer in value]
+        elif len(value) == count:
+            changed[key] = [value[layer] for layer in order]
+    dense = config.get(_DENSE_FIRST)
+    if isinstance(dense, int) and not isinstance(dense, bool):
+        changed[_DENSE_FIRST] = next((i for i, layer in enumerate(order) if layer >= dense), len(order))
+    return changed
