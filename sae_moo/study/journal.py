@@ -128,6 +128,17 @@ def reached(storage: BaseStorage) -> Iterator[None]:
         raise StorageError(f"storage {_without_password(storage.url)}: {_first_line(error)}; {KEPT}") from error
 
 
+def _has_studies(url: str) -> bool:
+    """Say whether a database holds Optuna's tables."""
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(url)
+    try:
+        return inspect(engine).has_table("studies")
+    finally:
+        engine.dispose()
+
+
 def _first_line(error: Exception) -> str:
     """Return what a database says, without the statement that Optuna had for it."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
@@ -175,14 +186,14 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
 
         try:
             file = sqlite_file(where)
-            if write or file is None or file.is_file():  # Optuna would make an empty one
+            if write or (_has_studies(where) if file is None else file.is_file()):  # Optuna would make empty ones
                 return RDBStorage(where)
         except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
             shown, why = _without_password(where), _first_line(error)
             if no_room(error) is not None:
                 raise StorageError(f"storage {shown}: {why}; {KEPT}") from error
             raise InputError(f"storage {shown}: Optuna cannot open it: {why}") from error
-        raise InputError(f"no study at {file}")
+        raise InputError(f"no study at {_without_password(where) if file is None else file}")
     path = Path(where)
     try:
         if write:

@@ -129,7 +129,7 @@ def test_who_holds_a_folder_is_told_and_forgotten_when_it_ends(folder):
     with folder.held():
         (folder.path / "run.json").touch()
         me = folder.holder
-        assert (me.process, me.host, me.here, me.alive) == (os.getpid(), platform.node(), True, True)
+        assert (me.process, me.host, me.here) == (os.getpid(), platform.node(), True)
         datetime.fromisoformat(me.since)
         told = rf"another search is running there \(process {os.getpid()}\) on {platform.node()}, since \d{{4}}-"
         with pytest.raises(InputError, match=told), folder.held():
