@@ -37,10 +37,12 @@ class Merged:
     Args:
         sparsity: the fraction of zeros over all prunable weights.
         notes: what the user should know about the merge.
+        proof: what was found to be as it should, if anything was compared.
     """
 
     sparsity: float
     notes: tuple[str, ...] = ()
+    proof: tuple[str, ...] = ()
 
 
 def merge(
@@ -74,7 +76,7 @@ def merge(
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes = ordered.notes + _compared(path, ordered.digests, stream)
+        proof = _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
             "dtype": named,
@@ -84,7 +86,7 @@ def merge(
         config = deployed_config(pool, dtype_of(named))
         write_surroundings(partial, pool, config, ordered.tokenizer, ordered.settings)
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
-    return Merged(sparsity, notes)
+    return Merged(sparsity, ordered.notes, proof)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
