@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def export(
     form: str = USUAL,
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
+    cautions: Sequence[str] | None = None,
     tell: Callable[[str], None] = lambda note: None,
     stage: Callable[[str], None] = lambda what: None,
 ) -> Exported:
@@ -73,6 +74,8 @@ def export(
         form: name of the format, one of `FORMATS`.
         tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
         shard_bytes: size that the tensors of one file may have together.
+        cautions: what to know of the trial, for the model card; None: what `View.cautions` says, for which all trials
+            are read.
         tell: is told what the user should know, a sentence each.
         stage: is told what is being done, a few words each.
 
@@ -97,13 +100,15 @@ def export(
         scores.update(verify_apart(run, record.number, folder, digests, exact, tell))
         return {split: objective_scores(tasks, run.objectives) | tasks for split, tasks in scores.items()}
 
+    card = _card(run, record, why, row, output, bench, tokenizer_from, stream)
+    known = run.view().cautions(record) if cautions is None else cautions
     order = Order(
         format=row,
         output=output,
         stream=stream,
         sparsity=_sparsity(record),
         whose=_whose(record),
-        card=_card(run, record, why, row, output, bench, tokenizer_from, stream),
+        card=replace(card, warnings=tuple(f"{caution}." for caution in known)),
         tokenizer=tokenizer,
         settings=tokenizer_from,
         shard_bytes=shard_bytes,

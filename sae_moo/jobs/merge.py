@@ -47,10 +47,12 @@ class Merged:
     Args:
         sparsity: the fraction of zeros over all prunable weights; of several models that of the last.
         notes: what the user should know about the merge.
+        proof: what was found to be as it should, if anything was compared.
     """
 
     sparsity: float
     notes: tuple[str, ...] = ()
+    proof: tuple[str, ...] = ()
 
 
 def merge(
@@ -101,7 +103,7 @@ def _write(ordered: _Ordered, path: Path, output: Path, dtype: str = "float32") 
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes += _compared(path, ordered.digests, stream)
+        proof = _compared(path, ordered.digests, stream)
         facts = {
             "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
             "dtype": stream.dtype_words,
@@ -109,7 +111,7 @@ def _write(ordered: _Ordered, path: Path, output: Path, dtype: str = "float32") 
             "made with": versions(),
         }
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
-    return Merged(sparsity, notes)
+    return Merged(sparsity, notes, proof)
 
 
 def _write_all(path: Path, merges: Sequence[Document], output: Path, moved: Mapping[str, str] | None) -> Merged:

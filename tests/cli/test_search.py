@@ -436,6 +436,8 @@ def test_a_fault_of_an_override_names_the_flag_that_it_was_given_by(here):
         assert "--set search.populaton=3: search.populaton: no such key" in refused(
             *command, "--set", "search.populaton=3"
         )
+    assert "\n  --evaluations 0: search.evaluations: expected" in refused("search", "c.yaml", "--evaluations", "0")
+    assert "\n  --seed -1: study.seed: expected" in refused("search", "c.yaml", "--seed", "-1")
 
 
 def test_a_search_whose_evaluations_keep_failing_stops_in_a_line_and_goes_on_later(here, monkeypatch):

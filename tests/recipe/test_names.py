@@ -29,7 +29,7 @@ KINDS_OF_ROWS = [
             "materialization/ops/task_vectors.py",  # `sce` remembers under its name
         ),
     ),
-    (CRITERIA, "recipe/criteria.py", ()),
+    (CRITERIA, "recipe/criteria.py", ("experts/updates.py",)),  # DoRA's own word
     (
         ALGORITHMS,
         "searchers/algorithms.py",
