@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.task import Asked, Metric, Prompt, Request
+from sae_moo.experts.live import model_class
 
 Documents = Literal["train", "validation", "test"]
 SEED = 1234
@@ -194,13 +195,13 @@ def reader(tokenizer: Any, folder: Path) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     class Reader(HFLM):  # type: ignore[misc]
         def __init__(self) -> None:
             with torch.device("meta"):
                 config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+                model: Any = model_class(config).from_config(config, trust_remote_code=False)
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
             self.seen: list[tuple[list[int], list[int]]] = []
             self.cut: Counter[str] = Counter()

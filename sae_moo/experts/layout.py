@@ -44,7 +44,8 @@ def group_name(tensor: str) -> str:
 
 def has_a_row_per_token(name: str) -> bool:
     """Say whether a tensor has a row (or a number) for every token: embeddings, head, the head's bias."""
-    return bool(TOKEN_EMBEDDINGS.search(name)) or name in HEADS or name.replace(".bias", ".weight") in HEADS
+    head = name.replace(".bias", ".weight")
+    return bool(TOKEN_EMBEDDINGS.search(name)) or head in HEADS or head.endswith(".lm_head.weight")
 
 
 def stored_turned(config: Mapping[str, Any]) -> bool:
@@ -52,8 +53,18 @@ def stored_turned(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _CONV1D
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a model's text part: those inside ``text_config`` or the like, else all of them."""
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
+        inner = config.get(key)
+        if isinstance(inner, Mapping) and inner:
+            return text_config(inner)
+    return config
+
+
 def longest_input(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a model takes, by its ``config.json``; None if that does not say."""
+    config = text_config(config)
     longest = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2's name for it
     return longest if isinstance(longest, int) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from sae_moo.experts.layout import HEADS
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a causal LM from a local folder, ready for scoring.
+    """Load a causal LM from a local folder, ready for scoring; a model of images and text where it is one that writes.
 
     Raises:
         InputError: if transformers cannot build it.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = model_class(known_config(folder)).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # whatever transformers' many config classes raise at what they find
@@ -33,6 +31,22 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
         reason = only_code(folder) or f"{folder}: transformers cannot load this as a causal LM: {first}"
         raise InputError(reason) from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def model_class(config: Any) -> Any:
+    """Return what builds a model: transformers' class of causal LMs, or of those that write about images.
+
+    Args:
+        config: a `known_config`, or None.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def known_config(folder: Path) -> Any:
@@ -51,7 +65,7 @@ def parsed_config(folder: Path) -> dict[str, Any] | None:
     return None if known is None else dict(known.to_dict())
 
 
-def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def places(model: nn.Module, names: Iterable[str], unbuilt: Collection[str] = ()) -> dict[str, Tensor]:
     """Return where each tensor of a checkpoint lies in a live model: a parameter, or a view into one to write into.
 
     transformers keeps some tensors otherwise than checkpoints do: it stacks the matrices of a mixture's experts into
@@ -60,9 +74,10 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     Args:
         model: a transformers model.
         names: names of the checkpoint's tensors.
+        unbuilt: those of them that the model may do without.
 
     Returns:
-        Name -> tensor, in the order given; together they cover every parameter once.
+        Name -> tensor, in the order given, those it does without left out; together they cover every parameter once.
 
     Raises:
         InputError: naming tensors without a parameter and parameters that nothing covers.
@@ -77,7 +92,7 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         views = _as_saved(model, own)
         for name in _lost(found):
             found[name] = views.get(name, views.get(f"{prefix}.{name}"))
-    lost, unset = _lost(found), _uncovered(found, own)
+    lost, unset = [name for name in _lost(found) if name not in unbuilt], _uncovered(found, own)
     if lost or unset:
         faults = [f"tensor without parameter: {name}" for name in lost[:10]]
         faults += [f"parameter without tensor: {name}" for name in unset[:10]]

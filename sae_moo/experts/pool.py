@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from sae_moo.errors import InputError, first_few, itemized, nearest
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_row_per_token
+from sae_moo.experts.layout import BLOCK, STORED_DTYPES, dtype_of, has_a_row_per_token, text_config
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
+from sae_moo.experts.submodels import group_names
 from sae_moo.experts.vocabulary import POLICIES, REFUSE, aligned, load_tokenizer
 from sae_moo.recipe import BASE, STORED
-from sae_moo.recipe.groups import in_block, model_order
+from sae_moo.recipe.groups import in_block, is_submodel, model_order
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class TensorInfo:
         shape: its shape.
         group: index into `ExpertPool.groups`.
         prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
-            where the checkpoint holds one 3-D tensor of them instead of a matrix each).
+            where the checkpoint holds one 3-D tensor of them instead of a matrix each); of the text model, and of
+            `ExpertPool.pruned`.
         dtype: what the base stores it in.
     """
 
@@ -90,10 +92,13 @@ class ExpertPool:
     Args:
         checkpoints: name -> weights, the base under ``base``, first.
         vocabulary: what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
+        pruned: sub-models whose blocks can be pruned too, and count in the sparsity, by their groups' names.
 
     Attributes:
         names: ``base`` first, then the experts in the order given.
-        groups: group names in model order: embeddings, blocks, head.
+        groups: group names in model order: embeddings, blocks, head; then sub-models, a group each.
+        submodels: the last of these: vision towers, projectors and what else is not the text model.
+        pruned: those that can be pruned too.
         tensors: every weight tensor once (a tied head is none), in model order.
         fingerprints: name -> content fingerprint.
         vocabulary: the policy.
@@ -103,7 +108,9 @@ class ExpertPool:
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
 
-    def __init__(self, checkpoints: Mapping[str, ModelWeights], vocabulary: str = REFUSE) -> None:
+    def __init__(
+        self, checkpoints: Mapping[str, ModelWeights], vocabulary: str = REFUSE, pruned: Iterable[str] = ()
+    ) -> None:
         if vocabulary not in POLICIES:
             known = ", ".join(POLICIES)
             raise InputError(f"vocabulary: expected {known}, got {vocabulary!r}{nearest(str(vocabulary), POLICIES)}")
@@ -114,21 +121,24 @@ class ExpertPool:
         if faults:
             raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
-        named = {name: group_name(name) for name in base.tensors}
+        named = group_names(base.tensors, base.config)
         self.groups = tuple(sorted(set(named.values()), key=model_order))
+        self.submodels = tuple(filter(is_submodel, self.groups))
+        self.pruned = tuple(sorted(set(pruned)))
         ordered = sorted(base.tensors, key=lambda name: (model_order(named[name]), name))
         self.tensors = tuple(
             TensorInfo(
                 name,
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
-                in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
+                self._counts(name, named[name]) and _is_prunable(name, base.tensors[name].shape),
                 STORED_DTYPES[base.tensors[name].dtype],
             )
             for name in ordered
         )
         if not ordered:
             raise InputError(f"{base.source}: the checkpoint holds no tensors")
+        self._check_pruned()
         if not any(tensor.prunable for tensor in self.tensors):
             raise InputError(
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
@@ -141,7 +151,12 @@ class ExpertPool:
 
     @classmethod
     def open(
-        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: str = REFUSE
+        cls,
+        base: str,
+        experts: Mapping[str, str],
+        relative_to: Path | None = None,
+        vocabulary: str = REFUSE,
+        pruned: Iterable[str] = (),
     ) -> ExpertPool:
         """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
@@ -151,6 +166,7 @@ class ExpertPool:
             relative_to: folder that relative paths start from; None means the current one.
             vocabulary: ``refuse``, ``intersection`` or ``base``: what to do about experts whose vocabulary is not the
                 base's; see `vocabulary.aligned`.
+            pruned: sub-models that can be pruned beside the text model, such as ``vision_tower``.
 
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
@@ -174,7 +190,35 @@ class ExpertPool:
                 faults.append(f"{name}: {error}")
         if faults:
             raise InputError(itemized("cannot open", faults))
-        return cls(opened, vocabulary)
+        return cls(opened, vocabulary, pruned)
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Sub-models that are merged, and neither pruned nor counted in any sparsity."""
+        return tuple(name for name in self.submodels if name not in self.pruned)
+
+    @property
+    def counted_words(self) -> str:
+        """What a sparsity is a fraction of, for people."""
+        if not self.left_alone:
+            return "2-D weights in blocks"
+        return f"2-D weights in blocks, those of {', '.join(self.left_alone)} left alone and not counted,"
+
+    def _counts(self, name: str, group: str) -> bool:
+        return in_block(group) or (group in self.pruned and BLOCK.search(name) is not None)
+
+    def _check_pruned(self) -> None:
+        """Raise InputError if what is to be pruned is no sub-model, or one that holds nothing to prune."""
+        prunable = {self.groups[info.group] for info in self.tensors if info.prunable}
+        for name in self.pruned:
+            if name not in self.submodels:
+                known = ", ".join(self.submodels) or "the base has none"
+                raise InputError(
+                    f"pruning.submodels: expected sub-models of the base ({known}), got {name!r}"
+                    f"{nearest(name, self.submodels)}"
+                )
+            if name not in prunable:
+                raise InputError(f"pruning.submodels: {name} holds no 2-D weights in blocks, nothing of it is pruned")
 
     def load(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert in its own dtype, on the CPU: do not write to it.
@@ -284,10 +328,13 @@ class ExpertPool:
         A place is a parameter, or a view into one where transformers fuses what the checkpoint holds apart: the experts
         of a mixture.
 
+        What belongs to a sub-model may have none: heads for further tokens that transformers does not build.
+
         Raises:
             InputError: naming parameters without a tensor and tensors without a parameter.
         """
-        return places(model, [info.name for info in self.tensors])
+        unbuilt = {info.name for info in self.tensors if self.groups[info.group] in self.submodels}
+        return places(model, [info.name for info in self.tensors], unbuilt)
 
 
 def _base(source: str, relative_to: Path | None) -> Checkpoint:
@@ -333,7 +380,8 @@ def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
             f"{name}: {what} is {theirs}, the base's is {ours}" for what, ours, theirs in facts if ours != theirs
         ]
         tensors = _other_tensors(name, base, expert)
-        sizes = [(key, base.config.get(key), expert.config.get(key)) for key in SIZES]
+        here, there = ({**model.config, **text_config(model.config)} for model in (base, expert))
+        sizes = [(key, here.get(key), there.get(key)) for key in SIZES]
         sizes = [(key, ours, theirs) for key, ours, theirs in sizes if ours != theirs and ours and theirs]
         told = [f"{name}: {key} in config.json is {theirs}, the base's is {ours}" for key, ours, theirs in sizes]
         faults += told if tensors and told else tensors
@@ -368,13 +416,15 @@ def _behaviour(base: ModelWeights, expert: ModelWeights) -> list[tuple[str, Any,
 
     One release writes ``rope_theta``, another the same inside ``rope_parameters``; defaults are left out or not.
     """
-    written = [(key, base.config.get(key), expert.config.get(key)) for key in BEHAVIOUR]
+    here, there = ({**model.config, **text_config(model.config)} for model in (base, expert))
+    written = [(key, here.get(key), there.get(key)) for key in BEHAVIOUR]
     written = [(key, ours, theirs) for key, ours, theirs in written if ours != theirs]
     if not written or base.config.get("model_type") != expert.config.get("model_type"):
         return written
     ours, theirs = parsed_config(base.folder), parsed_config(expert.folder)
     if ours is None or theirs is None:
         return written
+    ours, theirs = ({**each, **text_config(each)} for each in (ours, theirs))
     return [(key, ours.get(key), theirs.get(key)) for key in BEHAVIOUR if ours.get(key) != theirs.get(key)]
 
 

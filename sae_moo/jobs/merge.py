@@ -26,7 +26,7 @@ from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, token_list
 from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
-from sae_moo.recipe import BASE, STORED, Recipe, decode
+from sae_moo.recipe import BASE, STORED, Prune, Recipe, decode, walk
 
 MERGEKIT = FORMATS["mergekit"].endings
 
@@ -78,9 +78,11 @@ def merge(
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
+        if sparsity and pool.left_alone:
+            notes += (f"sparsity is the text model's: {', '.join(pool.left_alone)} are not counted",)
         notes += _compared(path, ordered.digests, stream)
         facts = {
-            "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+            "sparsity": f"{sparsity:.4f} of the {pool.counted_words} are exact zeros",
             "dtype": stream.dtype_words,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
@@ -207,7 +209,11 @@ def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
         raise InputError(f'{path}: expected "experts": {{NAME: {{"source": FOLDER}}}}, {BASE!r} among them')
     sources = _moved(path, {name: entry["source"] for name, entry in experts.items()}, moved)
     policy = str(document.get("vocabulary", "refuse"))
-    return ExpertPool.open(sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy)
+    prunings = [node for node in walk(_decoded(path, document)) if isinstance(node, Prune)]
+    pruned = sorted({name for node in prunings for name in node.submodels})
+    return ExpertPool.open(
+        sources.pop(BASE), sources, relative_to=path.resolve().parent, vocabulary=policy, pruned=pruned
+    )
 
 
 def _moved(path: Path, sources: Mapping[str, str], moved: Mapping[str, str] | None) -> dict[str, str]:
@@ -256,6 +262,13 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def _decoded(path: Path, document: dict[str, Any]) -> Recipe:
+    try:
+        return decode(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
     """Read a recipe file over a pool's experts, and the activation norms that it names.
 
@@ -263,10 +276,7 @@ def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
         InputError: if it is none, or an expert is not what it was.
     """
     document = _read_document(path)
-    try:
-        recipe = decode(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    recipe = _decoded(path, document)
     experts = document.get("experts")
     for name, entry in experts.items() if isinstance(experts, Mapping) else ():
         fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None
