@@ -61,6 +61,7 @@ class View:
         records: all trials, in order of their numbers.
         front: the non-dominated feasible ones, best in the first objective first.
         exhausted: whether the search ended with nothing left to try.
+        left_alone: sub-models that are neither pruned nor counted in the sparsity.
     """
 
     name: str
@@ -77,6 +78,7 @@ class View:
     records: tuple[TrialRecord, ...]
     front: tuple[Ended, ...]
     exhausted: bool = False
+    left_alone: tuple[str, ...] = ()
 
     @cached_property
     def done(self) -> tuple[Ended, ...]:

@@ -183,8 +183,15 @@ def _searched(view: View) -> str:
     return (
         f"Merges of {count(len(experts), 'expert')} ({listed(experts, 10)}) of one base, for {wanted}; more is better "
         f"in each. Tasks: {listed(view.tasks, 10)}. Limits: {listed(limits, 8) if limits else 'none'}. "
-        f"Algorithm: {view.algorithm}{SPACES[view.space]}."
+        f"Algorithm: {view.algorithm}{SPACES[view.space]}.{_left_alone(view)}"
     )
+
+
+def _left_alone(view: View) -> str:
+    if not view.left_alone:
+        return ""
+    verb = "is" if len(view.left_alone) == 1 else "are"
+    return f" Sparsity is the text model's: {listed(view.left_alone, 8)} {verb} merged, and neither pruned nor counted."
 
 
 def _found(view: View) -> Section:

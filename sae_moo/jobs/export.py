@@ -12,7 +12,7 @@ from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.formats import FORMATS, USUAL, Format
 from sae_moo.deploy.order import Order
 from sae_moo.deploy.stream import Stream, check_sparsity
-from sae_moo.deploy.surroundings import tokenizer_of
+from sae_moo.deploy.surroundings import missing_code, tokenizer_of
 from sae_moo.deploy.tensor_files import SHARD_BYTES
 from sae_moo.errors import InputError, Interrupted
 from sae_moo.experts.layout import dtype_of
@@ -92,6 +92,8 @@ def export(
     _check_asked(row, output, verify, tokenizer_from)
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
+    for note in missing_code(bench.pool):
+        tell(note)
     stream = _stream(run, record, bench)
     prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
@@ -188,7 +190,7 @@ def _card(
     facts = {
         "study": run.name,
         "trial": str(record.number),
-        "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "sparsity": f"{evaluation.sparsity:.4f} of the {bench.pool.counted_words} are exact zeros",
         "dtype": stream.dtype_words,
         "digest of the recipe": f"`{record.digest}`",
         "tokenizer, chat template, settings of generation": tokenizer_from,

@@ -158,6 +158,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
         "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
+        "submodels": {"pruned": list(bench.pool.pruned), "left alone": list(bench.pool.left_alone)},
         "calibration": bench.calibration,
         "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
         "sources": {task.name: {s: task.source(s) for s in ("search", "test")} for task in bench.tasks},
@@ -178,6 +179,8 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
+    if bench.pool.left_alone:
+        print(f"  left alone  {', '.join(bench.pool.left_alone)}: merged, neither pruned nor counted in the sparsity")
     if bench.calibration is not None:
         print(f"  norms       {bench.calibration}")
     for name, counts in facts["tasks"].items():
