@@ -30,6 +30,8 @@ HOUSE = (
     "sce",
     "arcee_fusion",
     "nearswap",
+    "ram",
+    "ramplus_tl",
     "rankmean",
     "zero_aware",
 )

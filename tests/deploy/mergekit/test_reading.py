@@ -123,7 +123,7 @@ WEIGHTED = "models: [{model: a, parameters: {weight: 1}}, {model: b}]\n"
         ("merge_method: [ties]", "no merge method ['ties']"),
         ("merge_method: tie\n" + TWO, "no merge method 'tie' (did you mean 'ties'?)"),
         ("merge_method: nearswap\nbase_model: a\n" + TWO, "nearswap: expected a value of t, there is none"),
-        ("merge_method: ram\n" + TWO, "mergekit's ram is not here"),
+        ("merge_method: rum\n" + TWO, "no merge method 'rum' (did you mean 'ram'?)"),
         ("merge_method: linear\n", "exactly one of models, slices and modules, got none of them"),
         ("merge_method: linear\nslices: [1]\n" + WEIGHTED, "got models and slices"),
         ("merge_method: linear\n" + WEIGHTED, "m.yaml:2: models[1]: linear: expected a value of weight for b, there"),
