@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from sae_moo.errors import InputError, first_few, itemized
 from sae_moo.experts.adapters import Adapter
+from sae_moo.experts.built import built_model, check_places
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
 from sae_moo.experts.composed import Composed, is_composed
 from sae_moo.experts.layers import Order, Relaid, layer_count
 from sae_moo.experts.layout import STORED_DTYPES, dtype_of, group_name, has_a_row_per_token
-from sae_moo.experts.live import built_model, check_places, load_model, parsed_config, places
+from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.tokens import token_list
 from sae_moo.experts.vocabulary import REFUSE, Policy, aligned, policy_of
@@ -331,7 +332,8 @@ def _in_order(models: Mapping[str, ModelWeights], layers: Mapping[str, Order]) -
             faults.append(f"{name}: {error}")
     if faults:
         raise InputError(itemized("the layers do not fit", faults))
-    check_places(base.config, {name: facts.shape for name, facts in base.tensors.items()})
+    if parsed_config(base.folder) is not None:  # else its class is code of its own, which is not run
+        check_places(base.config, {name: facts.shape for name, facts in base.tensors.items()})
     return result
 
 
