@@ -70,6 +70,16 @@ def test_an_adapter_of_the_base_is_an_expert(model):
     assert on_one.sources == {"base": "org/a+x", "lora": "org/a+org/lora"}
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("true", True), ("'Yes'", True), ("1.0", True), ("'off'", False), ("0", False), ("'0'", False)],
+)
+def test_truth_values_are_read_as_mergekit_reads_them(written, value):
+    document = parse(TIES + f"parameters: {{normalize: {written}, lambda: true}}\n", "m.yaml")
+    assert document.scopes[1]["normalize"][0].values == (value,)
+    assert document.scopes[1]["lambda"][0].values == (1.0,)
+
+
 @pytest.mark.parametrize("model", ["a+b+c", "a+", "+b", "a++b"])
 def test_what_is_no_model_with_an_adapter(model):
     (fault,) = faults(f"merge_method: karcher\nmodels: [{{model: {model}}}]")
