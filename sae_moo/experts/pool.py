@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_moo.errors import InputError, first_few, itemized, nearest
+from sae_moo.experts.built import built_model
 from sae_moo.experts.checkpoint import ModelWeights
 from sae_moo.experts.layers import Order, Relaid
 from sae_moo.experts.layout import (
@@ -26,7 +27,7 @@ from sae_moo.experts.layout import (
     is_head,
     text_config,
 )
-from sae_moo.experts.live import built_model, load_model, parsed_config, places
+from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.opening import in_order, open_models
 from sae_moo.experts.submodels import group_names
