@@ -75,10 +75,21 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
                 fail(str(full), full.exit_code)
             if not isinstance(error, OSError):
                 raise
+            if isinstance(error, FileNotFoundError) and _nowhere():
+                fail("the current folder is there no more: it was removed or renamed", 2)
             where = f"{error.filename}: " if error.filename else ""
             fail(f"{where}{error.strerror or error}", 2 if error.errno == errno.ENAMETOOLONG else 1)
 
     return wrapped
+
+
+def _nowhere() -> bool:
+    """Say whether the current folder was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import os
+import pkgutil
 import resource
 import shutil
 import signal
@@ -23,9 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import sae_moo.jobs.compare.comparison
-import sae_moo.jobs.export
-import sae_moo.jobs.search  # noqa: F401  # everything is imported before the first fork
+import sae_moo
 from sae_moo.cli import main as cli
 from sae_moo.explore.run import Run
 
@@ -266,6 +266,9 @@ def main() -> int:
     limit = given.limit or os.getuid() != 0
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     total = Counts()
+    for module in pkgutil.walk_packages(sae_moo.__path__, "sae_moo."):  # once, not in every process that is forked
+        if not module.name.startswith(("sae_moo.testing", "sae_moo.zoo.train")):
+            importlib.import_module(module.name)
     with tempfile.TemporaryDirectory() as root:
         reference = Path(root) / "reference"
         prepared(reference, None)
