@@ -125,8 +125,8 @@ def test_every_difference_is_listed_at_once(copy, tiny_folders):
         "  - bad: tensor lm_head.weight is not in the base",
         "  - bad: tensor model.layers.1.extra.weight is not in the base",
         "  - bad: model.norm.weight has shape (17,), expected (16,)",
-        f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection or base "
-        "(ExpertPool.open(..., vocabulary=...)) matches rows by token",
+        f"  - bad: vocabulary size is 700, the base's is {vocabulary}; models.vocabulary: intersection, base or "
+        "union (ExpertPool.open(..., vocabulary=...); tokenizer_source in a mergekit configuration) matches rows by token",
     ]
 
 
