@@ -85,10 +85,24 @@ def test_layers_in_several_stacks_are_refused(saved, tmp_path):
 
     folder = saved("a")
     tensors = load_file(folder / "model.safetensors")
-    vision = {f"model.vision.layers.{i}.weight": torch.ones(2, 2) for i in range(4)}
-    save_file(tensors | vision, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"one stack.*got 4 in model\.layers\., model\.vision\.layers\."):
+    others = {f"model.others.layers.{i}.weight": torch.ones(2, 2) for i in range(4)}
+    save_file(tensors | others, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"one stack.*got 4 in model\.layers\., model\.others\.layers\."):
         Relaid(Checkpoint(str(folder)), (0,))
+
+
+def test_layers_of_a_tower_stay_where_they_are(saved):
+    from safetensors.torch import load_file, save_file
+
+    folder = saved("a")
+    tensors = load_file(folder / "model.safetensors")
+    vision = {f"model.vision_tower.layers.{i}.weight": torch.full((2, 2), float(i)) for i in range(4)}
+    save_file(tensors | vision, folder / "model.safetensors", {"format": "pt"})
+    found = Relaid(Checkpoint(str(folder)), (1, 0))
+    assert {name for name in found.tensors if "vision" in name} == vision.keys()
+    assert all(torch.equal(found.load(name), tensor) for name, tensor in vision.items())
+    own = "model.layers.{}.input_layernorm.weight"
+    assert torch.equal(found.load(own.format(0)), tensors[own.format(1)])
 
 
 LISTS = {"layer_types": ["sliding_attention", "full_attention"] * 2}

@@ -24,7 +24,6 @@ KINDS_OF_ROWS = [
             "deploy/mergekit/table.py",  # the names of another format
             "searchers/",  # who merges by them, and algorithms called after them
             "testing/",  # what the suites merge by
-            "experts/adapters.py",  # a kind of layer
             "materialization/ops/merge.py",  # `rankmean` reads its ranks
             "materialization/ops/task_vectors.py",  # `sce` remembers under its name
         ),
