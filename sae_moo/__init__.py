@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
-    from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError
+    from sae_moo.errors import InputError, Interrupted, RunError, SaeMooError, StorageError
     from sae_moo.evaluate.task import Task
     from sae_moo.experts.pool import ExpertPool
     from sae_moo.explore.run import Run
@@ -44,7 +44,7 @@ _HOMES = {
     "jobs.bench": ("Bench",),
     "materialization.calibration": ("calibrate", "load_calibration"),
     "config.document": ("Config",),
-    "errors": ("InputError", "Interrupted", "RunError", "SaeMooError"),
+    "errors": ("InputError", "Interrupted", "RunError", "SaeMooError", "StorageError"),
     "experts.pool": ("ExpertPool",),
     "jobs.export": ("export",),
     "jobs.merge": ("merge",),
@@ -106,6 +106,7 @@ __all__ = [
     "Schedule",
     "Searcher",
     "Sparsity",
+    "StorageError",
     "Task",
     "TaskMean",
     "WeightCache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import NO_ROOM, InputError, StorageError, nearest
-from sae_moo.files.disks import mount_of
+from sae_moo.files.disks import Mount, mount_of
 from sae_moo.files.json_text import parsed
 from sae_moo.files.room import KEPT, writing
 from sae_moo.files.whole import whole_file
@@ -203,13 +204,8 @@ class RunFolder:
             raise InputError(f"{self.path}: the run folder cannot be locked: {error.strerror}") from error
         mount = mount_of(self.path)
         shared = mount is not None and mount.shared
-        if shared:
-            log.warning(
-                "%s lies on a network file system (%s), where locks may not hold between machines: search there from "
-                "one machine at a time",
-                self.path,
-                mount,
-            )
+        if mount is not None and shared:
+            _tell_limits(mount)
         if holder is not None:
             if shared and not holder.here:
                 raise InputError(
@@ -221,6 +217,16 @@ class RunFolder:
         with writing(self.path / LOCK):
             handle.write(Holder.me().text())
             handle.flush()
+
+
+@functools.cache
+def _tell_limits(mount: Mount) -> None:
+    """Say once, not for every search of a comparison, what a network file system does not promise."""
+    log.warning(
+        "the run folder lies on a network file system (%s), where locks may not hold between machines: search there "
+        "from one machine at a time",
+        mount,
+    )
 
 
 @dataclass(frozen=True, slots=True)

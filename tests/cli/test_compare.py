@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -195,6 +198,63 @@ def test_a_process_that_dies_fails_its_search_only(config, here, monkeypatch):
     result = call("compare", "compare.yaml", "--workers", "2", "--set", "compare.seeds=1", code=1)
     assert "swarm, dense, seed 0: its process died (exit code -9)" in result.stderr
     assert (here / "runs" / "tiny" / "task-arithmetic-0" / "test.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_search_goes_on(config, here, workers):
+    command = [sys.executable, "-m", "sae_moo.cli.main", "compare", "compare.yaml", "--workers", workers]
+    most = 9000  # bytes a file: a journal ends after some evaluations
+    limit = (most, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    told = r"sae-moo: (.*), seed 0: (runs/tiny/[\w-]+/study\.journal): File too large; what was finished before is kept"
+    journal = Path(re.fullmatch(told, line)[2])
+    assert re.fullmatch(told, line)[1] in ("nsga2", "swarm, dense", "task-arithmetic")
+    kept = journal.read_bytes()
+    assert len(kept) <= most
+    assert kept.endswith(b"\n"), "an entry is there whole or not at all"
+    call("compare", "compare.yaml", "--set", "compare.seeds=1")
+    assert journal.read_bytes().startswith(kept)
+    assert [len(Run.open(f"runs/tiny/{name}-0").trials()) for name in ("nsga2", "swarm-dense")] == [9, 9]
+
+
+@pytest.mark.slow
+def test_a_fault_of_ours_in_a_process_of_its_own_is_told_with_its_search(config, here, monkeypatch):
+    faulty = "import sys\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    import numpy\n    numpy.maximum = None\n"
+    (here / "sitecustomize.py").write_text(faulty)
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    result = call("compare", "compare.yaml", "--workers", "2", "--set", "compare.seeds=1", code=1)
+    assert re.search(r"nsga2, seed 0: \w+Error: ", result.stderr)
+
+
+def test_a_search_with_a_space_that_has_nothing_left_to_try_is_finished(config, here, monkeypatch):
+    run_dry(monkeypatch, after=7)
+    call("compare", "compare.yaml", "--set", "compare.seeds=1")
+    assert len(Run.open(here / "runs/tiny/nsga2-0").trials()) == 7
+    asked = []
+    monkeypatch.setattr(comparison, "run_cell", lambda cell, *more: asked.append(str(cell)))
+    call("compare", "compare.yaml", "--set", "compare.seeds=1")
+    assert asked == []
+
+
+def run_dry(monkeypatch, after: int) -> None:
+    from sae_moo.searchers.nsga import NsgaSearcher
+
+    ask, asked = NsgaSearcher.ask, Counter()
+
+    def until(self, n):
+        asked[id(self)] += 1
+        return ask(self, n) if asked[id(self)] <= after else []
+
+    monkeypatch.setattr(NsgaSearcher, "ask", until)
 
 
 def test_a_name_may_hold_what_tables_are_made_of(config, here):

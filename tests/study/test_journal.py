@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
+import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
 from scripted_study import LIMITS, OBJECTIVES, Setup
 from stand_ins import Landscape
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.journal import FileLock, absolute, open_storage
@@ -83,3 +87,45 @@ def test_a_lock_that_could_not_be_taken_is_free_afterwards(tmp_path):
 )
 def test_databases_start_from_the_configurations_folder(url, found):
     assert absolute(url, Path("/c")) == found
+
+
+@pytest.mark.parametrize("fits", [0, 1, 100])
+def test_a_full_disk_leaves_a_journal_as_it_was_and_names_it(tmp_path, monkeypatch, fits):
+    setup = Setup(tmp_path / "s")
+    setup.run(evaluations=3)
+    before = setup.path.read_bytes()
+    write, left = io.FileIO.write, [fits]
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            part = data[: left[0]]
+            left[0] -= len(part)
+            return write(self, part)
+
+    def opened(self, mode="r", **more):
+        return Full(self, mode.replace("b", "")) if mode == "ab" and more else real(self, mode, **more)
+
+    real = Path.open
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", opened)
+        with pytest.raises(StorageError, match=r"/s: No space left on device; what was finished before is kept$"):
+            setup.run(evaluations=6)
+    assert setup.path.read_bytes() == before
+    assert setup.run(evaluations=6) == Setup(tmp_path / "whole").run(evaluations=6)
+
+
+def test_a_full_database_is_one_line_and_goes_on(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db"
+    Setup(None, where=url).run(evaluations=3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "s.db").stat().st_size + 4096, limits[1]))
+    try:
+        with pytest.raises(
+            StorageError, match=r"^storage sqlite:///[^\n]*s\.db: [^\n]*; what was finished before is kept$"
+        ):
+            Setup(None, where=url).run(evaluations=40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Setup(None, where=url).run(evaluations=12) == Setup(tmp_path / "whole").run(evaluations=12)
