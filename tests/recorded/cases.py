@@ -173,6 +173,9 @@ MERGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "breadcrumbs_ties": ("breadcrumbs_ties", MIXED, {**THIN, "gamma": 0.05}),
     "sce": ("sce", MIXED, {"select_topk": 0.5}),
     "arcee_fusion": ("arcee_fusion", {"weights": (1.0,), "inputs": ("math",)}, {}),
+    "nearswap": ("nearswap", {"weights": (1.0,), "inputs": ("math",)}, {"t": 0.01}),
+    "ram": ("ram", MIXED, {"epsilon": 0.01}),
+    "ramplus_tl": ("ramplus_tl", MIXED, {"epsilon": 0.01}),
     "rankmean": ("rankmean", MIXED, {}),
     "zero_aware": ("zero_aware", MIXED, {"scale": 0.9}),
 }
