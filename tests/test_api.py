@@ -58,3 +58,16 @@ def test_search_from_python(tiny_folders, tmp_path):
     assert record in run.front()
     assert "sparsity >= 0.05" in why
     assert run.recipe(record.number).digest(sm.Bench.open(config).pool) == record.digest
+
+
+@pytest.mark.parametrize("given", ["file.yaml", None, {"study": {"name": "a"}}])
+def test_a_search_of_anything_but_a_configuration_is_one_message(given):
+    message = f"config: expected a Config, as Config.load\\(path\\) reads it, got {type(given).__name__}"
+    for call in (sm.search, sm.Bench.open):
+        with pytest.raises(sm.InputError, match=message):
+            call(given)
+
+
+def test_what_is_no_recipe_is_not_materialized(tiny, tiny_model):
+    with pytest.raises(sm.InputError, match=r"expected a recipe, such as Expert\('math'\), got 'math'"):
+        sm.materialize("math", tiny, tiny_model)

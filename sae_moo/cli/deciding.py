@@ -13,7 +13,7 @@ from sae_moo.explore.decide.neighbours import Neighbour
 from sae_moo.explore.decide.significance import HOW_TESTED, Paired, paired
 from sae_moo.explore.view import View
 from sae_moo.jobs.diff import Diff
-from sae_moo.jobs.judge import Tested
+from sae_moo.jobs.judge import BEST_EXPERT, Tested
 from sae_moo.objectives import Objective, TaskMean, objective_scores, scored
 from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, task_scores
 from sae_moo.study.record import Ended
@@ -26,6 +26,8 @@ OPTIMISTIC = (
 
 def paired_text(difference: Paired) -> str:
     """Return a difference with its interval, p and verdict, as tables show it."""
+    if difference.equal:
+        return difference.verdict
     return f"{difference.mean:+.3f} {difference.verdict}"
 
 
@@ -54,11 +56,15 @@ def show_pick(
     """Print a pick, why, what its neighbours would cost or gain and, if it was tested, both splits."""
     console.print(front_table([record], view.objectives, view.tasks))
     say(console, f"{why}\n")
+    for caution in view.cautions(record):
+        say(console, f"{caution}.\n")
+    if view.meaning:
+        say(console, f"{view.meaning}\n")
     if beside:
         console.print(neighbour_table(beside, view.objectives, record.number))
         say(console, f"{HOW_TESTED}\n")
     if tested is not None:
-        for table in tested_tables(tested, view.objectives):
+        for table in tested_tables(tested, view.objectives, " by accuracy" if view.meaning else ""):
             console.print(table)
         say(console, f"{OPTIMISTIC}\n")
 
@@ -102,8 +108,14 @@ def neighbours_json(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
     ]
 
 
-def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> list[Table]:
-    """Return tables of a pick and what it is held against on both splits, then of the pick's tasks."""
+def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective], best_by: str = "") -> list[Table]:
+    """Return tables of a pick and what it is held against on both splits, then of the pick's tasks.
+
+    Args:
+        found: the pick, then what it is held against.
+        objectives: those of the study.
+        best_by: what to add to the name of the best expert, where that is not the best in the table's own objective.
+    """
     pick = found[0]
     tables = []
     for objective in scored(objectives):
@@ -115,7 +127,8 @@ def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> l
             difference = "" if model is pick else paired_text(_difference(pick, model, objective))
             cells = [with_error(means[split].score, means[split].stderr) for split in ("search", "test")]
             cells.append(_optimism_text(optimism(means["search"], means["test"])))
-            table.add_row(model.name, f"{model.sparsity:.3f}", *cells, difference)
+            name = model.name + (best_by if model.name.startswith(BEST_EXPERT) else "")
+            table.add_row(name, f"{model.sparsity:.3f}", *cells, difference)
         tables.append(table)
     return [
         *tables,

@@ -16,7 +16,7 @@ from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
 from sae_moo.jobs.compare.statistics import ON_TASK, Comparison
 from sae_moo.jobs.compare.tables import difference_text, value_text
-from sae_moo.objectives import Objective
+from sae_moo.objectives import Constraint, Objective
 from sae_moo.objectives.scores import Score
 from sae_moo.study.record import Ended, Running, TrialRecord
 
@@ -74,8 +74,10 @@ def front_table(
     return table
 
 
-def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Table:
-    """Return a table of all trials."""
+def trial_table(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
+) -> Table:
+    """Return a table of all trials; of those that break one of the limits it says which."""
     table = bare_table("")
     for name in ("trial", "state", *(o.name for o in objectives), "operator", "digest", "note"):
         left = name in ("state", "operator", "digest", "note")
@@ -86,7 +88,7 @@ def trial_table(records: Sequence[TrialRecord], objectives: Sequence[Objective])
             name = record.digest
             if record.values:
                 cells = [with_error(record.values[o.name], record.stderr[o.name]) for o in objectives]
-        table.add_row(str(record.number), record.state, *cells, record.operator, name[:8], _note(record))
+        table.add_row(str(record.number), record.state, *cells, record.operator, name[:8], _note(record, constraints))
     return table
 
 
@@ -215,14 +217,15 @@ def bare_table(title: str) -> Table:
     return Table(title=Text(title, no_wrap=True, overflow="ignore") if title else None, title_justify="left", box=None)
 
 
-def _note(record: TrialRecord) -> str:
+def _note(record: TrialRecord, constraints: Sequence[Constraint]) -> str:
     if isinstance(record, Running):
         return "begun, not ended"
     if record.evaluation.reason is not None:
         return record.evaluation.reason
     if record.repeats is not None:
         return f"same weights as trial {record.repeats}"
-    return "" if record.feasible else "breaks a limit"
+    broken = [clause for constraint in constraints for clause in constraint.broken(record.evaluation)]
+    return "" if record.feasible else ": ".join(filter(None, ("breaks a limit", "; ".join(broken))))
 
 
 def with_error(value: float, stderr: float) -> str:

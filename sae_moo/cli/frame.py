@@ -106,6 +106,14 @@ def open_run(run: str) -> Run:
     return Run.open(run)
 
 
+def called(name: str, folder: Path) -> str:
+    """What commands call a run: its name where it is found by that, else its folder."""
+    from sae_moo.study.folder import RUNS
+
+    found = Path(name) if Path(name).is_dir() else RUNS / name
+    return name if found.is_dir() and found.resolve() == folder.resolve() else str(folder)
+
+
 def make_console(stderr: bool = False, goes_on: bool = False) -> Console:
     """A console that does not fold tables in a pipe, nor mind a reader that leaves; nothing it shows is markup.
 

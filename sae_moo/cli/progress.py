@@ -93,6 +93,9 @@ class SearchView:
                 self._standing.replay(event.records)
                 self._looked = self._standing.generation > 0
                 again = count(self._standing.replayed, "evaluation")
+                if self._standing.left <= 0:
+                    spent = f"{self._standing.replayed:,} of {self._standing.budget:,} evaluations"
+                    self._say(f"the budget is spent already, {spent}: there is nothing to do unless it is raised")
                 self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
             case PutAside():
                 self._say(f"the earlier run was put aside: {event.folder}")

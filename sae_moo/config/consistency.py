@@ -88,7 +88,7 @@ def _tasks_that_are_built_in(draft: Config) -> Iterator[Fault]:
                 f"no built-in task {task.name!r}{nearest(task.name, zoo.TASKS)}; there are {known}",
             )
         if task.data is not None and task.kind is None and "kind" not in task.unread:
-            yield ("tasks", i), f"expected kind: {', '.join(KINDS)} beside data"
+            yield ("tasks", i, "kind"), f"expected {', '.join(KINDS)} beside data"
         kind = None if task.kind is None else KINDS[task.kind]
         if kind is not None and task.data is None and (kind.fields or task.name in zoo.TASKS):
             of_ours = "a built-in task has its own kind; leave it out, or give data: FILE"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import PrivateAttr, SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler
@@ -79,21 +80,29 @@ class Config(Section):
         return self._directory
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = (), given_as: str = "override") -> Config:
+    def load(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        given_as: str = "override",
+        shorthands: Mapping[str, str] = MappingProxyType({}),
+    ) -> Config:
         """Read a configuration.
 
         Args:
             path: a YAML file.
             overrides: changes as ``key.path=value``; the value is YAML too.
             given_as: what faults call an override, such as the flag that it was given by.
+            shorthands: further changes, as overrides are, each with all that faults call it by, such as
+                ``{"study.seed=-1": "--seed -1"}``.
 
         Raises:
             InputError: listing every fault with file, line, key, what was expected and the nearest valid name.
         """
         path = Path(path)
         raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
-        for change in overrides:
-            faults += marked_yaml.override_(raw, lines, change, given_as)
+        for change, source in [*((change, f"{given_as} {change}") for change in overrides), *shorthands.items()]:
+            faults += marked_yaml.override_(raw, lines, change, source)
         return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
 
     @classmethod
@@ -117,10 +126,11 @@ class Config(Section):
         config = None
         faults: list[tuple[Key, str]] = []
         if not isinstance(raw, dict):
-            return None, [
-                ((), f"expected a mapping with the keys {', '.join(cls.model_fields)}, got {type(raw).__name__}")
-            ]
-        raw = {key: value for key, value in raw.items() if value is not None}  # an empty section means its defaults
+            keys = ", ".join(cls.model_fields)
+            return None, [((), f"expected a mapping with the keys {keys}, got {type(raw).__name__}")]
+        raw = {  # an empty section means its defaults
+            str(key): value for key, value in raw.items() if value is not None or key not in cls.model_fields
+        }
         try:
             config = cls.model_validate(raw)
             config._directory = directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,7 @@ def _own_key(fault: Any) -> Key:
 
 def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> str:
     got = fault["input"]
-    shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
+    shown = _shown(got)
     match fault["type"]:
         case "extra_forbidden":
             return _unknown(model, key, kinds)
@@ -91,17 +92,46 @@ def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> st
             near = nearest(str(got), [part.strip("' ") for part in re.split(",| or ", fault["ctx"]["expected"])])
             return f"expected {fault['ctx']['expected']}, got {shown}{near}"
         case _:
-            if (
-                isinstance(got, str)
-                and fault["type"] in ("float_type", "int_type")
-                and re.fullmatch(r"-?\d+e-?\d+", got)
-            ):
-                return f"expected a number; YAML reads {got} as text, write {float(got)!r}"
+            if isinstance(got, str) and fault["type"] in NUMBERS and (plain := _plain(got, fault["type"])):
+                return f"expected {NUMBERS[fault['type']]}; YAML reads {got} as text, write {plain}"
             text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
             text = re.sub(r"dictionary or instance of \w+|dictionary", "a mapping", text)
             text = re.sub(r"List should have at least 1 item.*", "at least one entry", text)
             text = re.sub(r"List should have at most (\d+) item.*", r"at most \1 entries", text)
             return f"expected {text}, got {shown}"
+
+
+NUMBERS = {"int_type": "an integer", "float_type": "a number"}
+"""What pydantic calls a fault of a number's type -> the number that was expected."""
+MOST_DIGITS = 15  # that a float holds exactly
+
+
+def _shown(got: Any) -> str:
+    """Return a value as YAML has it, of what has entries what it is."""
+    match got:
+        case None:
+            return "null"
+        case bool():
+            return str(got).lower()
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list" if got else "an empty list"
+        case _:
+            return repr(got)
+
+
+def _plain(got: str, wanted: str) -> str:
+    """Return a number in powers of ten as YAML reads it as one; nothing for what is none of the kind that is wanted."""
+    if not re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d{1,3}", got):
+        return ""
+    number = float(got)
+    if not math.isfinite(number) or (not number and re.match(r"[-+]?0*\.?0*[1-9]", got)):  # beyond what a float holds
+        return ""
+    if wanted == "float_type":
+        text = repr(number)
+        return text if "." in text else text.replace("e", ".0e")
+    return str(int(number)) if abs(number) < 10**MOST_DIGITS and number.is_integer() else ""
 
 
 def _unknown(model: type[BaseModel], key: Key, kinds: Kinds) -> str:

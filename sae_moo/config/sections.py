@@ -139,6 +139,11 @@ class PruningSection(Section):
         description="whether what is left of a tensor is multiplied so that it keeps its L2 norm; null: yes in our own "
         "search, no in the methods of others, and never for neurons and heads",
     )
+    submodels: list[str] = Field(
+        default_factory=list,
+        description="sub-models that are pruned, and counted in the sparsity, beside the text model: such as "
+        "`vision_tower`, as `validate` names them. Others are merged only",
+    )
     calibration: CalibrationSection | None = Field(
         default=None, description="texts and model of criteria that need activations; null: the defaults below"
     )
@@ -264,9 +269,14 @@ class EvaluationSection(Section):
 
 
 class ExecutorSection(Section):
-    """``executor``: where evaluations run."""
+    """``executor``: where evaluations run, and how many may fail."""
 
     kind: Literal["local"] = Field(default="local", description="where candidates are evaluated: in this process")
+    failures: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        default=20,
+        description="evaluations that may fail in a row; then the search stops and tells why, and goes on when it is "
+        "run again. 0: any number",
+    )
 
 
 class MethodSection(Section):

@@ -136,7 +136,7 @@ def structured(order: Order, folder: Path) -> None:
         "of smaller sums. Whatever loads this folder is faster by it."
     )
     facts = {
-        "sparsity": f"{order.sparsity:.4f} of the 2-D weights in blocks were exact zeros before "
+        "sparsity": f"{order.sparsity:.4f} of the {order.stream.pool.counted_words} were exact zeros before "
         f"{gone} of every block were dropped"
     }
     card = replace(

@@ -17,7 +17,7 @@ class TaskSection(Section):
         "task of the harness"
     )
     data: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="file of your own items, a JSON object a line"
+        default=None, description="file of your own items: JSON objects, one a line or in one list"
     )
     kind: str | None = Field(
         default=None, description="how your own items are scored; needed with `data`. `package/name` is a package's"

@@ -99,7 +99,7 @@ class ExpertScores:
     def _name(self, recipe: Recipe) -> str | None:
         if not isinstance(recipe, Cast) or not isinstance(recipe.input, Expert):
             return None
-        facts = [self._pool.fingerprints[recipe.input.name], recipe.dtype, *self._facts]
+        facts = [self._pool.fingerprints[recipe.input.name], recipe.dtype, *self._facts, *self._pool.pruned]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.local_data import content_of
 from sae_moo.evaluate.task import Asked, Metric, Prompt, Request
+from sae_moo.experts.live import without_memory
 
 Documents = Literal["train", "validation", "test"]
 SEED = 1234
@@ -248,17 +249,12 @@ def quiet() -> Iterator[None]:
 
 def reader(tokenizer: Any, folder: Path) -> Any:
     """Return the harness's Hugging Face backend with no weights: it only says which tokens it would ask for."""
-    import torch
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     class Reader(HFLM):  # type: ignore[misc]
         def __init__(self) -> None:
-            with torch.device("meta"):
-                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+            super().__init__(pretrained=without_memory(folder), tokenizer=tokenizer, batch_size=1)
             self.seen: list[tuple[list[int], list[int]]] = []
             self.cut: Counter[str] = Counter()
 

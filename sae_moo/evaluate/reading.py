@@ -7,7 +7,7 @@ gradient passes through; and what float32 shows, whatever the model's own dtype.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -35,6 +35,8 @@ SPREAD = 8.0
 """How many times the difference between two batch shapes another difference in float32 may be."""
 LEAST_SPREAD = 2e-5
 """The least difference in float32 that is allowed, as a part of the largest logit."""
+MOST_SPREAD = 1e-3
+"""The largest difference that rounding in float32 makes: beyond it, what stands in a pass has to do with another."""
 RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError)
 FAULTS = (*RAISED, ValueError)
 """Whatever an architecture may raise when it is asked as it cannot be."""
@@ -81,10 +83,12 @@ def reading_of(
         Undecided: if logits are not finite.
         InputError: if it cannot be read at all.
     """
-    chosen = [requests[i] for i in dict.fromkeys(_telling(batches, requests))]
     begin_alike = any(batch.end is not None for batch in batches)
-    trial = _Trial(model, [*chosen, *(_made_up(chosen) if begin_alike else [])], most, device)
-    if not reads_in_single(model, chosen[0], device):
+    company, telling = _telling(batches, requests)
+    made_up = _made_up(company) if begin_alike else []
+    telling += range(len(company), len(company) + len(made_up))
+    trial = _Trial(model, [*company, *made_up], telling, most, device)
+    if not reads_in_single(model, company[0], device):
         log.info("%s: %s", type(model).__name__, Layout.ALONE.value)
         return Reading(Layout.ALONE, Head.ALL)
     with in_single(model):
@@ -163,7 +167,7 @@ def spread_of(model: Any, request: Request, plain: Tensor, most: int, device: to
     copies = min(3, most // len(tokens_read(request)))
     if copies < 2:
         return LEAST_SPREAD
-    return max(LEAST_SPREAD, SPREAD * apart_by(plainly(model, request, device, copies), plain))
+    return min(max(LEAST_SPREAD, SPREAD * apart_by(plainly(model, request, device, copies), plain)), MOST_SPREAD)
 
 
 def reads_in_single(model: Any, request: Request, device: torch.device | str) -> bool:
@@ -181,20 +185,33 @@ def reads_in_single(model: Any, request: Request, device: torch.device | str) ->
     return True
 
 
-def _telling(batches: Sequence[Pass], requests: Sequence[Request]) -> Iterator[int]:
-    """Yield which requests to try: of rows with one sequence and of shared ones the shortest, a middle, the longest."""
+def _telling(batches: Sequence[Pass], requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
+    """Return requests to try, whole rows of them, and which of them by number are held against plain passes.
+
+    Of rows with one sequence, and of those that several share, the shortest, a middle one, the widest and the one with
+    the longest sequence are taken: what a window of attention does is seen in long or in wide rows only.
+    """
+    company: list[int] = []
+    telling: list[int] = []
     for shared in (False, True):
-        rows = [
-            np.unique(batch.request[(batch.row[batch.prediction] == row).cpu().numpy()]).tolist()
-            for batch in batches
-            if (batch.end is not None) is shared
-            for row in range(len(batch.inputs))
-        ]
-        rows.sort(key=lambda row: max(len(tokens_read(requests[i])) for i in row))
-        for row in [rows[i] for i in (0, len(rows) // 2, -1)] if rows else []:
-            row.sort(key=lambda i: tokens_read(requests[i]))  # neighbours have most in common
-            yield from row[:2]
-            yield max(row, key=lambda i: len(tokens_read(requests[i])))
+        rows = []
+        for batch in batches:
+            if (batch.end is not None) is shared:
+                row_of, column = (places[batch.prediction].cpu().numpy() for places in (batch.row, batch.column))
+                for row in range(len(batch.inputs)):
+                    own = np.unique(batch.request[row_of == row]).tolist()
+                    rows.append((int(column[row_of == row].max()), _longest(requests, own), own))
+        rows.sort(key=lambda row: row[0])
+        for _, longest, own in [rows[0], rows[len(rows) // 2], rows[-1], max(rows, key=lambda r: r[1])] if rows else []:
+            own.sort(key=lambda i: tokens_read(requests[i]))  # as they stand in the row
+            company += own
+            telling += [own[0], own[-1], next(i for i in own if len(tokens_read(requests[i])) == longest)]
+    company = list(dict.fromkeys(company))
+    return [requests[i] for i in company], [company.index(i) for i in dict.fromkeys(telling)]
+
+
+def _longest(requests: Sequence[Request], chosen: Sequence[int]) -> int:
+    return max(len(tokens_read(requests[i])) for i in chosen)
 
 
 def _made_up(requests: Sequence[Request]) -> list[Request]:
@@ -213,30 +230,47 @@ class _Trial:
 
     Args:
         model: the model.
-        probes: the requests, the first and the last of which also tell what batch shapes do.
+        company: the requests that are read together.
+        telling: numbers of those that are also read plainly; the first and the last tell what batch shapes do.
         most: tokens of a pass.
         device: the model's.
     """
 
-    def __init__(self, model: Any, probes: Sequence[Request], most: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        company: Sequence[Request],
+        telling: Sequence[int],
+        most: int,
+        device: torch.device | str,
+    ) -> None:
         self._model = model
-        self._probes = probes
+        self._company = company
+        self._telling = telling
         self._most = most
         self._device = device
-        self._ends = sorted({0, len(probes) - 1})
+        self._ends = sorted({telling[0], telling[-1]})
 
-    def plain(self) -> list[Tensor]:
-        """Return the logits of a pass for each probe."""
-        found = [plainly(self._model, probe, self._device) for probe in self._probes]
-        if any(tells_nothing(logits) for logits in found):
+    def plain(self) -> dict[int, Tensor]:
+        """Return the logits of a pass of its own for each telling request, by number.
+
+        Raises:
+            Undecided: if they are not finite.
+        """
+        found = {i: plainly(self._model, self._company[i], self._device) for i in self._telling}
+        if any(tells_nothing(logits) for logits in found.values()):
             raise Undecided
         return found
 
-    def head(self, plain: Sequence[Tensor]) -> Head:
-        """Return the least that the head may be given without changing logits."""
+    def head(self, plain: Mapping[int, Tensor]) -> Head:
+        """Return the least that the head may be given without changing logits.
+
+        Raises:
+            InputError: if not even everything gives the same logits again.
+        """
         for head in Head:
             for index in self._ends:
-                (batch,) = laid_out(self._probes, [index], shares=False, most=1, device=self._device)
+                (batch,) = laid_out(self._company, [index], shares=False, most=1, device=self._device)
                 logits = self._logits(batch, head)
                 # the same tokens in the same shape: only how much the head multiplies at once differs
                 if logits is None or not within(logits[batch.prediction], plain[index], LEAST_SPREAD):
@@ -245,17 +279,17 @@ class _Trial:
                 return head
         raise InputError(f"{type(self._model).__name__} gives other logits each time that it reads the same tokens")
 
-    def spread(self, plain: Sequence[Tensor]) -> float:
+    def spread(self, plain: Mapping[int, Tensor]) -> float:
         """Return by which part of the largest logit others may differ."""
-        return max(spread_of(self._model, self._probes[i], plain[i], self._most, self._device) for i in self._ends)
+        return max(spread_of(self._model, self._company[i], plain[i], self._most, self._device) for i in self._ends)
 
-    def agrees(self, plain: Sequence[Tensor], layout: Layout, head: Head, allowed: float) -> bool:
-        """Say whether the probes have the same logits side by side."""
+    def agrees(self, plain: Mapping[int, Tensor], layout: Layout, head: Head, allowed: float) -> bool:
+        """Say whether logits are the same side by side."""
         for batch in self._side_by_side(layout):
             logits = self._logits(batch, head)
             if logits is None:
                 return False
-            for index in np.unique(batch.request).tolist():
+            for index in plain.keys() & {*batch.request.tolist()}:
                 own = batch.prediction[torch.from_numpy(batch.request == index).to(batch.prediction.device)]
                 if not within(logits[own], plain[index], allowed):
                     return False
@@ -299,8 +333,8 @@ class _Trial:
         return gradient
 
     def _side_by_side(self, layout: Layout) -> list[Pass]:
-        every, shares = range(len(self._probes)), layout is Layout.SHARED
-        return laid_out(self._probes, every, shares=shares, most=self._most, device=self._device)
+        every, shares = range(len(self._company)), layout is Layout.SHARED
+        return laid_out(self._company, every, shares=shares, most=self._most, device=self._device)
 
     def _logits(self, batch: Pass, head: Head) -> Tensor | None:
         """Return the logits of a pass, None if the architecture cannot be asked for them so."""

@@ -2,5 +2,6 @@
 
 `checkpoint` reads a folder, `adapters` compose weights over the base, `vocabulary` matches tokens, `pool` holds base
 and experts together, `live` is the transformers model that candidates are written into, `anatomy` names its parts.
-`code` finds code that lies beside weights, `tokenizer_files` what is handed on as a tokenizer.
+`submodels` tells the text model from towers and projectors, `code` finds code that lies beside weights,
+`tokenizer_files` is what is handed on as a tokenizer.
 """

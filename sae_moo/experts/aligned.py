@@ -55,6 +55,8 @@ class Filling:
 class Aligned:
     """A model in another vocabulary.
 
+    Rows are held in a dtype that loses nothing of any lender's; the base's in its own.
+
     Args:
         weights: the model.
         base: the base, whose tensors decide which have a row per token.
@@ -130,6 +132,8 @@ class Aligned:
         return has_a_row_per_token(name) and name in self._base.tensors
 
     def _facts(self, name: str, facts: TensorFacts) -> TensorFacts:
+        if self._weights is self._base:  # whose dtypes those of all that is made follow
+            return TensorFacts((self.vocabulary, *facts.shape[1:]), facts.dtype)
         lenders = self._filling.lenders.values()
         stored = [facts.dtype, *(each.tensors[name].dtype for each in lenders if name in each.tensors)]
         if any(dtype not in STORED_DTYPES for dtype in stored):

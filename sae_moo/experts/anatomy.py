@@ -12,6 +12,7 @@ from sae_moo.errors import InputError
 from sae_moo.experts.layout import BLOCK, stored_turned
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.recipe import BASE, STRUCTURED
+from sae_moo.recipe.groups import in_block
 
 # One module of an MLP or an attention: its name in the block, the side on which units lie, and what each unit takes
 # there, stacked: "n" one row (a neuron), "q" the query rows of a group of heads, "k" and "v" its key and value rows,
@@ -126,7 +127,7 @@ def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
     blocks: dict[int, dict[str, TensorInfo]] = {}  # group -> name within its block -> tensor
     for info in pool.tensors:
         name = BLOCK.search(info.name)
-        if name is not None:
+        if name is not None and in_block(pool.groups[info.group]):
             blocks.setdefault(info.group, {})[info.name[name.end() :]] = info
     parts: list[Part] = []
     found = set()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
-from sae_moo.experts.layout import HEADS, STORED_DTYPES, TOKEN_EMBEDDINGS, content_digest, is_head, stored_name
+from sae_moo.experts.layout import BLOCK, HEADS, STORED_DTYPES, TOKEN_EMBEDDINGS, content_digest, is_head, stored_name
 from sae_moo.experts.live import ties
 from sae_moo.experts.quantization import quantized
 from sae_moo.experts.shards import Assignment, assigned, weight_map
@@ -41,6 +41,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Buffers that old checkpoints stored beside the weights: causal masks and rotary frequencies, rebuilt by every model.
 _BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 _HUB_FILES = [
     "*.safetensors",
@@ -210,8 +211,9 @@ class Checkpoint:
             if not _BUFFERS.search(name) and not (name.endswith(".bias") and len(facts.shape) == 4):
                 tensors[name] = facts
         self._refuse_quantized({name: facts.dtype for name, facts in tensors.items()})
-        self.embeddings = next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
-        self.head = self._head(tensors, tied)
+        self._refuse_more_layers(len(tensors))
+        self._settle_ties(tensors, tied)
+        self.embeddings, self.head = _embeddings(tensors), _head(tensors)
         self.tied = self.head is None
         self.vocabulary = tensors[self.embeddings].shape[0] if self.embeddings else None
         self.tensors: Mapping[str, TensorFacts] = dict(sorted(tensors.items()))
@@ -305,7 +307,20 @@ class Checkpoint:
             ours, theirs = self._handles[one].get_tensor(name), self._handles[other].get_tensor(name)
             return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
-        return assigned(self._index, named, held, equal)
+        there = {name for names in held.values() for name in names}
+        return assigned(
+            self._index,
+            {name: file for name, file in named.items() if name in there or not self._tied_to(name, there)},
+            held,
+            equal,
+        )
+
+    def _tied_to(self, name: str, there: set[str]) -> bool:
+        """Say whether a head or embeddings that no file holds are, to transformers, another tensor that one holds."""
+        if not is_head(name) and not TOKEN_EMBEDDINGS.search(name):
+            return False
+        pairs = ties(self.folder) or {}
+        return any(name in pair and there.intersection(pair) for pair in pairs.items())
 
     def _refuse_quantized(self, dtypes: Mapping[str, str] | None) -> None:
         how = quantized(self.folder, self.config, dtypes)
@@ -314,43 +329,66 @@ class Checkpoint:
                 f"{self.folder}: quantized: {how}; expected weights in {', '.join(STORED_DTYPES)}, as they were before"
             )
 
-    def _head(self, tensors: dict[str, TensorFacts], tied: bool) -> str | None:
-        """Return the name of the head's tensor, None if it is tied; one that is the embeddings leaves the tensors."""
-        heads = [name for name in tensors if is_head(name)]
-        if not heads:
-            return None
-        head = min(heads, key=lambda name: HEADS.index(name) if name in HEADS else len(HEADS))
+    def _refuse_more_layers(self, count: int) -> None:
+        """Raise InputError for more layers than tensors: building such a model would not end."""
+        for part in (self.config, *self.config.values()):
+            for key in _LAYERS if isinstance(part, Mapping) else ():
+                layers = part.get(key)
+                if isinstance(layers, int) and count and layers > count:
+                    raise InputError(f"{self.folder}: config.json says {key} {layers}, the files hold {count} tensors")
+
+    def _settle_ties(self, tensors: dict[str, TensorFacts], tied: bool) -> None:
+        """Leave out tensors that are another one to transformers, and change names that only it would find."""
+        head, embeddings = _head(tensors), _embeddings(tensors)
+        own = self._ties(tensors, head, embeddings)
+        pairs = dict(own)
+        if tied and head and embeddings:
+            pairs.setdefault(head, embeddings)
+        for target, source in pairs.items():
+            if target not in tensors:
+                continue
+            if source not in tensors:  # of two names that share weights, safetensors may have kept either
+                tensors[source] = tensors.pop(target)
+                self._stored_as[source] = target
+                continue
+            one, other = self.load(target), self.load(source)
+            if one.dtype == other.dtype and torch.equal(one, other):
+                del tensors[target]
+            elif target in own:
+                log.warning(
+                    "%s: its configuration ties %s to the embeddings, its files hold a different one: it counts as one "
+                    "of its own, as in transformers",
+                    self.folder,
+                    target,
+                )
+                self.config = _untied(self.config)
+
+    def _ties(self, tensors: Mapping[str, TensorFacts], head: str | None, embeddings: str | None) -> Mapping[str, str]:
+        """Return what transformers ties of the tensors that the files may hold twice, by their names in the files."""
+        outside = Counter(facts.shape for name, facts in tensors.items() if not BLOCK.search(name))
+        twins = any(count > 1 and len(shape) == 2 for shape, count in outside.items())
         written = self.config.get("tie_word_embeddings")
-        alone = written is False and not any(key.endswith("_config") for key in self.config)
-        pairs = None if alone else ties(self.folder)
-        ties_it = any(head.endswith(name) for pair in (pairs or {}).items() for name in pair)
+        nested = any(key.endswith("_config") for key in self.config)
+        if not (twins or (head and not embeddings)) or (written is False and not nested):
+            return {}
+        pairs = ties(self.folder)
         if pairs is None:  # transformers knows no such class, or cannot build it: what is written counts
-            ties_it = written is True
-        if self.embeddings is None:
-            twin = (pairs or {}).get(head)
-            if twin is None or twin in tensors or not TOKEN_EMBEDDINGS.search(twin):
-                return head
-            tensors[twin] = tensors.pop(
-                head
-            )  # the same weights under the head's name alone, as safetensors may keep them
-            self._stored_as[twin] = head
-            self.embeddings = twin
-            return None
-        if not ties_it and not tied:
-            return head
-        one, other = self.load(head), self.load(self.embeddings)
-        if one.dtype == other.dtype and torch.equal(one, other):
-            del tensors[head]
-            return None
-        if ties_it:
-            log.warning(
-                "%s: its configuration ties the head to the embeddings, its files hold a different %s: the head counts "
-                "as one of its own, as in transformers",
-                self.folder,
-                head,
-            )
-            self.config = _untied(self.config)
-        return head
+            return {head: embeddings} if written is True and head and embeddings else {}
+
+        def spelled(name: str) -> str:
+            known = [each for each in (head, embeddings) if each and each.split(".")[-2:] == name.split(".")[-2:]]
+            return known[0] if name not in tensors and known else name
+
+        return {spelled(target): spelled(source) for target, source in pairs.items()}
+
+
+def _embeddings(tensors: Iterable[str]) -> str | None:
+    return next((name for name in tensors if TOKEN_EMBEDDINGS.search(name)), None)
+
+
+def _head(tensors: Iterable[str]) -> str | None:
+    heads = [name for name in tensors if is_head(name)]
+    return min(heads, key=lambda name: HEADS.index(name) if name in HEADS else len(HEADS), default=None)
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -378,7 +416,17 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: truncated, or not a safetensors file: {error}") from error
+        raise InputError(f"{file}: truncated, or not a safetensors file: {_pointer(file) or error}") from error
+
+
+def _pointer(file: Path) -> str | None:
+    """Return what to do about a file that Git LFS has left in place of the weights; None for any other."""
+    try:
+        with file.open("rb") as handle:
+            found = handle.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return None
+    return "it is a pointer of Git LFS, git lfs pull fetches the weights" if found else None
 
 
 def read_index(file: Path) -> dict[str, Any]:

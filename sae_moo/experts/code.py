@@ -114,13 +114,16 @@ def only_code(folder: Path) -> str | None:
     if not named:
         return None
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     try:
         kind = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type
     except Exception:  # whatever transformers' many config classes raise at what they find
         kind = None
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}:
         return None
     where = ", ".join(code_files(folder, ("config.json",))[0]) or "code that is not there"
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import ModelWeights, TensorFacts
-from sae_moo.experts.layout import BLOCK
+from sae_moo.experts.layout import BLOCK, text_config
 from sae_moo.experts.live import parsed_config
+from sae_moo.experts.submodels import group_names
+from sae_moo.recipe.groups import in_block
 
 Order = Sequence[int | None]
 """For each layer of the result which layer of a model it is; None: of no interest, the base's stands there."""
@@ -55,8 +58,9 @@ class Relaid:
             raise InputError(f"expected layers 0 to {count - 1}, those that {weights.source} has, got {wrong[0]}")
         inside: dict[int, list[tuple[str, str]]] = {}
         self._own: dict[str, str | None] = {}  # name -> the model's own name of it; None: the base's tensor
+        moved = _in_layers(weights)
         for name in weights.tensors:
-            found = BLOCK.search(name)
+            found = moved.get(name)
             if found is None:
                 self._own[name] = name
             else:
@@ -82,7 +86,7 @@ class Relaid:
 
     def of_layer(self, place: int) -> list[str]:
         """Return the names of a layer's tensors."""
-        return [name for name in self._own if (found := BLOCK.search(name)) and int(found[1]) == place]
+        return [name for name, found in _in_layers(self).items() if int(found[1]) == place]
 
     def load(self, name: str) -> Tensor:
         """Return one tensor."""
@@ -113,16 +117,23 @@ class Relaid:
         return weights.tensors[own]
 
 
+def _in_layers(weights: ModelWeights) -> dict[str, re.Match[str]]:
+    """Return the tensors in the layers of the text model, each with where its name says the layer's number."""
+    grouped = group_names(weights.tensors, weights.config)
+    return {name: found for name, group in grouped.items() if in_block(group) and (found := BLOCK.search(name))}
+
+
 def layer_count(weights: ModelWeights) -> int:
-    """Return how many layers a model has.
+    """Return how many layers a model has; of several stacks, the text model's count.
 
     Raises:
         InputError: if they are not one stack, numbered from 0, as many as ``config.json`` says.
     """
-    found = [match for name in weights.tensors if (match := BLOCK.search(name))]
+    found = list(_in_layers(weights).values())
     stacks = sorted({match.string[: match.start(1)] for match in found})
     numbers = {int(match[1]) for match in found}
-    said = next((weights.config[key] for key in _COUNTS if key in weights.config), None)
+    settings = text_config(weights.config)
+    said = next((settings[key] for key in _COUNTS if key in settings), None)
     if len(stacks) != 1 or numbers != set(range(len(numbers))) or said != len(numbers):
         held = f"{len(numbers)} in {', '.join(stacks) or 'no stack'}"
         raise InputError(
@@ -144,6 +155,10 @@ def with_layers(config: Mapping[str, Any], parsed: Mapping[str, Any], order: Seq
         parsed: the same as transformers reads it, with what it derives.
         order: for each layer of the result which layer it was.
     """
+    inner = text_config(config)
+    if inner is not config:
+        key = next(key for key, value in config.items() if isinstance(value, Mapping) and text_config(value) is inner)
+        return dict(config) | {key: with_layers(config[key], parsed.get(key) or {}, order)}
     count = next(config[key] for key in _COUNTS if key in config)
     changed = dict(config) | {key: len(order) for key in _COUNTS if key in config}
     for key, value in {**parsed, **config}.items():

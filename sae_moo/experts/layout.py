@@ -66,8 +66,18 @@ def stored_turned(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _CONV1D
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a model's text part: those inside ``text_config`` or the like, else all of them."""
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
+        inner = config.get(key)
+        if isinstance(inner, Mapping) and inner:
+            return text_config(inner)
+    return config
+
+
 def longest_input(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a model takes, by its ``config.json``; None if that does not say."""
+    config = text_config(config)
     longest = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2's name for it
     return longest if isinstance(longest, int) else None
 

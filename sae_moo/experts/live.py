@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,13 @@ from sae_moo.experts.layout import is_head
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a causal LM from a local folder, ready for scoring.
+    """Load a causal LM from a local folder, ready for scoring; a model of images and text where it is one that writes.
 
     Raises:
         InputError: if transformers cannot build it.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = model_class(known_config(folder)).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # whatever transformers' many config classes raise at what they find
@@ -57,34 +53,20 @@ def _reason(folder: Path, error: Exception) -> str:
     return reason
 
 
-def built_model(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Build a causal LM from the content of a ``config.json``, ready for scoring; its weights are not defined.
+def model_class(config: Any) -> Any:
+    """Return what builds a model: transformers' class of causal LMs, or of those that write about images.
 
-    Raises:
-        InputError: if transformers cannot build it.
+    Args:
+        config: a `known_config`, or None.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
-            described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device(device):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                described, dtype=dtype, trust_remote_code=False
-            )
-    except Exception as error:  # whatever transformers' many config classes raise at what they find
-        raise InputError(f"transformers cannot build a causal LM of this configuration: {error}") from error
-    return model.eval().requires_grad_(False)
-
-
-def check_places(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError unless the model of a ``config.json`` has just these tensors; no memory is taken for it."""
-    found = places(built_model(config, torch.float32, "meta"), shapes)
-    odd = [name for name, place in found.items() if tuple(place.shape) != tuple(shapes[name])]
-    if odd:
-        shown = f"{odd[0]} has shape {tuple(shapes[odd[0]])}, expected {tuple(found[odd[0]].shape)}"
-        raise InputError(f"the model that transformers builds does not match the checkpoint: {shown}")
+    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def known_config(folder: Path) -> Any:
@@ -97,23 +79,36 @@ def known_config(folder: Path) -> Any:
         return None
 
 
-def ties(folder: Path) -> dict[str, str] | None:
-    """Return what transformers ties in a model by its class and configuration, defaults among it.
+def without_memory(folder: Path) -> Any:
+    """Return a model of a folder's configuration whose weights are nowhere (on torch's meta device).
 
-    Costs a model without memory, which takes its class's code and some time, about a second.
+    Takes about a second, and no memory.
 
-    Returns:
-        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    Raises:
+        InputError: if transformers cannot build it without running code of the folder's own.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except Exception:  # whatever transformers' many config classes raise: loading the model will say it
+            return model_class(config).from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever transformers' many config classes raise at what they find
+        raise InputError(
+            f"{folder}: transformers cannot build this as a causal LM: {_reason(folder, error)}"
+        ) from error
+
+
+def ties(folder: Path) -> dict[str, str] | None:
+    """Return what transformers ties in a model by its class and configuration, defaults among it; see `without_memory`.
+
+    Returns:
+        Parameter -> the parameter that it is, as the live model names them; None if transformers cannot build it.
+    """
+    try:
+        return dict(without_memory(folder).all_tied_weights_keys)
+    except InputError:  # loading the model will say it
         return None
-    return dict(model.all_tied_weights_keys)
 
 
 def parsed_config(folder: Path) -> dict[str, Any] | None:
@@ -122,7 +117,7 @@ def parsed_config(folder: Path) -> dict[str, Any] | None:
     return None if known is None else dict(known.to_dict())
 
 
-def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def places(model: nn.Module, names: Iterable[str], unbuilt: Collection[str] = ()) -> dict[str, Tensor]:
     """Return where each tensor of a checkpoint lies in a live model: a parameter, a buffer, or a view to write into.
 
     transformers keeps some tensors otherwise than checkpoints do: it stacks the matrices of a mixture's experts into
@@ -131,10 +126,11 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     Args:
         model: a transformers model.
         names: names of the checkpoint's tensors.
+        unbuilt: those of them that the model may do without.
 
     Returns:
-        Name -> tensor, in the order given; together they cover every parameter once, and the buffers that were named:
-        one that the checkpoint lacks keeps what the model gave it.
+        Name -> tensor, in the order given, those it does without left out; together they cover every parameter once,
+        and the buffers that were named: one that the checkpoint lacks keeps what the model gave it.
 
     Raises:
         InputError: naming tensors without a parameter and parameters that nothing covers.
@@ -152,7 +148,7 @@ def places(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         views = _as_saved(model, held)
         for name in _lost(found):
             found[name] = views.get(name, views.get(f"{prefix}.{name}"))
-    lost, unset = _lost(found), _uncovered(found, own)
+    lost, unset = [name for name in _lost(found) if name not in unbuilt], _uncovered(found, own)
     if lost or unset:
         faults = [f"tensor without parameter: {name}" for name in lost[:10]]
         faults += [f"parameter without tensor: {name}" for name in unset[:10]]

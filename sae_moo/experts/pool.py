@@ -6,26 +6,35 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae_moo.errors import InputError, first_few, itemized, nearest
-from sae_moo.experts.adapters import Adapter
-from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.composed import Composed, is_composed
-from sae_moo.experts.layers import Order, Relaid, layer_count
-from sae_moo.experts.layout import KEPT_DTYPES, STORED_DTYPES, dtype_of, group_name, has_a_row_per_token, is_head
-from sae_moo.experts.live import built_model, check_places, load_model, parsed_config, places
+from sae_moo.experts.built import built_model
+from sae_moo.experts.checkpoint import ModelWeights
+from sae_moo.experts.layers import Order, Relaid
+from sae_moo.experts.layout import (
+    BLOCK,
+    KEPT_DTYPES,
+    STORED_DTYPES,
+    dtype_of,
+    has_a_row_per_token,
+    is_head,
+    text_config,
+)
+from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
+from sae_moo.experts.opening import in_order, open_models
+from sae_moo.experts.submodels import group_names
 from sae_moo.experts.tokens import token_list
 from sae_moo.experts.vocabulary import REFUSE, Policy, aligned, policy_of
 from sae_moo.recipe import BASE, STORED
-from sae_moo.recipe.groups import in_block, model_order
+from sae_moo.recipe.groups import in_block, is_submodel, model_order
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +74,8 @@ class TensorInfo:
         shape: its shape.
         group: index into `ExpertPool.groups`.
         prunable: whether it is a 2-D weight inside a transformer block, or a stack of such (the experts of a mixture,
-            where the checkpoint holds one 3-D tensor of them instead of a matrix each).
+            where the checkpoint holds one 3-D tensor of them instead of a matrix each); of the text model, and of
+            `ExpertPool.pruned`.
         dtype: what the base stores it in.
     """
 
@@ -95,10 +105,13 @@ class ExpertPool:
         vocabulary: what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
         layers: name -> for each layer of the models that are made, which of the expert's own it is; None: the base's.
             All models have them or none.
+        pruned: sub-models whose blocks can be pruned too, and count in the sparsity, by their groups' names.
 
     Attributes:
         names: ``base`` first, then the experts in the order given.
-        groups: group names in model order: embeddings, blocks, head.
+        groups: group names in model order: embeddings, blocks, head; then sub-models, a group each.
+        submodels: the last of these: vision towers, projectors and what else is not the text model.
+        pruned: those that can be pruned too.
         tensors: every weight tensor once (a tied head is none), in model order; buffers that the checkpoints hold,
             such as the correction bias of a router, among them.
         kept: the base's tensors of whole numbers or truth values, by name: nothing is merged of them, every model made
@@ -117,10 +130,11 @@ class ExpertPool:
         checkpoints: Mapping[str, ModelWeights],
         vocabulary: Policy = REFUSE,
         layers: Mapping[str, Order] | None = None,
+        pruned: Iterable[str] = (),
     ) -> None:
         self.vocabulary = policy_of(vocabulary) if isinstance(vocabulary, str) else vocabulary
         self.names = tuple(checkpoints)
-        self._opened = _in_order(checkpoints, layers or {})
+        self._opened = in_order(checkpoints, layers or {})
         self.layers = {name: each.order for name, each in self._opened.items() if isinstance(each, Relaid)}
         self._matched = aligned(self._opened, self.vocabulary)
         self.checkpoints = self._matched.models
@@ -129,21 +143,24 @@ class ExpertPool:
             raise InputError(itemized("the experts do not fit the base", faults))
         base = self.checkpoints[BASE]
         self.kept = {name: facts for name, facts in base.tensors.items() if facts.dtype in KEPT_DTYPES}
-        named = {name: group_name(name) for name in base.tensors if name not in self.kept}
+        named = group_names([name for name in base.tensors if name not in self.kept], base.config)
         self.groups = tuple(sorted(set(named.values()), key=model_order))
+        self.submodels = tuple(filter(is_submodel, self.groups))
+        self.pruned = tuple(sorted(set(pruned)))
         ordered = sorted(named, key=lambda name: (model_order(named[name]), name))
         self.tensors = tuple(
             TensorInfo(
                 name,
                 base.tensors[name].shape,
                 self.groups.index(named[name]),
-                in_block(named[name]) and _is_prunable(name, base.tensors[name].shape),
+                self._counts(name, named[name]) and _is_prunable(name, base.tensors[name].shape),
                 STORED_DTYPES[base.tensors[name].dtype],
             )
             for name in ordered
         )
         if not ordered:
             raise InputError(f"{base.source}: the checkpoint holds no tensors")
+        self._check_pruned()
         if not any(tensor.prunable for tensor in self.tensors):
             raise InputError(
                 f"{base.source}: found no 2-D weights inside transformer blocks; names such as {ordered[0]}"
@@ -157,7 +174,12 @@ class ExpertPool:
 
     @classmethod
     def open(
-        cls, base: str, experts: Mapping[str, str], relative_to: Path | None = None, vocabulary: Policy = REFUSE
+        cls,
+        base: str,
+        experts: Mapping[str, str],
+        relative_to: Path | None = None,
+        vocabulary: Policy = REFUSE,
+        pruned: Iterable[str] = (),
     ) -> ExpertPool:
         """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
@@ -167,6 +189,7 @@ class ExpertPool:
             relative_to: folder that relative paths start from; None means the current one.
             vocabulary: ``refuse``, ``intersection``, ``base``, ``union``, ``position`` or a `vocabulary.Vocabulary`:
                 what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
+            pruned: sub-models that can be pruned beside the text model, such as ``vision_tower``.
 
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
@@ -178,7 +201,35 @@ class ExpertPool:
                 raise InputError(f"{name}: expected the name of a model and a folder or hub id, got {source!r}")
         if not experts:
             raise InputError("experts: expected at least one, got none")
-        return cls(open_models(base, experts, relative_to), vocabulary)
+        return cls(open_models(base, experts, relative_to), vocabulary, pruned=pruned)
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Sub-models that are merged, and neither pruned nor counted in any sparsity."""
+        return tuple(name for name in self.submodels if name not in self.pruned)
+
+    @property
+    def counted_words(self) -> str:
+        """What a sparsity is a fraction of, for people."""
+        if not self.left_alone:
+            return "2-D weights in blocks"
+        return f"2-D weights in blocks, those of {', '.join(self.left_alone)} left alone and not counted,"
+
+    def _counts(self, name: str, group: str) -> bool:
+        return in_block(group) or (group in self.pruned and BLOCK.search(name) is not None)
+
+    def _check_pruned(self) -> None:
+        """Raise InputError if what is to be pruned is no sub-model, or one that holds nothing to prune."""
+        prunable = {self.groups[info.group] for info in self.tensors if info.prunable}
+        for name in self.pruned:
+            if name not in self.submodels:
+                known = ", ".join(self.submodels) or "the base has none"
+                raise InputError(
+                    f"pruning.submodels: expected sub-models of the base ({known}), got {name!r}"
+                    f"{nearest(name, self.submodels)}"
+                )
+            if name not in prunable:
+                raise InputError(f"pruning.submodels: {name} holds no 2-D weights in blocks, nothing of it is pruned")
 
     def load(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert in its own dtype, on the CPU: do not write to it.
@@ -323,93 +374,16 @@ class ExpertPool:
         A place is a parameter or a buffer, or a view into one where transformers fuses what the checkpoint holds apart:
         the experts of a mixture. A tensor of no elements, which needs none, has one of its own.
 
+        What belongs to a sub-model may have none: heads for further tokens that transformers does not build.
+
         Raises:
             InputError: naming parameters without a tensor and tensors without a parameter.
         """
-        found = places(model, [info.name for info in self.tensors if info.numel])
+        unbuilt = {info.name for info in self.tensors if self.groups[info.group] in self.submodels}
+        found = places(model, [info.name for info in self.tensors if info.numel], unbuilt)
         empty = next(iter(found.values())).new_empty(0)
-        return {info.name: found[info.name] if info.numel else empty.view(info.shape) for info in self.tensors}
-
-
-def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> dict[str, ModelWeights]:
-    """Open a base and experts, without comparing them; see `ExpertPool.open`.
-
-    Raises:
-        InputError: listing every model that cannot be opened.
-    """
-    if BASE in experts:
-        raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
-    opened: dict[str, ModelWeights] = {}
-    faults = []
-    for name, source in {BASE: base, **experts}.items():
-        try:
-            if name == BASE:
-                opened[name] = _base(str(source), relative_to)
-            else:
-                weights = _expert(str(source), relative_to, opened.get(BASE))
-                if weights is not None:
-                    opened[name] = weights
-        except InputError as error:
-            faults.append(f"{name}: {error}")
-    if faults:
-        raise InputError(itemized("cannot open", faults))
-    return opened
-
-
-def _base(source: str, relative_to: Path | None) -> ModelWeights:
-    if is_composed(source, relative_to):
-        return Composed(source, relative_to)
-    folder, _ = locate(source, relative_to)
-    if is_adapter(folder):
-        raise InputError(f"{folder}: expected a model, got an adapter; it can be an expert over its base")
-    return Checkpoint(source, relative_to)
-
-
-def _expert(source: str, relative_to: Path | None, base: ModelWeights | None) -> ModelWeights | None:
-    """Open an expert; None for an adapter whose base could not be opened: nothing can be said of it."""
-    if is_composed(source, relative_to):
-        return Composed(source, relative_to)
-    folder, _ = locate(source, relative_to)
-    if not is_adapter(folder):
-        return Checkpoint(source, relative_to, tied=base is not None and base.tied)
-    if isinstance(base, Composed):
-        raise InputError(f"{folder}: an adapter over a base that has one itself; write model+adapter")
-    return None if base is None else Adapter(source, cast(Checkpoint, base), relative_to)
-
-
-def _in_order(models: Mapping[str, ModelWeights], layers: Mapping[str, Order]) -> dict[str, ModelWeights]:
-    """Return the models with their layers in the orders given, as they are where that is how they lie."""
-    if not layers:
-        return dict(models)
-    faults = []
-    if len({len(order) for order in layers.values()}) != 1 or layers.keys() != models.keys():
-        raise InputError(f"layers: expected as many for each of {', '.join(models)}, got {dict(layers)}")
-    try:
-        if all(list(layers[name]) == list(range(layer_count(model))) for name, model in models.items()):
-            return dict(models)
-        base = Relaid(models[BASE], _standing_in(layers, layer_count(models[BASE])))
-    except InputError as error:
-        raise InputError(itemized("the layers do not fit", [f"{BASE}: {error}"])) from error
-    result: dict[str, ModelWeights] = {BASE: base}
-    for name, model in models.items():
-        try:
-            if name != BASE:
-                result[name] = Relaid(model, layers[name], base)
-        except InputError as error:
-            faults.append(f"{name}: {error}")
-    if faults:
-        raise InputError(itemized("the layers do not fit", faults))
-    check_places(base.config, {name: facts.shape for name, facts in base.tensors.items()})
-    return result
-
-
-def _standing_in(layers: Mapping[str, Order], count: int) -> list[int]:
-    """Return the base's layers, where it has no part the same as another's has: likely it is of the same kind."""
-    result = []
-    for place, own in enumerate(layers[BASE]):
-        others = (order[place] for order in layers.values() if order[place] is not None)
-        result.append(min(next(others, 0) or 0, count - 1) if own is None else own)
-    return result
+        found |= {info.name: empty.view(info.shape) for info in self.tensors if not info.numel}
+        return {info.name: found[info.name] for info in self.tensors if info.name in found}
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
@@ -445,7 +419,8 @@ def _incompatible(checkpoints: Mapping[str, ModelWeights]) -> list[str]:
             f"{name}: {what} is {theirs}, the base's is {ours}" for what, ours, theirs in facts if ours != theirs
         ]
         tensors = _other_tensors(name, base, expert)
-        sizes = [(key, base.config.get(key), expert.config.get(key)) for key in SIZES]
+        here, there = ({**model.config, **text_config(model.config)} for model in (base, expert))
+        sizes = [(key, here.get(key), there.get(key)) for key in SIZES]
         sizes = [(key, ours, theirs) for key, ours, theirs in sizes if ours != theirs and ours and theirs]
         told = [f"{name}: {key} in config.json is {theirs}, the base's is {ours}" for key, ours, theirs in sizes]
         faults += told if tensors and told else tensors
@@ -526,13 +501,15 @@ def _behaviour(base: ModelWeights, expert: ModelWeights) -> list[tuple[str, Any,
 
     One release writes ``rope_theta``, another the same inside ``rope_parameters``; defaults are left out or not.
     """
-    written = [(key, base.config.get(key), expert.config.get(key)) for key in BEHAVIOUR]
+    here, there = ({**model.config, **text_config(model.config)} for model in (base, expert))
+    written = [(key, here.get(key), there.get(key)) for key in BEHAVIOUR]
     written = [(key, ours, theirs) for key, ours, theirs in written if ours != theirs]
     if not written or base.config.get("model_type") != expert.config.get("model_type"):
         return written
     ours, theirs = parsed_config(base.folder), parsed_config(expert.folder)
     if ours is None or theirs is None:
         return written
+    ours, theirs = ({**each, **text_config(each)} for each in (ours, theirs))
     return [(key, ours.get(key), theirs.get(key)) for key in BEHAVIOUR if ours.get(key) != theirs.get(key)]
 
 

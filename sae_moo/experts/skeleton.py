@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.layout import HEADS, TOKEN_EMBEDDINGS
-from sae_moo.experts.live import places
+from sae_moo.experts.live import places, without_memory
 from sae_moo.experts.updates import Block, Span
 
 _TEXT = ("language_model.model.", "language_model.", "text_model.")
@@ -126,16 +125,8 @@ class Skeleton:
 
 
 def _weightless(folder: Path) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        model.tie_weights()
-    except Exception as error:  # whatever transformers' many config classes raise at what they find
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{folder}: transformers cannot build this model: {reason}") from error
+    model = without_memory(folder)
+    model.tie_weights()
     return model
 
 

@@ -55,11 +55,12 @@ class TokenizerFiles:
             shutil.copyfile(file, folder / file.name)
         copy_code(self.folder, TOKENIZER_SETTINGS, folder)
         if self.chat_template != self._stated:
+            (folder / "chat_template.jinja").write_text(self.chat_template or "", encoding="utf-8")
             settings = folder / TOKENIZER_SETTINGS[0]
-            before = read_json(settings, "a tokenizer's settings") if settings.is_file() else {}
-            stated = before | {"chat_template": self.chat_template}
-            settings.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (folder / "chat_template.jinja").unlink(missing_ok=True)
+            stated = read_json(settings, "a tokenizer's settings") if settings.is_file() else {}
+            if "chat_template" in stated:  # older releases of transformers look there
+                stated["chat_template"] = self.chat_template
+                settings.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _template(folder: Path) -> str | None:

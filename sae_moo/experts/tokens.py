@@ -1,8 +1,8 @@
-"""Which token stands at which row of a model's embeddings, by the files of its tokenizer alone.
+"""Which token stands at which row of a model's embeddings, by the files of its tokenizer.
 
 Files say which rows a model was trained with; a tokenizer that is loaded may say otherwise (transformers adds tokens
 that no row belongs to, and builds an empty vocabulary where it looks for another file than the one there is). So no
-tokenizer is built here, and no code of a model's own is run.
+tokenizer is built here, but where special tokens are named without a row, and no code of a model's own is run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 
 from sae_moo.errors import InputError
 
-ADDED, SETTINGS = "added_tokens.json", "tokenizer_config.json"
+ADDED, SETTINGS, SPECIAL = "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"
+_ONE = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MANY = ("additional_special_tokens", "extra_special_tokens")
 _DECODER = "added_tokens_decoder"
 MARKS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 Rows = dict[str, int]
@@ -37,13 +39,15 @@ def token_list(folder: Path) -> Rows | None:
     file, read = form
     try:
         rows = read(file)
-        added = _added(folder)
+        added, special = _added(folder), _special(folder)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: expected a tokenizer: {error or type(error).__name__}") from error
-    if read is _tiktoken and not added:
+    if not added and (read is _tiktoken or (read is _model and _is_tiktoken(file))):
         raise InputError(f"{file}: does not say where the special tokens stand; save it with a tokenizer.json")
     # only tokenizer.json is complete in itself: what it says counts
-    return {**added, **rows} if file.name == "tokenizer.json" else {**rows, **added}
+    placed = {**added, **rows} if file.name == "tokenizer.json" else {**rows, **added}
+    homeless = [token for token in special if token not in placed]
+    return {**placed, **_given_rows(folder, placed, homeless)} if homeless else placed
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -61,14 +65,14 @@ def same_files(one: Path, other: Path) -> bool:
     if any(file.read_bytes() != theirs[name].read_bytes() for name, file in mine.items()):
         return False
     try:
-        return _added(one) == _added(other)
+        return _added(one) == _added(other) and _special(one) == _special(other)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False  # `token_list` says what is wrong with it
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files that a tokenizer is made of, its settings and templates among them, in a fixed order."""
-    others = (ADDED, SETTINGS, "special_tokens_map.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+    others = (ADDED, SETTINGS, SPECIAL, "merges.txt", "chat_template.jinja", "chat_template.json")
     return [*_named(folder).values(), *(folder / name for name in others if (folder / name).is_file())]
 
 
@@ -113,6 +117,40 @@ def _added(folder: Path) -> Rows:
     decoder = settings.get(_DECODER) or {}
     contents = {row: token["content"] if isinstance(token, Mapping) else token for row, token in decoder.items()}
     return {**{str(token): int(row) for token, row in listed.items()}, **{t: int(row) for row, t in contents.items()}}
+
+
+def _special(folder: Path) -> list[str]:
+    """Return the special tokens that the settings name, in the order in which transformers adds them."""
+    found: dict[str, None] = {}
+    stated = [_json(folder / name) for name in (SPECIAL, SETTINGS) if (folder / name).is_file()]
+    for key in (*_ONE, *_MANY):
+        for settings in stated:
+            value = settings.get(key)
+            listed = value if isinstance(value, list) else [value]
+            if isinstance(value, Mapping) and "content" not in value:  # by names of their own
+                listed = list(value.values())
+            contents = (token.get("content") if isinstance(token, Mapping) else token for token in listed)
+            found.update(dict.fromkeys(token for token in contents if isinstance(token, str) and token))
+    return list(found)
+
+
+def _given_rows(folder: Path, placed: Rows, tokens: list[str]) -> Rows:
+    """Return the rows that transformers gives to special tokens which the files name and do not place.
+
+    Raises:
+        InputError: if it cannot load the tokenizer, or reads other rows than the files say.
+    """
+    from transformers import AutoTokenizer
+
+    fault = f"{folder}: the files name the special token {tokens[0]!r} and do not say its row"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded = dict(tokenizer.get_vocab())
+    except Exception as error:  # whatever transformers' many tokenizer classes raise at what they find
+        raise InputError(f"{fault}; save it with a tokenizer.json") from error
+    if any(loaded.get(token) != row for token, row in placed.items()):
+        raise InputError(f"{fault}, and transformers reads the others elsewhere; save it with a tokenizer.json")
+    return {token: loaded[token] for token in tokens if token in loaded}
 
 
 def _json(file: Path) -> Any:

@@ -14,6 +14,7 @@ from sae_moo.explore.view import View
 from sae_moo.objectives import Objective, named_quantities
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Recipe
+from sae_moo.recipe.groups import is_submodel
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, only_study, open_storage, reached
 from sae_moo.study.record import Ended, TrialRecord, ended
@@ -102,6 +103,9 @@ class Run:
             records=tuple(records),
             front=front_of(ended(records), self.objectives).ranked,
             exhausted=self.exhausted == len(records),
+            left_alone=tuple(
+                group for group in self.groups if is_submodel(group) and group not in self.config.pruning.submodels
+            ),
         )
 
     def front(self) -> list[Ended]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +61,7 @@ class View:
         records: all trials, in order of their numbers.
         front: the non-dominated feasible ones, best in the first objective first.
         exhausted: whether the search ended with nothing left to try.
+        left_alone: sub-models that are neither pruned nor counted in the sparsity.
     """
 
     name: str
@@ -76,6 +78,7 @@ class View:
     records: tuple[TrialRecord, ...]
     front: tuple[Ended, ...]
     exhausted: bool = False
+    left_alone: tuple[str, ...] = ()
 
     @cached_property
     def done(self) -> tuple[Ended, ...]:
@@ -122,11 +125,24 @@ class View:
 
     @property
     def nothing(self) -> str:
-        """Why the front is empty, where it is."""
-        why = "no evaluation so far keeps the limits" if self.done else "every evaluation so far failed or was stopped"
-        return f"the front of {self.name} is empty: " + (
-            why if evaluations(self.records) else "no evaluation has ended yet"
-        )
+        """Why the front is empty, where it is; of limits how near the evaluations came to each."""
+        if self.done:
+            why = f"no evaluation so far keeps the limits: {'; '.join(self._reach())}"
+        elif evaluations(self.records):
+            why = "every evaluation so far failed or was stopped"
+        else:
+            why = "no evaluation has ended yet"
+        return f"the front of {self.name} is empty: {why}"
+
+    def _reach(self) -> Iterator[str]:
+        """Yield each limit with the value that comes nearest to it, and how many trials keep it if some do."""
+        for constraint in self.constraints:
+            values = [constraint.objective.value(record.evaluation) for record in self.done]
+            rows = np.array([constraint.violations(record.evaluation) for record in self.done])
+            for limit, broken in zip(constraint.words, rows.T, strict=True):
+                kept, nearest = int((broken <= 0).sum()), values[int(np.argmin(broken))]
+                reach = f"{kept:,} of {len(values):,} keep it" if kept else f"the best so far is {nearest:.3g}"
+                yield f"{constraint.objective.name} {limit}, {reach}"
 
     @property
     def unfinished(self) -> str:
@@ -222,6 +238,28 @@ class View:
         if not self.front:
             raise InputError(self.nothing)
         return pick(self.front, self.objectives, self.quantities, where, rule, self.base)
+
+    def cautions(self, record: Ended) -> list[str]:
+        """Return what to know before a trial is handed on, a sentence each without its full stop: seldom anything."""
+        broken = [clause for constraint in self.constraints for clause in constraint.broken(record.evaluation)]
+        found = [f"Trial {record.number} breaks a limit: {'; '.join(broken)}"] if broken else []
+        base = self.base
+        if base is not None and self._accuracy and base.number != record.number:
+            own, least, error = self.accuracy(record), self.accuracy(base), self.accuracy_error(base)
+            if own < least - (0.0 if math.isnan(error) else error):
+                name = "accuracy" if len(self._accuracy.objectives) > 1 else self._accuracy.objectives[0].name
+                spread = f" ± {error:.3f}" if error > 0 else ""
+                found.append(
+                    f"Trial {record.number} is worse than the unmerged base by more than a standard error: "
+                    f"{name} {own:.3f}, the base's is {least:.3f}{spread} (search split)"
+                )
+        return found
+
+    @property
+    def meaning(self) -> str:
+        """What accuracy is, a clause, where it is none of the objectives but the mean of several; else nothing."""
+        names = [objective.name for objective in self._accuracy.objectives]
+        return f"accuracy: the mean of {', '.join(names)}" if len(names) > 1 else ""
 
     def neighbours(self, record: Ended) -> tuple[Neighbour, ...]:
         """Return the trials of the front that have the next larger and the next smaller value of each objective."""

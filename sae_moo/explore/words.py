@@ -38,8 +38,7 @@ def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
 
 def limit_words(constraints: Sequence[Constraint]) -> list[str]:
     """Return each limit, a clause."""
-    limits = [f"{c.objective.name} at least {c.low:g}" for c in constraints if c.low is not None]
-    return limits + [f"{c.objective.name} at most {c.high:g}" for c in constraints if c.high is not None]
+    return [f"{constraint.objective.name} {limit}" for constraint in constraints for limit in constraint.words]
 
 
 def objective_words(objective: Objective) -> str:
@@ -153,7 +152,9 @@ def difference_words(view: View, record: Ended, other: Marked) -> str:
         return f"it is {other.why}"
     mean, found = view.accuracy(record) - view.accuracy(other.record), difference(view, record, other.record)
     how = f"{abs(mean):.3f} {'more' if mean > 0 else 'less'} accurate than" if abs(mean) >= 5e-4 else "as accurate as"
-    return f"{how} {other.name}" + (f" {found.verdict}" if found is not None else "")
+    if found is None:
+        return f"{how} {other.name}"
+    return f"{how} {other.name}{',' if found.equal else ''} {found.verdict}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +183,21 @@ def _searched(view: View) -> str:
     return (
         f"Merges of {count(len(experts), 'expert')} ({listed(experts, 10)}) of one base, for {wanted}; more is better "
         f"in each. Tasks: {listed(view.tasks, 10)}. Limits: {listed(limits, 8) if limits else 'none'}. "
-        f"Algorithm: {view.algorithm}{SPACES[view.space]}."
+        f"Algorithm: {view.algorithm}{SPACES[view.space]}.{_left_alone(view)}"
     )
+
+
+def _left_alone(view: View) -> str:
+    if not view.left_alone:
+        return ""
+    verb = "is" if len(view.left_alone) == 1 else "are"
+    return f" Sparsity is the text model's: {listed(view.left_alone, 8)} {verb} merged, and neither pruned nor counted."
 
 
 def _found(view: View) -> Section:
     heading = "What was found"
     if not view.front:
-        return Section(heading, "Nothing feasible so far: the front is empty.")
+        return Section(heading, f"Nothing feasible so far: {view.nothing}.")
     points = tuple(
         f"{names_words(names)}: trial {record.number}, "
         + ", ".join(f"{o.name} {value_words(record, o.name)}" for o in view.objectives)
@@ -206,7 +214,8 @@ def _sure(view: View) -> str:
     error = view.accuracy_error(record)
     tasks = count(len(record.evaluation.scores), "task")
     spread = "" if math.isnan(error) else f" An accuracy has a standard error of about {error:.3f}."
-    parts = [f"Scores are means over {count(asked, 'instance')} of {tasks}, the search split.{spread}"]
+    means = f" {view.meaning[0].upper()}{view.meaning[1:]}." if view.meaning else ""
+    parts = [f"Scores are means over {count(asked, 'instance')} of {tasks}, the search split.{means}{spread}"]
     parts.append(
         f"The front was chosen from {count(len(view.done), 'trial')} by these same instances, so its scores are "
         "somewhat too good; a model's score on the test split, which the search never sees, is told by pick --test and "

@@ -157,31 +157,42 @@ def parse(text: str, source: str, keys: Iterable[str]) -> tuple[dict[str, Any], 
     return raw, lines, duplicates
 
 
-def override_(raw: dict[str, Any], lines: dict[Key, str], change: str, given_as: str) -> list[str]:
+def override_(raw: dict[str, Any], lines: dict[Key, str], change: str, source: str) -> list[str]:
     """Change `raw`, and `lines` by where that came from, in place by one ``key.path=value``; return what is wrong."""
     path, equals, text = change.partition("=")
-    source = f"{given_as} {change}"
     if not equals or not path:
         return [f"{source}: expected key.path=value, e.g. search.population=32"]
     try:
         value = _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, TooMuch) as error:
         return [f"{source}: the value is not YAML: {_told(error)}"]
-    keys: list[str | int] = [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in path.split(".")]
+    first, *rest = path.split(".")
+    keys: list[str | int] = [first, *(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in rest)]
     target: Any = raw
     for i, key in enumerate(keys[:-1]):
         if isinstance(target, dict) and target.get(key) is None:
             target[key] = {}
             lines[tuple(keys[: i + 1])] = source
         if not _holds(target, key):
-            return [f"{source}: {dotted(tuple(keys[: i + 1]))}: there is nothing to go into"]
+            return [f"{source}: {dotted(tuple(keys[: i + 1]))}: {_there(target, keys[:i])}"]
         target = target[key]
-    if isinstance(target, dict) or _holds(target, keys[-1]):
-        target[keys[-1]] = value
-    else:
-        return [f"{source}: {dotted(tuple(keys))}: there is no such place"]
-    lines[tuple(keys)] = source
+    if not isinstance(target, dict) and not _holds(target, keys[-1]):
+        return [f"{source}: {dotted(tuple(keys))}: {_there(target, keys[:-1])}"]
+    target[keys[-1]] = value
+    whole = tuple(keys)
+    for gone in [each for each in lines if each[: len(whole)] == whole]:
+        del lines[gone]  # with all within it
+    lines[whole] = source
     return []
+
+
+def _there(target: Any, keys: list[str | int]) -> str:
+    """Return what there is instead of a place that there is not, within a value of these keys."""
+    where = dotted(tuple(keys))
+    if not isinstance(target, list):
+        return f"expected a mapping at {where} to go into, got {target!r}"
+    entries = f"{len(target)} entries, number 0 to {len(target) - 1}" if len(target) > 1 else "one entry, number 0"
+    return f"{where} has {entries if target else 'no entries'}"
 
 
 def _holds(target: Any, key: str | int) -> bool:
@@ -191,7 +202,15 @@ def _holds(target: Any, key: str | int) -> bool:
 
 
 def place(key: Key, lines: Mapping[Key, str], source: str) -> str:
-    """Return ``FILE:LINE`` of a key, or of the nearest one above it, or `source`."""
+    """Return ``FILE:LINE`` of a key, or of the nearest one above it, or `source`; with the overrides of what is in it.
+
+    Whether what is wrong with the whole was wrong before it was overridden in part, nobody can tell from its place.
+    """
+    if key in lines:
+        file = lines.get((), source).rpartition(":")[0]  # what lies in the file begins so
+        within = (at for each, at in lines.items() if each[: len(key)] == key and key)
+        given = [at for at in dict.fromkeys(within) if not at.startswith(f"{file}:")]
+        return lines[key] + ("" if not given or lines[key] in given else f" with {' '.join(given)}")
     while key and key not in lines:
         key = key[:-1]
     return lines.get(key, source)

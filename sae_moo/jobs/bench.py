@@ -78,7 +78,13 @@ class Bench:
         if not isinstance(config, Config):
             raise InputError(f"config: expected a Config, as Config.load(path) reads it, got {type(config).__name__}")
         models = config.models
-        pool = ExpertPool.open(models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary)
+        pool = ExpertPool.open(
+            models.base,
+            models.experts,
+            relative_to=config.directory,
+            vocabulary=models.vocabulary,
+            pruned=config.pruning.submodels,
+        )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device)  # refused here if it cannot be
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
@@ -94,6 +100,8 @@ class Bench:
         for section in ("models", "tasks", "evaluation"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ValueError(f"{section}: expected those that were opened")
+        if config.pruning.submodels != self.config.pruning.submodels:
+            raise ValueError("pruning.submodels: expected those that the models were opened with")
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
@@ -220,6 +228,7 @@ class Bench:
             scope=config.pruning.scope,
             calibration=self.calibration,
             rescale=config.rescale,
+            submodels=self.pool.pruned,
             most=min([MOST_SPARSE, *highest]),
         )
 

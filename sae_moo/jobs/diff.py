@@ -154,7 +154,7 @@ def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPoo
         assert bench is not None
         recipe = read_recipe(Path(target), bench.pool)
         return bench.pool, _of_recipe(bench.ground().candidate(recipe), bench)
-    pool = ExpertPool({BASE: Checkpoint(target)})
+    pool = ExpertPool({BASE: Checkpoint(target)}, pruned=config.pruning.submodels)
     rounding = pool.rounding(config.models.dtype)
     return pool, lambda info: pool.load(BASE, info.name).to(info.cast(rounding))
 

@@ -57,11 +57,12 @@ def evaluate(target: str, config: Config, split: Split, bench: Bench | None = No
         bench = Bench.open(config) if bench is None else bench
         recipe = read_recipe(Path(target), bench.pool)
         pool, tasks, model = bench.pool, bench.tasks, bench.live_model()
-        materialize(recipe, pool, model)
+        sparsity = materialize(recipe, pool, model).sparsity
     else:
-        pool = ExpertPool({BASE: Checkpoint(target)})
+        pool = ExpertPool({BASE: Checkpoint(target)}, pruned=config.pruning.submodels)
         tasks = open_tasks(config, pool)
         model = pool.live_model(config.models.dtype, device)
+        sparsity = measured_sparsity(pool, model)
     scorer = scorer_of(config, pool, tasks, device)
     answers = scorer.answers(model, split)
     scores = scorer.judge(split, answers)
@@ -71,4 +72,4 @@ def evaluate(target: str, config: Config, split: Split, bench: Bench | None = No
         for task in tasks
         for i, sample in enumerate(task.samples(split, answers[task.name]))
     )
-    return Evaluated(task_scores(scores), measured_sparsity(pool, model), metrics, samples)
+    return Evaluated(task_scores(scores), sparsity, metrics, samples)

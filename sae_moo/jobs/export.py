@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.formats import FORMATS, USUAL, Format
 from sae_moo.deploy.order import Order
 from sae_moo.deploy.stream import Stream, check_sparsity
-from sae_moo.deploy.surroundings import tokenizer_of
+from sae_moo.deploy.surroundings import missing_code, tokenizer_of
 from sae_moo.deploy.tensor_files import SHARD_BYTES
 from sae_moo.errors import InputError, Interrupted
 from sae_moo.experts.layout import dtype_of
@@ -58,6 +58,7 @@ def export(
     form: str = USUAL,
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
+    cautions: Sequence[str] | None = None,
     tell: Callable[[str], None] = lambda note: None,
     stage: Callable[[str], None] = lambda what: None,
 ) -> Exported:
@@ -73,6 +74,8 @@ def export(
         form: name of the format, one of `FORMATS`.
         tokenizer_from: name of the expert whose tokenizer, chat template and settings of generation are written.
         shard_bytes: size that the tensors of one file may have together.
+        cautions: what to know of the trial, for the model card; None: what `View.cautions` says, for which all trials
+            are read.
         tell: is told what the user should know, a sentence each.
         stage: is told what is being done, a few words each.
 
@@ -89,6 +92,8 @@ def export(
     _check_asked(row, output, verify, tokenizer_from)
     bench = bench_of(run, any_device=not verify)
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
+    for note in missing_code(bench.pool):
+        tell(note)
     stream = _stream(run, record, bench)
     prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
@@ -97,13 +102,15 @@ def export(
         scores.update(verify_apart(run, record.number, folder, digests, exact, tell))
         return {split: objective_scores(tasks, run.objectives) | tasks for split, tasks in scores.items()}
 
+    card = _card(run, record, why, row, output, bench, tokenizer_from, stream)
+    known = run.view().cautions(record) if cautions is None else cautions
     order = Order(
         format=row,
         output=output,
         stream=stream,
         sparsity=_sparsity(record),
         whose=_whose(record),
-        card=_card(run, record, why, row, output, bench, tokenizer_from, stream),
+        card=replace(card, warnings=tuple(f"{caution}." for caution in known)),
         tokenizer=tokenizer,
         settings=tokenizer_from,
         shard_bytes=shard_bytes,
@@ -183,7 +190,7 @@ def _card(
     facts = {
         "study": run.name,
         "trial": str(record.number),
-        "sparsity": f"{evaluation.sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+        "sparsity": f"{evaluation.sparsity:.4f} of the {bench.pool.counted_words} are exact zeros",
         "dtype": stream.dtype_words,
         "digest of the recipe": f"`{record.digest}`",
         "tokenizer, chat template, settings of generation": tokenizer_from,

@@ -22,6 +22,9 @@ from sae_moo.searchers.space import AVERAGE
 from sae_moo.study.folder import RunFolder
 from sae_moo.study.record import Ended
 
+BEST_EXPERT = "best expert"
+"""How the name of the expert begins that is the most accurate of all on the search split."""
+
 
 def bench_of(run: Run, any_device: bool = False) -> Bench:
     """Open what a run's evaluations were made with.
@@ -155,5 +158,5 @@ def _references(run: Run, view: View, bench: Bench) -> list[tuple[str, int | Non
     found = [("base", *evaluated(view.base, ground.expert(BASE)))]
     if values:
         best = max(values, key=lambda name: values[name])
-        found.append((f"best expert ({best})", *experts[best]))
+        found.append((f"{BEST_EXPERT} ({best})", *experts[best]))
     return [*found, ("uniform average", *evaluated(view.average, dict(ground.starting_recipes())[AVERAGE]))]

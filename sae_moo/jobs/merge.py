@@ -29,13 +29,14 @@ from sae_moo.errors import InputError, RunError, WeightsError, itemized, nearest
 from sae_moo.experts.checkpoint import locate
 from sae_moo.experts.layers import Order
 from sae_moo.experts.layout import dtype_of
-from sae_moo.experts.pool import ExpertPool, open_models
+from sae_moo.experts.opening import open_models
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.tokenizer_files import tokenizer_to_write
 from sae_moo.experts.vocabulary import KEEP_BASE, REFUSE, policy_of
 from sae_moo.files.whole import check_creatable, check_free, whole_file, whole_folder
 from sae_moo.jobs.bench import versions
 from sae_moo.materialization import calibration
-from sae_moo.recipe import BASE, STORED, Recipe, decode
+from sae_moo.recipe import BASE, STORED, Prune, Recipe, decode, walk
 
 MERGEKIT = FORMATS["mergekit"].endings
 
@@ -47,10 +48,12 @@ class Merged:
     Args:
         sparsity: the fraction of zeros over all prunable weights; of several models that of the last.
         notes: what the user should know about the merge.
+        proof: what was found to be as it should, if anything was compared.
     """
 
     sparsity: float
     notes: tuple[str, ...] = ()
+    proof: tuple[str, ...] = ()
 
 
 def merge(
@@ -101,15 +104,17 @@ def _write(ordered: _Ordered, path: Path, output: Path, dtype: str = "float32") 
             sparsity = stream.sparsity()
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        notes += _compared(path, ordered.digests, stream)
+        if sparsity and pool.left_alone:
+            notes += (f"sparsity is the text model's: {', '.join(pool.left_alone)} are not counted",)
+        proof = _compared(path, ordered.digests, stream)
         facts = {
-            "sparsity": f"{sparsity:.4f} of the 2-D weights in blocks are exact zeros",
+            "sparsity": f"{sparsity:.4f} of the {pool.counted_words} are exact zeros",
             "dtype": stream.dtype_words,
             "digest of the recipe": f"`{recipe.digest(pool)}`",
             "made with": versions(),
         }
         write_origin(partial, stream, Card(output.name, ordered.why, facts, {}))
-    return Merged(sparsity, notes)
+    return Merged(sparsity, notes, proof)
 
 
 def _write_all(path: Path, merges: Sequence[Document], output: Path, moved: Mapping[str, str] | None) -> Merged:
@@ -296,9 +301,11 @@ def _open_experts(path: Path, moved: Mapping[str, str] | None) -> ExpertPool:
     _check_moved(path, experts, moved)
     folder = path.resolve().parent
     sources = {name: str(entry["source"]) for name, entry in experts.items()} | _now(moved, experts)
+    prunings = [node for node in walk(_decoded(path, document)) if isinstance(node, Prune)]
+    pruned = sorted({name for node in prunings for name in node.submodels})
     models = open_models(sources.pop(BASE), sources, folder)
     layers = {name: _order(path, entry["layers"]) for name, entry in experts.items() if "layers" in entry}
-    return ExpertPool(models, policy_of(document.get("vocabulary", REFUSE)), layers)
+    return ExpertPool(models, policy_of(document.get("vocabulary", REFUSE)), layers, pruned)
 
 
 def _order(path: Path, value: Any) -> Order:
@@ -353,6 +360,13 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def _decoded(path: Path, document: dict[str, Any]) -> Recipe:
+    try:
+        return decode(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
     """Read a recipe file over a pool's experts, and the activation norms that it names.
 
@@ -360,10 +374,7 @@ def read_recipe(path: Path, pool: ExpertPool) -> Recipe:
         InputError: if it is none, or an expert is not what it was.
     """
     document = _read_document(path)
-    try:
-        recipe = decode(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    recipe = _decoded(path, document)
     experts = document.get("experts")
     for name, entry in experts.items() if isinstance(experts, Mapping) else ():
         fingerprint = entry.get("fingerprint") if isinstance(entry, Mapping) else None

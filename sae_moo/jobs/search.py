@@ -46,6 +46,7 @@ def search(
         InputError: if anything does not fit, or the stored study was made under other settings, naming the differences.
         Interrupted: on Ctrl-C, after saving.
         StorageError: if what is written to has no room, or its database is gone; what was finished before is kept.
+        RunError: if all first candidates fail, or as many in a row as ``executor.failures`` says, after saving.
     """
     if bench is None:
         bench = Bench.open(config)
@@ -132,4 +133,5 @@ def _study(bench: Bench, trials: TrialStorage, searcher: Searcher, listener: Lis
         versions(),
         listener,
         bench.rivals(),
+        bench.config.executor.failures,
     )

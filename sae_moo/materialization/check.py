@@ -34,6 +34,9 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
 def _check_prune(node: Prune, pool: ExpertPool) -> None:
     groups = len(pool.groups)
     prunable = [info for info in pool.tensors if info.prunable]
+    if node.submodels != pool.pruned and (node.submodels or node.scope not in STRUCTURED):
+        have, want = (", ".join(names) or "none" for names in (pool.pruned, node.submodels))
+        raise InputError(f"Prune: prunes the sub-models {want}; the pool was opened with pruned: {have}")
     criterion = CRITERIA.find(node.criterion)
     if criterion.unavailable is not None:
         raise InputError(f"Prune: {criterion.unavailable}")

@@ -21,7 +21,7 @@ from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
-from sae_moo.recipe import STORED, Cast, Recipe
+from sae_moo.recipe import BASE, STORED, Cast, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Report:
         recipe: the recipe with every pruning scope resolved to counts; materializing it again takes one pass.
         sparsity: fraction of exact zeros over all prunable weights, in [0, 1].
         group_sparsity: group name -> the same within the group; 0.0 where nothing is prunable.
-        tensor_sparsity: tensor name -> fraction of exact zeros, prunable or not.
+        tensor_sparsity: tensor name -> fraction of exact zeros, prunable or not; what the live model has no place for
+            is left out.
         seconds: wall time.
     """
 
@@ -67,7 +68,12 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     recipe, zeros, exact = ready.recipe, {}, dict(parameters)
     stored = isinstance(recipe, Cast) and recipe.dtype == STORED
     for info in pool.tensors:
-        place = parameters[info.name]
+        place = parameters.get(info.name)
+        if place is None and info.prunable:  # counted, and nothing else
+            place = torch.empty(info.shape, dtype=info.dtype, device=first.device)
+            exact[info.name] = place
+        if place is None:
+            continue
         if stored and torch.promote_types(place.dtype, info.dtype) != place.dtype:
             # the model rounds once more: zeros are those of the weights that are exported and inherited
             exact[info.name] = torch.empty(info.shape, dtype=info.dtype, device=place.device)
@@ -81,9 +87,16 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
-    """Return the fraction of exact zeros over all prunable weights of a model as it is, in [0, 1]."""
+    """Return the fraction of exact zeros over all prunable weights of a model as it is, in [0, 1].
+
+    What it has no place for is the base's.
+    """
     parameters = pool.parameters(model)
-    zeros = {info.name: info.numel - int(torch.count_nonzero(parameters[info.name])) for info in pool.tensors}
+    zeros = {}
+    for info in pool.tensors:
+        if info.prunable:
+            weights = parameters[info.name] if info.name in parameters else pool.load(BASE, info.name)
+            zeros[info.name] = info.numel - int(torch.count_nonzero(weights))
     return fractions(pool, zeros)[0]
 
 
@@ -105,7 +118,7 @@ def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapp
     parameters = pool.parameters(model)
     ones, twos, sizes, before = (np.zeros(len(pool.groups)) for _ in range(4))
     for info in pool.tensors:
-        if info.prunable:
+        if info.prunable and info.name in parameters:
             weights = parameters[info.name].float()
             ones[info.group] += float(torch.linalg.vector_norm(weights, 1, dtype=torch.float64))
             twos[info.group] += float(torch.linalg.vector_norm(weights, 2, dtype=torch.float64)) ** 2
@@ -139,4 +152,5 @@ def fractions(pool: ExpertPool, zeros: Mapping[str, int]) -> tuple[float, dict[s
             empty[info.group] += zeros[info.name]
     whole = sum(empty.values()) / max(sum(size.values()), 1)
     groups = {name: empty[i] / size[i] if size[i] else 0.0 for i, name in enumerate(pool.groups)}
-    return whole, groups, {info.name: zeros[info.name] / max(info.numel, 1) for info in pool.tensors}
+    shares = {info.name: zeros[info.name] / max(info.numel, 1) for info in pool.tensors if info.name in zeros}
+    return whole, groups, shares

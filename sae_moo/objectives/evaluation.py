@@ -170,6 +170,18 @@ class Constraint:
         both = (("min", self.low), ("max", self.high))
         return tuple(f"{self.objective.name} {side}" for side, limit in both if limit is not None)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The limits in words, ``at least x`` before ``at most x``; one per entry of `violations`."""
+        both = (("at least", self.low), ("at most", self.high))
+        return tuple(f"{side} {limit:g}" for side, limit in both if limit is not None)
+
+    def broken(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Return which of the limits an evaluation that went well breaks, each with its value, a clause."""
+        name, value = self.objective.name, self.objective.value(evaluation)
+        amounts = zip(self.words, self.violations(evaluation), strict=True)
+        return tuple(f"{name} {value:.3g} where the limit is {limit}" for limit, amount in amounts if amount > 0)
+
     def violations(self, evaluation: Evaluation) -> tuple[float, ...]:
         """Return one number per limit: at most 0 when kept, else by how much it is broken."""
         value = self.objective.value(evaluation)

@@ -1,4 +1,7 @@
-"""Parameter groups: sets of tensors that share coefficients, by name; the embeddings, each block, the head."""
+"""Parameter groups: sets of tensors that share coefficients, by name; the embeddings, each block, the head.
+
+What is not the text model (a vision tower, a projector) is a group of its own behind these, a sub-model each.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,15 @@ def in_block(group: str) -> bool:
     return group.startswith(_BLOCK)
 
 
-def model_order(group: str) -> tuple[int, int]:
-    """Return what puts groups in the order of the model: embeddings, blocks by number, head."""
+def is_submodel(group: str) -> bool:
+    """Say whether a group is a whole sub-model beside the text model."""
+    return group not in (EMBEDDINGS, HEAD) and not in_block(group)
+
+
+def model_order(group: str) -> tuple[int, int, str]:
+    """Return what puts groups in the order of the model: embeddings, blocks by number, head, sub-models by name."""
     if group == EMBEDDINGS:
-        return (0, 0)
-    return (2, 0) if group == HEAD else (1, int(group.removeprefix(_BLOCK)))
+        return (0, 0, "")
+    if group == HEAD:
+        return (2, 0, "")
+    return (1, int(group.removeprefix(_BLOCK)), "") if in_block(group) else (3, 0, group)

@@ -217,6 +217,8 @@ def _thinned(
 _TIES = "Yadav et al. 2023, arXiv 2306.01708"
 _DARE = "Yu et al. 2024, arXiv 2311.03099"
 _DELLA = "Deep et al. 2024, arXiv 2406.11617"
+_CHANGED = Setting(default=1e-5, above=0, about="differences from the base of at most this are none")
+_RAM = "arXiv 2601.13572"
 _BREADCRUMBS = "Davari & Belilovsky 2024, arXiv 2312.06795"
 
 METHODS: Catalogue[Method] = Catalogue(
@@ -405,6 +407,29 @@ METHODS: Catalogue[Method] = Catalogue(
             reads_base=True,
             summary="where one model is near the base its element, elsewhere a step of fixed length towards it",
             source="mergekit",
+        ),
+        Method(
+            name="ram",
+            step=f"{_TASK_VECTORS}:ram",
+            settings={"epsilon": _CHANGED},
+            fixed={"r": 0.0, "alpha": 0.0},
+            weights="unused",
+            reads_base=True,
+            summary="mean of those differences from the base that are any, element by element",
+            source=_RAM,
+        ),
+        Method(
+            name="ramplus_tl",
+            step=f"{_TASK_VECTORS}:ram",
+            settings={
+                "r": Setting(default=0.1, least=0, about="how much what one model alone changes grows"),
+                "alpha": Setting(default=0.2, least=0, about="largest ratio of shared changes to own ones that counts"),
+                "epsilon": _CHANGED,
+            },
+            weights="unused",
+            reads_base=True,
+            summary="the same, what one model alone changes the larger the more of its changes others share",
+            source=_RAM,
         ),
         Method(
             name="rankmean",

@@ -195,6 +195,8 @@ class Prune(Recipe):
             scopes are resolved to. In JSON a row is a hexadecimal number whose bit i stands for unit i.
         rescale: multiply what is left of every tensor so that it keeps the L2 norm it had. Not with structured scopes:
             what is left of a block would be scaled once for each of its matrices.
+        submodels: sub-models whose blocks are pruned beside the text model's, by name, sorted; the pool was opened with
+            the same (`ExpertPool.open`).
     """
 
     kind: ClassVar[str] = "prune"
@@ -206,6 +208,7 @@ class Prune(Recipe):
     calibration: str | None = None
     units: tuple[tuple[int, ...], ...] | None = None
     rescale: bool = False
+    submodels: tuple[str, ...] = ()
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -238,6 +241,11 @@ class Prune(Recipe):
             raise InputError(f"Prune: expected true or false as rescale, got {self.rescale!r}")
         if self.rescale and self.scope in STRUCTURED:
             raise InputError(f"Prune: scope {self.scope!r} cannot be rescaled; tensor, group, global, row and N:M can")
+        if isinstance(self.submodels, str) or not all(isinstance(name, str) and name for name in self.submodels):
+            raise InputError(f"Prune: expected names of sub-models, got {self.submodels!r}")
+        object.__setattr__(self, "submodels", tuple(sorted(set(self.submodels))))
+        if self.submodels and self.scope in STRUCTURED:
+            raise InputError(f"Prune: scope {self.scope!r} prunes the text model's blocks, no sub-models")
         _seal(self)
 
 
@@ -413,7 +421,7 @@ def dumps(document: object) -> str:
 _FIELDS = {
     "expert": {"name"},
     "merge": {"method", "inputs", "weights", "params"},
-    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units", "rescale"},
+    "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units", "rescale", "submodels"},
     "cast": {"inputs", "dtype"},
     "ref": {"digest"},
 }
@@ -447,7 +455,7 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
             units = None if units is None else tuple(_from_hex(row) for row in units)
             asked = (entry["sparsity"], entry["criterion"], entry["scope"])
             rest = (entry.get("calibration"), units, entry.get("rescale", False))
-            return Prune(built[inputs[0]], *asked, counts, *rest)
+            return Prune(built[inputs[0]], *asked, counts, *rest, submodels=tuple(entry.get("submodels", ())))
         case "cast":
             return Cast(built[inputs[0]], entry["dtype"])
         case _:
@@ -468,7 +476,8 @@ def _own(node: Recipe) -> dict[str, Any]:
             asked = {"sparsity": node.sparsity, "criterion": node.criterion, "scope": node.scope}
             units = None if node.units is None else [_as_hex(row) for row in node.units]
             rescale = True if node.rescale else None
-            rest = {"counts": node.counts, "calibration": node.calibration, "units": units, "rescale": rescale}
+            rest: dict[str, Any] = {"counts": node.counts, "calibration": node.calibration, "units": units}
+            rest |= {"rescale": rescale, "submodels": node.submodels or None}
             return {"node": "prune"} | asked | {name: value for name, value in rest.items() if value is not None}
         case Cast():
             return {"node": "cast", "dtype": node.dtype}

@@ -34,6 +34,7 @@ class Ground:
         calibration: digest of the activation norms that the criterion weighs by, or None.
         most: largest sparsity ever asked for, in (0, 1).
         rescale: whether what pruning leaves of a tensor is multiplied so that it keeps its L2 norm.
+        submodels: what is pruned beside the text model.
     """
 
     experts: tuple[str, ...]
@@ -45,6 +46,7 @@ class Ground:
     calibration: str | None = None
     most: float = 0.95
     rescale: bool = False
+    submodels: tuple[str, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -96,7 +98,15 @@ class Ground:
             if not any(rows):
                 return recipe
         given = rows[0] if self.one_ratio else rows
-        return Prune(recipe, given, self.criterion, self.scope, calibration=self.calibration, rescale=self.rescale)
+        return Prune(
+            recipe,
+            given,
+            self.criterion,
+            self.scope,
+            calibration=self.calibration,
+            rescale=self.rescale,
+            submodels=self.submodels,
+        )
 
     def candidate(self, recipe: Recipe) -> Recipe:
         """Return the recipe rounded to the model's dtype, as every candidate is."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.errors import Hint, InputError, Interrupted
+from sae_moo.errors import Hint, InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Prune, Recipe, digest
@@ -19,6 +19,7 @@ from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
+from sae_moo.study.streak import Streak
 from sae_moo.study.trials import TrialStorage
 
 # A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
@@ -119,6 +120,7 @@ class Study:
         listener: told of every event.
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
+        failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Study:
         versions: str,
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
+        failures: int = 0,
     ) -> None:
         self._storage = storage
         self._searcher = searcher
@@ -142,6 +145,7 @@ class Study:
         self._versions = versions
         self._listener = listener
         self._rivals = rivals
+        self._streak = Streak(failures)
         self._asked = 0
         self._told = 0
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
@@ -155,11 +159,17 @@ class Study:
         Raises:
             InputError: if the stored trials are not what this search would have asked for.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
-            RunError: if the search cannot go on: all its first candidates failed.
+            RunError: if the search cannot go on: all its first candidates failed, or as many in a row as may; what was
+                evaluated is stored.
         """
         try:
             self._replay()
             while self._proposals or self._asked < self._budget:
+                if self._streak.over:
+                    raise RunError(
+                        f"stopped after {self._told} evaluations: {self._streak.diagnosis()}. All are saved, and the "
+                        "same search goes on from here; executor.failures says how many in a row may fail"
+                    )
                 self._submit()
                 if not self._executor.busy:
                     if self._proposals or self._asked >= self._budget:
@@ -207,6 +217,8 @@ class Study:
 
     def _finish(self, number: int, evaluation: Evaluation, repeats: int | None = None) -> None:
         record = self._storage.finish(number, self._proposals[number].proposal, evaluation, self._told, repeats)
+        if repeats is None:
+            self._streak.take(evaluation)
         self._take_in(record)
         self._listener(Finished(record))
 

@@ -79,6 +79,28 @@ def base_model(kind: str) -> Any:
         "qwen3 moe": lambda: t.Qwen3MoeConfig(
             **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, tie_word_embeddings=False
         ),
+        "llama 4": lambda: t.Llama4TextConfig(
+            **SIZES,
+            **(stacked | {"num_experts_per_tok": 1}),
+            intermediate_size_mlp=48,
+            interleave_moe_layer_step=1,
+            moe_layers=[0, 1],
+        ),
+        "granite moe": lambda: t.GraniteMoeConfig(**SIZES, **stacked, tie_word_embeddings=False),
+        "deepseek v2": lambda: t.DeepseekV2Config(
+            **{key: size for key, size in SIZES.items() if key != "head_dim"},
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            n_group=1,
+            topk_group=1,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=4,
+            v_head_dim=8,
+            first_k_dense_replace=1,
+        ),
         "gpt-oss": lambda: t.GptOssConfig(**(SIZES | {"intermediate_size": 32}), **stacked),
     }
     return auto(built[kind]())
@@ -194,6 +216,7 @@ def unknown_tensor(folder: Path) -> None:
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}
 BOTH = EXPERTS | {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+STACKED = ["experts.gate_up_proj", "experts.down_proj"]
 GEMMA = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 ADAPTED = {"target_modules": ["q_proj", "down_proj"], "total_step": 9}
 OTHER_KINDS: Mapping[str, dict[str, Any]] = {
@@ -320,6 +343,10 @@ FORMS = (
         BOTH | {"rank_pattern": {"experts.down_proj": 2}, "use_rslora": True},
     ),
     Form("GPT-OSS: target_parameters, stored turned", "gpt-oss", BOTH),
+    Form("Llama 4: target_parameters, stored turned", "llama 4", BOTH | {"target_parameters": STACKED}),
+    Form("Granite: target_parameters, stored stacked", "granite moe", BOTH | {"target_parameters": STACKED}),
+    Form("DeepSeek-V2: all-linear", "deepseek v2", lora(target_modules="all-linear")),
+    Form("DeepSeek-V2: target_parameters", "deepseek v2", BOTH | {"target_modules": ["q_a_proj"]}),
     Form("Gemma3 within its wrapper", "gemma3", lora(target_modules=GEMMA)),
     Form("Gemma3 and its vision tower", "gemma3", lora("q_proj", "fc1")),
     Form("Gemma3, an adapter of the text model", "gemma3 text", lora("q_proj", "down_proj"), ours="gemma3"),

@@ -178,6 +178,8 @@ def small_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) ->
     if head is not None:
         with contextlib.suppress(AttributeError):
             head.weight.mul_(3)
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        setattr(model.generation_config, name, None)  # greedy decoding as it is without orders
     return model.to(dtype)
 
 

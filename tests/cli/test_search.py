@@ -17,7 +17,9 @@ import pytest
 import yaml
 from commands import call, config_for, refused, written
 
+from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.explore.run import Run
+from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Merge
 from sae_moo.study.folder import RunFolder
 
@@ -434,3 +436,35 @@ def test_a_fault_of_an_override_names_the_flag_that_it_was_given_by(here):
         assert "--set search.populaton=3: search.populaton: no such key" in refused(
             *command, "--set", "search.populaton=3"
         )
+    assert "\n  --evaluations 0: search.evaluations: expected" in refused("search", "c.yaml", "--evaluations", "0")
+    assert "\n  --seed -1: study.seed: expected" in refused("search", "c.yaml", "--seed", "-1")
+
+
+def test_a_search_whose_evaluations_keep_failing_stops_in_a_line_and_goes_on_later(here, monkeypatch):
+    real, made = Evaluator.evaluate, []
+
+    def failing(self, recipe, rivals=None):
+        made.append(recipe)
+        return real(self, recipe, rivals) if len(made) <= 8 else Evaluation(recipe, reason="out of memory: 9 GiB")
+
+    changes = ("--set", "executor.failures=3")
+    monkeypatch.setattr(Evaluator, "evaluate", failing)
+    stopped = call("search", "c.yaml", *changes, code=1)
+    (line,) = [line for line in stopped.stderr.splitlines() if line.startswith("sae-moo: stopped")]
+    assert "3 evaluations in a row failed: 3 x out of memory: 9 GiB. Likely memory is short" in line
+    assert "the same search goes on from here; executor.failures says" in line
+    states = [record.state for record in Run.open("runs/tiny").trials()]
+    assert states.count("failed") == 3
+    monkeypatch.setattr(Evaluator, "evaluate", real)
+    assert "14/14 evaluations" in call("search", "c.yaml", "--set", "executor.failures=0").stdout, "no other study"
+    assert [record.state for record in Run.open("runs/tiny").trials()][: len(states)] == states
+
+
+@pytest.mark.parametrize("command", [("validate", "c.yaml"), ("search", "c.yaml", "--evaluations", "2")])
+def test_items_that_are_left_out_are_told_once_on_stderr(command, here):
+    lines = (here / "facts.jsonl").read_text().splitlines()
+    (here / "facts.jsonl").write_text("\n".join([*lines, lines[3], lines[7]]))
+    run = [sys.executable, "-m", "sae_moo.cli.main", *command]
+    told = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert told.stderr.count("2 of 32 items of task facts are left out") == 1
+    assert "left out" in told.stdout or command[0] != "validate"

@@ -85,7 +85,7 @@ serch: 3
         "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
         "c.yaml:7: tasks[0].name: no built-in task 'zoo_mth' (did you mean 'zoo_math'?); there are zoo_math, "
         "zoo_lingua, zoo_logic",
-        "c.yaml:8: tasks[1]: expected kind: multiple_choice, exact_match, likelihood beside data",
+        "c.yaml:8: tasks[1].kind: expected multiple_choice, exact_match, likelihood beside data",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
         "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
@@ -208,7 +208,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
         "algorithm, population, evaluations, pace, weights, operators, ablation",
-        "override tasks.9.search=1: tasks[9]: there is nothing to go into",
+        "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
 
@@ -335,7 +335,7 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.weights.sparsity=1", "search.algorithm=random"], "search.weights: is for what works on one number (pso, cmaes, "),
         (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
         (["search.pso.flavour=pso-merging", "search.algorithm=pso", "search.population=4", "models.experts.a=zoo:lingua"], "search.population: expected at least 5: base, experts and sparsified experts; got 4"),
-        (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got list"),
+        (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got an empty list"),
         (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
     ],
 )  # fmt: skip
@@ -362,7 +362,7 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
     text = text.replace("mine: {min: 0.2}", "str: {min: 2.0}, MethodSection: {low: 1}")
     found = faults(tmp_path, text)
     assert [line for line in found if "a task, an objective" not in line] == [
-        "c.yaml:4: models.experts.str: expected string, got dict",
+        "c.yaml:4: models.experts.str: expected string, got a mapping",
         "c.yaml:4: models.experts[key]: expected string, got 3",
         "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
         "c.yaml:9: constraints.MethodSection.low: no such key; expected one of min, max",

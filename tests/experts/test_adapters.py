@@ -649,6 +649,16 @@ def test_embeddings_and_head_replaced_alike_stay_tied(bases, adapter):
     assert torch.equal(pool.load("lora", "model.embed_tokens.weight"), torch.ones(50, 16))
 
 
+def test_whole_tensors_take_the_dtype_of_the_bases_as_peft_loads_them(bases, adapter):
+    values = torch.randn(50, 16, generator=torch.Generator().manual_seed(4))
+    ours = Adapter(str(adapter({"lm_head.weight": values})), Checkpoint(str(bases("untied", torch.bfloat16))))
+    assert ours.tensors["lm_head.weight"].dtype == "BF16"
+    assert torch.equal(ours.load("lm_head.weight"), values.to(torch.bfloat16))
+    assert not ours.stored("lm_head.weight")
+    same = Adapter(str(adapter({"lm_head.weight": values}, "same")), Checkpoint(str(bases("untied"))))
+    assert same.stored("lm_head.weight")
+
+
 def test_whole_tensors_of_another_shape_are_named(bases, adapter):
     text = refused(bases("untied"), adapter({**factors(), "model.norm.weight": torch.ones(17)}))
     assert "  - lora: model.norm.weight has shape (17,), expected (16,)" in text.splitlines()

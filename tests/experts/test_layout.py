@@ -45,11 +45,13 @@ def test_recipes_and_files_know_the_same_dtypes():
 
 def test_a_row_per_token_have_embeddings_and_the_head_with_its_bias():
     assert all(map(has_a_row_per_token, ("model.embed_tokens.weight", "wte.weight", "lm_head.weight", "lm_head.bias")))
+    assert has_a_row_per_token("language_model.lm_head.weight")
     assert not any(map(has_a_row_per_token, ("transformer.wpe.weight", "model.norm.weight")))
 
 
 def test_settings_of_gpt2_are_read_by_its_own_names():
     assert longest_input({"n_positions": 1024}) == longest_input({"max_position_embeddings": 1024}) == 1024
+    assert longest_input({"text_config": {"max_position_embeddings": 64}, "max_position_embeddings": 8}) == 64
     assert longest_input({}) is longest_input({"max_position_embeddings": "many"}) is None
     assert (stored_turned({"model_type": "gpt2"}), stored_turned({"model_type": "llama"})) == (True, False)
 

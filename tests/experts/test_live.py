@@ -5,7 +5,7 @@ import torch
 from stand_ins import weights_of
 
 from sae_moo.errors import InputError
-from sae_moo.experts.live import load_model, places
+from sae_moo.experts.live import load_model, places, ties, without_memory
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Expert, Merge, Prune
@@ -202,3 +202,21 @@ def test_what_has_no_place_is_named(saved):
         "  - tensor without parameter: model.layers.1.odd.weight",
         "  - parameter without tensor: model.layers.1.mlp.experts.gate_up_proj",
     ]
+
+
+def test_a_model_without_memory_has_the_ties_that_loading_makes(saved):
+    for name in ("qwen2", "llama", "gpt2", "gpt-neox"):
+        folder = saved(name)[0]
+        assert all(parameter.is_meta for parameter in without_memory(folder).parameters())
+        assert ties(folder) == load_model(folder, torch.float32, "cpu").all_tied_weights_keys
+        assert bool(ties(folder)) is ARCHITECTURES[name][3]
+
+
+def test_what_transformers_has_no_language_model_for_is_told_shortly(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+    with pytest.raises(
+        InputError, match=r"of the architecture ViTModel \(model_type 'vit'\) it has no causal"
+    ) as caught:
+        without_memory(tmp_path)
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+    assert ties(tmp_path) is None

@@ -143,6 +143,18 @@ def test_a_shard_that_is_missing_is_named(sharded):
         Checkpoint(str(sharded(gone)))
 
 
+def test_a_tied_head_that_the_index_names_need_not_be_there(sharded, whole):
+    """Written by programs that made the index before they left out what is shared; transformers loads it."""
+    folder = sharded(lambda one, two, named: named.update({"lm_head.weight": TWO}))
+    read = Checkpoint(str(folder))
+    assert read.tied
+    assert list(read.tensors) == sorted(whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(InputError, match=r"no tensor lm_head\.weight in"):
+        Checkpoint(str(folder))
+
+
 @pytest.mark.parametrize("outside", ["../elsewhere.safetensors", "/etc/passwd", "a/../../b.safetensors", "", "..\\b"])
 def test_an_index_names_no_files_elsewhere(sharded, tiny_folders, outside):
     folder = sharded(lambda one, two, named: named.update({NAME: outside}))

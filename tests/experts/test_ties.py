@@ -108,7 +108,13 @@ def test_a_head_that_differs_is_told_and_counts(model, caplog):
     base, expert = (model(f"m{i}", i, head=other) for i in range(2))
     with caplog.at_level(logging.WARNING):
         pool = ExpertPool.open(str(base), {"a": str(expert)})
-    assert sum("its files hold a different lm_head.weight" in message for message in caplog.messages) == 2
+    assert (
+        sum(
+            "ties lm_head.weight to the embeddings, its files hold a different one" in message
+            for message in caplog.messages
+        )
+        == 2
+    )
     live = pool.live_model()
     materialize(Expert("a"), pool, live)
     weights = weights_of(pool, live)
@@ -160,3 +166,38 @@ def test_nested_configurations_tie_too(tmp_path):
     again = Checkpoint(str(tmp_path))
     assert again.tied
     assert again.fingerprint == before
+
+
+NAMED_OTHERWISE = {
+    "mamba": {"vocab_size": 50, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2},
+    "openai-gpt": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "gpt2": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "bloom": {"vocab_size": 50, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "whisper": {
+        "vocab_size": 50,
+        "d_model": 16,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "encoder_layers": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NAMED_OTHERWISE)
+def test_copies_of_what_is_tied_are_left_out_whatever_head_and_embeddings_are_called(tmp_path, kind):
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = CONFIG_MAPPING[kind](**NAMED_OTHERWISE[kind], tie_word_embeddings=True, **tokens)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    before, state = Checkpoint(str(tmp_path)), model.state_dict()
+    (pair,) = model.all_tied_weights_keys.items()
+    stored = load_file(tmp_path / "model.safetensors")
+    assert len(set(pair) & set(stored)) == 1
+    again = {**stored, **{name: state[name].clone() for name in pair}}
+    save_file(again, tmp_path / "model.safetensors", {"format": "pt"})
+    after = Checkpoint(str(tmp_path))
+    assert after.fingerprint == before.fingerprint
+    assert set(after.tensors) == set(before.tensors) == set(stored)

@@ -252,6 +252,11 @@ def test_rows_of_other_dtypes_lose_nothing(saved):
     assert rows.dtype == torch.float32
     assert torch.equal(rows[:10], load_file(f"{expert}/model.safetensors")[HEAD][:10].float())
     assert torch.equal(rows[10], pool.load(BASE, HEAD)[10].float())
+    whole = ExpertPool.open(base, {"expert": expert}, vocabulary="union")
+    assert (whole.load("expert", HEAD).dtype, whole.load(BASE, HEAD).dtype) == (torch.float32, torch.float16)
+    theirs = load_file(f"{expert}/model.safetensors")[HEAD][10]
+    assert torch.equal(whole.load("expert", HEAD)[10], theirs.float())
+    assert torch.equal(whole.load(BASE, HEAD)[10], theirs.half())
 
 
 def test_an_adapter_that_brings_its_own_embeddings(saved, tmp_path):

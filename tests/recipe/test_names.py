@@ -24,12 +24,11 @@ KINDS_OF_ROWS = [
             "deploy/mergekit/table.py",  # the names of another format
             "searchers/",  # who merges by them, and algorithms called after them
             "testing/",  # what the suites merge by
-            "experts/adapters.py",  # a kind of layer
             "materialization/ops/merge.py",  # `rankmean` reads its ranks
             "materialization/ops/task_vectors.py",  # `sce` remembers under its name
         ),
     ),
-    (CRITERIA, "recipe/criteria.py", ()),
+    (CRITERIA, "recipe/criteria.py", ("experts/updates.py",)),  # DoRA's own word
     (
         ALGORITHMS,
         "searchers/algorithms.py",

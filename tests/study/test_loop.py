@@ -8,10 +8,10 @@ import pytest
 from scripted_study import GROUND, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
 from stand_ins import Landscape
 
-from sae_moo.errors import InputError, Interrupted
+from sae_moo.errors import InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Expert, digest
+from sae_moo.recipe import Cast, Expert, Merge, digest
 from sae_moo.searchers.baselines import OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
@@ -23,6 +23,7 @@ from sae_moo.study import loop, trials
 from sae_moo.study.journal import open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed, Study
+from sae_moo.study.streak import Streak
 
 
 def interrupting(landscape, at: int):
@@ -236,3 +237,88 @@ def test_a_candidates_lineage_is_named_once_and_read_once(tmp_path, landscape, m
     a, b = (Cast(Expert(name), "float32") for name in ("math", "code"))
     scripted(tmp_path, [a, b, a], landscape)
     assert walks == {"digest": 3, "decode": 3 + 3}, "three when they ended, three when the test read them all"
+
+
+class Failing(Landscape):
+    """Fails for a while, as where memory is short, then evaluates as ever."""
+
+    def __init__(self, times, reason="out of memory: {} bytes"):
+        super().__init__()
+        self.times, self.reason = times, reason
+
+    def __call__(self, recipe, rivals=None):
+        if self.times:
+            self.times -= 1
+            return Evaluation(recipe, reason=self.reason.format(1000 + self.times))
+        return super().__call__(recipe, rivals)
+
+
+RECIPES = [Cast(Merge("linear", (Expert("math"), Expert("code")), (i / 30, 1 - i / 30)), "float32") for i in range(30)]
+
+
+def study(tmp_path, evaluate, failures, budget=30, recipes=RECIPES, rivals=None):
+    setup = Setup(tmp_path / "s")
+    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", lambda event: None, rivals, failures)
+    return Study(setup.storage(), Script(recipes), LocalExecutor(evaluate), *rest), setup
+
+
+def test_as_many_failures_in_a_row_as_may_be_stop_a_search_that_goes_on_when_it_is_run_again(tmp_path):
+    landscape = Failing(7)
+    stopped, setup = study(tmp_path, landscape, 5)
+    with pytest.raises(RunError) as caught:
+        stopped.run()
+    told = str(caught.value)
+    assert told.startswith(
+        "stopped after 5 evaluations: 5 evaluations in a row failed: 5 x out of memory: 1006 bytes. "
+    )
+    assert "Likely memory is short" in told
+    assert "\n" not in told
+    assert [fact[1] for fact in setup.facts()] == ["failed"] * 5
+    study(tmp_path, landscape, 5)[0].run()
+    facts = setup.facts()
+    assert [fact[1] for fact in facts] == ["failed"] * 7 + ["complete"] * 23, "it counted anew"
+    whole, other = study(tmp_path / "whole", Failing(7), 0)
+    whole.run()
+    assert [fact[:5] for fact in facts] == [fact[:5] for fact in other.facts()], "and is the search that never stopped"
+
+
+@pytest.mark.parametrize(("times", "failures", "budget"), [(30, 0, 30), (4, 5, 30), (5, 5, 5), (30, 31, 30)])
+def test_fewer_failures_or_the_last_of_the_budget_stop_nothing(tmp_path, times, failures, budget):
+    going, setup = study(tmp_path, Failing(times), failures, budget)
+    going.run()
+    assert len(setup.facts()) == budget
+
+
+def test_what_was_stopped_in_a_race_or_is_known_is_no_failure(tmp_path):
+    class Beaten(Landscape):
+        def __call__(self, recipe, rivals=None):
+            return Evaluation(recipe, reason="stopped", stopped=Stopped("0" * 64, {"a": 1}, {"accuracy": 0.1}, {}))
+
+    going, setup = study(tmp_path / "raced", Beaten(), 3)
+    going.run()
+    assert len(setup.facts()) == 30
+    repeated = [RECIPES[0], RECIPES[0], RECIPES[0], *RECIPES[1:3]]
+    going, setup = study(tmp_path / "known", Failing(2), 3, 5, repeated)
+    going.run()
+    assert [fact[1] for fact in setup.facts()] == ["failed"] * 4 + ["complete"]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (["task t raised KeyError: 'a'"] * 3, "3 x task t raised KeyError: 'a'. Likely a task's or a package's own"),
+        (["logits are not finite\n while"] * 3, "3 x logits are not finite while. Likely numbers overflow"),
+        (["who knows"] * 3, "3 x who knows. The reasons say what is wrong"),
+        (["a", "b 1", "b 2", "c", "d", "e"], "2 x b 1; 1 x a; 1 x c; 2 for other reasons. The reasons"),
+        (["x" * 100_000] * 2, f"2 x {'x' * 160}... "),
+    ],
+)
+def test_a_diagnosis_counts_reasons_and_says_what_they_point_to(reasons, told):
+    streak = Streak(len(reasons))
+    for reason in reasons:
+        assert not streak.over
+        streak.take(Evaluation(Expert("math"), reason=reason))
+    assert streak.over
+    assert f"{len(reasons)} evaluations in a row failed: {told.rstrip()}" in streak.diagnosis()
+    streak.take(Evaluation(Expert("math"), {"a": (1.0,)}))
+    assert not streak.over

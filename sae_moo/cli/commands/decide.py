@@ -15,6 +15,7 @@ from sae_moo.cli.frame import (
     Overrides,
     RunName,
     SplitName,
+    called,
     make_console,
     open_run,
     print_json,
@@ -56,6 +57,7 @@ def pick(
             {
                 "trial": trial_json(record),
                 "why": why,
+                "cautions": view.cautions(record),
                 "test": None if tested is None else deciding.tested_json(tested, view.objectives),
                 "neighbours": deciding.neighbours_json(beside),
             }
@@ -66,7 +68,8 @@ def pick(
     if view.unfinished:
         say(console, f"The search is not finished: this is {view.unfinished}.\n")
     number = record.number
-    export = f"sae-moo export {shlex.quote(run)} --trial {number} --output exported-{number} --verify"
+    name = shlex.quote(called(opened.name, opened.folder))
+    export = f"sae-moo export {name} --trial {number} --output exported-{number} --verify"
     suggest(console, {export: "a Hugging Face folder, loaded and scored again"})
 
 

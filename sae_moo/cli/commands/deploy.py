@@ -96,6 +96,7 @@ def export(
     from sae_moo.jobs.export import export
 
     notes: list[str] = []
+    cautions = view.cautions(record)
     size = shard_bytes(max_shard_size)
     with staged() as stage:
         done = export(
@@ -107,18 +108,21 @@ def export(
             form=format_,
             tokenizer_from=tokenizer_from,
             shard_bytes=size,
+            cautions=cautions,
             tell=notes.append,
             stage=stage,
         )
     if as_json:
         document = _exported_json(opened, done, trial=record, why=why, output=output, verified=verify)
-        print_json(document | {"format": done.format.name, "notes": notes})
+        print_json(document | {"format": done.format.name, "notes": notes, "cautions": cautions})
         return
     console = make_console()
     chosen = "chosen by number" if trial is not None else why[0].lower() + why[1:]
     say(console, f"trial {record.number} lies in {output}; {chosen}")
-    for note in notes:
+    for note in (*(f"{caution}." for caution in cautions), *notes):
         say(console, note)
+    if not done.scores:
+        console.print()
     deciding.show_export(console, done.scores, opened.objectives)
     if done.format.next_step:
         suggest(console, _next(output, done))
@@ -308,9 +312,9 @@ def merge(
 
     if output is not None:
         merged = merge(recipe, output, moved)
-        notes = merged.notes
-        document: dict[str, Any] = {"output": str(output), "sparsity": merged.sparsity, "notes": list(notes)}
-        done = f"{output}: sparsity {merged.sparsity:.4f}"
+        notes, told = merged.notes, [*merged.notes, *merged.proof]
+        document: dict[str, Any] = {"output": str(output), "sparsity": merged.sparsity, "notes": told}
+        done = "; ".join((f"{output}: sparsity {merged.sparsity:.4f}", *merged.proof))
     else:
         assert to_mergekit is not None
         notes = write_mergekit(recipe, to_mergekit, moved)

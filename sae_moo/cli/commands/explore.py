@@ -62,7 +62,7 @@ def trials(run: RunName, as_json: AsJson = False) -> None:
     if as_json:
         print_json(trials_json(opened.name, records, opened.objectives))
     else:
-        make_console().print(trial_table(records, opened.objectives))
+        make_console().print(trial_table(records, opened.objectives, opened.config.constraint_list()))
 
 
 class FigureType(StrEnum):

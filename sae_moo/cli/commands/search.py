@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_moo.cli.frame import SET, AsJson, ConfigFile, Overrides, make_console, print_json, quiet, reported, suggest
+from sae_moo.cli.frame import (
+    SET,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    called,
+    make_console,
+    print_json,
+    quiet,
+    reported,
+    suggest,
+)
 from sae_moo.errors import Interrupted, RunError
 
 
@@ -24,15 +35,15 @@ def search(
 
     Example: sae-moo search configs/quickstart.yaml --evaluations 100 --set search.population=16
     """
-    overrides = list(set_)
-    overrides += [] if evaluations is None else [f"search.evaluations={evaluations}"]
-    overrides += [] if seed is None else [f"study.seed={seed}"]
+    shorthands = {} if evaluations is None else {f"search.evaluations={evaluations}": f"--evaluations {evaluations}"}
+    shorthands |= {} if seed is None else {f"study.seed={seed}": f"--seed {seed}"}
     quiet()
     from sae_moo.config.document import Config
 
-    parsed = Config.load(config, overrides, SET)
-    from sae_moo.cli.display import front_table, trial_json
+    parsed = Config.load(config, set_, SET, shorthands)
+    from sae_moo.cli.display import front_table, say, trial_json
     from sae_moo.cli.progress import SearchView
+    from sae_moo.explore.words import count
     from sae_moo.jobs.search import search
 
     console = make_console(as_json, goes_on=True)
@@ -56,14 +67,23 @@ def search(
             }
         )
         return
-    title = f"front of {run.name} (search split, mean ± standard error)"
-    console.print(front_table(front, found.objectives, found.tasks, title))
+    if front:
+        title = f"front of {run.name} (search split, mean ± standard error)"
+        console.print(front_table(front, found.objectives, found.tasks, title))
+        volume = f"; hypervolume {found.hypervolume:.4f}"
+    else:
+        say(console, found.nothing)
+        volume = ""
     console.print(
-        f"\n{view.evaluated} evaluations in {seconds:.0f} s{view.earlier}; hypervolume {found.hypervolume:.4f}\n"
+        f"\n{count(view.evaluated, 'evaluation')} in {seconds:.0f} s{view.earlier}{volume}\n"
         f"the study lies in {run.folder}\n",
     )
-    if front:
-        name, (record, _) = shlex.quote(str(run.folder)), found.pick()
+    name = shlex.quote(called(run.name, run.folder))
+    if not front:
+        if found.records:
+            suggest(console, {f"sae-moo trials {name}": "every trial, and why it is not on the front"})
+    else:
+        record, _ = found.pick()
         export = f"sae-moo export {name} --trial {record.number} --output exported-{record.number} --verify"
         suggest(
             console,
@@ -138,6 +158,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
         "prunable": sum(info.numel for info in bench.pool.tensors if info.prunable),
+        "submodels": {"pruned": list(bench.pool.pruned), "left alone": list(bench.pool.left_alone)},
         "calibration": bench.calibration,
         "tasks": {task.name: {s: task.instances(s) for s in ("search", "test")} for task in bench.tasks},
         "sources": {task.name: {s: task.source(s) for s in ("search", "test")} for task in bench.tasks},
@@ -146,17 +167,20 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         print_json(facts)
         return
     from sae_moo.evaluate.kinds import OWN_ITEMS
-    from sae_moo.explore.words import SPACES, limit_words, objective_words
+    from sae_moo.explore.words import SPACES, count, limit_words, objective_words
 
     print(f"{config}: fine")
     search, space = parsed.search, SPACES[parsed.space_kind]
-    print(f"  search      {parsed.study.name}: {search.evaluations} evaluations by {search.algorithm}{space}")
+    budget = count(search.evaluations, "evaluation")
+    print(f"  search      {parsed.study.name}: {budget} by {search.algorithm}{space}")
     print(f"  objectives  {'; '.join(map(objective_words, parsed.objective_list()))}")
     for limit in limit_words(parsed.constraint_list()):
         print(f"  limit       {limit}")
     print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
+    if bench.pool.left_alone:
+        print(f"  left alone  {', '.join(bench.pool.left_alone)}: merged, neither pruned nor counted in the sparsity")
     if bench.calibration is not None:
         print(f"  norms       {bench.calibration}")
     for name, counts in facts["tasks"].items():

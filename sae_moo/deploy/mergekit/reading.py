@@ -13,7 +13,7 @@ from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Slice, Sourc
 from sae_moo.deploy.mergekit.findings import Findings, shown
 from sae_moo.deploy.mergekit.others import other_tool
 from sae_moo.deploy.mergekit.settings import read_scope
-from sae_moo.deploy.mergekit.table import ELSEWHERE, TABLE, Row
+from sae_moo.deploy.mergekit.table import TABLE, Row
 from sae_moo.deploy.mergekit.tokens import read_template, read_vocabulary
 from sae_moo.errors import InputError, nearest
 from sae_moo.files import marked_yaml
@@ -171,8 +171,6 @@ class _Reader:
     def _method(self, name: Any) -> None:
         if name is None:
             self.findings.fault((), "merge_method: expected this key, it is missing")
-        elif name in ELSEWHERE:
-            self.findings.fault(("merge_method",), f"mergekit's {name} is not here; there are {', '.join(TABLE)}")
         elif not isinstance(name, str) or name not in TABLE:
             near = nearest(str(name), TABLE)
             self.findings.fault(("merge_method",), f"no merge method {name!r}{near}; there are {', '.join(TABLE)}")
@@ -186,9 +184,7 @@ class _Reader:
             self.findings.keys(key, whole, ("model", "lora", "override_architecture"))
             adapter = self._path((*key, "lora"), whole["lora"]) if whole.get("lora") is not None else None
             if whole.get("override_architecture") is not None:
-                self.findings.fault(
-                    (*key, "override_architecture"), "cannot be followed: the architecture is the checkpoint's"
-                )
+                self.findings.notes.append("override_architecture has no effect: the architecture is the checkpoint's")
             whole = whole.get("model")
         whole = self._path((*key, "model"), whole) if isinstance(whole, dict) else whole
         if not isinstance(whole, str) or not whole:

@@ -12,6 +12,8 @@ from sae_moo.deploy.mergekit.table import KNOWN, TABLE, Parameter, Value
 from sae_moo.errors import nearest
 from sae_moo.files.marked_yaml import Key, dotted
 
+_TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1", 1), ("false", "no", "off", "n", "f", "0", 0)
+
 
 def read_scope(findings: Findings, method: str, key: Key, found: Any, of_one: bool = False) -> Scope:
     """Read the parameters of the whole, of a slice or of one model.
@@ -95,10 +97,14 @@ def _values(findings: Findings, key: Key, entries: Sequence[Any], parameter: Par
 
 
 def _value(entry: Any, kind: str) -> Value | None:
-    """Return a number or truth value, None if it is none; YAML reads 1e-5 as text."""
+    """Return a number or truth value, None if it is none; YAML reads 1e-5 as text.
+
+    Texts and numbers for truth values, and these for numbers, are taken as mergekit takes them.
+    """
     if kind == "flag":
-        return bool(entry) if entry in (0, 1) and not isinstance(entry, (str, float)) else None
-    if isinstance(entry, bool) or not isinstance(entry, (int, float, str)):
+        text = entry.strip().lower() if isinstance(entry, str) else entry
+        return text in _TRUE if isinstance(text, (str, int, float)) and text in (*_TRUE, *_FALSE) else None
+    if not isinstance(entry, (int, float, str)):
         return None
     try:
         number = float(entry)

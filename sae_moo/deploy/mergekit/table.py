@@ -74,6 +74,7 @@ def _task_vectors(ours: str, normalize: bool, rescale: bool | None = None, **own
     return Row(ours, "required", parameters=parameters | own, absent=True)
 
 
+_CHANGED = Parameter("epsilon", default=1e-5)
 _EPSILON = Parameter("epsilon", each=True, default=0.15, share=True)
 _GAMMA = Parameter("gamma", each=True, default=0.01, share=True)
 
@@ -137,14 +138,22 @@ TABLE: Mapping[str, Row] = MappingProxyType(
         ),
         "arcee_fusion": Row("arcee_fusion", "required", 1, 1),
         "nearswap": Row("nearswap", "required", 1, 1, {"t": Parameter("t", required=True)}),
+        "ram": Row("ram", "required", 1, parameters={"epsilon": _CHANGED}),
+        "ramplus_tl": Row(
+            "ramplus_tl",
+            "required",
+            1,
+            parameters={
+                "r": Parameter("r", default=0.1),
+                "alpha": Parameter("alpha", default=0.2),
+                "epsilon": _CHANGED,
+            },
+        ),
         # One model as it is, or times a number: our linear, not normalised. Slices may take turns.
         "passthrough": Row("linear", "input", 1, 1, {"scale": Parameter(WEIGHTS, each=True, default=1.0)}, absent=True),
     }
 )
 """Name in mergekit -> method."""
-
-ELSEWHERE = ("ram", "ramplus_tl")
-"""Methods of mergekit that are not here."""
 
 # Read by some method, or by its tools: harmless where they are not read.
 KNOWN = frozenset(

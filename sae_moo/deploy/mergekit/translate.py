@@ -2,11 +2,12 @@
 
 Layers have places from 0 to 1 in their slice (a lone one is at 1), gradients are interpolated between evenly spaced
 values, and tensors outside the layers belong to the first slice (embeddings) or the last (final norm and head), at 0.
+Layers are the text model's; a sub-model (a vision tower) has its own, all in the first slice, as in mergekit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
-from sae_moo.recipe.groups import EMBEDDINGS, in_block
+from sae_moo.recipe.groups import EMBEDDINGS, in_block, is_submodel
 from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.rows import Rows
 
@@ -56,7 +57,8 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     if stop is not None and stop != len(layers):
         fault = f"the slices hold {stop} layers, the models have {len(layers)} in the order in which they lie"
         raise refusal(WHAT, [_fault(document, document.slices[-1].key, fault)])
-    spots = [_spot(info, pool, layers, document.slices) for info in pool.tensors]
+    apart = _places_apart(pool)
+    spots = [_spot(info, pool, layers, document.slices, apart) for info in pool.tensors]
     inputs = _inputs(document)
     dtype = document.dtype or pool.rounding(pool.main_dtype)
     if not inputs:  # nothing but the base
@@ -123,14 +125,33 @@ def look_up(scopes: Iterable[Scope], parameter: str, name: str, t: float) -> Val
     return None
 
 
-def _spot(info: TensorInfo, pool: ExpertPool, layers: Sequence[str], slices: Sequence[Slice]) -> _Spot:
+def _spot(
+    info: TensorInfo, pool: ExpertPool, layers: Sequence[str], slices: Sequence[Slice], apart: Mapping[str, float]
+) -> _Spot:
     group = pool.groups[info.group]
+    if is_submodel(group):
+        return _Spot(info.name, slices[0], apart.get(info.name, 0.0))
     if group not in layers:
         return _Spot(info.name, slices[0 if group == EMBEDDINGS else -1], 0.0)
     layer = layers.index(group)
     part = next(part for part in slices if part.stop is None or layer < part.stop)
     count = (part.stop or len(layers)) - part.start
     return _Spot(info.name, part, (layer - part.start) / (count - 1) if count > 1 else 1.0, layer)
+
+
+def _places_apart(pool: ExpertPool) -> dict[str, float]:
+    """Return the places of sub-models' tensors among the layers of their own, as mergekit counts every module's."""
+    layers: dict[str, dict[int, list[str]]] = {}  # what names begin with -> number of the layer -> names
+    for info in pool.tensors:
+        found = BLOCK.search(info.name) if is_submodel(pool.groups[info.group]) else None
+        if found is not None:
+            layers.setdefault(info.name[: found.start(1)], {}).setdefault(int(found[1]), []).append(info.name)
+    return {
+        name: i / (len(own) - 1) if len(own) > 1 else 1.0
+        for own in layers.values()
+        for i, number in enumerate(sorted(own))
+        for name in own[number]
+    }
 
 
 def _inputs(document: Document) -> tuple[tuple[str, int], ...]:

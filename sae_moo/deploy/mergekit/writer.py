@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -21,7 +21,7 @@ from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, UNION
 from sae_moo.materialization.check import check
 from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, rounded
-from sae_moo.recipe.groups import in_block
+from sae_moo.recipe.groups import in_block, is_submodel
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Rows
 
@@ -241,7 +241,8 @@ def _setting(column: Column, pool: ExpertPool) -> Any:
     """Return one number, a gradient over the layers, or filters with these.
 
     A gradient has a value per layer. Tensors outside the layers get its first value, unless a filter with their whole
-    name comes before; so do tensors of a layer that differ from most of it.
+    name comes before; so do tensors of a layer that differ from most of it. Sub-models have layers of their own, which
+    mergekit would run the gradient over: a filter with what their names begin with comes before all others.
     """
     column = tuple(map(rounded, column))
     if len(set(column)) == 1:
@@ -249,10 +250,13 @@ def _setting(column: Column, pool: ExpertPool) -> Any:
     layers = list(filter(in_block, pool.groups))
     kinds: dict[str, dict[int, float]] = {}
     outside: dict[str, float] = {}
+    apart: dict[str, dict[str, float]] = {}
     for info, value in zip(pool.tensors, column, strict=True):
         group = pool.groups[info.group]
         if group in layers:
             kinds.setdefault(_kind(info.name), {})[layers.index(group)] = value
+        elif is_submodel(group):
+            apart.setdefault(group, {})[info.name] = value
         else:
             outside[info.name] = value
     gradients = {}
@@ -260,13 +264,28 @@ def _setting(column: Column, pool: ExpertPool) -> Any:
         some = next(iter(values.values()))
         gradients[name] = tuple(values.get(i, some) for i in range(len(layers)))
     default = Counter(gradients.values()).most_common(1)[0][0]
-    conditions = [{"filter": name, "value": value} for name, value in outside.items() if value != default[0]]
+    conditions: list[dict[str, Any]] = []
+    for values_apart in apart.values():
+        conditions += _apart(values_apart, [info.name for info in pool.tensors])
+    conditions += [{"filter": name, "value": value} for name, value in outside.items() if value != default[0]]
     conditions += [
         {"filter": name, "value": _gradient(values)} for name, values in gradients.items() if values != default
     ]
     if not conditions:
         return _gradient(default)
     return [*conditions, {"value": _gradient(default)}]
+
+
+def _apart(values: Mapping[str, float], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return filters that give the tensors of one sub-model their values: one for all where that is possible."""
+    first, last = min(values), max(values)
+    shared = first[
+        : next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
+    ]
+    others = any(shared in name for name in names if name not in values)
+    if shared and not others and len(set(values.values())) == 1:
+        return [{"filter": shared, "value": next(iter(values.values()))}]
+    return [{"filter": name, "value": value} for name, value in values.items()]
 
 
 def _kind(name: str) -> str:

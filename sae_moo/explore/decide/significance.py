@@ -30,6 +30,7 @@ class Paired:
         p: two-sided, of `TEST`.
         won: on how many instances the model scores higher.
         lost: on how many it scores lower.
+        tied: on how many both score the same.
     """
 
     mean: float
@@ -39,6 +40,12 @@ class Paired:
     p: float
     won: int
     lost: int
+    tied: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether both score the same on every instance, so that there is nothing to test."""
+        return self.tied > 0 and not self.won and not self.lost
 
     @property
     def significant(self) -> bool:
@@ -47,7 +54,12 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """The interval, p and whether that is significant, as tables and pages show it; `HOW_TESTED` explains it."""
+        """The interval, p and whether that is significant, as tables and pages show it; `HOW_TESTED` explains it.
+
+        Where the two are equal, that alone.
+        """
+        if self.equal:
+            return f"equal on all {self.tied:,} items" if self.tied > 1 else "equal on the one item"
         interval = "" if math.isnan(self.low) else f"[{self.low:+.3f}, {self.high:+.3f}] "
         return f"{interval}{p_text(self.p)}, {'significant' if self.significant else 'not significant'}"
 
@@ -98,7 +110,8 @@ def paired(
             freedom = total**2 / float(sum(v**2 / (len(row) - 1) for v, row in zip(variances, rows, strict=True)))
             reach = float(stats.t.ppf(0.975, freedom)) * stderr
     won, lost = (int(sum((sign * row > 0).sum() for row in rows)) for sign in (1, -1))
-    return Paired(mean, stderr, mean - reach, mean + reach, _sign_flip(rows, seed), won, lost)
+    tied = sum(map(len, rows)) - won - lost
+    return Paired(mean, stderr, mean - reach, mean + reach, _sign_flip(rows, seed), won, lost, tied)
 
 
 def _sign_flip(rows: Sequence[Array], seed: int) -> float:

@@ -276,6 +276,32 @@ class Selected:
 
 
 @dataclass(frozen=True, slots=True)
+class Reinforced:
+    """``base + `` the mean of those differences ``x_i - base`` that are larger than a number.
+
+    Args:
+        growth: per input the factor of its difference where no other has one.
+        epsilon: differences of at most this are none.
+    """
+
+    growth: tuple[float, ...]
+    epsilon: float
+    align: int = 1
+
+    def chunk(self, inputs: Sequence[Tensor], base: Tensor | None, start: int) -> Tensor:  # noqa: ARG002
+        """See `Step`."""
+        assert base is not None
+        deltas = [x - base for x in inputs]
+        changed = [delta.abs() > self.epsilon for delta in deltas]
+        count = functools.reduce(torch.add, [each.to(base.dtype) for each in changed])
+        parts = []
+        for delta, each, growth in zip(deltas, changed, self.growth, strict=True):
+            part = delta.masked_fill(~each, 0.0)
+            parts.append(torch.where(count == 1, part * growth, part / count.clamp(min=1.0)))
+        return base + functools.reduce(torch.add, parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Nearing:
     """``s x + (1 - s) base`` with ``s = min(1, t / max(|x - base|, 1e-6))``.
 

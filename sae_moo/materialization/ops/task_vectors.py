@@ -7,16 +7,18 @@ step, `Vote`, and rows of settings.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from sae_moo.materialization.ops.measure import WHOLE, l1_norm, magnitudes, squares_above, varying
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import NOTHING, Chunked, Cut, compact, lowest
-from sae_moo.materialization.ops.steps import Fusion, Selected, Step, Thinning, Vote, importance
+from sae_moo.materialization.ops.steps import Fusion, Reinforced, Selected, Step, Thinning, Vote, importance
 
 DIGITS = 9
 
@@ -115,6 +117,29 @@ def sce(x: Operands, weights: Sequence[float], place: Place) -> Step:
     total = math.fsum(parts)
     parts = [part / total for part in parts] if total else [1.0 / len(parts)] * len(parts)
     return Selected(None if cut == NOTHING else cut, tuple(parts), place.number("scale"))
+
+
+def ram(x: Operands, weights: Sequence[float], place: Place) -> Step:
+    """Reinforced agent merging (arXiv 2601.13572): the mean of those differences that are any, element by element.
+
+    Differences from the base of at most ``epsilon`` are none. What one input alone changes is taken whole, with ``r``
+    times ``1 + r min(shared / alone, alpha)``, by how many of its changed elements others change too and how many none
+    does. As in mergekit, whose ram has no r and whose ramplus_tl has; neither has weights.
+    """
+    epsilon, r, alpha = (place.number(name) for name in ("epsilon", "r", "alpha"))
+    growth = [1.0] * len(weights)
+    if r:
+        shared, alone = [0] * len(weights), [0] * len(weights)
+        for _, inputs, base in x.chunks():
+            assert base is not None
+            changed = [(each - base).abs() > epsilon for each in inputs]
+            count = functools.reduce(torch.add, [each.to(torch.int32) for each in changed])
+            for i, each in enumerate(changed):
+                shared[i] += int((each & (count > 1)).sum())
+                alone[i] += int((each & (count == 1)).sum())
+        ratios = (both / max(own, epsilon) for both, own in zip(shared, alone, strict=True))
+        growth = [1 + r * min(ratio, alpha) for ratio in ratios]
+    return Reinforced(tuple(growth), epsilon)
 
 
 def arcee_fusion(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001

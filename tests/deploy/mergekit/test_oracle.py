@@ -1,13 +1,18 @@
 """Whole configurations through mergekit itself and through us, every tensor compared, where mergekit can be run.
 
+Kinds of configurations as model cards have them are merged from file to folder; those of the study in
+``studies/reliability/mergekit.py``.
+
 Set SAE_MOO_ORACLE to a Python that has mergekit 0.1.5 (a virtual environment of its own: its pins clash with ours).
 Methods that draw at random are compared where nothing is dropped.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +201,30 @@ def test_agrees_with_mergekit(merged, checkpoints, number):
         assert set(theirs) == set(found)
         for name, tensor in theirs.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def study():
+    """The study's module: it is no package."""
+    file = Path(__file__).parents[3] / "studies/reliability/mergekit.py"
+    spec = importlib.util.spec_from_file_location("reliability_of_mergekit_files", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+STUDY = study()
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory):
+    return STUDY.outcomes(tmp_path_factory.mktemp("kinds"), PYTHON)
+
+
+@pytest.mark.parametrize("kind", STUDY.KINDS)
+def test_what_mergekit_runs_runs_to_its_numbers(outcomes, kind):
+    found = outcomes[kind]
+    assert found.theirs is None
+    assert found.ours is None
+    if kind not in STUDY.OWN_MASKS:
+        assert found.difference <= (0.02 if kind in STUDY.ROUNDED else 1e-6)

@@ -70,6 +70,16 @@ def test_an_adapter_of_the_base_is_an_expert(model):
     assert on_one.sources == {"base": "org/a+x", "lora": "org/a+org/lora"}
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("true", True), ("'Yes'", True), ("1.0", True), ("'off'", False), ("0", False), ("'0'", False)],
+)
+def test_truth_values_are_read_as_mergekit_reads_them(written, value):
+    document = parse(TIES + f"parameters: {{normalize: {written}, lambda: true}}\n", "m.yaml")
+    assert document.scopes[1]["normalize"][0].values == (value,)
+    assert document.scopes[1]["lambda"][0].values == (1.0,)
+
+
 @pytest.mark.parametrize("model", ["a+b+c", "a+", "+b", "a++b"])
 def test_what_is_no_model_with_an_adapter(model):
     (fault,) = faults(f"merge_method: karcher\nmodels: [{{model: {model}}}]")
@@ -123,7 +133,7 @@ WEIGHTED = "models: [{model: a, parameters: {weight: 1}}, {model: b}]\n"
         ("merge_method: [ties]", "no merge method ['ties']"),
         ("merge_method: tie\n" + TWO, "no merge method 'tie' (did you mean 'ties'?)"),
         ("merge_method: nearswap\nbase_model: a\n" + TWO, "nearswap: expected a value of t, there is none"),
-        ("merge_method: ram\n" + TWO, "mergekit's ram is not here"),
+        ("merge_method: rum\n" + TWO, "no merge method 'rum' (did you mean 'ram'?)"),
         ("merge_method: linear\n", "exactly one of models, slices and modules, got none of them"),
         ("merge_method: linear\nslices: [1]\n" + WEIGHTED, "got models and slices"),
         ("merge_method: linear\n" + WEIGHTED, "m.yaml:2: models[1]: linear: expected a value of weight for b, there"),

@@ -161,6 +161,21 @@ def arcee_fusion(xs, w, base):
     return np.where(importance >= median + 1.5 * (q3 - q1), xs[0], base)
 
 
+def ram(xs, w, base, epsilon=1e-5, r=0.0, alpha=0.2):
+    deltas = [x - base for x in xs]
+    changed = [np.abs(d) > epsilon for d in deltas]
+    count = sum(c.astype(int) for c in changed)
+    total = np.zeros(base.shape)
+    for d, c in zip(deltas, changed):
+        growth = 1 + r * min(alpha, (c & (count > 1)).sum() / max((c & (count == 1)).sum(), epsilon))
+        total += np.where(c, np.where(count == 1, d * growth, d / np.maximum(count, 1)), 0)
+    return base + total
+
+
+def ramplus_tl(xs, w, base, r=0.1, alpha=0.2, epsilon=1e-5):
+    return ram(xs, w, base, epsilon, r, alpha)
+
+
 def nearswap(xs, w, base, t=0.001):
     share = np.minimum(1, t / np.maximum(np.abs(xs[0] - base), 1e-6))
     return base + share * (xs[0] - base)

@@ -38,9 +38,13 @@ SETTINGS = {
     "sce": [{}, {"select_topk": 0.3}, {"scale": 0.5}],
     "arcee_fusion": [{}],
     "nearswap": [{}, {"t": 0.05}],
+    "ram": [{}, {"epsilon": 0.3}],
+    "ramplus_tl": [{}, {"epsilon": 0.3, "r": 0.5, "alpha": 0.7}],
     "rankmean": [{"ranks": (2.0, 5.0, 1.0)}],
     "zero_aware": [{}, {"scale": 1.3}],
 }
+PLAIN = ("arcee_fusion", "nearswap", "ram", "ramplus_tl")
+"""Methods without a faster form."""
 CASES = [(method, settings) for method, rows in SETTINGS.items() for settings in rows]
 SIZES = [(1,), (2,), (64,), (3, 5), (40, 33), (300, 301)]
 
@@ -210,7 +214,7 @@ def test_every_method_but_fusion_has_a_compiled_form(method, settings, monkeypat
     base, *xs = experts(inputs_of(method), (8, 8), dtype=torch.bfloat16)
     monkeypatch.setattr(Operands, "chunks", lambda *_: pytest.fail("the plain path was taken"))
     weights = [0.5, 0.3, 0.9][: len(xs)]
-    if method in ("arcee_fusion", "nearswap"):  # they have no faster form
+    if method in PLAIN:
         with pytest.raises(pytest.fail.Exception):
             merged(method, xs, weights, base, **settings)
     else:
@@ -225,8 +229,15 @@ def test_identical_experts_give_the_expert(method, dtype):
     count = inputs_of(method)
     settings = {"ranks": (3.0, 1.0, 2.0)} if method == "rankmean" else {}
     settings |= {"normalize": True} if "normalize" in METHODS[method].defaults else {}
+    settings |= {"t": 10.0} if method == "nearswap" else {}  # further than any element is from the base
     result = merged(method, [x] * count, [0.1, 0.2, 0.6][:count], base, out=dtype, **settings)
-    if method in (*FAMILY, "sce", "arcee_fusion"):  # b + (x - b) rounds once more; fusion takes over a part
+    if method in (
+        *FAMILY,
+        "sce",
+        "arcee_fusion",
+        "ram",
+        "ramplus_tl",
+    ):  # b + (x - b) rounds once more; fusion takes over a part
         part = torch.where(result == base, base, x) if method == "arcee_fusion" else x
         torch.testing.assert_close(result, part, rtol=1e-6 if dtype == torch.float32 else 2**-8, atol=1e-6)
     else:
@@ -278,8 +289,8 @@ def test_zero_aware_outside_prunable_weights_is_plain():
 @pytest.mark.parametrize("method", METHODS)
 def test_scaling_all_weights_of_the_model_scales_the_result(method):
     """No hidden absolute threshold: tiny differences are merged as large ones are."""
-    if method in ("arcee_fusion", "nearswap"):
-        pytest.skip("softmax over weights, or a step of fixed length, is not free of scale, by its definition")
+    if method in PLAIN:
+        pytest.skip("softmax over weights, or a difference of fixed length, is not free of scale, by its definition")
     base, *xs = experts(inputs_of(method), (30, 40))
     settings = {"ranks": (1.0, 2.0, 3.0)} if method == "rankmean" else {}
     settings |= {"density": 0.5} if method in FAMILY else {}

@@ -54,9 +54,12 @@ CASES = [
     ("sce", {"select_topk": 0.3}, {"select_topk": 0.3}, True),
     ("arcee_fusion", {}, {}, True),
     ("nearswap", {"t": 0.1}, {"t": 0.1}, True),
+    ("ram", {}, {}, True),
+    ("ram", {"epsilon": 0.5}, {"epsilon": 0.5}, True),
+    ("ramplus_tl", {"epsilon": 0.5, "r": 0.4}, {"epsilon": 0.5, "r": 0.4}, True),
     ("slerp", {}, {}, True),
 ]
-UNWEIGHTED = ("karcher", "model_stock", "sce", "arcee_fusion", "nearswap")
+UNWEIGHTED = ("karcher", "model_stock", "sce", "arcee_fusion", "nearswap", "ram", "ramplus_tl")
 SIZES = [(64,), (1, 64), (40, 33)]
 
 SCRIPT = """
