@@ -82,13 +82,10 @@ def files(folder: Path) -> object:
 
 SAME = (".safetensors", ".json")
 SEARCH = ("search", "c.yaml")
-SQLITE = ("--set", "study.storage=sqlite:///s.db")
 EXPORT = ("export", "disk", "--trial", "0", "-o", "OUT/m")
 CASES = {
     "search, run folder": Case(SEARCH, "run", result=trials("disk")),
-    "search, SQLite": Case(
-        (*SEARCH, "--set", "study.storage=sqlite:///s.db"), "run", result=trials("disk"), room=200_000
-    ),
+    "search, SQLite": Case(("search", "s.yaml"), "run", result=trials("disk"), room=200_000),
     "search, temporary files": Case(SEARCH, "tmp", result=trials("disk")),
     "search, cache": Case(SEARCH, "cache", result=trials("disk")),
     "search, stdout": Case(SEARCH, "stdout", result=trials("disk"), room=4096),
@@ -171,6 +168,8 @@ def prepared(folder: Path, reference: Path | None) -> None:
     for name in ("cwd", "out"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "cwd" / "c.yaml").write_text(CONFIG)
+    alone = CONFIG[: CONFIG.index("compare:")].replace("name: disk", "name: disk, storage: 'sqlite:///s.db'")
+    (folder / "cwd" / "s.yaml").write_text(alone)
     if reference is not None:
         shutil.copytree(reference / "cwd" / "runs", folder / "cwd" / "runs")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from commands import call, config_for, refused, written
 
 from sae_moo.config.document import Config
@@ -22,11 +24,12 @@ from sae_moo.config.sections import MethodSection
 from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench
-from sae_moo.jobs.compare import comparison
+from sae_moo.jobs.compare import comparison, workers
 from sae_moo.jobs.compare.cells import Made, cells_of
 from sae_moo.jobs.compare.comparison import CellBegun, CellDone, compare
 from sae_moo.jobs.search import search
 from sae_moo.searchers.breeding import Operators
+from sae_moo.study.folder import ComparisonFolder
 
 METHODS = [
     "nsga2",
@@ -226,13 +229,19 @@ def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_sea
     assert [len(Run.open(f"runs/tiny/{name}-0").trials()) for name in ("nsga2", "swarm-dense")] == [9, 9]
 
 
-@pytest.mark.slow
-def test_a_fault_of_ours_in_a_process_of_its_own_is_told_with_its_search(config, here, monkeypatch):
-    faulty = "import sys\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    import numpy\n    numpy.maximum = None\n"
-    (here / "sitecustomize.py").write_text(faulty)
-    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    result = call("compare", "compare.yaml", "--workers", "2", "--set", "compare.seeds=1", code=1)
-    assert re.search(r"nsga2, seed 0: \w+Error: ", result.stderr)
+def test_a_fault_of_ours_in_a_process_of_its_own_is_told_with_its_name(config, monkeypatch):
+    def faulty(*given):
+        raise KeyError("somewhere")
+
+    monkeypatch.setattr(workers, "run_cell", faulty)
+    monkeypatch.setattr(workers, "_end_with_parent", lambda: None)
+    parsed = Config.load(config)
+    (cell, *_) = cells_of(parsed)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with receiver, sender:
+        with pytest.raises(KeyError):
+            workers._work(parsed, cell.method, 0, ComparisonFolder(Path("runs/x")), torch.get_num_threads(), sender)
+        assert workers._heard(receiver, cell, print).failure == "KeyError: 'somewhere'"
 
 
 def test_a_search_with_a_space_that_has_nothing_left_to_try_is_finished(config, here, monkeypatch):
