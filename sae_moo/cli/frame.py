@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sae_moo.errors import Hint, SaeMooError
+from sae_moo.errors import Hint, InputError, SaeMooError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,8 +52,13 @@ Overrides = Annotated[
 ]
 
 
-def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into one message on stderr and the promised exit code."""
+def reported(command: Callable[P, None], keeps: bool = False) -> Callable[P, None]:
+    """Turn our errors into one message on stderr and the promised exit code.
+
+    Args:
+        command: the command.
+        keeps: whether what it had finished when a disk was full goes on to count.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -68,7 +73,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(0) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            kept = "; what was finished before is kept" if error.errno == errno.ENOSPC else ""
+            kept = "; what was finished before is kept" if keeps and error.errno == errno.ENOSPC else ""
             print(f"sae-moo: {where}{error.strerror or error}{kept}", file=sys.stderr)
             raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from None
         except KeyboardInterrupt:
@@ -79,10 +84,20 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def open_run(run: str) -> Run:
-    """The run of that folder or name."""
+    """The run of that folder or name.
+
+    Raises:
+        InputError: if there is none, saying which there are.
+    """
     quiet()
     from sae_moo.explore.run import Run
+    from sae_moo.study.folder import RunFolder, runs_there
 
+    if not run:
+        raise InputError(f"expected a run folder or the name of a run, got no name{runs_there()}")
+    folder = RunFolder.find(run)
+    if not folder.begun and not folder.journal.is_file():
+        raise InputError(f"{run}: no study at {folder.journal}{runs_there()}")
     return Run.open(run)
 
 

@@ -328,6 +328,9 @@ def choice_item(entry: Mapping[str, Any]) -> Item:
     choices, label = entry["choices"], entry["label"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError(f"choices: expected two or more non-empty texts, got {choices!r}")
+    if len(set(choices)) < len(choices):
+        twice = next(each for i, each in enumerate(choices) if each in choices[:i])
+        raise ValueError(f"choices: expected every choice once, {twice!r} comes again")
     if type(label) is not int or not 0 <= label < len(choices):
         raise ValueError(f"label: expected a whole number from 0 to {len(choices) - 1}, got {label!r}")
     return Item(entry["prompt"], tuple(choices), label)

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
 
-from sae_moo.errors import InputError
+from sae_moo.errors import Hint, InputError
 from sae_moo.objectives import Objective
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,40 @@ def absolute(where: str, directory: Path) -> str:
     return make_url(where).set(database=str(directory / file)).render_as_string(hide_password=False)
 
 
+def begun(where: str | Path) -> bool:
+    """Say whether there are studies at a place, a journal file or an Optuna URL; nothing is written.
+
+    Raises:
+        InputError: if there are none and there can be none.
+    """
+    if isinstance(where, Path):
+        return where.exists()
+    from sqlalchemy import create_engine, inspect
+
+    with _blamed(where):
+        file, engine = _sqlite_file(where), create_engine(where)  # which knows the database; nothing is connected yet
+        if file is None or file.exists():
+            return inspect(engine).has_table("studies")
+        if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            why = "cannot be written to" if file.parent.is_dir() else "does not exist"
+            raise InputError(f"storage {where}: the folder {file.parent} {why}")
+        return False
+
+
+@contextmanager
+def _blamed(where: str) -> Iterator[None]:
+    """Turn what a database says into our error."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
+        raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
+
+
 def open_storage(where: str | Path, write: bool) -> BaseStorage:
     """Open a journal file or an Optuna URL.
 
@@ -124,15 +158,10 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         InputError: if it is missing (for reading), not a study, or cannot be written.
     """
     if isinstance(where, str) and "://" in where:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with _blamed(where):
             file = _sqlite_file(where)
             if write or file is None or file.is_file():  # Optuna would make an empty one
                 return RDBStorage(where)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            shown = re.sub(r"//([^/:@]*):[^/@]*@", r"//\1:***@", where)  # no password on the screen
-            raise InputError(f"storage {shown}: Optuna cannot open it: {str(error).splitlines()[0]}") from error
         raise InputError(f"no study at {file}")
     path = Path(where)
     try:
@@ -171,7 +200,8 @@ def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objecti
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(names)
     elif study.metric_names != names:
-        raise InputError(f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}")
+        difference = f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}"
+        raise InputError(difference, Hint.RENAME)
     return study
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from sae_moo.cli.frame import (
 from sae_moo.errors import Interrupted, RunError
 
 
-@reported
+@partial(reported, keeps=True)
 def search(
     config: ConfigFile,
     evaluations: Annotated[int | None, typer.Option(help="Budget of trials, earlier ones counted.")] = None,
@@ -96,7 +97,7 @@ def search(
         )
 
 
-@reported
+@partial(reported, keeps=True)
 def compare(
     config: ConfigFile,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Searches at a time, each in its own process.")] = 1,
@@ -149,6 +150,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
 
     bench = Bench.open(parsed)
     bench.live_model()
+    bench.searcher()
     check_resumable(parsed, bench)
     bench.tell_twins()
     facts: dict[str, Any] = {
