@@ -64,7 +64,7 @@ def show_pick(
         console.print(neighbour_table(beside, view.objectives, record.number))
         say(console, f"{HOW_TESTED}\n")
     if tested is not None:
-        for table in tested_tables(tested, view.objectives, " by accuracy" if view.meaning else ""):
+        for table in tested_tables(tested, view.objectives):
             console.print(table)
         say(console, f"{OPTIMISTIC}\n")
 
@@ -108,15 +108,10 @@ def neighbours_json(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
     ]
 
 
-def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective], best_by: str = "") -> list[Table]:
-    """Return tables of a pick and what it is held against on both splits, then of the pick's tasks.
-
-    Args:
-        found: the pick, then what it is held against.
-        objectives: those of the study.
-        best_by: what to add to the name of the best expert, where that is not the best in the table's own objective.
-    """
+def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> list[Table]:
+    """Return tables of a pick and what it is held against on both splits, then of the pick's tasks."""
     pick = found[0]
+    best_by = " by accuracy" if len(scored(objectives)) > 1 else ""  # which is no table's own objective
     tables = []
     for objective in scored(objectives):
         table = bare_table(f"{objective.name} on both splits (mean ± standard error)")

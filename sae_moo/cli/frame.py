@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from sae_moo.cli.streams import let_go_of, tell
-from sae_moo.errors import Hint, SaeMooError
+from sae_moo.errors import Hint, InputError, SaeMooError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,11 @@ Overrides = Annotated[
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into one message on stderr and the promised exit code."""
+    """Turn our errors into one message on stderr and the promised exit code.
+
+    Args:
+        command: the command.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -99,10 +103,20 @@ def fail(text: str, code: int) -> NoReturn:
 
 
 def open_run(run: str) -> Run:
-    """The run of that folder or name."""
+    """The run of that folder or name.
+
+    Raises:
+        InputError: if there is none, saying which there are.
+    """
     quiet()
     from sae_moo.explore.run import Run
+    from sae_moo.study.folder import RunFolder, runs_there
 
+    if not run:
+        raise InputError(f"expected a run folder or the name of a run, got no name{runs_there()}")
+    folder = RunFolder.find(run)
+    if not folder.begun and not folder.journal.is_file():
+        raise InputError(f"{run}: no study at {folder.journal}{runs_there()}")
     return Run.open(run)
 
 

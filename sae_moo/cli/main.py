@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from sae_moo import __version__
 from sae_moo.cli.commands.decide import diff, pick
@@ -17,8 +20,46 @@ from sae_moo.cli.streams import open_streams, tell, unprinted
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # Ctrl-C is an exception already
 
+WORDS = (
+    (re.compile(r"Input should be a valid integer.*"), "expected a whole number"),
+    (re.compile(r"Input should be a valid number.*"), "expected a number"),
+    (re.compile(r"Input should be (.*)"), r"expected \1"),
+    (re.compile(r"Value error, "), ""),
+)
+"""What the parser of arguments says of a value -> how it is said here."""
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with an argument is said in our words, with what came."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        given = tuple(ctx.args)
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            said = error.message
+            for pattern, words in WORDS:
+                said = pattern.sub(words, said)
+            came = _given_to(error.param, given)
+            error.message = f"{said}, got {came!r}" if said.startswith("expected") and came is not None else said
+            raise
+
+
+def _given_to(parameter: Any, given: Sequence[str]) -> str | None:
+    """Return what an option was given in an argument list; None if it cannot be told."""
+    for option in getattr(parameter, "opts", ()):
+        for i, word in enumerate(given):
+            if word == option and i + 1 < len(given):
+                return given[i + 1]
+            if word.startswith(f"{option}="):
+                return word.partition("=")[2]
+    return None
+
+
 app = typer.Typer(
     name="sae-moo",
+    cls=Commands,
     help="Search merges of fine-tuned language models for the Pareto front of accuracy against sparsity.",
     no_args_is_help=True,
     add_completion=False,

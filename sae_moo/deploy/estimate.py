@@ -173,7 +173,10 @@ def _estimate(row: Format, sizing: Sizing | None, whole: int) -> Estimate:
             size = sizing.nbytes()
             return Estimate(row.name, size, size / whole, "; ".join(filter(None, (row.gains, *sizing.notes()))))
     except InputError as error:
-        return Estimate(row.name, None, None, " ".join(str(error).split()))
+        first, *others = (line.strip().removeprefix("- ") for line in str(error).splitlines())
+        if others and first.endswith(":"):  # a title and its points
+            first, *others = f"{first} {others[0]}", *others[1:]
+        return Estimate(row.name, None, None, f"{first} (and {len(others)} more)" if others else first)
 
 
 def _blamed(row: Format) -> AbstractContextManager[None]:

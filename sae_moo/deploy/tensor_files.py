@@ -50,6 +50,10 @@ class Entry:
         return self.numel * self.dtype.itemsize
 
 
+MOST_LIKELY_MEANT = 10**6
+"""Bytes below which a number without a unit was hardly meant to be bytes."""
+
+
 def shard_bytes(text: str) -> int:
     """Return a size written as transformers writes it, e.g. ``5GB`` or ``800MiB``, in bytes.
 
@@ -58,7 +62,7 @@ def shard_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
-    if size < 1:
+    if size < 1 or (found and not found[2] and size < MOST_LIKELY_MEANT):
         raise InputError(f"size of a shard: expected one such as 5GB or 800MiB, got {text!r}")
     return size
 

@@ -55,8 +55,10 @@ def _pack(order: Order, file: Path, base: ModelWeights | None) -> None:
             assert card is not None
             packer.seal(files | {CARD_FILE: card.encode()})
         size, whole = file.stat().st_size, sum(entry.nbytes for entry in stream.entries)
+        rest = in_bytes(size - packer.size)
         order.tell(
-            f"{order.output}: {in_bytes(size)}, {size / whole:.3f} of the {in_bytes(whole)} of the dense weights"
+            f"{order.output}: {in_bytes(packer.size)} of weights, {packer.size / whole:.3f} of the "
+            f"{in_bytes(whole)} of the dense weights; {in_bytes(size)} in all, {rest} of it tokenizer, card and index"
         )
 
 

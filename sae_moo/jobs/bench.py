@@ -341,7 +341,8 @@ def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple
         except InputError as error:
             faults.append(str(error))
     if faults:
-        raise InputError("\n".join(faults))
+        first, *more = (line for fault in faults for line in fault.splitlines())
+        raise InputError("\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in more)]))
     return tuple(tasks)
 
 

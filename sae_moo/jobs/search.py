@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from sae_moo.jobs.bench import Bench, versions
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.journal import absolute, create_or_load, describe, open_storage, reached
+from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Event, Exhausted, Listener, PutAside, Study
 from sae_moo.study.trials import TrialStorage
@@ -59,16 +60,17 @@ def search(
     with folder.held(aside):
         storage = open_storage(url or folder.journal, write=True)
         with reached(storage):
+            header = _header_of(storage, config.study.name)
+            if header is not None:
+                bench = bench.anchored(header.anchors)
+                _check_same(folder, header.identity, bench, url)
             stored = create_or_load(storage, config.study.name, config.objective_list())
-            header = StudyHeader.read(stored.user_attrs)
             if header is None and stored.get_trials(deepcopy=False):
                 raise InputError(
                     f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
                 )
             anchors = bench.anchors() if header is None else header.anchors
-            bench = bench.anchored(anchors)
-            if header is not None:
-                _check_same(folder, header.identity, bench, url)
+            bench = bench.anchored(anchors) if header is None else bench
             header = _header(bench, anchors, header)
             describe(stored, header.attributes())
         folder.point(config.study.name, url)
@@ -87,11 +89,24 @@ def search(
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
-    """Raise InputError if a run of that name exists under other settings; writes nothing."""
+    """Raise InputError if a study can have no place, or there is one under other settings; writes nothing."""
     folder = RunFolder(Path(root) / config.study.name)
-    if folder.begun:
-        run = Run.open(folder.path)
-        _check_same(folder, run.identity, bench.anchored(run.anchors), config.study.storage)
+    there = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written to" if there.is_dir() else "is no folder"
+        raise InputError(f"{folder.path}: the run folder cannot be written: {there} {why}")
+    url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
+    if begun(url or folder.journal):
+        header = _header_of(open_storage(url or folder.journal, write=False), config.study.name)
+        if header is not None:
+            _check_same(folder, header.identity, bench.anchored(header.anchors), url)
+
+
+def _header_of(storage: OptunaStorage, name: str) -> StudyHeader | None:
+    """Return what a study of that name says of itself; None if there is none, or it was not made here."""
+    if name not in (study.study_name for study in storage.get_all_studies()):
+        return None
+    return StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
 
 
 def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, url: str | None) -> None:

@@ -38,6 +38,17 @@ JUDGED = "test.json"  # digest -> task -> scores on the test split, packed
 RESULTS = "compare"  # in the folder of a comparison, by ending
 
 
+def run_names(root: Path = RUNS) -> list[str]:
+    """Return the names of folders under `root`, sorted."""
+    return sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+
+
+def runs_there(root: Path = RUNS) -> str:
+    """Return which runs there are, as a message ends; nothing if there are none."""
+    names = run_names(root)
+    return f"; there are {', '.join(names)}" if names else ""
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run.
@@ -57,8 +68,7 @@ class RunFolder:
         """
         path = Path(run) if Path(run).is_dir() else root / run
         if not path.is_dir():
-            names = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
-            there = f"; there are {', '.join(names)}" if names else ""
+            names, there = run_names(root), runs_there(root)
             place = root.resolve()
             raise InputError(
                 f"no run {str(run)!r}{nearest(str(run), names)}: neither a folder nor a name in {place}{there}"

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
 
-from sae_moo.errors import NO_ROOM, InputError, StorageError, no_room
+from sae_moo.errors import NO_ROOM, Hint, InputError, SaeMooError, StorageError, no_room
 from sae_moo.files.room import KEPT
 from sae_moo.objectives import Objective
 
@@ -173,6 +173,42 @@ def absolute(where: str, directory: Path) -> str:
     return make_url(where).set(database=str(directory / file)).render_as_string(hide_password=False)
 
 
+def begun(where: str | Path) -> bool:
+    """Say whether there are studies at a place, a journal file or an Optuna URL; nothing is written.
+
+    Raises:
+        InputError: if there are none and there can be none.
+    """
+    if isinstance(where, Path):
+        return where.exists()
+    from sqlalchemy import create_engine, inspect
+
+    with _blamed(where):
+        file, engine = sqlite_file(where), create_engine(where)  # which knows the database; nothing is connected yet
+        if file is None or file.exists():
+            return inspect(engine).has_table("studies")
+        if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            why = "cannot be written to" if file.parent.is_dir() else "does not exist"
+            raise InputError(f"storage {where}: the folder {file.parent} {why}")
+        return False
+
+
+@contextmanager
+def _blamed(where: str) -> Iterator[None]:
+    """Turn what a database says into our error."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except SaeMooError:
+        raise
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
+        shown, why = _without_password(where), _first_line(error)
+        if no_room(error) is not None:
+            raise StorageError(f"storage {shown}: {why}; {KEPT}") from error
+        raise InputError(f"storage {shown}: Optuna cannot open it: {why}") from error
+
+
 def open_storage(where: str | Path, write: bool) -> BaseStorage:
     """Open a journal file or an Optuna URL.
 
@@ -182,17 +218,10 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         InputError: if it is missing (for reading), not a study, or cannot be written.
     """
     if isinstance(where, str) and "://" in where:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with _blamed(where):
             file = sqlite_file(where)
             if write or (_has_studies(where) if file is None else file.is_file()):  # Optuna would make empty ones
                 return RDBStorage(where)
-        except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
-            shown, why = _without_password(where), _first_line(error)
-            if no_room(error) is not None:
-                raise StorageError(f"storage {shown}: {why}; {KEPT}") from error
-            raise InputError(f"storage {shown}: Optuna cannot open it: {why}") from error
         raise InputError(f"no study at {_without_password(where) if file is None else file}")
     path = Path(where)
     try:
@@ -233,7 +262,8 @@ def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objecti
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(names)
     elif study.metric_names != names:
-        raise InputError(f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}")
+        difference = f"study {name!r} has the objectives {study.metric_names}, the configuration asks for {names}"
+        raise InputError(difference, Hint.RENAME)
     return study
 
 

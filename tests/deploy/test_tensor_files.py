@@ -65,13 +65,14 @@ def test_headers_end_on_eight_bytes():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("2MiB", 2**21), ("7", 7), ("1gib", 2**30)]
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("2MiB", 2**21), ("7000000", 7_000_000), ("7 KB", 7000), ("1gib", 2**30)],
 )
 def test_sizes(text, size):
     assert shard_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "0.1"])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TB", "0.1", "5", "999999"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match="expected one such as 5GB"):
         shard_bytes(text)

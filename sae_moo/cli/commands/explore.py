@@ -24,10 +24,10 @@ def front(
 
     Example: sae-moo front quickstart --figure front.png
     """
-    from sae_moo.files.whole import check_creatable
+    from sae_moo.files.whole import check_free
 
     if figure is not None:
-        check_creatable(figure)
+        check_free(figure, folder=False)
     opened = open_run(run)
     from sae_moo.cli.display import front_table, trials_json
 

@@ -149,6 +149,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
 
     bench = Bench.open(parsed)
     bench.live_model()
+    bench.searcher()
     check_resumable(parsed, bench)
     bench.tell_twins()
     facts: dict[str, Any] = {

@@ -44,6 +44,7 @@ def pick(
             nearest and which condition is in the way.
     """
     _check_names(conditions, rule, objectives, known)
+    _check_together(conditions)
     if not front:
         raise InputError("the front is empty: no evaluation so far is feasible")
     kept = [record for record in front if all(c.holds(_value(record, known[c.name])) for c in conditions)]
@@ -233,6 +234,14 @@ def _check_names(
             _check_known("wish", rule.values, known)
         case Lexicographic():
             _check_known("order", rule.names, known)
+
+
+def _check_together(conditions: Sequence[Condition]) -> None:
+    """Raise InputError if two conditions exclude each other, whatever the front."""
+    for low in conditions:
+        for high in conditions:
+            if low.name == high.name and low.at_least and not high.at_least and low.limit > high.limit:
+                raise InputError(f"where {low} and {high}: nothing can keep both")
 
 
 def _check_known(where: str, names: Iterable[str], known: Mapping[str, Objective]) -> None:

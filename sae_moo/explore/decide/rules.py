@@ -177,6 +177,6 @@ def rule_of(
 def _check_weights(argument: str, weights: Mapping[str, float]) -> None:
     for value in weights.values():
         if not 0 <= value < math.inf:
-            raise InputError(f"{argument}: expected weights of at least 0, got {value:g}")
+            raise InputError(f"{argument}: expected finite weights of at least 0, got {value:g}")
     if not sum(weights.values()) > 0:
         raise InputError(f"{argument}: expected at least one weight above 0")

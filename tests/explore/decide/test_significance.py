@@ -59,7 +59,10 @@ def test_tasks_may_count_differently():
 
 
 def test_verdicts():
-    assert paired({"a": [1, 0]}, {"a": [1, 0]}, ["a"]).verdict == "[+0.000, +0.000] p=1.000, not significant"
+    assert paired({"a": [1, 0]}, {"a": [1, 0]}, ["a"]).verdict == "equal on all 2 items"
+    assert paired({"a": [1], "b": [0, 1]}, {"a": [1], "b": [0, 1]}, ["a", "b"]).verdict == "equal on all 3 items"
+    swapped = paired({"a": [1, 0]}, {"a": [0, 1]}, ["a"])
+    assert swapped.verdict.endswith("] p=1.000, not significant"), "as good, and not equal"
     assert paired({"a": [1.0]}, {"a": [0.0]}, ["a"]).verdict == "p=1.000, not significant"
     model, other = binary(50, 10, 100)
     assert paired(model, other, ["a"]).verdict == "[+0.268, +0.532] p<0.001, significant"

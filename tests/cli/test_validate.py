@@ -1,0 +1,71 @@
+"""What `search` would refuse before its first evaluation `validate` refuses as well, and writes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from commands import call, config_for, refused, written
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "foo://x",
+        "sqlite:///gone/s.db",
+        "sqlite+foo:///s.db",
+        "sqlite:////gone/s.db",
+        "journal://s",
+        "sqlite:///facts.jsonl",
+    ],
+)
+def test_a_storage_that_cannot_be(here, storage):
+    before = sorted(here.rglob("*"))
+    change = ("--set", f"study.storage={storage}")
+    assert refused("validate", "c.yaml", *change).splitlines()[-1].startswith("sae-moo: storage ")
+    assert sorted(here.rglob("*")) == before
+    assert "storage " in refused("search", "c.yaml", *change)
+
+
+def test_a_storage_that_can_be_is_left_alone(here):
+    change = ("--set", "study.storage=sqlite:///s.db")
+    call("validate", "c.yaml", *change)
+    assert not (here / "s.db").exists()
+    with sqlite3.connect(here / "s.db") as database:
+        database.execute("create table mine (x)")
+    before = (here / "s.db").read_bytes()
+    call("validate", "c.yaml", *change)
+    assert (here / "s.db").read_bytes() == before
+
+
+def test_a_study_in_a_database_is_found_without_its_run_folder(here):
+    change = ("--set", "study.storage=sqlite:///s.db")
+    call("search", "c.yaml", "--evaluations", "1", *change)
+    (here / "runs").rename(here / "elsewhere")
+    message = refused("validate", "c.yaml", *change, "--set", "study.seed=5")
+    assert "study.seed: the study has 0, now it is 5" in message
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/tiny"])
+def test_a_run_folder_that_cannot_be_made(here, place):
+    (here / place).parent.mkdir(exist_ok=True)
+    (here / place).write_text("a file")
+    for command in ("search", "validate"):
+        assert "runs/tiny: the run folder cannot be written" in refused(command, "c.yaml")
+
+
+@pytest.mark.parametrize("storage", ["null", "sqlite:///s.db"])
+def test_every_difference_of_a_study_of_that_name_is_told_those_of_objectives_too(here, tiny_folders, storage):
+    call("search", "c.yaml", "--evaluations", "1", "--set", f"study.storage={storage}")
+    (here / "d.yaml").write_text(written(config_for(tiny_folders, objectives=["zoo_math", "facts", "sparsity"])))
+    for command in ("search", "validate"):
+        change = ("--set", "study.seed=3", "--set", f"study.storage={storage}")
+        message = refused(command, "d.yaml", *change)
+        assert "study.seed: the study has 0, now it is 3" in message
+        assert "objectives: the study has" in message
+        assert message.endswith(
+            "use another study.name, or --fresh to put the old run aside\n"
+            if storage == "null"
+            else "use another study.name\n"
+        )
