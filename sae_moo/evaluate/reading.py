@@ -231,7 +231,8 @@ class _Trial:
     Args:
         model: the model.
         company: the requests that are read together.
-        telling: numbers of those that are also read plainly; the first and the last tell what batch shapes do.
+        telling: numbers of those that are also read plainly; the first, the last and the longest tell what batch
+            shapes do.
         most: tokens of a pass.
         device: the model's.
     """
@@ -249,7 +250,8 @@ class _Trial:
         self._telling = telling
         self._most = most
         self._device = device
-        self._ends = sorted({telling[0], telling[-1]})
+        longest = max(telling, key=lambda i: len(tokens_read(company[i])))
+        self._ends = sorted({telling[0], telling[-1], longest})
 
     def plain(self) -> dict[int, Tensor]:
         """Return the logits of a pass of its own for each telling request, by number.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.checkpoint import Checkpoint, TensorFacts
+from sae_moo.files.places import located
 
 PLUS = "+"
 
@@ -57,6 +58,6 @@ class Composed:
 def is_composed(source: str, relative_to: Path | None = None) -> bool:
     """Say whether a source is a model with an adapter: it has one plus sign inside, and there is no such folder."""
     under, plus, adapter = source.partition(PLUS)
-    path = Path(source).expanduser()
-    path = path if path.is_absolute() or relative_to is None else relative_to / path
-    return bool(under and plus and adapter) and PLUS not in adapter and not path.is_dir()
+    if not (under and plus and adapter) or PLUS in adapter:
+        return False
+    return not located(source, relative_to).is_dir()

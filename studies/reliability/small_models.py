@@ -97,7 +97,12 @@ APART: Mapping[str, Mapping[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "minimax": {"layer_types": RECURRENT},
     "qwen4_exp_text": {"indexer_compress_ratio": 4, **INDEXER},
-    "reformer": {"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32], "attn_layers": ["local", "lsh"] * 2},
+    "reformer": {
+        "vocab_size": VOCABULARY,
+        "axial_pos_shape": [16, 16],
+        "axial_pos_embds_dim": [32, 32],
+        "attn_layers": ["local", "lsh"] * 2,
+    },
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, **WIDE},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, **WIDE},
     "xmod": {"default_language": "en_XX"},

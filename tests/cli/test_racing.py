@@ -97,7 +97,7 @@ def test_a_race_goes_on_where_it_was_and_under_no_other_rules(raced):
         ("evaluation.racing.blocks=1", "evaluation.racing.blocks: expected greater than or equal to 2, got 1"),
         ("evaluation.racing.confidence=1", "evaluation.racing.confidence: expected less than 1, got 1"),
         ("evaluation.racing.margin=-0.1", "evaluation.racing.margin: expected greater than or equal to 0, got -0.1"),
-        ("evaluation.racing=true", "evaluation.racing: expected a mapping, got True"),
+        ("evaluation.racing=true", "evaluation.racing: expected a mapping, got true"),
     ],
 )
 def test_rules_that_cannot_be(raced, change, expected):

@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from stand_ins import running
 from synthetic import view
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.explore.pages.figures import draw_front, write_figures
 from sae_moo.objectives import Evaluation
 
@@ -153,6 +153,6 @@ def test_a_picture_is_written_whole(tmp_path, monkeypatch):
         raise OSError(28, "full")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StorageError, match=r"f\.png: full"):
         draw_front(tmp_path / "f.png", view(20))
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
