@@ -107,7 +107,7 @@ def no_room(error: BaseException) -> str | None:
 
 
 MOST_WORDS = 1000
-"""How many known words a misspelt one is compared with (of more, those that begin alike), ..."""
+"""How many known words a misspelt one is compared with, ..."""
 LONGEST_WORD = 200
 """... and how long it may be: the comparison takes time with both."""
 
@@ -116,10 +116,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string when none is close."""
     if len(word) > LONGEST_WORD:
         return ""
-    words = [str(each) for each in known]
-    if len(words) > MOST_WORDS:
-        words = [each for each in words if each[:1] == word[:1]]
-    likely = words[:MOST_WORDS]
+    likely = [str(each) for each in islice(known, MOST_WORDS)]
     matches = difflib.get_close_matches(str(word), likely, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 

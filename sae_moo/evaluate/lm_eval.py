@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,9 +92,10 @@ def loaded(
     if name not in manager.task_index:
         where = f" or {include}" if include is not None else ""
         unreadable = "".join(f"; {each}" for each in _unreadable(include))
+        known = sorted(map(str, manager.task_index), key=lambda each: len(commonprefix((each, name))), reverse=True)
         raise InputError(
             f"task {called}: neither built in nor a task or group of the harness{where}: {name!r}"
-            f"{nearest(name, [str(each) for each in manager.task_index])}{unreadable}"
+            f"{nearest(name, known)}{unreadable}"
         )
     try:
         with cached_by_content():
