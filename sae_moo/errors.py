@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import islice
 
 
 class Hint(Enum):

@@ -20,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +91,8 @@ def loaded(
     if name not in manager.task_index:
         where = f" or {include}" if include is not None else ""
         unreadable = "".join(f"; {each}" for each in _unreadable(include))
-        known = sorted(map(str, manager.task_index), key=lambda each: len(commonprefix((each, name))), reverse=True)
+        # thousands: those come first that have the most letters where the name has them
+        known = sorted(map(str, manager.task_index), key=lambda each: -sum(map(str.__eq__, each, name)))
         raise InputError(
             f"task {called}: neither built in nor a task or group of the harness{where}: {name!r}"
             f"{nearest(name, known)}{unreadable}"
