@@ -198,7 +198,7 @@ class _Examination:
         for i, fault in enumerate(faults):
             place = f"{journal.name}, line {fault.number}"
             if fault.fault == "garbled":
-                cure = "put back a copy of the journal, or start anew; this one is put aside then"
+                cure = "put back a copy of the journal, or start anew, which keeps this one aside"
                 yield Finding(place, words[fault.fault], cure)
             elif not mendable:
                 yield Finding(place, words[fault.fault], "mended once every line can be")
