@@ -13,6 +13,8 @@ import argparse
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +27,23 @@ from typing import Any
 import torch
 from small_models import POSITIONS, kinds, small_model
 
+import sae_moo as sm
 from sae_moo import zoo
+from sae_moo.deploy.surroundings import recipe_document
 from sae_moo.errors import SaeMooError
 from sae_moo.evaluate.batches import Batches
 from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.task import Answer, Prompt, Request
 from sae_moo.evaluate.tasks import Item, ItemTask
 from sae_moo.evaluate.writing import TransformersWriter
+from sae_moo.experts.live import load_model
 
 SINGLE = 1e-3
 """The largest difference of a log probability in float32."""
 CLOSE = 1e-4
 """Two tokens whose logits are so close in float32 are equally likely."""
+SHARES = {"a": 0.25, "b": 0.75}
+"""What is merged, and how much of each."""
 WRITTEN = 6
 """Tokens to write."""
 
@@ -55,6 +62,8 @@ class Subject:
         narrow: the same in bfloat16.
         exact: what plain passes in float32 answer to the requests of all tasks.
         found: step -> what it found, for people to read.
+        folder: where its models lie; removed in the end.
+        pool, recipe, merged: its models, what is made of them, and that as a live model.
     """
 
     kind: str
@@ -62,6 +71,10 @@ class Subject:
     narrow: Any = None
     exact: list[Answer] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    pool: Any = None
+    recipe: Any = None
+    merged: Any = None
 
 
 def build(subject: Subject) -> str:
@@ -127,13 +140,56 @@ def write(subject: Subject) -> str:
     return writer.way.name.lower()
 
 
+def merge(subject: Subject) -> str:
+    """Open a base and two models of it, merge them into a live model, and hold every weight against the sum."""
+    root = subject.folder = Path(tempfile.mkdtemp())
+    random = torch.Generator().manual_seed(0)
+    states = {}
+    for name in ("base", *SHARES):
+        model = small_model(subject.kind, torch.float32)
+        own = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if tensor.is_floating_point()}
+        for tensor in own.values():
+            tensor.add_(torch.randn(tensor.shape, generator=random) * 0.01)
+        model.save_pretrained(root / name)
+        states[name] = load_model(root / name, torch.float32, "cpu").state_dict()
+    subject.pool = sm.ExpertPool.open(str(root / "base"), {name: str(root / name) for name in SHARES})
+    subject.recipe = sm.Cast(sm.Merge("linear", tuple(map(sm.Expert, SHARES)), tuple(SHARES.values())), "float32")
+    subject.merged = subject.pool.live_model(torch.float32)
+    sm.materialize(subject.recipe, subject.pool, subject.merged)
+    apart = {
+        name: float((tensor - sum(share * states[model][name] for model, share in SHARES.items())).abs().max())
+        for name, tensor in subject.merged.state_dict().items()
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    if apart[worst] > 1e-5:
+        raise Wrong(f"{worst} is {apart[worst]:.2g} apart from the sum of the models' weights")
+    return f"{len(subject.pool.tensors)} tensors in {len(subject.pool.groups)} groups"
+
+
+def export(subject: Subject) -> str:
+    """Write the merge as the command does; loaded by transformers, it is the live model bit for bit."""
+    if subject.merged is None:
+        raise ValueError("was not merged")
+    file, output = subject.folder / "recipe.json", subject.folder / "merged"
+    file.write_text(json.dumps(recipe_document(subject.recipe, subject.pool)))
+    sm.merge(file, output)
+    again = load_model(output, torch.float32, "cpu").state_dict()
+    odd = [name for name, tensor in subject.merged.state_dict().items() if not torch.equal(tensor, again[name])]
+    if odd:
+        raise Wrong(f"{odd[0]} is another when it is loaded again")
+    return f"{sum(file.stat().st_size for file in output.glob('*.safetensors')):,} bytes"
+
+
 STEPS: Mapping[str, Callable[[Subject], str]] = {
     "built": build,
     "scored": score,
     "scored in bfloat16": score_narrow,
     "written": write,
+    "merged": merge,
+    "exported": export,
 }
-"""Name, as a past participle -> the step; those after `built` do not need each other."""
+"""Name, as a past participle -> the step; of those after `built` only `exported` needs another, `merged`."""
 
 
 @cache
@@ -231,6 +287,8 @@ def through_the_steps(kind: str, steps: Sequence[str] = tuple(STEPS)) -> dict[st
             row.setdefault("wrong", {})[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if name == "built" and "built" not in row:
             break
+    if subject.folder is not None:
+        shutil.rmtree(subject.folder)
     return row | {"seconds": round(time.perf_counter() - start, 1)}
 
 
