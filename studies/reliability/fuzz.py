@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 
 import sae_moo as sm
 from sae_moo import zoo
-from sae_moo.deploy.mergekit.document import read_configuration
+from sae_moo.deploy.mergekit.reading import read_configurations
 from sae_moo.deploy.packing import unpack
 from sae_moo.errors import SaeMooError
 from sae_moo.evaluate.tasks import read_items
@@ -237,7 +237,7 @@ def targets(folder: Path) -> dict[str, Target]:
     return {
         "configuration": Target(configurations, sm.Config.load, "yaml"),
         "recipe": Target(tuple(recipes), lambda path: sm.Recipe.from_json(path.read_text(errors="surrogateescape")).digest(pool), "json"),
-        "mergekit configuration": Target(tuple(merges), read_configuration, "yaml"),
+        "mergekit configuration": Target(tuple(merges), read_configurations, "yaml"),
         "items to choose from": Target((items,), lambda path: read_items(path, "multiple_choice"), "lines"),
         "items to answer": Target((answers,), lambda path: read_items(path, "likelihood"), "lines"),
         "journal": Target((run / "study.journal",), beside(run, "study.journal", look), "lines"),
