@@ -311,6 +311,29 @@ NEEDED = ("config", "directory", "fingerprints", "identity")
 """The attributes without which a study is not known to be ours."""
 
 
+SHAPES: Mapping[str, Any] = {
+    "config": dict,
+    "directory": str,
+    "fingerprints": {str: str},
+    "groups": [str],
+    "identity": dict,
+    "anchors": {str: [int]},
+    "items": {str: {str: str}},
+    "exhausted": int,
+}
+"""Attribute of a study -> what it holds: a type, a list of one, or a mapping from texts."""
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Say whether a value has a shape of `SHAPES`."""
+    if isinstance(shape, list):
+        return isinstance(value, (list, tuple)) and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        inner = shape[str]
+        return isinstance(value, Mapping) and all(isinstance(k, str) and _fits(v, inner) for k, v in value.items())
+    return isinstance(value, shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyHeader:
     """What a study says of itself, in its user attributes.
@@ -337,9 +360,18 @@ class StudyHeader:
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
-        """Return the header in a study's user attributes; None if there is none, or it was never written whole."""
+        """Return the header in a study's user attributes; None if there is none, or it was never written whole.
+
+        Raises:
+            InputError: naming an attribute that does not hold what it should.
+        """
         if not set(NEEDED) <= set(attributes):
             return None
+        for name, shape in SHAPES.items():
+            if name in attributes and not _fits(attributes[name], shape):
+                raise InputError(
+                    f"the study's attribute {name!r} is damaged: it does not hold what a search writes there"
+                )
         return cls(
             config=attributes["config"],
             directory=attributes["directory"],

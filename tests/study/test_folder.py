@@ -200,3 +200,23 @@ def test_the_pointer_to_a_study_is_written_whole_or_not_at_all(folder, monkeypat
         folder.point("t", None)
     assert folder.study() == (folder.journal, "s")
     assert sorted(path.name for path in folder.path.iterdir()) == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("groups", [["block.0"]]),
+        ("groups", [{"a": 1}]),
+        ("groups", 3),
+        ("fingerprints", {"base": 1}),
+        ("config", "a: 1"),
+        ("directory", None),
+        ("anchors", {"t": [0.5]}),
+        ("items", {"t": "here"}),
+        ("exhausted", "12"),
+    ],
+)
+def test_a_header_that_does_not_hold_what_it_should_is_refused_by_name(name, value):
+    assert StudyHeader.read(HEADER.attributes()) == HEADER
+    with pytest.raises(InputError, match=f"attribute '{name}' is damaged"):
+        StudyHeader.read(HEADER.attributes() | {name: value})
