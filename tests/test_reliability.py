@@ -38,3 +38,15 @@ def test_full_disks_are_one_line_and_lose_nothing():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 tracebacks   0 unnamed   0 lost   0 left behind" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_damaged_input_is_read_or_refused():
+    command = [sys.executable, str(STUDIES / "fuzz.py"), "--inputs", "240", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|") and not line.startswith("|-")][
+        1:
+    ]
+    assert sum(int(row[2]) for row in rows) == 240
+    assert all(int(row[3]) + int(row[4]) == 20 for row in rows), done.stdout

@@ -116,7 +116,7 @@ def _added(folder: Path) -> Rows:
     settings = _json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     decoder = settings.get(_DECODER) or {}
     contents = {row: token["content"] if isinstance(token, Mapping) else token for row, token in decoder.items()}
-    return {**{str(token): int(row) for token, row in listed.items()}, **{t: int(row) for row, t in contents.items()}}
+    return {**{str(token): _row(row) for token, row in listed.items()}, **{t: _row(row) for row, t in contents.items()}}
 
 
 def _special(folder: Path) -> list[str]:
@@ -153,6 +153,19 @@ def _given_rows(folder: Path, placed: Rows, tokens: list[str]) -> Rows:
     return {token: loaded[token] for token in tokens if token in loaded}
 
 
+def _row(value: Any) -> int:
+    """Return a row as files write it: a whole number, or one as text.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if isinstance(value, str):
+        return int(value)
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected the row of a token, got {value!r}")
+    return value
+
+
 def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -161,12 +174,12 @@ def _tokenizer_json(file: Path) -> Rows:
     document = _json(file)
     listed = document["model"]["vocab"]
     vocabulary = listed if isinstance(listed, dict) else {entry[0]: row for row, entry in enumerate(listed)}
-    added = {entry["content"]: int(entry["id"]) for entry in document.get("added_tokens") or ()}
-    return {**added, **{str(token): int(row) for token, row in vocabulary.items()}}
+    added = {entry["content"]: _row(entry["id"]) for entry in document.get("added_tokens") or ()}
+    return {**added, **{str(token): _row(row) for token, row in vocabulary.items()}}
 
 
 def _vocab_json(file: Path) -> Rows:
-    return {str(token): int(row) for token, row in _json(file).items()}
+    return {str(token): _row(row) for token, row in _json(file).items()}
 
 
 def _lines(file: Path) -> Rows:
@@ -237,7 +250,7 @@ def _tekken(file: Path) -> Rows:
     """Read Mistral's own format: special tokens come first, ordinary ones behind the room that is kept for them."""
     document = _json(file)
     room, size = document["config"]["default_num_special_tokens"], document["config"]["default_vocab_size"]
-    special = {int(entry["rank"]): entry["token_str"] for entry in document.get("special_tokens") or ()}
+    special = {_row(entry["rank"]): entry["token_str"] for entry in document.get("special_tokens") or ()}
     rows = {special.get(row, f"<SPECIAL_{row}>"): row for row in range(room)}
     for entry in document["vocab"]:
         if entry["rank"] + room < size:

@@ -233,3 +233,18 @@ def test_files_that_differ_in_what_they_say_of_tokens_are_not_the_same(tmp_path,
             (tmp_path / name / file).write_bytes(content)
     assert same_files(tmp_path / "one", tmp_path / "twin")
     assert not same_files(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("row", [float("inf"), float("nan"), 3.5, -1, True, None, "x", [1]])
+@pytest.mark.parametrize("where", ["vocab", "added", "vocab.json"])
+def test_a_row_is_a_whole_number(tmp_path, where, row):
+    """A row that is rounded would be another token's."""
+    if where == "vocab.json":
+        (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": row}))
+    else:
+        vocabulary = {"a": 0, "b": row if where == "vocab" else 1}
+        added = [{"id": row, "content": "c"}] if where == "added" else []
+        document = {"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": added}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"(tokenizer|vocab)\.json: expected a tokenizer: "):
+        token_list(tmp_path)
