@@ -335,14 +335,13 @@ def choice_item(entry: Mapping[str, Any]) -> Item:
     choices, label = entry["choices"], entry["label"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError(f"choices: expected two or more non-empty texts, got {shown(choices)}")
-    if len(set(choices)) < len(choices):
-        twice = next(each for i, each in enumerate(choices) if each in choices[:i])
-        raise ValueError(f"choices: expected every choice once, {twice!r} comes again")
     if isinstance(label, float) and label.is_integer():  # to JSON 1.0 and 1 are one number, and tables write the former
         label = int(label)
     if type(label) is not int or not 0 <= label < len(choices):
         meant = _meant(label, choices)
         raise ValueError(f"label: expected a whole number from 0 to {len(choices) - 1}, got {shown(label)}{meant}")
+    if choices.count(choices[label]) > 1:
+        raise ValueError(f"choices: expected the right choice once, {shown(choices[label])} comes again")
     return Item(entry["prompt"], tuple(choices), label)
 
 

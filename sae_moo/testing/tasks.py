@@ -46,7 +46,7 @@ class TaskContract:
         known: dict[str, Any] = {
             "prompt": f"{number} and {number % 7} is",
             "answer": f" {number + number % 7}",
-            "choices": [f" {number}", f" {number + number % 7}", " no"],
+            "choices": [f" {number}", f" {number + 1 + number % 7}", " no"],
             "label": number % 3,
         }
         own = sorted({*self.fields()} - {*known})

@@ -447,7 +447,8 @@ def test_what_no_estimate_reads_is_refused(there):
 def test_pictures_do_not_replace_what_is_there(there, tmp_path):
     (tmp_path / "f.png").write_bytes(b"mine")
     assert "f.png: exists already" in refused("front", "tiny", "--figure", f"{tmp_path}/f.png")
-    assert "there is no folder" in refused("front", "tiny", "--figure", f"{tmp_path}/gone/f.png")
+    assert "f.png" in call("front", "tiny", "--figure", f"{tmp_path}/new/folder/f.png").stderr, "folders are made"
+    assert (tmp_path / "new/folder/f.png").is_file()
     assert (tmp_path / "f.png").read_bytes() == b"mine"
 
 

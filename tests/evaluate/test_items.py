@@ -83,6 +83,7 @@ def test_a_file_of_another_kind_is_one_line(content, message, tmp_path):
         ('"label": 1e999', "got inf"),
         ('"label": 0, "choices": []', r"choices: expected two or more non-empty texts, got \[\]"),
         ('"label": 0, "choices": [" a", ""]', "choices: expected two or more non-empty texts"),
+        ('"label": 1, "choices": [" a", " b", " b"]', "choices: expected the right choice once, ' b' comes again"),
         ('"label": 0, "choices": [1, 2]', r"got \[1, 2\]"),
         ('"label": 0, "choices": " a b"', "choices: expected two or more"),
         (f'"label": 0, "choices": ["{"x" * 10_000_000}"]', r"choices: expected .*x\.\.\. \(10000004 characters\)"),
