@@ -27,6 +27,10 @@ DIGITS = 3
 """Mixing weights that agree to so many are the same: coefficients are rounded to four."""
 
 
+LOOKED_AT = 200
+"""Trials whose scores say of what kind a task's are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Marked:
     """A trial with a name.
@@ -260,6 +264,17 @@ class View:
         """What accuracy is, a clause, where it is none of the objectives but the mean of several; else nothing."""
         names = [objective.name for objective in self._accuracy.objectives]
         return f"accuracy: the mean of {', '.join(names)}" if len(names) > 1 else ""
+
+    @cached_property
+    def graded(self) -> frozenset[str]:
+        """Tasks whose instances are not right or wrong, such as probabilities of an answer: most scores lie between."""
+        found = set()
+        for task in self.tasks:
+            rows = [record.evaluation.scores.get(task, ()) for record in self.done[:LOOKED_AT]]
+            scores = np.concatenate([np.zeros(0), *map(np.asarray, rows)])
+            if 2 * int(((scores > 0) & (scores < 1)).sum()) > len(scores):
+                found.add(task)
+        return frozenset(found)
 
     def neighbours(self, record: Ended) -> tuple[Neighbour, ...]:
         """Return the trials of the front that have the next larger and the next smaller value of each objective."""

@@ -300,6 +300,16 @@ def test_both_splits_side_by_side():
     assert ["facts", "0.750 ± 0.250", "4", "0.500 ± 0.289", "4", "+0.250 ± 0.382"] in lines
 
 
+def test_the_best_expert_of_a_table_is_said_to_be_the_best_by_another_measure():
+    rows = {split: {"a": np.ones(3), "b": np.zeros(3)} for split in ("search", "test")}
+    found = [judge.Tested(name, None, 0.0, rows) for name in ("trial 7", f"{judge.BEST_EXPERT} (math)")]
+    one, two = [TaskMean("a", ("a",)), Sparsity()], [TaskMean("a", ("a",)), TaskMean("b", ("b",))]
+    shown = [[list(table.columns[0].cells)[1] for table in deciding.tested_tables(found, o)[:-1]] for o in (one, two)]
+    assert shown == [["best expert (math)"], ["best expert (math) by accuracy"] * 2]
+    (table, _) = deciding.tested_tables(found, one)
+    assert list(table.columns[-1].cells)[1] == "equal on all 3 items"
+
+
 def test_how_differences_are_told():
     sure = Paired(mean=0.1, stderr=0.02, low=0.06, high=0.14, p=0.0004, won=9, lost=1)
     assert deciding.paired_text(sure) == "+0.100 [+0.060, +0.140] p<0.001, significant"

@@ -151,6 +151,9 @@ def test_every_bad_line_is_named(tmp_path):
     path.write_text('{"prompt": "a", "choices": ["x", "y"], "label": 2}\n{"prompt": "a", "choices": ["x"], "label": 0}')
     with pytest.raises(InputError, match=r"label: expected a whole number from 0 to 1, got 2(.|\n)*two or more"):
         read_items(path, "multiple_choice")
+    path.write_text('{"prompt": "a", "choices": ["x", "y", "x"], "label": 1}')
+    with pytest.raises(InputError, match=r"items\.jsonl:1: choices: expected the right choice once, 'x' comes again"):
+        read_items(path, "multiple_choice")
     with pytest.raises(InputError, match="cannot read items"):
         read_items(tmp_path / "gone.jsonl", "likelihood")
 

@@ -9,6 +9,7 @@ from synthetic import run_folder, view
 from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.run import Run
 from sae_moo.explore.view import by_trial, sparsity
+from sae_moo.objectives import Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 
@@ -76,3 +77,22 @@ def test_a_run_picks_the_knee_that_pages_show_however_its_base_is_made(tmp_path,
     knee, why = run.pick()
     assert "at least as accurate as the base" in why
     assert (knee.number, why) == (run.view().picks[0].record.number, run.view().picks[0].why)
+
+
+def test_whatever_is_worse_than_the_base_is_told_with_the_numbers():
+    study = view(60)
+    spread = study.accuracy_error(study.base)
+    told = {record.number: study.cautions(record) for record in study.done}
+    least = study.accuracy(study.base) - spread
+    assert {n for n, each in told.items() if each} == {r.number for r in study.done if study.accuracy(r) < least}
+    worse = replace(study.records[30], values=dict.fromkeys(study.records[30].values, 0.0))
+    (clause,) = study.cautions(worse)
+    assert clause.startswith("Trial 30 is worse than the unmerged base by more than a standard error: accuracy 0.000, ")
+    assert f"the base's is {study.accuracy(study.base):.3f} ± {spread:.3f}" in clause
+    assert study.cautions(study.base) == []
+
+
+def test_accuracy_is_explained_where_it_is_the_mean_of_several_objectives():
+    study = view(10)
+    assert study.meaning == "accuracy: the mean of a, b"
+    assert replace(study, objectives=(TaskMean("a", ("a",)), Sparsity())).meaning == ""

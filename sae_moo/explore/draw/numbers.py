@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.explore.history import lineage
-from sae_moo.explore.view import View, sparsity
+from sae_moo.explore.view import Marked, View, sparsity
 from sae_moo.explore.words import count, objective_words
+from sae_moo.recipe import BASE
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.study.record import Ended, ended
 
@@ -60,6 +61,11 @@ def axes_of(view: View) -> list[Axis]:
         )
         for objective in view.objectives
     ]
+
+
+def stacked(view: View) -> list[Marked]:
+    """Return the references in the order to draw them: experts, their average over these, the base on top."""
+    return sorted(view.references, key=lambda each: (each.name == BASE) + (each.record in (view.average, view.base)))
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
@@ -231,10 +237,11 @@ class Agreement:
 def agreement_of(view: View, first: Ended, second: Ended) -> Agreement | None:
     """Return on which instances two trials with a result agree; None without shared instances.
 
-    Right is a score of at least `RIGHT`.
+    Right is a score of at least `RIGHT`. Tasks of graded scores (`View.graded`) are left out.
     """
     a, b = first.evaluation.scores, second.evaluation.scores
-    tasks = [task for task in view.tasks if task in a and task in b and len(a[task]) == len(b[task])]
+    left = view.graded
+    tasks = [t for t in view.tasks if t in a and t in b and len(a[t]) == len(b[t]) and t not in left]
     if not tasks:
         return None
     parts = []
@@ -287,4 +294,4 @@ def answers_of(view: View, most: int = MOST_ANSWERS) -> Answers | None:
 def _asked(view: View, record: Ended) -> dict[str, int]:
     """Return how many instances of each task a trial was asked."""
     scores = record.evaluation.scores
-    return {task: len(scores[task]) for task in view.tasks if task in scores}
+    return {task: len(scores[task]) for task in view.tasks if task in scores and task not in view.graded}

@@ -55,12 +55,12 @@ class Written:
     """What `write_figures` made.
 
     Args:
-        trial: number of the trial that was looked into.
+        trial: number of the trial that was looked into; None where there is no front to take one from.
         files: what each shows -> name of its file in the folder, in order.
         without: what could not be shown -> why.
     """
 
-    trial: int
+    trial: int | None
     files: dict[str, str]
     without: dict[str, str]
 
@@ -78,26 +78,20 @@ def write_figures(
         ending: of the files, one of `ENDINGS`.
 
     Raises:
-        InputError: if the front is empty, a trial is unknown or has no result, both trials are the same or were asked
-            no instances in common, or the folder cannot be made.
+        InputError: if no trial has a result, a trial is unknown or has none, both trials are the same or were asked no
+            instances in common, or the folder cannot be made.
     """
-    if not view.front:
+    if not view.done:
         raise InputError(view.nothing)
+    if trial is None and not view.front:
+        return _write_progress(view, output, ending)
     record = view.picks[0].record if trial is None else view.trial(trial)
     if against == record.number:
         raise InputError(f"trial {against} cannot be held against itself")
     other = view.held_against(record) if against is None else view.trial(against)
-    number, grown = record.number, generations(view.records, RATIO)
+    number = record.number
     title = f"{view.name}, {_with_names(view, record)}"
-    draw: dict[str, tuple[str, Callable[[], Figure]]] = {
-        "front": ("front", lambda: front_picture(view)),
-        "hypervolume": ("hypervolume", lambda: hypervolume_picture(view.hypervolumes)),
-    }
-    without: dict[str, str] = {}
-    if len(grown.number) > 1:
-        draw["generations"] = "generations", lambda: generation_picture(grown)
-    else:
-        without["generations"] = "all trials are of one generation"
+    draw, without = _progress(view)
     draw["blocks"] = f"blocks-{number}", lambda: block_picture(blocks_of(view, record), title)
     ancestry = ancestry_of(view, record)
     if ancestry is not None:
@@ -109,18 +103,47 @@ def write_figures(
         name = f"agreement-{number}-{other.number}"
         draw["agreement"] = name, lambda: agreement_picture(agreed, f"{title} and {_with_names(view, other)}")
     elif against is not None:
-        raise InputError(f"trials {number} and {against} were asked no instances in common")
+        raise InputError(f"trials {number} and {against} were asked no instances in common that are right or wrong")
     else:
         why = (
             f"trial {other.number} was asked other instances"
             if other is not None
             else "neither the average nor the base was evaluated, to hold it against"
         )
-        without["agreement"] = f"{why}; name a trial"
+        graded = view.graded.issuperset(view.tasks)
+        without["agreement"] = "no task's answers are right or wrong" if graded else f"{why}; name a trial"
+    return Written(number, _drawn(draw, output, ending), without)
+
+
+def _write_progress(view: View, output: Path, ending: str) -> Written:
+    """Write the figures that need no trial to look into."""
+    draw, without = _progress(view)
+    without |= dict.fromkeys(("blocks", "lineage", "agreement"), "there is no front to take a trial from; name one")
+    return Written(None, _drawn(draw, output, ending), without)
+
+
+def _progress(view: View) -> tuple[dict[str, tuple[str, Callable[[], Figure]]], dict[str, str]]:
+    """Return what to draw of the whole study, each with the name of its file, and what cannot be, with why."""
+    grown, without = generations(view.records, RATIO), {}
+    draw: dict[str, tuple[str, Callable[[], Figure]]] = {}
+    if view.front:
+        draw["front"] = "front", lambda: front_picture(view)
+    else:
+        without["front"] = view.nothing
+    draw["hypervolume"] = "hypervolume", lambda: hypervolume_picture(view.hypervolumes)
+    if len(grown.number) > 1:
+        draw["generations"] = "generations", lambda: generation_picture(grown)
+    else:
+        without["generations"] = "all trials are of one generation"
+    return draw, without
+
+
+def _drawn(draw: dict[str, tuple[str, Callable[[], Figure]]], output: Path, ending: str) -> dict[str, str]:
+    """Write figures into a new folder; return what each shows with the name of its file."""
     with whole_folder(output) as folder:
         for name, make in draw.values():
             make().savefig(folder / f"{name}{ending}", dpi=DPI)
-    return Written(number, {what: f"{name}{ending}" for what, (name, _) in draw.items()}, without)
+    return {what: f"{name}{ending}" for what, (name, _) in draw.items()}
 
 
 def _with_names(view: View, record: Ended) -> str:

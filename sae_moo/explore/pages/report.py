@@ -105,7 +105,8 @@ def _body(view: View, run: str) -> Iterator[str]:
     yield '<h2 id="front">Front</h2>'
     for figure, caption in zip(front_figures(view), _front_captions(view), strict=True):
         yield figures.place(figure, caption)
-    yield from _table(view)
+    if view.front:
+        yield from _table(view)
     if answers is not None:
         yield from _chooser(view, answers, figures)
     yield '<h2 id="progress">Progress</h2>'
@@ -129,7 +130,8 @@ def _body(view: View, run: str) -> Iterator[str]:
 def _front_captions(view: View) -> list[str]:
     rest, drawn = len(view.done) - len(view.front), len(thinned(view))
     some = "" if rest <= drawn else f" Of {rest:,} other trials {drawn:,} are drawn, evenly spread over the search."
-    marks = "Circled: the picks below. Square: the base; diamonds: the experts; star: their uniform average." + some
+    circled = "Circled: the picks below. " if view.front else ""
+    marks = f"{circled}Square: the base; diamonds: the experts; star: their uniform average.{some}"
     match len(view.objectives):
         case 1 | 2:
             return [marks]

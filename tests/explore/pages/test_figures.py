@@ -8,7 +8,10 @@ from stand_ins import running
 from synthetic import view
 
 from sae_moo.errors import InputError, StorageError
+from sae_moo.explore.draw.numbers import agreement_of, answers_of
+from sae_moo.explore.draw.print.front import front_picture
 from sae_moo.explore.pages.figures import draw_front, write_figures
+from sae_moo.explore.pages.report import page
 from sae_moo.objectives import Evaluation
 
 SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
@@ -106,7 +109,7 @@ def test_a_picture_of_the_front_names_what_it_shows(tmp_path, tasks):
     assert all(f">{name}</text>" in text for name in ("base", "$x_1$ &amp; &lt;b&gt;", "co_de", "\\law"))
     knee = study.picks[0].record.number
     assert f">{knee}</text>" in text
-    assert f": {knee}</text>" in text
+    assert f"picks: {knee} knee" in text
 
 
 def test_one_objective_is_drawn_over_the_trials(tmp_path):
@@ -156,3 +159,54 @@ def test_a_picture_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"f\.png: full"):
         draw_front(tmp_path / "f.png", view(20))
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def infeasible(study):
+    return replace(study, records=tuple(replace(r, feasible=False) for r in study.records), front=())
+
+
+def test_a_study_without_a_front_shows_what_it_has(tmp_path):
+    study = infeasible(view(60))
+    written = write_figures(study, tmp_path / "f")
+    assert written.trial is None
+    assert written.files == {"hypervolume": "hypervolume.png", "generations": "generations.png"}
+    assert set(written.without) == {"front", "blocks", "lineage", "agreement"}
+    assert "is empty" in written.without["front"]
+    assert "blocks" in write_figures(study, tmp_path / "g", trial=12).files
+    text = page(study, "s")
+    assert "Circled" not in text
+    assert "front as a table" not in text
+    assert "is empty" in text
+    assert "Circled" in page(view(60), "s")
+
+
+def test_the_base_lies_on_top_and_the_picks_have_one_entry():
+    study = view(60)
+    axes = front_picture(study).axes[0]
+    marks = [line for line in axes.get_lines() if line.get_marker() in ("s", "*", "D") and len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in marks] == ["D", "D", "D", "*", "s"]
+    entries = [name for name in axes.get_legend_handles_labels()[1] if not name.startswith(("front", "other"))]
+    (picks,) = [name for name in entries if name.startswith("picks: ")]
+    assert all(f"{each.record.number} " in picks and each.name in picks for each in study.picks)
+
+
+@pytest.mark.parametrize("graded", [("a",), ("a", "b")])
+def test_what_is_not_right_or_wrong_has_no_part_in_agreement(tmp_path, graded):
+    study = view(60)
+
+    def likely(record):
+        rows = record.evaluation.scores
+        scores = {t: tuple(0.2 + 0.5 * s for s in row) if t in graded else row for t, row in rows.items()}
+        return replace(record, evaluation=replace(record.evaluation, scores=scores))
+
+    records = tuple(map(likely, study.records))
+    changed = replace(study, records=records, front=tuple(records[r.number] for r in study.front))
+    assert changed.graded == set(graded)
+    found = agreement_of(changed, records[59], changed.records[study.average.number])
+    if len(graded) == 2:
+        assert found is None
+        assert answers_of(changed) is None
+        assert write_figures(changed, tmp_path / "f").without["agreement"] == "no task's answers are right or wrong"
+    else:
+        assert found.tasks == ["b"]
+        assert answers_of(changed).tasks == ["b"]

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from sae_moo.explore.draw.labels import Label, beside
-from sae_moo.explore.draw.numbers import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
+from sae_moo.explore.draw.numbers import (
+    Axis,
+    axes_of,
+    barred,
+    front_words,
+    planes,
+    stacked,
+    thinned,
+    thinned_words,
+    widened,
+)
 from sae_moo.explore.draw.page.plots import Figure, figure_of, hover_text, styled_, wrapped
 from sae_moo.explore.draw.palette import BLUE, GREY, GRID, SCALE, SKY, VERMILLION, mark_of
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
@@ -182,7 +192,7 @@ def _dots(
 def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
     """Return a mark for each reference."""
     marks: list[go.Scatter] = []
-    for marked in view.references:
+    for marked in stacked(view):
         mark = mark_of(marked.name)
         name = escape(marked.name)
         said = f"{name}, trial {marked.record.number}: {hover_text(view, marked.record)}"

@@ -7,11 +7,20 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from sae_moo.explore.draw.labels import Label, write_beside_
-from sae_moo.explore.draw.numbers import Axis, axes_of, barred, front_words, planes, thinned, thinned_words, widened
+from sae_moo.explore.draw.numbers import (
+    Axis,
+    axes_of,
+    barred,
+    front_words,
+    planes,
+    stacked,
+    thinned,
+    thinned_words,
+    widened,
+)
 from sae_moo.explore.draw.palette import BLUE, GREY, SCALE, SKY, VERMILLION, mark_of
 from sae_moo.explore.draw.print.plots import plain, styled_
 from sae_moo.explore.view import View, by_trial, sparsity
-from sae_moo.explore.words import names_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,12 +90,15 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
         markersize=5 if len(front) <= 60 else 3.5,
         label=front_words(view),
     )
-    for marked in view.references:
+    for marked in stacked(view):
         shape, size = SHAPES[mark_of(marked.name).shape]
         color = mark_of(marked.name).colour
         place = x.value(marked.record), y.value(marked.record)
         panel.plot(*place, shape, color=color, markersize=size, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
-    for record, names in by_trial(view.picks):
+    picks = "; ".join(
+        f"{record.number} {', '.join(each.name for each in names)}" for record, names in by_trial(view.picks)
+    )
+    for i, (record, _) in enumerate(by_trial(view.picks)):
         panel.plot(
             x.value(record),
             y.value(record),
@@ -96,7 +108,7 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
             color=VERMILLION,
             markeredgewidth=1.6,
             zorder=5,
-            label=plain(f"{names_words(names)}: {record.number}"),
+            label=None if i else plain(f"picks: {picks}"),
         )
     for axis, limits, change in ((x, panel.get_xlim(), panel.set_xlim), (y, panel.get_ylim(), panel.set_ylim)):
         if axis.name != "trial":
