@@ -152,6 +152,8 @@ def test_every_bad_line_is_named(tmp_path):
     with pytest.raises(InputError, match=r"label: expected a whole number from 0 to 1, got 2(.|\n)*two or more"):
         read_items(path, "multiple_choice")
     path.write_text('{"prompt": "a", "choices": ["x", "y", "x"], "label": 1}')
+    assert [item.choices for item in read_items(path, "multiple_choice")] == [("x", "y", "x")]
+    path.write_text('{"prompt": "a", "choices": ["x", "y", "x"], "label": 2}')
     with pytest.raises(InputError, match=r"items\.jsonl:1: choices: expected the right choice once, 'x' comes again"):
         read_items(path, "multiple_choice")
     with pytest.raises(InputError, match="cannot read items"):
