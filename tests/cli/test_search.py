@@ -30,7 +30,7 @@ def test_a_search_goes_on_and_shows_plain_lines(here):
     assert "resumed: 3 evaluations replayed" in second.stdout
     assert "8/8 evaluations" in second.stdout
     for command in ("pick", "export", "report", "dashboard"):
-        assert f"  sae-moo {command} runs/tiny " in second.stdout.partition("\nnext:\n")[2]
+        assert f"  sae-moo {command} tiny " in second.stdout.partition("\nnext:\n")[2]
     assert json.loads(call("search", "c.yaml", "--evaluations", "8", "--json").stdout)["evaluations"] == 8
 
 
