@@ -17,6 +17,7 @@ OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 LIMITS = (Constraint(Sparsity(), high=0.5),)
 GROUND = Ground(("math", "code", "law"), Landscape.prunable)
 SPACE = CoefficientSpace(GROUND)
+LANDSCAPE = {"fingerprints": Landscape.fingerprints, "groups": Landscape.groups}
 
 
 class Setup:
@@ -40,10 +41,8 @@ class Setup:
         else:
             searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
-        groups = Landscape.groups
-        Study(
-            storage, searcher, executor, Landscape.fingerprints, groups, evaluations, "v", listener, self.rivals
-        ).run()
+        rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
+        Study(storage, searcher, executor, **LANDSCAPE, **rest).run()
         return self.facts()
 
     def facts(self):
@@ -86,6 +85,6 @@ def scripted(tmp_path, recipes, evaluate, evaluations=None, listener=lambda even
     setup = Setup(tmp_path / "s")
     storage, searcher = setup.storage(), Script(recipes)
     budget = len(recipes) if evaluations is None else evaluations
-    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", listener)
-    Study(storage, searcher, LocalExecutor(evaluate), *rest).run()
+    rest = {"evaluations": budget, "versions": "v", "listener": listener}
+    Study(storage, searcher, LocalExecutor(evaluate), **LANDSCAPE, **rest).run()
     return storage.records(), searcher, setup

@@ -128,6 +128,7 @@ class Study:
         storage: TrialStorage,
         searcher: Searcher,
         executor: LocalExecutor,
+        *,
         fingerprints: Mapping[str, str],
         groups: Sequence[str],
         evaluations: int,

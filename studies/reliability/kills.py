@@ -92,8 +92,15 @@ def search(where: str, algorithm: str, pause: float = 0.0) -> None:
         time.sleep(pause)
         return landscape(recipe, rivals)
 
-    rest = (Landscape.fingerprints, Landscape.groups, EVALUATIONS, "v")
-    Study(opened(where), ALGORITHMS[algorithm](), LocalExecutor(evaluate), *rest).run()
+    rest = {"evaluations": EVALUATIONS, "versions": "v"}
+    Study(
+        opened(where),
+        ALGORITHMS[algorithm](),
+        LocalExecutor(evaluate),
+        fingerprints=Landscape.fingerprints,
+        groups=Landscape.groups,
+        **rest,
+    ).run()
 
 
 def kill_after(write: int) -> None:

@@ -136,8 +136,9 @@ def _cost(name: str) -> tuple[float, float]:
             create_or_load(storage, "s", config.objective_list())
             limits = config.constraint_list()
             opened = TrialStorage(storage, "s", config.objective_list(), limits, bench.pool.fingerprints)
-            rest = (bench.pool.fingerprints, bench.pool.groups, budget, "v", listener)
-            return Study(opened, bench.searcher(), LocalExecutor(evaluate), *rest)
+            known = {"fingerprints": bench.pool.fingerprints, "groups": bench.pool.groups}
+            rest = {"evaluations": budget, "versions": "v", "listener": listener}
+            return Study(opened, bench.searcher(), LocalExecutor(evaluate), **known, **rest)
 
         start = time.perf_counter()
         study(trials).run()

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import optuna
 import pytest
-from scripted_study import GROUND, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
+from scripted_study import GROUND, LANDSCAPE, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, Interrupted, RunError
@@ -215,7 +215,8 @@ def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):
     setup = Setup(tmp_path / "s")
     groups = ["embeddings", *(f"block.{i}" for i in range(32)), "head"]
     recipe = Cast(Expert("math"), "float32")
-    Study(setup.storage(), Script([recipe]), LocalExecutor(landscape), Landscape.fingerprints, groups, 1, "v").run()
+    rest = {"fingerprints": Landscape.fingerprints, "groups": groups, "evaluations": 1, "versions": "v"}
+    Study(setup.storage(), Script([recipe]), LocalExecutor(landscape), **rest).run()
     (trial,) = setup.storage().study.get_trials()
     assert [name for name in trial.params if name.startswith("sparsity")] == [
         "sparsity block.0-5", "sparsity block.6-11", "sparsity block.12-16",
@@ -258,8 +259,8 @@ RECIPES = [Cast(Merge("linear", (Expert("math"), Expert("code")), (i / 30, 1 - i
 
 def study(tmp_path, evaluate, failures, budget=30, recipes=RECIPES, rivals=None):
     setup = Setup(tmp_path / "s")
-    rest = (Landscape.fingerprints, Landscape.groups, budget, "v", lambda event: None, rivals, failures)
-    return Study(setup.storage(), Script(recipes), LocalExecutor(evaluate), *rest), setup
+    rest = {"evaluations": budget, "versions": "v", "rivals": rivals, "failures": failures}
+    return Study(setup.storage(), Script(recipes), LocalExecutor(evaluate), **LANDSCAPE, **rest), setup
 
 
 def test_as_many_failures_in_a_row_as_may_be_stop_a_search_that_goes_on_when_it_is_run_again(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import optuna
 import pytest
-from scripted_study import GROUND, LIMITS, OBJECTIVES, Script, Setup, scripted
+from scripted_study import GROUND, LANDSCAPE, LIMITS, OBJECTIVES, Script, Setup, scripted
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError
@@ -64,10 +64,9 @@ def test_a_task_may_be_called_anything(tmp_path, name):
         storage,
         Script([recipe]),
         LocalExecutor(lambda recipe, rivals: evaluation),
-        Landscape.fingerprints,
-        Landscape.groups,
-        1,
-        "v",
+        **LANDSCAPE,
+        evaluations=1,
+        versions="v",
     ).run()
     (record,) = TrialStorage(opened, "s", objectives, (), Landscape.fingerprints).records()
     assert (record.evaluation, record.told, record.state) == (evaluation, 0, "complete")
