@@ -65,7 +65,5 @@ class Rounding:
         return difference <= (self.single if dtype == torch.float32 else self.half)
 
 
-BATCHES = Rounding(single=1e-3, half=0.25)
-"""In a batch and alone."""
 ENGINES = Rounding(single=0.01, half=0.5)
 """By another engine with other kernels."""
