@@ -13,6 +13,7 @@ import yaml
 from sae_moo.deploy.stream import Stream
 from sae_moo.experts.checkpoint import ZOO, ModelWeights
 from sae_moo.experts.pool import ExpertPool
+from sae_moo.files.markdown import escaped, row
 from sae_moo.objectives.scores import Score, Split, optimism
 
 _SCATTERED = (
@@ -84,28 +85,28 @@ class Card:
         """Return the ``README.md`` of a model merged from a pool's experts."""
         licences = {name: licence(weights) for name, weights in pool.checkpoints.items()}
         lines = ["---", yaml.safe_dump(_front_matter(pool, licences), sort_keys=False).rstrip(), "---", ""]
-        lines += [f"# {self.title}", "", self.why + ".", ""]
+        lines += [f"# {escaped(self.title)}", "", escaped(self.why) + ".", ""]
         warnings = [*self.warnings, *_licence_warnings(licences)]
         if warnings:
-            lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
+            lines += ["## Warnings", "", *(f"- {escaped(warning)}" for warning in warnings), ""]
         lines += ["## Origin", "", "| | source | licence | fingerprint of the weights |", "|---|---|---|---|"]
         lines += [
-            _row(name, weights.source, licences[name] or "unknown", f"`{pool.fingerprints[name]}`")
+            row(name, weights.source, licences[name] or "unknown", f"`{pool.fingerprints[name]}`")
             for name, weights in pool.checkpoints.items()
         ]
-        lines += ["", "| | |", "|---|---|", *(_row(name, value) for name, value in self.facts.items()), ""]
+        lines += ["", "| | |", "|---|---|", *(row(name, value) for name, value in self.facts.items()), ""]
         if self.scores:
             lines += ["## Scores", ""]
         for split, tasks in self.scores.items():
             note = "the search chose by these" if split == "search" else "never seen by the search"
             lines += [f"{split.capitalize()} split ({note}), mean with standard error:", ""]
             lines += ["| | score | instances |", "|---|---|---|"]
-            lines += [_row(task, f"{s.score:.4f} ± {s.stderr:.4f}", str(s.instances)) for task, s in tasks.items()]
+            lines += [row(task, f"{s.score:.4f} ± {s.stderr:.4f}", str(s.instances)) for task, s in tasks.items()]
             lines += [""]
         if {"search", "test"} <= set(self.scores):
             test = self.scores["test"]
             found = {task: optimism(own, test[task]) for task, own in self.scores["search"].items()}
-            told = ", ".join(f"{task} {each.mean:+.4f} ± {each.stderr:.4f}" for task, each in found.items())
+            told = ", ".join(f"{escaped(task)} {each.mean:+.4f} ± {each.stderr:.4f}" for task, each in found.items())
             lines += [f"Optimism of the search (search minus test): {told}.", ""]
         if self.notes:
             lines += ["## Zeros and speed", "", *(line for note in self.notes for line in (note, ""))]
@@ -180,7 +181,3 @@ def _licence_warnings(licences: Mapping[str, str | None]) -> Sequence[str]:
     if any("nc" in re.split(r"[^a-z]+", stated.lower()) for stated in known):
         warnings.append("A licence names non-commercial use only.")
     return warnings
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

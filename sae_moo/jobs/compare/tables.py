@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sae_moo.explore.decide.significance import p_text
+from sae_moo.files.markdown import cell, escaped
 from sae_moo.jobs.bench import versions
 from sae_moo.jobs.compare.statistics import ON_TASK, SPARSITY_OF_CHOSEN, Comparison, Summary
 
@@ -82,20 +83,14 @@ def markdown_text(comparison: Comparison) -> str:
             np.mean([getattr(outcome, key) for outcome in own]) for key in ("evaluations", "seconds")
         )
         cells = [value_text(summaries[quantity]) for quantity in quantities]
-        lines.append(
-            f"| {_escaped(name)} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |"
-        )
+        lines.append(f"| {cell(name)} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |")
     told = [q for q in quantities if q != SPARSITY_OF_CHOSEN and not q.startswith(ON_TASK)]
     lines += ["", f"| minus {comparison.reference} | " + " | ".join(told) + " |", "|---" * (len(told) + 1) + "|"]
     for name, summaries in comparison.methods.items():
         if name != comparison.reference:
-            lines.append(f"| {_escaped(name)} | " + " | ".join(difference_text(summaries[q]) for q in told) + " |")
-    lines += [f"\nfailed: {cell}: {why}" for cell, why in comparison.failed.items()]
+            lines.append(f"| {cell(name)} | " + " | ".join(difference_text(summaries[q]) for q in told) + " |")
+    lines += [f"\nfailed: {escaped(each)}: {escaped(why)}" for each, why in comparison.failed.items()]
     return "\n".join(lines) + "\n"
-
-
-def _escaped(name: str) -> str:
-    return name.replace("|", "\\|")
 
 
 def value_text(summary: Summary) -> str:
