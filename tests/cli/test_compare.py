@@ -269,7 +269,7 @@ def run_dry(monkeypatch, after: int) -> None:
 def test_a_name_may_hold_what_tables_are_made_of(config, here):
     result = call("compare", "compare.yaml", "--set", "compare.methods.1.name='[dim]a|b'", "--set", "compare.seeds=1")
     assert "[dim]a|b" in result.stdout
-    assert r"| [dim]a\|b | 1 |" in (here / "runs" / "tiny" / "compare.md").read_text()
+    assert r"| \[dim\]a\|b | 1 |" in (here / "runs" / "tiny" / "compare.md").read_text()
 
 
 def test_sections_that_a_method_does_not_read_are_left_out_for_it(config):
