@@ -71,7 +71,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
             fail("interrupted", 130)
-        except Exception as error:
+        except Exception as error:  # a full disk hides in errors of many libraries; all others go on up
             from sae_moo.files.disks import unplaced
 
             full = unplaced(error)
