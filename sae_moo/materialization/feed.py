@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,14 +45,13 @@ class Feed:
         self._ahead = self._device.type == "cuda" if ahead is None else ahead
         on = functools.partial(pool.load_on, device=self._device)
         self._direct = pool.load if self._device.type == "cpu" else on
-        self._following = {here.name: there.name for here, there in pairwise(pool.tensors)}
         self._on_its_way: dict[str, dict[str, Future[Sent]]] = {}
 
-    def begin(self, info: TensorInfo) -> None:
-        """Begin to send a tensor of all experts, unless it is on its way, and the one that follows it."""
+    def begin(self, band: Sequence[TensorInfo], following: Sequence[TensorInfo] = ()) -> None:
+        """Begin to send tensors of all experts, unless they are on their way, and those that follow them."""
         if not self._ahead:
             return
-        wanted = [info.name, *(self._following[name] for name in [info.name] if name in self._following)]
+        wanted = [info.name for info in (*band, *following)]
         self._on_its_way = {tensor: self._on_its_way.get(tensor) or self._begun(tensor) for tensor in wanted}
 
     def get(self, name: str, tensor: str) -> Tensor:

@@ -34,7 +34,7 @@ def asked(monkeypatch) -> list[tuple[str, str]]:
 def test_the_next_tensor_is_on_its_way_while_this_one_is_used_and_none_is_sent_twice(tiny, asked):
     feed = Feed(tiny, "cpu", NAMES, ahead=True)
     for i, info in enumerate(tiny.tensors):
-        feed.begin(info)
+        feed.begin([info], tiny.tensors[i + 1 : i + 2])
         for name in NAMES:
             assert torch.equal(feed.get(name, info.name), tiny.load(name, info.name))
         on_their_way = [tensor.name for tensor in tiny.tensors[: i + 2]]
@@ -44,7 +44,7 @@ def test_the_next_tensor_is_on_its_way_while_this_one_is_used_and_none_is_sent_t
 
 def test_what_nobody_announced_is_sent_when_it_is_asked_for(tiny, asked):
     feed = Feed(tiny, "cpu", ("math",), ahead=True)
-    feed.begin(tiny.tensors[0])
+    feed.begin(tiny.tensors[:1], tiny.tensors[1:2])
     assert torch.equal(feed.get("law", tiny.tensors[3].name), tiny.load("law", tiny.tensors[3].name))
     assert ("law", tiny.tensors[3].name) in asked
 
@@ -55,7 +55,7 @@ def test_an_error_on_the_way_is_raised_where_the_tensor_is_needed(tiny, monkeypa
 
     monkeypatch.setattr(ExpertPool, "load_on", failing)
     feed = Feed(tiny, "cpu", NAMES, ahead=True)
-    feed.begin(tiny.tensors[0])
+    feed.begin(tiny.tensors[:1], tiny.tensors[1:2])
     with pytest.raises(RuntimeError, match="out of memory"):
         feed.get("math", tiny.tensors[0].name)
 
