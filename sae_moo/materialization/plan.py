@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -110,6 +110,7 @@ class Plan:
         sizes = [info.numel for info in pool.tensors]
         self._buffers = Buffers(device, max(SMALL, int(ROOM * 4 * max(sizes))))
         self._feed = Feed(pool, device, self._read())
+        self._following = {here.name: (there,) for here, there in pairwise(pool.tensors)}
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
 
@@ -149,7 +150,7 @@ class Plan:
         return list(experts)
 
     def _value(self, info: TensorInfo) -> _Value:
-        self._feed.begin(info)
+        self._feed.begin((info,), self._following.get(info.name, ()))
         values: dict[Recipe, _Value] = {}
         base: list[Tensor] = []  # read once, however many merges of the lineage need it
         for node in self._order:
