@@ -30,6 +30,7 @@ from sae_moo.experts.layout import (
 from sae_moo.experts.live import load_model, parsed_config, places
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.opening import in_order, open_models
+from sae_moo.experts.resident import Resident, budget_of
 from sae_moo.experts.submodels import group_names
 from sae_moo.experts.tokens import token_list
 from sae_moo.experts.vocabulary import REFUSE, Policy, aligned, policy_of
@@ -120,7 +121,7 @@ class ExpertPool:
         vocabulary: the policy.
         layers: name -> the order of its layers, of models that do not have them as they lie.
         remembered: numbers about the experts' tensors that merge methods computed once.
-        resident_bytes: most bytes of experts' tensors to keep on a device that is not the CPU; None: half of what is
+        resident_bytes: most bytes of experts' tensors to keep on each device that is not the CPU; None: half of what is
             free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
     """
@@ -168,8 +169,8 @@ class ExpertPool:
         self.fingerprints = _fingerprints(self.checkpoints)
         _tell_kept(self.checkpoints)
         self.remembered = Remembered()
-        self.resident_bytes: int | None = None
-        self._resident: dict[tuple[str, str, str], Tensor] = {}
+        self._resident_bytes: int | None = None
+        self._residents: dict[torch.device, Resident] = {}
         self.norms: dict[str, Mapping[str, Tensor]] = {}
 
     @classmethod
@@ -242,24 +243,45 @@ class ExpertPool:
     def load_on(self, name: str, tensor: str, device: torch.device | str) -> Tensor:
         """Return one tensor of one expert on a device: do not write to it.
 
-        On the CPU that is `load`. Elsewhere tensors stay, first come first kept, while they fit into `resident_bytes`:
-        then a candidate costs no transfer. The others are sent anew each time. On CUDA a tensor may still be on its
-        way, on the stream that was current when it was first asked for: `feed.Feed` waits for it.
+        On the CPU that is `load`. Elsewhere tensors stay while they fit into `resident_bytes`, those of the experts
+        used most (see `resident`): then a candidate costs no transfer. The others are sent anew each time, and the
+        host waits; `feed.Feed` sends them while the device works.
         """
         device = torch.device(device)
         if device.type == "cpu":
             return self.load(name, tensor)
-        key = (str(device), name, tensor)
-        if key not in self._resident:
-            if self.resident_bytes is None:
-                self.resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
-            source = self.load(name, tensor)
-            # only from page-locked memory is anything sent while the device works
-            sent = (source.pin_memory() if device.type == "cuda" else source).to(device, non_blocking=True)
-            if sum(kept.nbytes for kept in self._resident.values()) + sent.nbytes > self.resident_bytes:
-                return sent
-            self._resident[key] = sent
-        return self._resident[key]
+        resident = self.resident(device)
+        kept = resident.get(name, tensor)
+        if kept is None:
+            kept = resident.keep(name, tensor, self.load(name, tensor).to(device), own=True)
+            resident.left()  # nobody works on them by their addresses alone
+        return kept
+
+    def resident(self, device: torch.device | str) -> Resident:
+        """Return what of the experts stays on a device, the same object every time.
+
+        On the CPU that is nothing, and its budget has no bound.
+        """
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._residents:
+            asked = self.resident_bytes
+            bound = budget_of(device) if asked is None or device.type == "cpu" else asked
+            self._residents[device] = Resident(bound)
+        return self._residents[device]
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Most bytes of experts' tensors to keep on each device that is not the CPU."""
+        return self._resident_bytes
+
+    @resident_bytes.setter
+    def resident_bytes(self, most: int | None) -> None:
+        self._resident_bytes = most
+        for device, resident in self._residents.items():
+            if device.type != "cpu":
+                resident.budget = budget_of(device) if most is None else most
 
     def stored(self, name: str, tensor: str) -> bool:
         """Say whether `load` gives a view into a file, which takes no memory of the process's own."""

@@ -58,6 +58,8 @@ SMALL = 1 << 26
 """Bytes of intermediate tensors that are held in memory in any case."""
 WORKSPACE = 1 << 28
 """Bytes beside two of the largest tensor in float32 that a band's intermediate tensors may take on a GPU."""
+AHEAD = 1 << 26
+"""Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
 APART = 256
 """Bytes that tensors in one piece of memory begin at multiples of: kernels read many elements at once if they can."""
 
@@ -235,9 +237,10 @@ class Plan:
                 left[child] -= 1
                 if not left[child]:
                     live.discard(child)
+        bound = self._offsets[-1] if self._feed.complete else AHEAD
         if not most + scratch:
-            return self._offsets[-1]
-        return max(1, (2 * largest + WORKSPACE // 4) // (most + scratch))
+            return bound
+        return min(bound, (2 * largest + WORKSPACE // 4) // (most + scratch))
 
     def _bands(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[TensorInfo]]]:
         """Yield the tensors to work on at once, with those that come after them."""

@@ -17,7 +17,7 @@ from sae_moo.materialization.ops.device import sums
 from sae_moo.materialization.ops.device.chances import masks_of
 from sae_moo.materialization.ops.device.cuts import Scored, cuts, cuts_of_experts
 from sae_moo.materialization.ops.device.selections import selections
-from sae_moo.materialization.ops.device.tables import Card, grouped
+from sae_moo.materialization.ops.device.tables import Card, card_of, grouped
 from sae_moo.materialization.ops.device.writing import Work, kind_of, launch, parts
 from sae_moo.materialization.ops.engine import PENDING, Asked, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned
@@ -309,6 +309,11 @@ _ANSWERS: dict[type, Callable[[Banded, Sequence[Asked]], Sequence[Any]]] = {
 }
 POWERS = np.array([10.0**k for k in range(23)])
 """Powers of ten that float64 holds exactly."""
+
+
+def engine_of(device: torch.device, remembered: Remembered) -> Banded:
+    """Return an engine for one plan on a device."""
+    return Banded(card_of(device), remembered)
 
 
 def _digits(values: Tensor) -> Tensor:
