@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,7 +23,7 @@ from sae_moo.materialization.engines import engine_on
 from sae_moo.materialization.feed import Feed
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.engine import PENDING, Asked, Sought, Zeros
+from sae_moo.materialization.ops.engine import PENDING, Asked, Engine, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.questions import Asking, Question
@@ -63,8 +63,18 @@ AHEAD = 1 << 26
 APART = 256
 """Bytes that tensors in one piece of memory begin at multiples of: kernels read many elements at once if they can."""
 
-Known = Mapping[Prune, Mapping[str, Cut]]
-"""Cuts by pruning and by tensor."""
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What resolving a recipe has found of its prunings on the way, so that it is not looked for again.
+
+    Args:
+        cuts: pruning -> tensor name -> cut.
+        units: pruning -> the units that go, on the device; int64, shape (blocks, units).
+    """
+
+    cuts: dict[Prune, dict[str, Cut]] = field(default_factory=dict)
+    units: dict[Prune, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +121,7 @@ class Plan:
         pool: the experts.
         device: where to work.
         cache: weights of candidates already materialized; read only.
-        known: cuts that resolving the recipe has found on the way: pruning -> tensor name -> cut.
+        known: what resolving the recipe has found.
     """
 
     def __init__(
@@ -140,8 +150,13 @@ class Plan:
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
         self._most = self._band_size(max(sizes)) if self._engine.batched else 1
-        self._known = known or {}
+        self._known = known or Known()
         self._indices: dict[tuple[Prune, str], Tensor] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """Who does the arithmetic."""
+        return self._engine
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """Return one tensor of the recipe: float32 inside, the stored dtype for a bare expert or a cached candidate.
@@ -162,11 +177,13 @@ class Plan:
                 own = {id(value): out for value, out in zip(owned, self._new(owned), strict=True)}
                 found = [own.get(id(value), value.tensor) for value in there]
                 self._write(owned, list(own.values()))
-                self._engine.settle()
+                if len(there) < len(values):
+                    self._engine.settle()
                 ready = [info for info, value in zip(todo, values, strict=True) if value is not None]
                 if ready:
                     yield ready, [tensor for tensor in found if tensor is not None]
                 todo = [info for info, value in zip(todo, values, strict=True) if value is None]
+        self._engine.settle()
 
     def write(self, places: Sequence[tuple[TensorInfo, Tensor]]) -> list[int]:
         """Write tensors of the recipe, each rounded to its output's dtype.
@@ -356,7 +373,7 @@ class Plan:
         shares: Sequence[float],
     ) -> list[Job]:
         """Return what writes tensors without what is below a cut of their own scores."""
-        known = self._known.get(node)
+        known = self._known.cuts.get(node, {})
         sought = []
         for value, info, scoring, share in zip(values, infos, scorings, shares, strict=True):
             if node.counts is not None:
@@ -364,7 +381,7 @@ class Plan:
             else:
                 count = pruning.target_count(share, info.numel)
             key = None if value.name is None else (node.criterion, node.calibration, info.name, value.name)
-            sought.append(Sought(scoring, count, key, None if known is None else known[info.name]))
+            sought.append(Sought(scoring, count, key, known.get(info.name)))
         cuts = self._engine.cuts(sought)
         jobs = [Pruned(each.scoring.source, cut, each.scoring) for each, cut in zip(sought, cuts, strict=True)]
         if not node.rescale:
@@ -395,8 +412,9 @@ class Plan:
         key = node, part.info.name
         if key not in self._indices:
             assert node.units is not None
-            units = torch.tensor(node.units[part.block], device=self._device)
-            self._indices[key] = part.indices(units)
+            known = self._known.units.get(node)
+            units = torch.tensor(node.units[part.block], device="cpu") if known is None else known[part.block]
+            self._indices[key] = part.indices(units).to(self._device, non_blocking=True)
         return self._indices[key]
 
     def _merged(

@@ -89,7 +89,11 @@ def compiled(launch: dict, capability: int) -> dict:
         file.write(made.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True).stdout if tool.exists() else ""
+        usage = (
+            subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True).stdout
+            if tool.exists()
+            else ""
+        )
     registers = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
     return {
         "seconds": time.perf_counter() - start,

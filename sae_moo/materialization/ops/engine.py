@@ -86,6 +86,9 @@ class Engine(Protocol):
     def answers(self, questions: Sequence[Asked]) -> Sequence[Any]:
         """Return the answers, `PENDING` where they are there only after `settle`: then ask again."""
 
+    def unit_squares(self, scorings: Sequence[tuple[Scoring, int]]) -> Sequence[Tensor]:
+        """Return the sums of squared scores for each index of an axis; see `Scoring.unit_squares`."""
+
     def settle(self) -> None:
         """Wait for all that was found."""
 
@@ -120,6 +123,10 @@ class OneByOne:
     def answers(self, questions: Sequence[Asked]) -> list[Any]:
         """See `Engine`."""
         return [asked(each.question, each.operands, each.place) for each in questions]
+
+    def unit_squares(self, scorings: Sequence[tuple[Scoring, int]]) -> list[Tensor]:
+        """See `Engine`."""
+        return [scoring.unit_squares(axis) for scoring, axis in scorings]
 
     def settle(self) -> None:
         """See `Engine`."""

@@ -170,7 +170,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """For each input, how many of the elements that it changes by more than epsilon others change too, and none does."""
+    """For each input, how many elements that it changes by more than epsilon others change too, and none does."""
 
     epsilon: float
 

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
 
 import test_merge as merging
+
 from sae_moo.errors import WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused

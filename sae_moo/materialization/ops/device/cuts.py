@@ -152,8 +152,18 @@ class Search:
         """Take the next ranges."""
         self._card.launch(counting.advance, len(self._sizes), self.states, self._counts, self._below)
 
+    @property
+    def found(self) -> bool:
+        """Whether all keys are found; waits for the device."""
+        return bool(self.states[:, 3].all())
+
+    @property
+    def bits(self) -> Tensor:
+        """The bits of the values found, int64, shape (units,)."""
+        return self.states[:, 0]
+
     def counted(self, tensors: Sequence[Scored], units: Sequence[int]) -> Tensor:
-        """Return how many scores of each tensor are below its unit's key, and equal to it; int64, shape (tensors, 2)."""
+        """Return how many scores of each tensor are below its unit's key, and equal to it; shape (tensors, 2)."""
         found = self._card.zeros(len(tensors), 2)
         for kind, at in grouped(tensors, lambda each: each.kind):
             chosen = [tensors[i] for i in at]

@@ -15,13 +15,15 @@ from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops.deferred import CutRef, NumberRef, Numbers, value_of
 from sae_moo.materialization.ops.device import sums
 from sae_moo.materialization.ops.device.chances import masks_of
-from sae_moo.materialization.ops.device.cuts import Scored, cuts, cuts_of_experts
+from sae_moo.materialization.ops.device.cuts import Scored, Search, cuts, cuts_of_experts
+from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, scores_of
 from sae_moo.materialization.ops.device.selections import selections
 from sae_moo.materialization.ops.device.tables import Card, card_of, grouped
 from sae_moo.materialization.ops.device.writing import Work, kind_of, launch, parts
 from sae_moo.materialization.ops.engine import PENDING, Asked, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned
 from sae_moo.materialization.ops.operands import Operands
+from sae_moo.materialization.ops.prune import Scoring
 from sae_moo.materialization.ops.questions import DIGITS, Fences, Gram, Growth, Overlaps, Selection, Trim
 from sae_moo.materialization.ops.select import NOTHING, Cut
 from sae_moo.materialization.ops.steps import Thinning, importance
@@ -102,6 +104,24 @@ class Banded:
             for i, reply in zip(mine, _ANSWERS[kind](self, [questions[i] for i in mine]), strict=True):
                 replies[i] = reply
         return replies
+
+    def unit_squares(self, scorings: Sequence[tuple[Scoring, int]]) -> list[Tensor]:
+        """See `Engine`."""
+        given = []
+        for scoring, axis in scorings:
+            whole = scoring.source if scores_of(scoring) != GIVEN else scoring.part(0, len(scoring.source))
+            given.append((whole.view(scoring.grid.shape), axis))
+        found = sums.unit_squares(self._card, given)
+        return [
+            squares * scoring.norms.double().square()
+            if scores_of(scoring) == NORMS and scoring.norms is not None
+            else squares
+            for squares, (scoring, _) in zip(found, scorings, strict=True)
+        ]
+
+    def search(self, sizes: Sequence[int], counts: Sequence[int], tensors: int) -> Search:
+        """Return a search for the cuts of units of several tensors, which are shown to it band by band."""
+        return Search(self._card, sizes, counts, 0, tensors)
 
     def settle(self) -> None:
         """See `Engine`."""

@@ -28,7 +28,7 @@ LOW, SHIFT, COUNT, DONE, UNDER, EQUAL, GRAIN = (
     tl.constexpr(6),
 )
 STATE = tl.constexpr(8)
-"""Columns of a unit's state. Once it is done, LOW is the key found, UNDER how many are below it, EQUAL how many are it."""
+"""Columns of a unit's state. Once it is done, LOW is the key found, UNDER how many are below it, EQUAL how many equal."""
 BINS = tl.constexpr(2048)
 KEYS = tl.constexpr(1 << 31)
 
@@ -127,7 +127,7 @@ def tally(
     BLOCK: tl.constexpr,
 ):
     """Count, for units that are not done, what is in each bin (`counts`, int32) and below all of them (`below`)."""
-    job, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     unit = tl.load(row + UNIT)
     state = states + unit * STATE
     if tl.load(state + DONE) == 0:
@@ -195,7 +195,7 @@ def histogram(
     BLOCK: tl.constexpr,
 ):
     """Count all magnitudes of a 16-bit dtype by their upper 16 bits of float32; `counts` int32, shape (units, ALL)."""
-    job, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
     key = key_of(read(row, SOURCE, at, mask, CODE, False, ALIGNED)) >> 16
