@@ -164,11 +164,18 @@ class Plan:
         A new tensor, unless the recipe is an expert or a cached candidate itself: do not write to it.
         """
         ((_, tensors),) = self.tensors([info])
+        self._engine.settle()
         return tensors[0].view(info.shape)
 
     def tensors(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[Tensor]]]:
-        """Yield tensors of the recipe, flat, a band at a time; see `tensor`."""
-        for band, following in self._bands(infos):
+        """Yield tensors of the recipe, flat, a band at a time; see `tensor`.
+
+        What an engine tells only when it settles, that a cut falls among NaN, is not told yet.
+        """
+        empty = [info for info in infos if not info.numel]
+        if empty:
+            yield empty, [torch.empty(0, device=self._device) for _ in empty]
+        for band, following in self._bands([info for info in infos if info.numel]):
             todo = band
             while todo:
                 values = self._values(todo, following)
@@ -176,14 +183,13 @@ class Plan:
                 owned = [value for value in there if value.tensor is None or value.buffer is not None]
                 own = {id(value): out for value, out in zip(owned, self._new(owned), strict=True)}
                 found = [own.get(id(value), value.tensor) for value in there]
-                self._write(owned, list(own.values()))
+                self._write(owned, list(own.values()), counted=False)
                 if len(there) < len(values):
                     self._engine.settle()
                 ready = [info for info, value in zip(todo, values, strict=True) if value is not None]
                 if ready:
                     yield ready, [tensor for tensor in found if tensor is not None]
                 todo = [info for info, value in zip(todo, values, strict=True) if value is None]
-        self._engine.settle()
 
     def write(self, places: Sequence[tuple[TensorInfo, Tensor]]) -> list[int]:
         """Write tensors of the recipe, each rounded to its output's dtype.
@@ -498,7 +504,8 @@ class Plan:
                 for value in waiting:
                     value.buffer = buffer = self._buffers.take(value.numel, value.dtype)
                     tensors.append(buffer[: value.numel * value.dtype.itemsize].view(value.dtype))
-            self._engine.write([(_job(value), tensor) for value, tensor in zip(waiting, tensors, strict=True)])
+            work = [(_job(value), tensor) for value, tensor in zip(waiting, tensors, strict=True)]
+            self._engine.write(work, counted=False)
             for value, tensor in zip(waiting, tensors, strict=True):
                 value.tensor = tensor
                 value.buffer = tensor if value.buffer is None else value.buffer
@@ -516,8 +523,9 @@ class Plan:
             for part, value in zip(torch.split(piece, sizes), values, strict=True)
         ]
 
-    def _write(self, values: Sequence[_Value], outs: Sequence[Tensor]) -> Zeros:
-        zeros = self._engine.write([(_job(value), out) for value, out in zip(values, outs, strict=True)])
+    def _write(self, values: Sequence[_Value], outs: Sequence[Tensor], *, counted: bool = True) -> Zeros:
+        work = [(_job(value), out) for value, out in zip(values, outs, strict=True)]
+        zeros = self._engine.write(work, counted=counted)
         for value in values:
             if value.tensor is not None:
                 value.users = 1

@@ -90,3 +90,4 @@ def _named(plan: Plan, infos: Sequence[TensorInfo]) -> Iterator[tuple[str, Tenso
     for band, tensors in plan.tensors(infos):
         for info, tensor in zip(band, tensors, strict=True):
             yield info.name, tensor.view(info.shape)
+    plan.engine.settle()

@@ -68,7 +68,7 @@ def counts(
     for infos, scored, mine in shown():
         parts.append(search.counted(scored, mine))
         names += [info.name for info in infos]
-    words = torch.cat([search.bits, torch.cat(parts).flatten()]).cpu().numpy()
+    words = engine.card.fetched(torch.cat([search.bits, torch.cat(parts).flatten()]))
     bits, counted = words[: len(sizes)], dict(zip(names, words[len(sizes) :].reshape(-1, 2), strict=True))
     return _dealt(bits, counted, prunable, units, asked, sizes)
 

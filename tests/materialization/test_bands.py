@@ -12,13 +12,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
 pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
 
-from sae_moo.errors import WeightsError
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization import plan
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.device.engine import Banded
 from sae_moo.materialization.ops.device.tables import Card
-from sae_moo.materialization.parents import WeightCache
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 MATH, CODE, LAW = Expert("math"), Expert("code"), Expert("law")

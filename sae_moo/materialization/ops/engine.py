@@ -70,8 +70,13 @@ class Engine(Protocol):
     batched: bool
     """Whether many tensors are worked on at once."""
 
-    def write(self, work: Sequence[tuple[Job, Tensor]]) -> Zeros:
-        """Write each job into its tensor: flat, contiguous, on the device."""
+    def write(self, work: Sequence[tuple[Job, Tensor]], *, counted: bool = True) -> Zeros:
+        """Write each job into its tensor: flat, contiguous, on the device.
+
+        Args:
+            work: jobs and tensors.
+            counted: whether somebody will ask how many zeros were written.
+        """
 
     def cuts(self, sought: Sequence[Sought]) -> Sequence[Cut | CutRef]:
         """Return the cuts sought.
@@ -106,10 +111,12 @@ class OneByOne:
         self._remembered = remembered
         self._counted: list[tuple[Zeros, list[Count]]] = []
 
-    def write(self, work: Sequence[tuple[Job, Tensor]]) -> Zeros:
+    def write(self, work: Sequence[tuple[Job, Tensor]], *, counted: bool = True) -> Zeros:
         """See `Engine`."""
         zeros = Zeros()
-        self._counted.append((zeros, [job.write(out) for job, out in work]))
+        found = [job.write(out) for job, out in work]
+        if counted:
+            self._counted.append((zeros, found))
         return zeros
 
     def cuts(self, sought: Sequence[Sought]) -> list[Cut]:

@@ -155,7 +155,7 @@ class Search:
     @property
     def found(self) -> bool:
         """Whether all keys are found; waits for the device."""
-        return bool(self.states[:, 3].all())
+        return bool(self._card.fetched(self.states[:, 3].all()))
 
     @property
     def bits(self) -> Tensor:

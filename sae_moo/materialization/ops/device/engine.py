@@ -35,24 +35,22 @@ class Banded:
     """Works on a band of tensors at once; what it finds stays on the device until it settles.
 
     Args:
-        card: the device.
+        card: the device; an attribute, too.
         remembered: what is known of experts' tensors; cuts are added once they were fetched.
     """
 
     batched = True
 
     def __init__(self, card: Card, remembered: Remembered) -> None:
-        self._card = card
+        self.card = card
         self._remembered = remembered
         self._found: list[tuple[Tensor, Callable[[NDArray[Any]], None]]] = []
         self._answered: dict[Hashable, Any] = {}
         self._grown: dict[Hashable, NumberRef] = {}
-        self.waits = 0
-        """How many times the host has waited for the device."""
 
-    def write(self, work: Sequence[tuple[Job, Tensor]]) -> Zeros:
+    def write(self, work: Sequence[tuple[Job, Tensor]], *, counted: bool = True) -> Zeros:
         """See `Engine`."""
-        counts = self._card.zeros(len(work))
+        counts = self.card.zeros(len(work))
         plain: list[Work] = []
         todo = parts(self._unrestored(work))
         for kind, at in grouped(todo, kind_of):
@@ -60,7 +58,7 @@ class Banded:
             if kind is None:
                 plain += mine
             else:
-                launch(self._card, kind, mine, counts, self._masks)
+                launch(self.card, kind, mine, counts, self._masks)
         for each in plain:
             counts[each.owner] += each.job.write(each.out)
         zeros = Zeros()
@@ -68,7 +66,8 @@ class Banded:
         def fetched(found: NDArray[Any]) -> None:
             zeros.counts = found.tolist()
 
-        self._found.append((counts, fetched))
+        if counted:
+            self._later(counts, fetched)
         return zeros
 
     def cuts(self, sought: Sequence[Sought]) -> list[Cut | CutRef]:
@@ -88,7 +87,7 @@ class Banded:
 
     def factors(self, pruned: Sequence[Pruned]) -> list[float | NumberRef]:
         """See `Engine`."""
-        squares = sums.kept_squares(self._card, pruned)
+        squares = sums.kept_squares(self.card, pruned)
         before, after = squares[:, 0], squares[:, 1]
         # rounded to float32, as everywhere: factors are few digits longer than their sums are exact
         ratio = (before / after).sqrt().float().double()
@@ -111,7 +110,7 @@ class Banded:
         for scoring, axis in scorings:
             whole = scoring.source if scores_of(scoring) != GIVEN else scoring.part(0, len(scoring.source))
             given.append((whole.view(scoring.grid.shape), axis))
-        found = sums.unit_squares(self._card, given)
+        found = sums.unit_squares(self.card, given)
         return [
             squares * scoring.norms.double().square()
             if scores_of(scoring) == NORMS and scoring.norms is not None
@@ -121,7 +120,7 @@ class Banded:
 
     def search(self, sizes: Sequence[int], counts: Sequence[int], tensors: int) -> Search:
         """Return a search for the cuts of units of several tensors, which are shown to it band by band."""
-        return Search(self._card, sizes, counts, 0, tensors)
+        return Search(self.card, sizes, counts, 0, tensors)
 
     def settle(self) -> None:
         """See `Engine`."""
@@ -129,8 +128,7 @@ class Banded:
             return
         found, self._found = self._found, []
         words = torch.cat([tensor.reshape(-1).view(torch.int64) for tensor, _ in found])
-        self.waits += 1
-        here = words.cpu().numpy()
+        here = self.card.fetched(words)
         start = 0
         for tensor, use in found:
             stop = start + tensor.numel()
@@ -157,7 +155,7 @@ class Banded:
             return []
         keys = [each.key for each in sought if each.key is not None]
         sources = [each.scoring.source for each in sought]
-        refs = cuts_of_experts(self._card, sources, [each.count for each in sought], keys, self._remembered)
+        refs = cuts_of_experts(self.card, sources, [each.count for each in sought], keys, self._remembered)
         self._watch(refs, [len(source) for source in sources], [each.count for each in sought])
         return refs
 
@@ -168,7 +166,7 @@ class Banded:
         return self._searched(scored, [each.count for each in sought])
 
     def _searched(self, scored: Sequence[Scored], counts: Sequence[int]) -> Sequence[CutRef]:
-        refs = cuts(self._card, scored, counts)
+        refs = cuts(self.card, scored, counts)
         self._watch(refs, [each.source.numel() for each in scored], counts)
         return refs
 
@@ -230,20 +228,22 @@ class Banded:
             if isinstance(each.question, Growth)
         ]
         masks = [self._masks(x, [thinning], i)[0] for x, i, thinning in jobs]
-        norms = sums.distances(self._card, jobs, masks)
+        norms = sums.distances(self.card, jobs, masks)
         before, after = norms[:, 0], norms[:, 1]
-        growth = torch.where((before > 0) & (after > 0), _digits(before / after), 1.0)
+        growth = torch.where(
+            (before > 0) & (after > 0), _digits(before / after, self.card.kept("powers of ten", POWERS)), 1.0
+        )
         table = Numbers(growth)
         return [NumberRef(table, i) for i in range(len(asked))]
 
     def _masks(self, x: Operands, thinnings: Sequence[Thinning], first: int = 0) -> Sequence[Tensor | None]:
         if all(each.epsilon is None for each in thinnings):
             return [None] * len(thinnings)
-        return masks_of(self._card, x, thinnings, first)
+        return masks_of(self.card, x, thinnings, first)
 
     def _grams(self, asked: Sequence[Asked]) -> list[Any]:
         jobs = [(each.operands, each.question.relative) for each in asked if isinstance(each.question, Gram)]
-        for each, row in zip(asked, sums.products(self._card, jobs), strict=True):
+        for each, row in zip(asked, sums.products(self.card, jobs), strict=True):
             question, count = each.question, len(each.operands.inputs)
             assert isinstance(question, Gram)
 
@@ -257,9 +257,9 @@ class Banded:
 
     def _selections(self, asked: Sequence[Asked]) -> list[Any]:
         questions = [each.question for each in asked if isinstance(each.question, Selection)]
-        refs = selections(self._card, [each.operands for each in asked], [question.share for question in questions])
+        refs = selections(self.card, [each.operands for each in asked], [question.share for question in questions])
         squares = sums.selected_squares(
-            self._card, [(each.operands, ref) for each, ref in zip(asked, refs, strict=True)]
+            self.card, [(each.operands, ref) for each, ref in zip(asked, refs, strict=True)]
         )
         for each, question, ref, row in zip(asked, questions, refs, squares, strict=True):
 
@@ -309,10 +309,11 @@ class Banded:
             return list(work)
         found = list(work)
         jobs = [job for i in at if isinstance(job := work[i][0], Lines)]
-        held = [self._card.empty(len(job.scoring.source), dtype=torch.float32) for job in jobs]
-        self.write([(Lines(job.scoring, job.keep, job.gone), out) for job, out in zip(jobs, held, strict=True)])
-        before = sums.kept_squares(self._card, [Pruned(job.scoring.source) for job in jobs])[:, 0]
-        after = sums.kept_squares(self._card, [Pruned(out) for out in held])[:, 0]
+        held = [self.card.empty(len(job.scoring.source), dtype=torch.float32) for job in jobs]
+        plainly = [Lines(job.scoring, job.keep, job.gone) for job in jobs]
+        self.write(list(zip(plainly, held, strict=True)), counted=False)
+        before = sums.kept_squares(self.card, [Pruned(job.scoring.source) for job in jobs])[:, 0]
+        after = sums.kept_squares(self.card, [Pruned(out) for out in held])[:, 0]
         table = Numbers(torch.where(after > 0, (before / after).sqrt().float().double(), 1.0))
         for place, (i, out) in enumerate(zip(at, held, strict=True)):
             found[i] = (Pruned(out, factor=NumberRef(table, place)), work[i][1])
@@ -336,9 +337,8 @@ def engine_of(device: torch.device, remembered: Remembered) -> Banded:
     return Banded(card_of(device), remembered)
 
 
-def _digits(values: Tensor) -> Tensor:
-    """Round numbers of at least 1 to the digits of `questions.rounded`."""
-    powers = torch.from_numpy(POWERS).to(values.device)
+def _digits(values: Tensor, powers: Tensor) -> Tensor:
+    """Round numbers of at least 1 to the digits of `questions.rounded`; `powers` of ten on the device."""
     exponent = torch.searchsorted(powers, values.contiguous(), right=True) - 1
     shift = DIGITS - exponent
     up = powers[shift.clamp(0, 22)]

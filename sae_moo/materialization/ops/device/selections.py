@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ def selections(card: Card, operands: Sequence[Operands], shares: Sequence[float]
         return found
     chosen = [operands[i] for i in at]
     held, zeros = _variances(card, chosen)
-    sizes = torch.tensor([x.numel for x in chosen], dtype=torch.int64).to(card.device, non_blocking=True)
-    kept = torch.tensor([shares[i] for i in at], dtype=torch.float64).to(card.device, non_blocking=True)
+    sizes = card.sent(np.array([x.numel for x in chosen], np.int64))
+    kept = card.sent(np.array([shares[i] for i in at], np.float64))
     counts = sizes - ((sizes - zeros).double() * kept).long()
     for i, ref in zip(at, cuts(card, [Scored(each) for each in held], counts), strict=True):
         found[i] = ref
@@ -51,5 +52,5 @@ def _variances(card: Card, operands: Sequence[Operands]) -> tuple[list[Tensor], 
             elementwise.variances, tiles.number, table.sent(), tiles.jobs, counted, WIDTH=table.width, K=inputs,
             CODES=codes, ALIGNED=table.aligned, BLOCK=card.tile,
         )  # fmt: skip
-        zeros[torch.tensor(at, device=card.device)] = counted
+        zeros[card.sent(np.array(at, np.int64))] = counted
     return held, zeros

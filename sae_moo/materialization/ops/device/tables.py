@@ -61,6 +61,9 @@ class Card:
         self.tile = tile
         self.launches = 0
         """Kernels launched so far."""
+        self.waits = 0
+        """How many times the host has waited for the device so far."""
+        self._kept: dict[str, Tensor] = {}
         self._tiles: OrderedDict[tuple[Sequence[int], int], Tiles] = OrderedDict()
 
     def tiles(self, sizes: Sequence[int], tile: int | None = None) -> Tiles:
@@ -89,6 +92,18 @@ class Card:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def kept(self, name: str, numbers: NDArray[Any]) -> Tensor:
+        """Return numbers that are always the same on the device, sent there once."""
+        if name not in self._kept:
+            self._kept[name] = self.sent(numbers)
+        return self._kept[name]
+
+    def fetched(self, tensor: Tensor) -> NDArray[Any]:
+        """Return a tensor's numbers on the host, which waits for them."""
+        self.waits += 1
+        numbers: NDArray[Any] = tensor.cpu().numpy()
+        return numbers
 
     def zeros(self, *size: int, dtype: torch.dtype = torch.int64) -> Tensor:
         """Return zeros on the device."""

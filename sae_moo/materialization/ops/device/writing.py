@@ -281,7 +281,7 @@ def _without(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: 
     for job, length in zip(jobs, lengths, strict=True):
         offsets.append(job.gone + begin)
         begin += length
-    marks[torch.cat(offsets)] = 1
+    marks.index_fill_(0, torch.cat(offsets), 1)
     table.addresses(3, [job.source for job in jobs])
     table.put(4, [piece.data_ptr() for piece in pieces])
     table.put(5, [_product(job.shape[job.axis + 1 :]) for job in jobs])
