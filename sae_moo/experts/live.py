@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,58 @@ def parsed_config(folder: Path) -> dict[str, Any] | None:
 
 
 def places(model: nn.Module, names: Iterable[str], unbuilt: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return where each tensor of a checkpoint lies in a live model, found once: see `_places`.
+
+    A candidate is written into the same model again and again; that it is the same, parameter by parameter, is seen in
+    a tenth of the time that looking for them takes.
+    """
+    asked = tuple(names), frozenset(unbuilt)
+    seen = _SEEN.get(model)
+    if seen is None or seen.asked != asked or not seen.unchanged:
+        seen = _Seen.of(model, asked, _places(model, *asked))
+        _SEEN[model] = seen
+    return dict(seen.found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Where tensors lie in a live model, and what it was made of then.
+
+    Args:
+        asked: names of tensors, and those the model may do without.
+        found: name -> tensor.
+        parts: every module, parameter and buffer: the dictionary that holds it, its name there, itself.
+        addresses: parameters and buffers, and where their memory begins.
+    """
+
+    asked: tuple[tuple[str, ...], frozenset[str]]
+    found: dict[str, Tensor]
+    parts: tuple[tuple[Mapping[str, Any], str, Any], ...]
+    addresses: tuple[tuple[Tensor, int], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, asked: tuple[tuple[str, ...], frozenset[str]], found: dict[str, Tensor]) -> _Seen:
+        """Remember a model as it is."""
+        parts = []
+        for module in model.modules():
+            for held in (module._modules, module._parameters, module._buffers):
+                # weakly: what remembers a model must not keep it alive
+                parts += [(held, name, weakref.ref(part)) for name, part in held.items() if part is not None]
+        tensors = [part for _, _, ref in parts if isinstance(part := ref(), Tensor)]
+        return cls(asked, found, tuple(parts), tuple((tensor, tensor.data_ptr()) for tensor in tensors))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the model is still made of the same parts, in the same memory."""
+        return all(held.get(name) is ref() for held, name, ref in self.parts) and all(
+            tensor.data_ptr() == address for tensor, address in self.addresses
+        )
+
+
+_SEEN: weakref.WeakKeyDictionary[nn.Module, _Seen] = weakref.WeakKeyDictionary()
+
+
+def _places(model: nn.Module, names: Iterable[str], unbuilt: Collection[str]) -> dict[str, Tensor]:
     """Return where each tensor of a checkpoint lies in a live model: a parameter, a buffer, or a view to write into.
 
     transformers keeps some tensors otherwise than checkpoints do: it stacks the matrices of a mixture's experts into

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class TensorInfo:
             where the checkpoint holds one 3-D tensor of them instead of a matrix each); of the text model, and of
             `ExpertPool.pruned`.
         dtype: what the base stores it in.
+        numel: number of elements.
     """
 
     name: str
@@ -85,11 +86,10 @@ class TensorInfo:
     group: int
     prunable: bool
     dtype: torch.dtype = torch.float32
+    numel: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", math.prod(self.shape))
 
     def cast(self, dtype: str) -> torch.dtype:
         """Return what a recipe's `Cast` rounds it to: the dtype of that name, its own by ``stored``."""

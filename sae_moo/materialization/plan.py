@@ -111,6 +111,41 @@ class _Work:
     weights: Rows
     params: Mapping[str, Any]
     numbers: Mapping[str, Rows]
+    known: dict[tuple[int, int], _Given] = field(default_factory=dict)
+    steps: dict[tuple[int, bool], Step] = field(default_factory=dict)
+
+    def given(self, position: int, group: int, groups: int) -> _Given:
+        """Return what the merge of one tensor is given; many tensors are given the same.
+
+        Args:
+            position: of the tensor in the pool's order.
+            group: the tensor's parameter group.
+            groups: how many groups there are.
+        """
+        placed = [rows for rows in (self.weights, *self.numbers.values()) if rows.placed]
+        by_tensor = any(len(rows.rows) != groups for rows in placed)
+        key = (position if by_tensor else -1, group if placed else -1)
+        if key not in self.known:
+            place = position, group, groups
+            weights = self.weights.at(*place)
+            rows = {name: numbers.at(*place) for name, numbers in self.numbers.items()}
+            order = self.order
+            turned = {
+                name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()
+            }
+            params = {**self.params, **turned}
+            needed = self.method.needs_base(params)
+            self.known[key] = _Given([float(weights[i]) for i in order], params, needed)
+        return self.known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Weights and settings of a merge for one tensor, and whether it needs the base."""
+
+    weights: list[float]
+    params: Mapping[str, Any]
+    needs_base: bool
 
 
 class Plan:
@@ -312,6 +347,8 @@ class Plan:
 
     def _expert(self, name: str, info: TensorInfo, users: int) -> _Value:
         flat = self._feed.get(name, info.name).reshape(-1)
+        if self._engine.batched:
+            return _Value(flat.dtype, info.numel, users, flat, name=name)
         buffer = None
         if flat.is_cpu and not self._pool.stored(name, info.name):
             buffer = self._buffers.take(flat.numel(), flat.dtype)  # many at once count into what is bounded
@@ -442,23 +479,25 @@ class Plan:
         for i in there:
             info = band[i]
             position = self._index[info.name]
-            place = position, info.group, len(self._pool.groups)
-            weights = work.weights.at(*place)
-            rows = {name: numbers.at(*place) for name, numbers in work.numbers.items()}
-            params = {
-                **work.params,
-                **{name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()},
-            }
-            needed = method.needs_base(params)
-            if needed and info.name not in base:
+            given = work.given(position, info.group, len(self._pool.groups))
+            if given.needs_base and info.name not in base:
                 base[info.name] = self._feed.get(BASE, info.name).reshape(-1)
-            ready = tuple(value.tensor for value in mine[i] if value.tensor is not None)
-            names = tuple(value.name for value in mine[i])
-            operands = Operands(ready, base[info.name] if needed else None, info.shape, names, work.keys)
+            ready = tuple([value.tensor for value in mine[i] if value.tensor is not None])
+            names = tuple([value.name for value in mine[i]])
+            ground = base[info.name] if given.needs_base else None
+            operands = Operands(ready, ground, info.shape, names, work.keys)
             where = Place(
-                info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
-            )
-            begun.append((i, start(operands, [float(weights[each]) for each in order], where), operands, where))
+                info.name, info.prunable, given.params, self._offsets[position], self._offsets[-1],
+                self._pool.remembered,
+            )  # fmt: skip
+            made_before = work.steps.get((id(given), info.prunable))
+            if made_before is not None:
+                begun.append((i, made_before, operands, where))
+                continue
+            step = start(operands, list(given.weights), where)
+            if method.weighted_sum and method.guest is None:  # it looks at nothing but its weights
+                work.steps[id(given), info.prunable] = step
+            begun.append((i, step, operands, where))
         blame = None if method.guest is None else functools.partial(guarded, METHODS, method)
         for i, step, operands in self._steps(node, method, begun):
             needs = tuple(value for values in inputs if (value := values[i]) is not None)

@@ -53,6 +53,12 @@ def terms(coefficients: Sequence[float], base: float = 0.0) -> Combination:
     ``(sum of all) * origin + sum c_i (x_i - origin)``. So equal inputs whose coefficients sum to 1 give themselves, bit
     for bit, and differences between fine-tuned models, which are small, keep all their digits.
     """
+    return _terms(tuple(coefficients), base)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _terms(coefficients: tuple[float, ...], base: float) -> Combination:
+    """Many tensors of a merge have the same coefficients."""
     used = [(i, float(c)) for i, c in enumerate(coefficients) if c != 0]
     total = math.fsum([base, *(c for _, c in used)])
     if abs(total - 1.0) < 1e-9:

@@ -8,41 +8,60 @@ import torch
 from torch import Tensor
 
 from sae_moo.materialization.ops.device.kernels import lines
-from sae_moo.materialization.ops.device.tables import Card, Table, codes_of
+from sae_moo.materialization.ops.device.tables import Card, Table, codes_of, grouped
 from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.steps import Thinning, drops_by_rank
 
 LONGEST = 1 << 14
 """Longest row that is ordered by one program."""
 
+Chance = tuple[Operands, int, Thinning]
+"""Operands, index of an input, and what thins its task vector out."""
 
-def masks_of(card: Card, x: Operands, thinnings: Sequence[Thinning], first: int) -> list[Tensor]:
-    """Return which elements of each input stay, as bytes; the thinnings are of the inputs from `first` on."""
-    found = []
-    for i, thinning in enumerate(thinnings, start=first):
-        if thinning.epsilon is None or x.row > LONGEST:
-            found.append(_plainly(x, i, thinning))
+
+def masks_of(card: Card, asked: Sequence[Chance]) -> list[Tensor]:
+    """Return which elements of task vectors stay, as bytes."""
+    found: list[Tensor] = [torch.empty(0)] * len(asked)
+    for (padded, codes), at in grouped(asked, _kind):
+        chosen = [asked[i] for i in at]
+        for i, each in zip(at, chosen, strict=True):
+            found[i] = _plainly(*each) if not padded else card.empty(each[0].numel, dtype=torch.uint8)
+        if not padded:
             continue
-        assert x.base is not None
-        assert thinning.stream is not None
-        mask = card.empty(x.numel, dtype=torch.uint8)
-        padded = 1 << (x.row - 1).bit_length()
-        tiles = card.tiles([x.numel // x.row], 1)
-        table = Table(card, tiles, [x.numel], 9)
-        table.addresses(2, [mask])
-        table.addresses(3, [x.base])
-        table.addresses(4, [x.inputs[i]])
-        drops = card.sent(drops_by_rank(x.row, thinning.density, thinning.epsilon).numpy())
-        table.put(5, [thinning.stream.keys[0]])
-        table.put(6, [thinning.stream.keys[1]])
-        table.put(7, [drops.data_ptr()])
-        table.put(8, [x.row])
+        tiles = card.tiles([x.numel // x.row for x, _, _ in chosen], 1)
+        table = Table(card, tiles, [x.numel for x, _, _ in chosen], 9)
+        table.addresses(2, [found[i] for i in at])
+        table.addresses(3, [x.inputs[0] if x.base is None else x.base for x, _, _ in chosen])
+        table.addresses(4, [x.inputs[i] for x, i, _ in chosen])
+        keys = [(0, 0) if thinning.stream is None else thinning.stream.keys for _, _, thinning in chosen]
+        table.put(5, [first for first, _ in keys])
+        table.put(6, [second for _, second in keys])
+        drops = [_drops(card, x.row, thinning) for x, _, thinning in chosen]
+        table.put(7, [each.data_ptr() for each in drops])
+        table.put(8, [x.row for x, _, _ in chosen])
         card.launch(
-            lines.ranked_chances, tiles.number, table.sent(), tiles.jobs, WIDTH=9, CODES=codes_of([x.base, x.inputs[i]]),
-            LOGARITHM=padded.bit_length() - 1, PADDED=padded, num_warps=16 if padded > 4096 else 4,
+            lines.ranked_chances, tiles.number, table.sent(), tiles.jobs, WIDTH=9, CODES=codes,
+            LOGARITHM=padded.bit_length() - 1, PADDED=padded, num_warps=_warps(padded),
         )  # fmt: skip
-        found.append(mask)
     return found
+
+
+def _kind(asked: Chance) -> tuple[int, int]:
+    """Return how long rows are padded, 0 where no program orders them, and the operands' dtypes."""
+    x, i, thinning = asked
+    assert x.base is not None
+    if thinning.epsilon is None or x.row > LONGEST:
+        return 0, 0
+    return 1 << (x.row - 1).bit_length(), codes_of([x.base, x.inputs[i]])
+
+
+def _warps(padded: int) -> int:
+    return 16 if padded > 4096 else 8 if padded > 1024 else 4
+
+
+def _drops(card: Card, row: int, thinning: Thinning) -> Tensor:
+    density, epsilon = thinning.density, thinning.epsilon or 0.0
+    return card.kept(f"drops {row} {density} {epsilon}", lambda: drops_by_rank(row, density, epsilon).numpy())
 
 
 def _plainly(x: Operands, i: int, thinning: Thinning) -> Tensor:

@@ -14,7 +14,7 @@ from sae_moo.errors import WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops.deferred import CutRef, NumberRef, Numbers, value_of
 from sae_moo.materialization.ops.device import sums
-from sae_moo.materialization.ops.device.chances import masks_of
+from sae_moo.materialization.ops.device.chances import Chance, masks_of
 from sae_moo.materialization.ops.device.cuts import Scored, Search, cuts, cuts_of_experts
 from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, scores_of
 from sae_moo.materialization.ops.device.selections import selections
@@ -22,11 +22,10 @@ from sae_moo.materialization.ops.device.tables import Card, card_of, grouped
 from sae_moo.materialization.ops.device.writing import Work, kind_of, launch, parts
 from sae_moo.materialization.ops.engine import PENDING, Asked, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned
-from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.prune import Scoring
 from sae_moo.materialization.ops.questions import DIGITS, Fences, Gram, Growth, Overlaps, Selection, Trim
 from sae_moo.materialization.ops.select import NOTHING, Cut
-from sae_moo.materialization.ops.steps import Thinning, importance
+from sae_moo.materialization.ops.steps import importance
 
 INFINITE = 0x7F800000
 
@@ -46,7 +45,7 @@ class Banded:
         self._remembered = remembered
         self._found: list[tuple[Tensor, Callable[[NDArray[Any]], None]]] = []
         self._answered: dict[Hashable, Any] = {}
-        self._grown: dict[Hashable, NumberRef] = {}
+        self._chances: dict[Hashable, Tensor] = {}
 
     def write(self, work: Sequence[tuple[Job, Tensor]], *, counted: bool = True) -> Zeros:
         """See `Engine`."""
@@ -227,19 +226,32 @@ class Banded:
             for each in asked
             if isinstance(each.question, Growth)
         ]
-        masks = [self._masks(x, [thinning], i)[0] for x, i, thinning in jobs]
+        by_rank = [i for i, (_, _, thinning) in enumerate(jobs) if thinning.epsilon is not None]
+        masks: list[Tensor | None] = [None] * len(jobs)
+        for i, mask in zip(by_rank, masks_of(self.card, [jobs[i] for i in by_rank]), strict=True):
+            x, k, thinning = jobs[i]
+            masks[i] = self._chances[x.inputs[k].data_ptr(), x.keys[k], thinning] = mask
         norms = sums.distances(self.card, jobs, masks)
         before, after = norms[:, 0], norms[:, 1]
         growth = torch.where(
-            (before > 0) & (after > 0), _digits(before / after, self.card.kept("powers of ten", POWERS)), 1.0
+            (before > 0) & (after > 0), _digits(before / after, self.card.kept("powers of ten", lambda: POWERS)), 1.0
         )
         table = Numbers(growth)
         return [NumberRef(table, i) for i in range(len(asked))]
 
-    def _masks(self, x: Operands, thinnings: Sequence[Thinning], first: int = 0) -> Sequence[Tensor | None]:
-        if all(each.epsilon is None for each in thinnings):
-            return [None] * len(thinnings)
-        return masks_of(self.card, x, thinnings, first)
+    def _masks(self, asked: Sequence[Chance]) -> Sequence[Tensor | None]:
+        """Return which elements stay where chances go by rank; found once for a growth and the vote after it."""
+        found: list[Tensor | None] = [None] * len(asked)
+        new = []
+        for i, (x, k, thinning) in enumerate(asked):
+            key = (x.inputs[k].data_ptr(), x.keys[k], thinning)
+            if key in self._chances:
+                found[i] = self._chances.pop(key)
+            else:
+                new.append(i)
+        for i, mask in zip(new, masks_of(self.card, [asked[i] for i in new]), strict=True):
+            found[i] = mask
+        return found
 
     def _grams(self, asked: Sequence[Asked]) -> list[Any]:
         jobs = [(each.operands, each.question.relative) for each in asked if isinstance(each.question, Gram)]

@@ -21,7 +21,7 @@ CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNED = 16
 """Bytes that addresses have to be multiples of for many elements to be read at once."""
 KEPT = 256
-"""Most layouts of tiles that are kept; a model has a few."""
+"""Most layouts of tiles, and most rows of numbers, that are kept; a model has a few."""
 TILE = 2048
 """Elements that a program works on."""
 SPAN = 1024
@@ -63,7 +63,7 @@ class Card:
         """Kernels launched so far."""
         self.waits = 0
         """How many times the host has waited for the device so far."""
-        self._kept: dict[str, Tensor] = {}
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._tiles: OrderedDict[tuple[Sequence[int], int], Tiles] = OrderedDict()
 
     def tiles(self, sizes: Sequence[int], tile: int | None = None) -> Tiles:
@@ -93,10 +93,13 @@ class Card:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def kept(self, name: str, numbers: NDArray[Any]) -> Tensor:
-        """Return numbers that are always the same on the device, sent there once."""
+    def kept(self, name: str, numbers: Callable[[], NDArray[Any]]) -> Tensor:
+        """Return numbers that a name stands for, sent to the device once and kept there while they are used."""
         if name not in self._kept:
-            self._kept[name] = self.sent(numbers)
+            self._kept[name] = self.sent(numbers())
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(name)
         return self._kept[name]
 
     def fetched(self, tensor: Tensor) -> NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_moo.materialization.ops.device.chances import Chance
 from sae_moo.materialization.ops.device.kernels import elementwise, lines
 from sae_moo.materialization.ops.device.scores import GIVEN, MAGNITUDES, NORMS, put_norms, scores_of
 from sae_moo.materialization.ops.device.tables import CODES, Card, Table, codes_of
@@ -47,7 +48,8 @@ class Work:
     owner: int
 
 
-Masks = Callable[[Operands, Sequence[Thinning]], Sequence[Tensor | None]]
+Masks = Callable[[Sequence[Chance]], Sequence[Tensor | None]]
+"""Finds which elements stay where chances go by rank."""
 
 
 def parts(work: Sequence[tuple[Job, Tensor]]) -> list[Work]:
@@ -214,10 +216,12 @@ def _vote(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Mas
     table.addresses(3, [x.base for x in operands])
     table.floats(4, [s.scale for s in steps])
     table.floats(5, [1.0 / divisor(s.weights) for s in steps])
-    held = [masks(x, s.thinnings) if chance == 2 else (None,) * inputs for x, s in zip(operands, steps, strict=True)]
+    held: Sequence[Tensor | None] = [None] * (inputs * len(work))
+    if chance == 2:
+        held = masks([(x, k, s.thinnings[k]) for x, s in zip(operands, steps, strict=True) for k in range(inputs)])
     for k in range(inputs):
         column = 6 + EACH * k
-        put_thinnings(table, column, operands, k, [s.thinnings[k] for s in steps], [each[k] for each in held])
+        put_thinnings(table, column, operands, k, [s.thinnings[k] for s in steps], held[k::inputs])
         table.factors(column + 8, [s.growths[k] for s in steps], [s.weights[k] for s in steps])
         table.floats(column + 9, [s.weights[k] for s in steps])
     card.launch(

@@ -28,7 +28,7 @@ LOW, SHIFT, COUNT, DONE, UNDER, EQUAL, GRAIN = (
     tl.constexpr(6),
 )
 STATE = tl.constexpr(8)
-"""Columns of a unit's state. Once it is done, LOW is the key found, UNDER how many are below it, EQUAL how many equal."""
+"""Columns of a unit's state. Once it is done, LOW is the key found, UNDER how many are below it."""
 BINS = tl.constexpr(2048)
 KEYS = tl.constexpr(1 << 31)
 
@@ -234,6 +234,18 @@ def found_in(histograms, states, ALL: tl.constexpr):
 
 
 @triton.jit
+def _tied(
+    row, at, mask, state, equals, under, SCORES: tl.constexpr, CODE: tl.constexpr, GROUND: tl.constexpr,
+    ALL: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    key = score(row, at, mask, SCORES, CODE, GROUND, FULL, ALIGNED) >> tl.load(state + GRAIN)
+    low = tl.load(state + LOW)
+    tl.store(equals + tl.program_id(0), tl.sum(((key == low) & mask).to(tl.int32), axis=0))
+    if ALL:
+        tl.atomic_add(under, tl.sum(((key < low) & mask).to(tl.int32), axis=0).to(tl.int64))
+
+
+@triton.jit
 def ties(
     table,
     tiles,
@@ -259,12 +271,10 @@ def ties(
     if partly or ALL:
         at = start + tl.arange(0, BLOCK)
         mask = at < numel
-        key = score(row, at, mask, SCORES, CODE, GROUND, False, ALIGNED) >> tl.load(state + GRAIN)
-        low = tl.load(state + LOW)
-        same = tl.sum(((key == low) & mask).to(tl.int32), axis=0)
-        tl.store(equals + tl.program_id(0), same)
-        if ALL:
-            tl.atomic_add(under + job, tl.sum(((key < low) & mask).to(tl.int32), axis=0).to(tl.int64))
+        if start + BLOCK <= numel:
+            _tied(row, at, mask, state, equals, under + job, SCORES, CODE, GROUND, ALL, True, ALIGNED)
+        else:
+            _tied(row, at, mask, state, equals, under + job, SCORES, CODE, GROUND, ALL, False, ALIGNED)
 
 
 @triton.jit

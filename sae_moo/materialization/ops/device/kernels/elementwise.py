@@ -416,8 +416,13 @@ def without(
     job, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
-    x = read(row, BASE, at, mask, SOURCE, False, ALIGNED)
     marks = tl.load(row + BASE + 1).to(tl.pointer_type(tl.uint8))
-    index = (at // tl.load(row + BASE + 2)) % tl.load(row + BASE + 3)
+    inner = tl.load(row + BASE + 2)
+    index = (at // inner) % tl.load(row + BASE + 3)
     gone = tl.load(marks + index, mask=mask, other=0) != 0
-    _count(zeros, job, write(row, OUT, at, mask, tl.where(gone, 0.0, x), RESULT, False, ALIGNED))
+    if start + BLOCK <= numel:
+        x = read(row, BASE, at, mask, SOURCE, True, ALIGNED)
+        _count(zeros, job, write(row, OUT, at, mask, tl.where(gone, 0.0, x), RESULT, True, ALIGNED))
+    else:
+        x = read(row, BASE, at, mask, SOURCE, False, ALIGNED)
+        _count(zeros, job, write(row, OUT, at, mask, tl.where(gone, 0.0, x), RESULT, False, ALIGNED))

@@ -6,10 +6,36 @@ import triton
 import triton.language as tl
 
 from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, difference, spread
-from sae_moo.materialization.ops.device.kernels.loading import activated, below, factor_of, key_of, place, read
+from sae_moo.materialization.ops.device.kernels.loading import (
+    activated,
+    below,
+    factor_of,
+    float_at,
+    key_of,
+    place,
+    read,
+)
 
 OUTPUTS = tl.constexpr(2)
 """First column of a job's own numbers in this module, the same as that of an output's address elsewhere."""
+
+
+@triton.jit
+def _kept(
+    row, at, mask, parts, number, SCORES: tl.constexpr, SOURCE: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr
+):
+    x = read(row, BASE, at, mask, SOURCE, FULL, ALIGNED)
+    if SCORES == 0:
+        key = key_of(x)
+    elif SCORES == 1:
+        key = key_of(activated(x, factor_of(row, at, mask, BASE + 4, FULL)))
+    else:
+        key = key_of(read(row, BASE + 4, at, mask, 0, FULL, ALIGNED))
+    gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
+    square = x.to(tl.float64) * x.to(tl.float64)
+    tile = tl.program_id(0)
+    tl.store(parts + tile, tl.sum(square, axis=0))
+    tl.store(parts + number + tile, tl.sum(tl.where(gone, 0.0, square), axis=0))
 
 
 @triton.jit
@@ -28,18 +54,23 @@ def kept_squares(
     _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
-    x = read(row, BASE, at, mask, SOURCE, False, ALIGNED)
-    if SCORES == 0:
-        key = key_of(x)
-    elif SCORES == 1:
-        key = key_of(activated(x, factor_of(row, at, mask, BASE + 4, False)))
+    if start + BLOCK <= numel:
+        _kept(row, at, mask, parts, number, SCORES, SOURCE, True, ALIGNED)
     else:
-        key = key_of(read(row, BASE + 4, at, mask, 0, False, ALIGNED))
-    gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
-    square = x.to(tl.float64) * x.to(tl.float64)
+        _kept(row, at, mask, parts, number, SCORES, SOURCE, False, ALIGNED)
+
+
+@triton.jit
+def _apart(
+    row, at, mask, parts, number, ABOVE: tl.constexpr, UNDER: tl.constexpr, CHANCE: tl.constexpr,
+    CODES: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    base = read(row, BASE, at, mask, CODES & 3, FULL, ALIGNED)
+    delta, kept = difference(row, BASE + 3, at, mask, base, (CODES >> 2) & 3, ABOVE, UNDER, CHANCE, FULL, ALIGNED)
+    size = tl.abs(delta).to(tl.float64)
     tile = tl.program_id(0)
-    tl.store(parts + tile, tl.sum(square, axis=0))
-    tl.store(parts + number + tile, tl.sum(tl.where(gone, 0.0, square), axis=0))
+    tl.store(parts + tile, tl.sum(size, axis=0))
+    tl.store(parts + number + tile, tl.sum(tl.where(kept, size, 0.0), axis=0))
 
 
 @triton.jit
@@ -60,12 +91,40 @@ def distances(
     _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
-    base = read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
-    delta, kept = difference(row, BASE + 3, at, mask, base, (CODES >> 2) & 3, ABOVE, UNDER, CHANCE, False, ALIGNED)
-    size = tl.abs(delta).to(tl.float64)
+    if start + BLOCK <= numel:
+        _apart(row, at, mask, parts, number, ABOVE, UNDER, CHANCE, CODES, True, ALIGNED)
+    else:
+        _apart(row, at, mask, parts, number, ABOVE, UNDER, CHANCE, CODES, False, ALIGNED)
+
+
+@triton.jit
+def _operand(
+    row,
+    k: tl.constexpr,
+    at,
+    mask,
+    RELATIVE: tl.constexpr,
+    CODES: tl.constexpr,
+    FULL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    x = read(row, INPUTS + k, at, mask, (CODES >> (2 * k + 2)) & 3, FULL, ALIGNED)
+    if RELATIVE:
+        x = x - read(row, BASE, at, mask, CODES & 3, FULL, ALIGNED)
+    return x.to(tl.float64)
+
+
+@triton.jit
+def _multiplied(
+    row, at, mask, parts, number, K: tl.constexpr, RELATIVE: tl.constexpr, CODES: tl.constexpr, FULL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
     tile = tl.program_id(0)
-    tl.store(parts + tile, tl.sum(size, axis=0))
-    tl.store(parts + number + tile, tl.sum(tl.where(kept, size, 0.0), axis=0))
+    for i in tl.static_range(K):
+        first = _operand(row, i, at, mask, RELATIVE, CODES, FULL, ALIGNED)
+        for j in tl.static_range(i + 1):
+            product = first * _operand(row, j, at, mask, RELATIVE, CODES, FULL, ALIGNED)
+            tl.store(parts + (i * (i + 1) // 2 + j) * number + tile, tl.sum(product, axis=0))
 
 
 @triton.jit
@@ -85,17 +144,27 @@ def products(
     _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
+    if start + BLOCK <= numel:
+        _multiplied(row, at, mask, parts, number, K, RELATIVE, CODES, True, ALIGNED)
+    else:
+        _multiplied(row, at, mask, parts, number, K, RELATIVE, CODES, False, ALIGNED)
+
+
+@triton.jit
+def _left(
+    row, at, mask, parts, number, K: tl.constexpr, CUT: tl.constexpr, CODES: tl.constexpr, FULL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    base = read(row, BASE, at, mask, CODES & 3, FULL, ALIGNED)
+    gone = at < 0
+    if CUT:
+        variance = spread(row, at, mask, base, float_at(row, INPUTS + K + 2), K, CODES, FULL, ALIGNED)
+        gone = below(key_of(variance), at, tl.load(row + INPUTS + K), tl.load(row + INPUTS + K + 1))
     tile = tl.program_id(0)
-    for i in tl.static_range(K):
-        first = read(row, INPUTS + i, at, mask, (CODES >> (2 * i + 2)) & 3, False, ALIGNED)
-        if RELATIVE:
-            first = first - read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
-        for j in tl.static_range(i + 1):
-            second = read(row, INPUTS + j, at, mask, (CODES >> (2 * j + 2)) & 3, False, ALIGNED)
-            if RELATIVE:
-                second = second - read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
-            product = first.to(tl.float64) * second.to(tl.float64)
-            tl.store(parts + (i * (i + 1) // 2 + j) * number + tile, tl.sum(product, axis=0))
+    for k in tl.static_range(K):
+        delta = read(row, INPUTS + k, at, mask, (CODES >> (2 * k + 2)) & 3, FULL, ALIGNED) - base
+        delta = tl.where(gone, 0.0, delta).to(tl.float64)
+        tl.store(parts + k * number + tile, tl.sum(delta * delta, axis=0))
 
 
 @triton.jit
@@ -115,17 +184,10 @@ def selected_squares(
     _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
-    base = read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
-    gone = at < 0
-    if CUT:
-        once = tl.load(row + INPUTS + K + 2).to(tl.int32).to(tl.float32, bitcast=True)
-        variance = spread(row, at, mask, base, once, K, CODES, False, ALIGNED)
-        gone = below(key_of(variance), at, tl.load(row + INPUTS + K), tl.load(row + INPUTS + K + 1))
-    tile = tl.program_id(0)
-    for k in tl.static_range(K):
-        delta = read(row, INPUTS + k, at, mask, (CODES >> (2 * k + 2)) & 3, False, ALIGNED) - base
-        delta = tl.where(gone, 0.0, delta).to(tl.float64)
-        tl.store(parts + k * number + tile, tl.sum(delta * delta, axis=0))
+    if start + BLOCK <= numel:
+        _left(row, at, mask, parts, number, K, CUT, CODES, True, ALIGNED)
+    else:
+        _left(row, at, mask, parts, number, K, CUT, CODES, False, ALIGNED)
 
 
 @triton.jit
