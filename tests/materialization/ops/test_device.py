@@ -25,7 +25,10 @@ from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitud
 from sae_moo.recipe.methods import METHODS
 from sae_moo.testing import experts
 
-CARD = Card(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tile=64)
+# numpy, which interprets the kernels, warns of what a GPU says nothing about: infinities less themselves
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+CARD = Card(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tile=512)
+NOT_OF_NAN = ("slerp", "split_slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
@@ -78,27 +81,51 @@ def merged(engine, method, tensors, out, **settings):
     return outs, list(zeros.counts)
 
 
-def odd(size, count, dtype, seed=1):
-    """Tensors with ties, zeros and differences of every size."""
-    base, *xs = experts(count, size, seed=seed, dtype=dtype)
-    for i, x in enumerate(xs):
-        x.view(-1)[i :: 3 + i] = base.view(-1)[i :: 3 + i]
+def alike(mine, theirs):
+    """Whether two tensors have the same bits; a NaN is a NaN."""
+    return torch.equal(mine.isnan(), theirs.isnan()) and torch.equal(mine.nan_to_num(7.0), theirs.nan_to_num(7.0))
+
+
+def odd(size, count, dtypes, special):
+    """Tensors with ties, zeros and differences of every size; dtypes of base and inputs in turn."""
+    made = [*experts(count, size)]
+    for i, x in enumerate(made[1:]):
+        x.view(-1)[i :: 3 + i] = made[0].view(-1)[i :: 3 + i]
         x[x.abs() < 0.2] = 0
-    return base, *xs
+        if special:
+            x.view(-1)[i + 5 :: 97] = torch.tensor([torch.nan, torch.inf, -torch.inf])[i]
+    return [x.to(dtypes[i % len(dtypes)]) for i, x in enumerate(made)]
+
+
+BANDS = {
+    "float32": ([F32], F32, False),
+    "bfloat16": ([BF16], BF16, False),
+    "float16": ([F16], F16, False),
+    "mixed, with NaN and infinities": ([BF16, F32, F16], BF16, True),
+}
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F32, BF16)])
+@pytest.mark.parametrize("kind", BANDS)
 @pytest.mark.parametrize(("method", "settings"), merging.CASES)
-def test_every_method_on_a_band_gives_the_bits_of_the_plain_path(method, settings, dtypes):
-    inner, out = dtypes
+def test_every_method_on_a_band_gives_the_bits_of_the_plain_path(method, settings, kind):
+    dtypes, out, special = BANDS[kind]
     count = merging.inputs_of(method)
-    band = [odd(size, count, inner) for size in [(1,), (2,), (7, 9), (1, 64), (5, 13)]]
+    if special and method in NOT_OF_NAN:
+        pytest.skip("it looks at whole tensors: no number of theirs would be one")
+    # a long row is ordered in so many steps that the interpreter takes half a minute for it
+    sizes = [(1,), (2,), (7, 9), (4, 50) if method.startswith("della") else (3, 683)]
+    band = [odd(size, count, dtypes, special) for size in sizes]
     ours, plainly = engines()
+    try:
+        wanted, counted = merged(plainly, method, band, out, **settings)
+    except WeightsError:  # a cut falls among NaN
+        with pytest.raises(WeightsError):
+            merged(ours, method, band, out, **settings)
+        return
     found, zeros = merged(ours, method, band, out, **settings)
-    wanted, counted = merged(plainly, method, band, out, **settings)
     for mine, theirs in zip(found, wanted, strict=True):
-        assert torch.equal(mine, theirs), (mine - theirs).abs().max()
+        assert alike(mine, theirs)
     assert zeros == counted
 
 
@@ -114,7 +141,7 @@ VALUES = {
     "signed zeros": lambda n, g: torch.where(torch.arange(n) % 2 == 0, -0.0, 0.0),
     "subnormal": lambda n, g: torch.randn(n, generator=g) * 1e-41,
 }
-SIZES = [1, 2, 63, 64, 65, 2049]
+SIZES = [1, 2, 63, 2049]
 
 
 def band_of(kind, dtype):
@@ -123,7 +150,7 @@ def band_of(kind, dtype):
 
 
 def counts_of(size):
-    return sorted({0, 1, size // 3, size // 2, size - 1, size} & set(range(size + 1)))
+    return [0, 1, size // 3, size // 2, size]
 
 
 @pytest.mark.usefixtures("plain")
@@ -133,7 +160,7 @@ def counts_of(size):
 def test_exactly_so_many_of_the_smallest_go_as_on_the_plain_path(kind, dtype, key):
     band = band_of(kind, dtype)
     ours, plainly = engines()
-    for share in range(6):
+    for share in (1, 2, 3, 4) if dtype == F32 and key is None else (2,):
         sought = []
         for i, tensor in enumerate(band):
             counts = counts_of(len(tensor))
@@ -182,7 +209,7 @@ def scoring_of(matrix, criterion, transposed):
     return Scoring(matrix.flatten(), grid, criterion, norms)
 
 
-MATRICES = [(1, 4), (3, 8), (7, 12), (20, 64), (33, 100), (2, 2048)]
+MATRICES = [(1, 4), (7, 12), (33, 100), (2, 2048)]
 
 
 def matrices(dtype):
@@ -198,9 +225,9 @@ def matrices(dtype):
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("criterion", [magnitude, activated, "guest"], ids=["magnitude", "weighed", "a guest's"])
-@pytest.mark.parametrize(("keep", "gone"), [(2, 2), (1, 3), (3, 1), (None, 0.5), (None, 0.0)])
+@pytest.mark.parametrize(("keep", "gone"), [(2, 2), (1, 3), (None, 0.5), (None, 0.0)])
 def test_lines_and_neighbours_lose_their_lowest_as_on_the_plain_path(keep, gone, criterion, transposed, rescale):
-    for dtype, out in ((BF16, BF16), (F32, BF16)):
+    for dtype, out in [(BF16, BF16), (F32, BF16)][transposed : transposed + 1]:
         scorings = []
         for matrix in matrices(dtype):
             matrix = matrix.t().contiguous() if transposed else matrix
