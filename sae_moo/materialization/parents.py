@@ -169,14 +169,14 @@ class _Part:
     def copy_to_host_(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Hold a copy on the host."""
         self._memory = self._link.staging(self.nbytes)
-        for copy, (_, weight) in zip(self.weights().values(), tensors, strict=True):
-            self._there = self._link.fetch(weight, copy)
+        copies = list(self.weights().values())
+        self._there = self._link.fetch([weight for _, weight in tensors], copies)
         self._link.join(self._there)  # these may be a live model's, which the work writes over next
 
     def to_host(self) -> None:
         """Move from the device to the host; who was given the weights has them there still."""
         host = self._link.staging(self.nbytes)
-        self._there = self._link.fetch(self._memory, host)
+        self._there = self._link.fetch([self._memory], [host])
         self._memory, self.on_device = host, False
 
     def weights(self) -> dict[str, Tensor]:

@@ -206,7 +206,7 @@ class Staging:
         for i in range(slots):
             memory = ring[i * slot_bytes : (i + 1) * slot_bytes]
             self._slots.put(_Slot(memory, memory.numpy()))
-        threads = min(THREADS, max(2, (os.cpu_count() or 1) - 1)) if threads is None else threads
+        threads = min(THREADS, max(2, _processors() - 1)) if threads is None else threads
         self._threads = ThreadPoolExecutor(min(threads, slots), "sae_moo feed", initializer=link.enter)
 
     def shipment(self, sources: Sequence[Source]) -> Shipment:
@@ -236,6 +236,11 @@ class Staging:
             return slot.sent
         finally:
             self._slots.put(slot)
+
+
+def _processors() -> int:
+    """Return how many processors the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
