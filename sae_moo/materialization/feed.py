@@ -110,8 +110,9 @@ class Feed:
         if self._staging is None:
             return self._pool.load_on(name, tensor, self._device)
         if (name, tensor) not in self._on_its_way:
-            self._ship(self._staging, [(name, tensor)], self._band)
+            self._ship_now(self._staging, [(name, tensor)])
         shipment, place = self._on_its_way[name, tensor]
+        self._shipments[shipment] = max(self._band, self._shipments[shipment])
         return self._resident.keep(name, tensor, shipment.arrived(place), own=False)
 
     def _send(self, band: Sequence[TensorInfo], number: int) -> None:
@@ -128,19 +129,26 @@ class Feed:
         if not missing:
             return
         assert self._staging is not None
+        if number == self._band:
+            self._ship_now(self._staging, missing)
+            return
         try:
             self._ship(self._staging, missing, number)
-        except RuntimeError as error:
+        except RuntimeError as error:  # it is sent when it is its turn
             if not out_of_memory(error):
                 raise
-            if number > self._band:  # it is sent when it is its turn
-                _tell_behind()
-                return
-            wanted = sum(self._source(*key).nbytes for key in missing)
+            _tell_behind()
+
+    def _ship_now(self, staging: Staging, keys: Sequence[Key]) -> None:
+        """Begin to send what is needed now, at the cost of what stays on the device if there is no other room."""
+        try:
+            self._ship(staging, keys, self._band)
+        except RuntimeError as error:
+            wanted = sum(self._source(*key).nbytes for key in keys)
             worked_on = {each.name for each in chain(*self._bands)}
-            if not self._resident.give_back(wanted, worked_on):
+            if not out_of_memory(error) or not self._resident.give_back(wanted, worked_on):
                 raise
-            self._ship(self._staging, missing, number)
+            self._ship(staging, keys, self._band)
 
     def _ship(self, staging: Staging, keys: Sequence[Key], number: int) -> None:
         sources = [self._source(*key) for key in keys]

@@ -166,6 +166,30 @@ def test_what_nobody_announced_is_sent_when_it_is_asked_for():
     assert all(found == [models.bytes(*key)] for key, found in read)
 
 
+def test_what_is_asked_for_again_lasts_from_then_on():
+    device, models = MadeUpDevice(), Models([(64, 5)] * 8)
+    feed, _ = feed_to(device, models)
+    feed.begin(models.tensors[:2])
+    for info in models.tensors[:2]:
+        for name in NAMES:
+            feed.get(name, info.name)
+    feed.begin(models.tensors[2:4], models.tensors[4:6])
+    place = Address(feed.get("math", "t1"))
+    feed.begin(models.tensors[4:6], models.tensors[6:])
+    found = device.read(place)
+    device.drain()
+    assert found == [models.bytes("math", "t1")]
+
+
+def test_what_is_still_there_is_not_sent_again_when_it_is_announced():
+    device, models = MadeUpDevice(), Models([(64, 5)] * 4)
+    feed, _ = feed_to(device, models)
+    bands = bands_of(models.tensors, 2)
+    order = [(bands[0], bands[1]), (bands[1], bands[0]), (bands[0], bands[1]), (bands[1], ())]
+    assert all(same for _, same in worked(feed, device, models, order))
+    assert len(models.asked) == len(models.weights)
+
+
 def test_what_fails_on_its_way_fails_where_it_is_needed_and_nothing_else_does(monkeypatch):
     device, models = MadeUpDevice(), Models()
     feed, staging = feed_to(device, models)
@@ -419,6 +443,7 @@ def test_on_a_gpu_what_is_worked_on_is_what_the_files_hold(resident):
     staging = Staging(Streams(place), 4, 1 << 20, 4)
     kept = Resident(resident)
     bands = bands_of(models.tensors, 3)
+    expected = {key: weight.to(place) for key, weight in models.weights.items()}
     for slow in (False, True):
         feed = Feed(models, place, NAMES, staging=staging, resident=kept)
         torch.cuda.synchronize()
@@ -431,7 +456,7 @@ def test_on_a_gpu_what_is_worked_on_is_what_the_files_hold(resident):
                 for name in NAMES:
                     if slow:
                         torch.cuda._sleep(100_000)
-                    wrong = (feed.get(name, info.name) != models.weights[name, info.name].to(place)).sum()
+                    wrong = (feed.get(name, info.name) != expected[name, info.name]).sum()
                     sums.append(wrong)
         assert int(torch.stack(sums).sum()) == 0
         largest = max(sum(info.numel for info in band) for band in bands) * 8
