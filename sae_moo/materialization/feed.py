@@ -25,6 +25,7 @@ from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.experts.resident import Resident
 from sae_moo.materialization.link import link_to, located
 from sae_moo.materialization.staging import Shipment, Source, Staging, staging_to
+from sae_moo.recipe import BASE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,11 @@ class Feed:
         self._staging = (staging or staging_to(self._device)) if ahead else None
         if resident is None:
             resident = Resident(0) if self._device.type == "cpu" else pool.resident(self._device)
-        resident.count(self._names)
+        # what an adapter leaves as it is, is sent and kept once, as the base's
+        self._own = {} if self._staging is None else {name: self._tensors_of(name) for name in self._names}
+        if any(n < len(pool.tensors) for n in self._own.values()):
+            self._own[BASE] = len(pool.tensors)
+        resident.count(self._own or self._names)
         self._resident = resident
         self._here = resident.tensors
         self._band = 0
@@ -93,7 +98,7 @@ class Feed:
             self._shipments.pop(shipment)
             self._on_its_way = {key: way for key, way in self._on_its_way.items() if way[0] is not shipment}
             shipment.drop()
-        if all(len(self._here.get(name, ())) == len(self._pool.tensors) for name in self._names):
+        if all(len(self._here.get(name, ())) == n for name, n in self._own.items()):
             return
         self._send(band, self._band)
         self._send(following, self._band + 1)
@@ -109,23 +114,36 @@ class Feed:
             return kept
         if self._staging is None:
             return self._pool.load_on(name, tensor, self._device)
-        if (name, tensor) not in self._on_its_way:
-            self._ship_now(self._staging, [(name, tensor)])
-        shipment, place = self._on_its_way[name, tensor]
+        key = self._key(name, tensor)
+        kept = self._resident.get(*key)
+        if kept is not None:
+            return kept
+        if key not in self._on_its_way:
+            self._ship_now(self._staging, [key])
+        shipment, place = self._on_its_way[key]
         self._shipments[shipment] = max(self._band, self._shipments[shipment])
-        return self._resident.keep(name, tensor, shipment.arrived(place), own=False)
+        return self._resident.keep(*key, shipment.arrived(place), own=False)
+
+    def _key(self, name: str, tensor: str) -> Key:
+        return self._pool.owner(name, tensor), tensor
+
+    def _tensors_of(self, name: str) -> int:
+        """Return how many tensors an expert has that are not the base's; all, of the base."""
+        every = [info.name for info in self._pool.tensors]
+        if name == BASE:
+            return len(every)
+        count = lambda: sum(self._pool.owner(name, tensor) == name for tensor in every)  # noqa: E731
+        return self._pool.remembered.get(("tensors of its own", name), count)
 
     def _send(self, band: Sequence[TensorInfo], number: int) -> None:
         """Begin to send what of a band is neither there nor on its way."""
         missing = []
-        for info in band:
-            for name in self._names:
-                key = name, info.name
-                way = self._on_its_way.get(key)
-                if way is not None:
-                    self._shipments[way[0]] = max(number, self._shipments[way[0]])
-                elif self._resident.get(*key) is None:
-                    missing.append(key)
+        for key in dict.fromkeys(self._key(name, info.name) for info in band for name in self._names):
+            way = self._on_its_way.get(key)
+            if way is not None:
+                self._shipments[way[0]] = max(number, self._shipments[way[0]])
+            elif self._resident.get(*key) is None:
+                missing.append(key)
         if not missing:
             return
         assert self._staging is not None

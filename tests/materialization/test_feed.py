@@ -18,6 +18,7 @@ from stand_ins import weights_of
 
 from sae_moo.experts.checkpoint import TensorFacts
 from sae_moo.experts.layout import stored_name
+from sae_moo.experts.memory import Remembered
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.experts.resident import Resident
 from sae_moo.materialization import plan
@@ -53,7 +54,11 @@ class Models:
             for name, dtype in DTYPES.items()
         }
         self.asked: list[tuple[str, str]] = []
+        self.remembered = Remembered()
         self.stored = lambda name, tensor: stored
+
+    def owner(self, name: str, tensor: str) -> str:
+        return name
 
     def load(self, name: str, tensor: str) -> torch.Tensor:
         assert threading.current_thread() is not threading.main_thread()
@@ -428,6 +433,31 @@ def test_sent_ahead_or_not_the_weights_are_the_same(with_adapter, tiny_model, mo
             materialize(recipe, pool, tiny_model)
             assert all(torch.equal(plainly[name], weight) for name, weight in weights_of(pool, tiny_model).items())
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("resident", [0, 1 << 30])
+def test_what_an_adapter_leaves_as_it_is_is_sent_and_kept_once(with_adapter, resident, monkeypatch):
+    asked = []
+    load = ExpertPool.load
+    monkeypatch.setattr(ExpertPool, "load", lambda pool, *key: asked.append(key) or load(pool, *key))
+    device, kept = MadeUpDevice(prompt=True), Resident(resident)
+    staging = Staging(device, 3, SLOT, 3)
+    for _ in range(2):
+        feed = Feed(with_adapter, "cpu", ["adapter", "math"], staging=staging, resident=kept)
+        feed.begin(with_adapter.tensors)
+        for name in ("adapter", "math", "base"):
+            for info in with_adapter.tensors:
+                assert torch.equal(feed.get(name, info.name), load(with_adapter, name, info.name))
+        feed.begin(())
+    changed = [
+        ("adapter", info.name) for info in with_adapter.tensors if info.name.endswith("0.self_attn.q_proj.weight")
+    ]
+    whole = [(name, info.name) for name in ("base", "math") for info in with_adapter.tensors]
+    assert sorted(set(asked)) == sorted(changed + whole)
+    if resident:
+        assert len(asked) == len(set(asked))
+        feed.begin(with_adapter.tensors)
+        assert not feed._on_its_way
 
 
 @pytest.mark.gpu
