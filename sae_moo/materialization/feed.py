@@ -65,11 +65,10 @@ class Feed:
         self._staging = (staging or staging_to(self._device)) if ahead else None
         if resident is None:
             resident = Resident(0) if self._device.type == "cpu" else pool.resident(self._device)
-        # what an adapter leaves as it is, is sent and kept once, as the base's
-        self._own = {} if self._staging is None else {name: self._tensors_of(name) for name in self._names}
+        self._own = {name: self._tensors_of(name) for name in self._names}
         if any(n < len(pool.tensors) for n in self._own.values()):
             self._own[BASE] = len(pool.tensors)
-        resident.count(self._own or self._names)
+        resident.count(self._own)
         self._resident = resident
         self._here = resident.tensors
         self._band = 0
@@ -98,10 +97,15 @@ class Feed:
             self._shipments.pop(shipment)
             self._on_its_way = {key: way for key, way in self._on_its_way.items() if way[0] is not shipment}
             shipment.drop()
-        if all(len(self._here.get(name, ())) == n for name, n in self._own.items()):
+        if self.complete:
             return
         self._send(band, self._band)
         self._send(following, self._band + 1)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tensors that will be asked for stay on the device, so that nothing has to be sent."""
+        return all(len(self._here.get(name, ())) == n for name, n in self._own.items())
 
     def get(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert on the device, as `ExpertPool.load_on`: do not write to it.
@@ -128,9 +132,9 @@ class Feed:
         return self._pool.owner(name, tensor), tensor
 
     def _tensors_of(self, name: str) -> int:
-        """Return how many tensors an expert has that are not the base's; all, of the base."""
+        """Return how many tensors of an expert are sent: what an adapter leaves as it is, is sent as the base's."""
         every = [info.name for info in self._pool.tensors]
-        if name == BASE:
+        if name == BASE or self._staging is None:
             return len(every)
         count = lambda: sum(self._pool.owner(name, tensor) == name for tensor in every)  # noqa: E731
         return self._pool.remembered.get(("tensors of its own", name), count)

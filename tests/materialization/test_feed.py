@@ -310,6 +310,7 @@ def test_what_stays_is_not_sent_again_and_a_look_at_it_is_no_copy():
                 tensor = feed.get(name, info.name)
                 assert torch.equal(tensor, models.weights[name, info.name])
                 assert feed.get(name, info.name) is tensor
+        assert feed.complete
     assert len(models.asked) == len(set(models.asked))
     sends = device.sends
     again = Feed(models, "cpu", NAMES, staging=feed._staging, resident=feed._resident)
@@ -385,6 +386,7 @@ def test_on_the_cpu_nothing_is_sent(tiny, ahead):
     feed = Feed(tiny, "cpu", ("math",), ahead)
     feed.begin(tiny.tensors[:2], tiny.tensors[2:])
     info = tiny.tensors[1]
+    assert not feed.complete
     assert feed.get("math", info.name) is tiny.load("math", info.name)
 
 
@@ -454,6 +456,7 @@ def test_what_an_adapter_leaves_as_it_is_is_sent_and_kept_once(with_adapter, res
     ]
     whole = [(name, info.name) for name in ("base", "math") for info in with_adapter.tensors]
     assert sorted(set(asked)) == sorted(changed + whole)
+    assert feed.complete == bool(resident)
     if resident:
         assert len(asked) == len(set(asked))
         feed.begin(with_adapter.tensors)
