@@ -19,7 +19,7 @@ from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
-from sae_moo.study.loop import Begun, Event, Exhausted, Finished, PutAside, Resumed
+from sae_moo.study.loop import Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed
 from sae_moo.study.record import Ended
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts
@@ -46,6 +46,7 @@ class SearchView:
         self._pace = Speed(clock)
         self._now: tuple[int, float] | None = None  # the trial that is being evaluated, and since when
         self._said: list[str] = []
+        self._merging = ""
         self._looked = False
         self._start = clock()
         self._next_line = -1.0
@@ -97,6 +98,10 @@ class SearchView:
                     spent = f"{self._standing.replayed:,} of {self._standing.budget:,} evaluations"
                     self._say(f"the budget is spent already, {spent}: there is nothing to do unless it is raised")
                 self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
+            case Opened():
+                self._merging = event.merging
+                if self._canvas is None:
+                    self._say(f"merging: {event.merging}")
             case PutAside():
                 self._say(f"the earlier run was put aside: {event.folder}")
             case Begun():
@@ -201,6 +206,8 @@ class SearchView:
             first, *others = so_far.failures.told(MOST_REASONS)
             rows.append(ScreenRow(3, said(f"failed {len(so_far.failures)}", first, "yellow")))
             rows += [ScreenRow(7, said("", each, "yellow")) for each in others]
+        if self._merging:
+            rows.append(ScreenRow(7, said("merging", self._merging)))
         if now is not None and self._pace.rate and self._clock() - now[1] > LONG:
             number, since = now
             rows.append(ScreenRow(6, said("now", f"trial {number}, for {clock_time(self._clock() - since)}")))

@@ -71,7 +71,7 @@ class Stream:
             return self.pool.load(BASE, name).clone(memory_format=torch.contiguous_format)
         info = self._infos[name]
         out = torch.empty(info.shape, dtype=self._dtypes[name], device=self._device)
-        self._zeros[name] = self._plan.write(info, out)
+        (self._zeros[name],) = self._plan.write([(info, out)])
         out = out.cpu()
         if out.numel() and not all(torch.isfinite(end) for end in torch.aminmax(out)):  # in no memory of its own
             self._broken[name] = None

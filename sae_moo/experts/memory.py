@@ -21,5 +21,12 @@ class Remembered:
         value: T = self._values[key]
         return value
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep what was computed elsewhere."""
+        self._values[key] = value
+
     def __len__(self) -> int:
         return len(self._values)

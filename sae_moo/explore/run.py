@@ -37,6 +37,8 @@ class Run:
         identity: what the study is bound to; see `bench.Bench.identity`.
         exhausted: how many trials there were when the search had nothing left to try; None while it has.
         anchors: task name -> the instances of its search split that are asked, where not all are.
+        merging: how recipes became weights in the session that ran last: by which form of the arithmetic, on which
+            device; empty where that was not kept.
     """
 
     def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
@@ -54,6 +56,7 @@ class Run:
         self.identity: Mapping[str, Any] = header.identity
         self.anchors = header.anchors
         self.exhausted = header.exhausted
+        self.merging = header.merging
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod

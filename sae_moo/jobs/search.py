@@ -12,12 +12,13 @@ from sae_moo.config.document import Config, differences
 from sae_moo.errors import Hint, InputError, itemized
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench, versions
+from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Event, Exhausted, Listener, PutAside, Study
+from sae_moo.study.loop import Event, Exhausted, Listener, Opened, PutAside, Study
 from sae_moo.study.trials import TrialStorage
 
 
@@ -33,7 +34,8 @@ def search(
 
     Args:
         config: the configuration.
-        listener: told of every event: what was there already, trials that begin and end, nothing left to try.
+        listener: told of every event: how merging is done here, what was there already, trials that begin and end,
+            nothing left to try.
         root: folder of run folders; the run lies in ``root/NAME``.
         fresh: put an earlier run of that name aside (as NAME.1, NAME.2, ...) instead of resuming it.
         searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot
@@ -73,6 +75,7 @@ def search(
             bench = bench.anchored(anchors) if header is None else bench
             header = _header(bench, anchors, header)
             describe(stored, header.attributes())
+        listener(Opened(header.merging))
         folder.point(config.study.name, url)
 
         def heard(event: Event) -> None:
@@ -134,6 +137,7 @@ def _header(bench: Bench, anchors: Mapping[str, Sequence[int]], stored: StudyHea
         anchors=anchors,
         items={task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks},
         exhausted=None if stored is None else stored.exhausted,
+        merging=form(bench.device).words,
     )
 
 

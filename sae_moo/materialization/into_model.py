@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sae_moo.experts.layout import dtype_of
-from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
 from sae_moo.recipe import BASE, STORED, Cast, Recipe
@@ -65,7 +65,8 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
     first = next(iter(parameters.values()))
     size = sum(parameter.nbytes for parameter in parameters.values())
     ready = prepared(recipe, pool, first.device, cache, size)
-    recipe, zeros, exact = ready.recipe, {}, dict(parameters)
+    recipe, exact = ready.recipe, dict(parameters)
+    places: list[tuple[TensorInfo, Tensor]] = []
     stored = isinstance(recipe, Cast) and recipe.dtype == STORED
     for info in pool.tensors:
         place = parameters.get(info.name)
@@ -77,9 +78,11 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         if stored and torch.promote_types(place.dtype, info.dtype) != place.dtype:
             # the model rounds once more: zeros are those of the weights that are exported and inherited
             exact[info.name] = torch.empty(info.shape, dtype=info.dtype, device=place.device)
-        zeros[info.name] = ready.plan.write(info, exact[info.name])
-        if exact[info.name] is not place:
-            place.copy_(exact[info.name])
+        places.append((info, exact[info.name]))
+    zeros = dict(zip((info.name for info, _ in places), ready.plan.write(places), strict=True))
+    for info, written in places:
+        if info.name in parameters and written is not parameters[info.name]:
+            parameters[info.name].copy_(written)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
     if cache is not None and rounded and worth_holding(recipe):
         cache.put(recipe, exact.items(), size)

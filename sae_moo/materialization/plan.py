@@ -6,24 +6,29 @@ rounds on the way out, and the last node writes straight into the live model's p
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_moo.experts.anatomy import anatomy, transposed
+from sae_moo.experts.anatomy import Part, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.buffers import Buffers
+from sae_moo.materialization.engines import engine_on
 from sae_moo.materialization.feed import Feed
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
+from sae_moo.materialization.ops.engine import PENDING, Asked, Engine, Sought, Zeros
+from sae_moo.materialization.ops.jobs import Job, Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.select import NOTHING, compact, lowest
-from sae_moo.materialization.ops.write import restoring, write, write_pruned, write_restored
+from sae_moo.materialization.ops.questions import Asking, Question
+from sae_moo.materialization.ops.select import Cut
+from sae_moo.materialization.ops.steps import Step
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.recipe import (
     BASE,
@@ -51,9 +56,28 @@ variances.
 """
 SMALL = 1 << 26
 """Bytes of intermediate tensors that are held in memory in any case."""
+WORKSPACE = 1 << 28
+"""Bytes beside two of the largest tensor in float32 that a band's intermediate tensors may take on a GPU."""
+AHEAD = 1 << 26
+"""Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
+APART = 256
+"""Bytes that tensors in one piece of memory begin at multiples of: kernels read many elements at once if they can."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What resolving a recipe has found of its prunings on the way, so that it is not looked for again.
+
+    Args:
+        cuts: pruning -> tensor name -> cut.
+        units: pruning -> the units that go, on the device; int64, shape (blocks, units).
+    """
+
+    cuts: dict[Prune, dict[str, Cut]] = field(default_factory=dict)
+    units: dict[Prune, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
 class _Value:
     """One node's tensor while a plan runs: flat and ready, or how to write it where it will be needed.
 
@@ -64,10 +88,14 @@ class _Value:
     numel: int
     users: int
     tensor: Tensor | None = None
-    writer: Callable[[Tensor], int] | None = None
+    job: Job | None = None
     needs: tuple[_Value, ...] = ()
     name: str | None = None
     buffer: Tensor | None = None
+
+
+_Values = list[_Value | None]
+"""A node's tensors of a band; None where a question about them has no answer yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +121,20 @@ class Plan:
         pool: the experts.
         device: where to work.
         cache: weights of candidates already materialized; read only.
+        known: what resolving the recipe has found.
     """
 
-    def __init__(self, recipe: Recipe, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        pool: ExpertPool,
+        device: torch.device | str,
+        cache: WeightCache | None,
+        known: Known | None = None,
+    ) -> None:
         self._pool = pool
         self._device = torch.device(device)
+        self._engine = engine_on(self._device, pool.remembered)
         self._prunable = {info.name: i for i, info in enumerate(t for t in pool.tensors if t.prunable)}
         held = cache if cache is not None else ()
         self._order = list(walk(recipe, stop=held))
@@ -110,36 +147,92 @@ class Plan:
         sizes = [info.numel for info in pool.tensors]
         self._buffers = Buffers(device, max(SMALL, int(ROOM * 4 * max(sizes))))
         self._feed = Feed(pool, device, self._read())
-        self._following = {here.name: (there,) for here, there in pairwise(pool.tensors)}
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
+        self._most = self._band_size(max(sizes)) if self._engine.batched else 1
+        self._known = known or Known()
+        self._indices: dict[tuple[Prune, str], Tensor] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """Who does the arithmetic."""
+        return self._engine
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """Return one tensor of the recipe: float32 inside, the stored dtype for a bare expert or a cached candidate.
 
         A new tensor, unless the recipe is an expert or a cached candidate itself: do not write to it.
         """
-        if not info.numel:
-            return torch.empty(info.shape, device=self._device)
-        value = self._value(info)
-        if value.tensor is not None and value.buffer is None:
-            return value.tensor.view(info.shape)
-        out = torch.empty(info.numel, dtype=value.dtype, device=self._device)
-        self._write(value, out)
-        return out.view(info.shape)
+        ((_, tensors),) = self.tensors([info])
+        self._engine.settle()
+        return tensors[0].view(info.shape)
 
-    def write(self, info: TensorInfo, out: Tensor) -> int:
-        """Write one tensor of the recipe, rounded to the output's dtype; return how many zeros it holds now."""
-        if not info.numel:
-            return 0  # of no elements, no method has anything to say
-        value = self._value(info)
-        whole = out.is_contiguous()
-        flat = out.view(-1) if whole else torch.empty(info.numel, dtype=out.dtype, device=out.device)
-        if value.tensor is None and value.dtype not in (flat.dtype, torch.float32):
-            self._ready(value)
-        zeros = self._write(value, flat)
-        if not whole:
-            out.copy_(flat.view(info.shape))
+    def tensors(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[Tensor]]]:
+        """Yield tensors of the recipe, flat, a band at a time; see `tensor`.
+
+        What an engine tells only when it settles, that a cut falls among NaN, is not told yet.
+        """
+        empty = [info for info in infos if not info.numel]
+        if empty:
+            yield empty, [torch.empty(0, device=self._device) for _ in empty]
+        for band, following in self._bands([info for info in infos if info.numel]):
+            todo = band
+            while todo:
+                values = self._values(todo, following)
+                there = [value for value in values if value is not None]
+                owned = [value for value in there if value.tensor is None or value.buffer is not None]
+                own = {id(value): out for value, out in zip(owned, self._new(owned), strict=True)}
+                found = [own.get(id(value), value.tensor) for value in there]
+                self._write(owned, list(own.values()), counted=False)
+                if len(there) < len(values):
+                    self._engine.settle()
+                ready = [info for info, value in zip(todo, values, strict=True) if value is not None]
+                if ready:
+                    yield ready, [tensor for tensor in found if tensor is not None]
+                todo = [info for info, value in zip(todo, values, strict=True) if value is None]
+
+    def write(self, places: Sequence[tuple[TensorInfo, Tensor]]) -> list[int]:
+        """Write tensors of the recipe, each rounded to its output's dtype.
+
+        Args:
+            places: tensors and where to write them: contiguous or not, of the tensor's shape, on the plan's device.
+
+        Returns:
+            How many zeros each holds now.
+        """
+        outs = {info.name: out for info, out in places}
+        written: list[tuple[list[str], Zeros]] = []
+        todo = [info for info, _ in places if info.numel]  # of no elements, no method has anything to say
+        while todo:
+            later = []
+            for band, following in self._bands(todo):
+                values = self._values(band, following)
+                there = [(info, value) for info, value in zip(band, values, strict=True) if value is not None]
+                later += [info for info, value in zip(band, values, strict=True) if value is None]
+                if there:
+                    zeros = self._write_out([value for _, value in there], [outs[info.name] for info, _ in there])
+                    written.append(([info.name for info, _ in there], zeros))
+            self._engine.settle()
+            todo = later
+        found = {name: count for names, zeros in written for name, count in zip(names, zeros.counts, strict=True)}
+        return [found.get(info.name, 0) for info, _ in places]
+
+    def _write_out(self, values: Sequence[_Value], outs: Sequence[Tensor]) -> Zeros:
+        """Write values into tensors of any layout."""
+        flats = []
+        for out in outs:
+            whole = out.is_contiguous()
+            flats.append(out.view(-1) if whole else torch.empty(out.numel(), dtype=out.dtype, device=out.device))
+        twice = [
+            value
+            for value, flat in zip(values, flats, strict=True)
+            if value.tensor is None and value.dtype not in (flat.dtype, torch.float32)
+        ]
+        self._ready(twice)  # rounded to one dtype, then to that of the output
+        zeros = self._write(values, flats)
+        for out, flat in zip(outs, flats, strict=True):
+            if not out.is_contiguous():
+                out.copy_(flat.view(out.shape))
         return zeros
 
     def _read(self) -> list[str]:
@@ -149,28 +242,67 @@ class Plan:
             experts[BASE] = None
         return list(experts)
 
-    def _value(self, info: TensorInfo) -> _Value:
-        self._feed.begin((info,), self._following.get(info.name, ()))
-        values: dict[Recipe, _Value] = {}
-        base: list[Tensor] = []  # read once, however many merges of the lineage need it
+    def _band_size(self, largest: int) -> int:
+        """Return how many elements to work on at once, so that intermediate tensors stay within their room."""
+        left, live, most, scratch = dict(self._uses), set[Recipe](), 0, 0
+        for node in self._order:
+            inside = isinstance(node, (Cast, Prune, Merge)) and node not in self._cached and node != self._order[-1]
+            rounded_on = self._uses[node] == 1 and any(
+                isinstance(user, Cast) and node in inputs for user, inputs in self._inputs.items()
+            )
+            if inside and not rounded_on:
+                live.add(node)
+            most = max(most, len(live))
+            work = self._work.get(node) if isinstance(node, Merge) else None
+            if isinstance(node, Prune) or (work is not None and not work.method.weighted_sum):
+                scratch = 1  # scores, variances, masks
+            for child in self._inputs[node]:
+                left[child] -= 1
+                if not left[child]:
+                    live.discard(child)
+        bound = self._offsets[-1] if self._feed.complete else AHEAD
+        if not most + scratch:
+            return bound
+        return min(bound, (2 * largest + WORKSPACE // 4) // (most + scratch))
+
+    def _bands(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[TensorInfo]]]:
+        """Yield the tensors to work on at once, with those that come after them."""
+        bands: list[list[TensorInfo]] = []
+        size = 0
+        for info in infos:
+            if not bands or size + info.numel > self._most:
+                bands.append([])
+                size = 0
+            bands[-1].append(info)
+            size += info.numel
+        yield from zip(bands, [*bands[1:], []], strict=True)
+
+    def _values(self, band: Sequence[TensorInfo], following: Sequence[TensorInfo]) -> _Values:
+        self._feed.begin(band, following)
+        values: dict[Recipe, _Values] = {}
+        base: dict[str, Tensor] = {}  # read once, however many merges of the lineage need it
         for node in self._order:
             inputs = [values[child] for child in self._inputs[node]]
-            values[node] = self._apply(node, inputs, info, base)
+            values[node] = self._apply(node, inputs, band, base)
         return values[self._order[-1]]
 
-    def _apply(self, node: Recipe, inputs: Sequence[_Value], info: TensorInfo, base: list[Tensor]) -> _Value:
+    def _apply(
+        self, node: Recipe, inputs: Sequence[_Values], band: Sequence[TensorInfo], base: dict[str, Tensor]
+    ) -> _Values:
         users = self._uses[node]
         if node in self._cached:
-            return self._stored(self._cached[node][info.name], users)
+            held = self._cached[node]
+            return [self._stored(held[info.name], users) for info in band]
         match node:
             case Expert():
-                return self._expert(node.name, info, users)
+                return [self._expert(node.name, info, users) for info in band]
             case Cast():
-                return self._cast(inputs[0], info.cast(node.dtype), users)
+                asked = [(value, info.cast(node.dtype)) for value, info in zip(inputs[0], band, strict=True)]
+                return self._cast(asked, users)
             case Prune():
-                return self._pruned(node, inputs[0], info, users)
+                return self._pruned(node, inputs[0], band, users)
             case Merge():
-                return self._merged(node, inputs, info, base, users)
+                return self._merged(node, inputs, band, base, users)
             case _:
                 raise TypeError(f"not a recipe node: {type(node).__name__}")
 
@@ -182,133 +314,259 @@ class Plan:
         flat = self._feed.get(name, info.name).reshape(-1)
         buffer = None
         if flat.is_cpu and not self._pool.stored(name, info.name):
-            buffer = self._buffers.take(info.numel, flat.dtype)  # many at once count into what is bounded
+            buffer = self._buffers.take(flat.numel(), flat.dtype)  # many at once count into what is bounded
             flat = buffer[: flat.nbytes].view(flat.dtype).copy_(flat)
-        return _Value(flat.dtype, info.numel, users, flat, name=name, buffer=buffer)
+        return _Value(flat.dtype, flat.numel(), users, flat, name=name, buffer=buffer)
 
-    def _cast(self, value: _Value, dtype: torch.dtype, users: int) -> _Value:
-        if value.dtype == dtype and value.users == 1:
-            value.users = users
-            return value
-        if value.writer is not None and value.users == 1 and value.dtype == torch.float32:
-            return _Value(dtype, value.numel, users, None, value.writer, value.needs)
-        source = self._ready(value)
-        return _Value(dtype, value.numel, users, None, lambda out: write_pruned(source, NOTHING, out), (value,))
+    def _cast(self, asked: Sequence[tuple[_Value | None, torch.dtype]], users: int) -> _Values:
+        made: _Values = [None] * len(asked)
+        copied: list[tuple[int, _Value, torch.dtype]] = []
+        for i, (value, dtype) in enumerate(asked):
+            if value is None:
+                continue
+            if value.dtype == dtype and value.users == 1:
+                value.users = users
+                made[i] = value
+            elif value.job is not None and value.users == 1 and value.dtype == torch.float32:
+                made[i] = _Value(dtype, value.numel, users, None, value.job, value.needs)
+            else:
+                copied.append((i, value, dtype))
+        sources = self._ready([value for _, value, _ in copied])
+        for (i, value, dtype), source in zip(copied, sources, strict=True):
+            made[i] = _Value(dtype, value.numel, users, None, Pruned(source), (value,))
+        return made
 
-    def _pruned(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
-        if node.scope in STRUCTURED:
-            return self._without_units(node, value, info, users)
-        asked = Rows.by_group(node.sparsity).of_group(info.group)
-        if not info.prunable or (asked == 0.0 and node.counts is None):
-            return self._cast(value, value.dtype, users)
-        source = self._ready(value)
-        scoring = scoring_of(node, info, source, self._pool)
-        if node.scope not in COUNTED:
-            _, of = pattern(node.scope) or (0, scoring.grid.inputs)
-            count = pruning.target_count(asked, of)
-
-            def lines(out: Tensor) -> int:
-                return scoring.write_lines(of - count, count, out)
-
-            if node.rescale:
-                restored = lambda out: write_restored(source, lines, out)  # noqa: E731
-                return _Value(torch.float32, value.numel, users, None, restored, (value,))
-            return _Value(value.dtype, value.numel, users, None, lines, (value,))
-        if node.counts is not None:
-            count = node.counts[self._prunable[info.name]]
-        else:
-            count = pruning.target_count(asked, info.numel)
-        scores = scoring.scores()
-        remembered = self._pool.remembered
-        if value.name is None:
-            cut = lowest(scores, count)
-        else:
-            place = (node.criterion, node.calibration, info.name, value.name)
-            high = remembered.get(("scores", *place), lambda: compact(scores.high())) if count else None
-            cut = remembered.get(
-                ("cut", *place, count), lambda: lowest(scores, count, None if high is None else high.whole())
-            )
-        part = None if scoring.plain else scoring.part
-        if node.rescale:
-            factor = restoring(source, cut, part)
-            rescaled = lambda out: write_pruned(source, cut, out, part, factor)  # noqa: E731
-            return _Value(torch.float32, value.numel, users, None, rescaled, (value,))
-        return _Value(value.dtype, value.numel, users, None, lambda out: write_pruned(source, cut, out, part), (value,))
-
-    def _without_units(self, node: Prune, value: _Value, info: TensorInfo, users: int) -> _Value:
-        assert node.units is not None  # the recipe is resolved
-        part = self._parts[node.scope].get(info.name)
-        if part is None or not node.units[part.block]:
-            return self._cast(value, value.dtype, users)
-        source = self._ready(value)
-        gone = part.indices(torch.tensor(node.units[part.block], device=self._device))
-        return _Value(
-            value.dtype,
-            value.numel,
+    def _passed(self, values: _Values, touched: Sequence[bool], users: int) -> _Values:
+        """Return what a pruning does not touch as it is."""
+        return self._cast(
+            [
+                (None if here or value is None else value, torch.float32 if value is None else value.dtype)
+                for value, here in zip(values, touched, strict=True)
+            ],
             users,
-            None,
-            lambda out: pruning.write_without(source, info.shape, part.axis, gone, out),
-            (value,),
         )
+
+    def _pruned(self, node: Prune, values: _Values, band: Sequence[TensorInfo], users: int) -> _Values:
+        if node.scope in STRUCTURED:
+            return self._without_units(node, values, band, users)
+        rows = Rows.by_group(node.sparsity)
+        asked = [rows.of_group(info.group) for info in band]
+        touched = [
+            value is not None and info.prunable and (share != 0.0 or node.counts is not None)
+            for value, info, share in zip(values, band, asked, strict=True)
+        ]
+        made = self._passed(values, touched, users)
+        chosen = [i for i, here in enumerate(touched) if here]
+        here = [value for i in chosen if (value := values[i]) is not None]
+        sources = self._ready(here)
+        infos = [band[i] for i in chosen]
+        scorings = [scoring_of(node, info, source, self._pool) for info, source in zip(infos, sources, strict=True)]
+        if node.scope in COUNTED:
+            shares = [asked[i] for i in chosen]
+            jobs = self._cut_jobs(node, here, infos, scorings, shares)
+        else:
+            jobs = [_line_job(node, scoring, asked[i]) for i, scoring in zip(chosen, scorings, strict=True)]
+        for i, value, job in zip(chosen, here, jobs, strict=True):
+            made[i] = _Value(torch.float32 if node.rescale else value.dtype, value.numel, users, None, job, (value,))
+        return made
+
+    def _cut_jobs(
+        self,
+        node: Prune,
+        values: Sequence[_Value],
+        infos: Sequence[TensorInfo],
+        scorings: Sequence[pruning.Scoring],
+        shares: Sequence[float],
+    ) -> list[Job]:
+        """Return what writes tensors without what is below a cut of their own scores."""
+        known = self._known.cuts.get(node, {})
+        sought = []
+        for value, info, scoring, share in zip(values, infos, scorings, shares, strict=True):
+            if node.counts is not None:
+                count = node.counts[self._prunable[info.name]]
+            else:
+                count = pruning.target_count(share, info.numel)
+            key = None if value.name is None else (node.criterion, node.calibration, info.name, value.name)
+            sought.append(Sought(scoring, count, key, known.get(info.name)))
+        cuts = self._engine.cuts(sought)
+        jobs = [Pruned(each.scoring.source, cut, each.scoring) for each, cut in zip(sought, cuts, strict=True)]
+        if not node.rescale:
+            return list(jobs)
+        factors = self._engine.factors(jobs)
+        return [replace(job, factor=factor) for job, factor in zip(jobs, factors, strict=True)]
+
+    def _without_units(self, node: Prune, values: _Values, band: Sequence[TensorInfo], users: int) -> _Values:
+        assert node.units is not None  # the recipe is resolved
+        parts = [self._parts[node.scope].get(info.name) for info in band]
+        touched = [
+            value is not None and part is not None and bool(node.units[part.block])
+            for value, part in zip(values, parts, strict=True)
+        ]
+        made = self._passed(values, touched, users)
+        chosen = [i for i, here in enumerate(touched) if here]
+        here = [value for i in chosen if (value := values[i]) is not None]
+        for i, value, source in zip(chosen, here, self._ready(here), strict=True):
+            part = parts[i]
+            assert part is not None
+            gone = self._gone(node, part)
+            job = Without(source, band[i].shape, part.axis, gone)
+            made[i] = _Value(value.dtype, value.numel, users, None, job, (value,))
+        return made
+
+    def _gone(self, node: Prune, part: Part) -> Tensor:
+        """Return the indices of a tensor's axis that a pruning's units hold."""
+        key = node, part.info.name
+        if key not in self._indices:
+            assert node.units is not None
+            known = self._known.units.get(node)
+            units = torch.tensor(node.units[part.block], device="cpu") if known is None else known[part.block]
+            self._indices[key] = part.indices(units).to(self._device, non_blocking=True)
+        return self._indices[key]
 
     def _merged(
-        self, node: Merge, inputs: Sequence[_Value], info: TensorInfo, base: list[Tensor], users: int
-    ) -> _Value:
+        self,
+        node: Merge,
+        inputs: Sequence[_Values],
+        band: Sequence[TensorInfo],
+        base: dict[str, Tensor],
+        users: int,
+    ) -> _Values:
         work = self._work[node]
         order, method = work.order, work.method
-        position = self._index[info.name]
-        place = position, info.group, len(self._pool.groups)
-        weights = work.weights.at(*place)
-        rows = {name: numbers.at(*place) for name, numbers in work.numbers.items()}
-        params = {
-            **work.params,
-            **{name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()},
-        }
-        needed = method.needs_base(params)
-        if needed and not base:
-            base.append(self._feed.get(BASE, info.name).reshape(-1))
-        ready = tuple(self._ready(inputs[i]) for i in order)
-        names = tuple(inputs[i].name for i in order)
-        operands = Operands(ready, base[0] if needed else None, info.shape, names, work.keys)
-        where = Place(
-            info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
-        )
-        step = guarded(METHODS, method, method.function)(operands, [float(weights[i]) for i in order], where)
-        writer = guarded(METHODS, method, lambda out: write(step, operands, out))
-        return _Value(torch.float32, info.numel, users, None, writer, tuple(inputs))
+        made: _Values = [None] * len(band)
+        there = [i for i in range(len(band)) if all(values[i] is not None for values in inputs)]
+        mine = {i: [value for each in order if (value := inputs[each][i]) is not None] for i in there}
+        self._ready([value for i in there for value in mine[i]])
+        begun = []
+        start = guarded(METHODS, method, method.function)
+        for i in there:
+            info = band[i]
+            position = self._index[info.name]
+            place = position, info.group, len(self._pool.groups)
+            weights = work.weights.at(*place)
+            rows = {name: numbers.at(*place) for name, numbers in work.numbers.items()}
+            params = {
+                **work.params,
+                **{name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()},
+            }
+            needed = method.needs_base(params)
+            if needed and info.name not in base:
+                base[info.name] = self._feed.get(BASE, info.name).reshape(-1)
+            ready = tuple(value.tensor for value in mine[i] if value.tensor is not None)
+            names = tuple(value.name for value in mine[i])
+            operands = Operands(ready, base[info.name] if needed else None, info.shape, names, work.keys)
+            where = Place(
+                info.name, info.prunable, params, self._offsets[position], self._offsets[-1], self._pool.remembered
+            )
+            begun.append((i, start(operands, [float(weights[each]) for each in order], where), operands, where))
+        blame = None if method.guest is None else functools.partial(guarded, METHODS, method)
+        for i, step, operands in self._steps(node, method, begun):
+            needs = tuple(value for values in inputs if (value := values[i]) is not None)
+            made[i] = _Value(torch.float32, band[i].numel, users, None, Stepped(step, operands, blame), needs)
+        return made
 
-    def _ready(self, value: _Value) -> Tensor:
-        """Return a value's tensor, written into a buffer if it was not yet."""
-        if value.tensor is None:
-            assert value.writer is not None
-            value.buffer = self._buffers.take(value.numel, value.dtype)
-            value.tensor = value.buffer[: value.numel * value.dtype.itemsize].view(value.dtype)
-            value.writer(value.tensor)
-            self._release(value)
-        return value.tensor
+    def _steps(
+        self, node: Merge, method: Method, begun: Sequence[tuple[int, Step | Asking, Operands, Place]]
+    ) -> Iterator[tuple[int, Step, Operands]]:
+        """Yield the steps of a method's work on some tensors, its questions about all of them asked together."""
+        ask = guarded(METHODS, method, _ask)
+        asking: list[tuple[int, Asking, Any, Operands, Place]] = []
+        for i, made, operands, where in begun:
+            if isinstance(made, Generator):
+                asking.append((i, made, None, operands, where))
+            else:
+                yield i, made, operands
+        while asking:
+            questions = []
+            for i, made, reply, operands, where in asking:
+                question, step = ask(made, reply)
+                if question is None:
+                    assert step is not None
+                    yield i, step, operands
+                else:
+                    about = Asked(question, operands, where, (node, where.tensor))
+                    questions.append((i, made, about, operands, where))
+            replies = self._engine.answers([about for _, _, about, _, _ in questions])
+            asking = [
+                (i, made, reply, operands, where)
+                for (i, made, _, operands, where), reply in zip(questions, replies, strict=True)
+                if reply is not PENDING
+            ]
 
-    def _write(self, value: _Value, out: Tensor) -> int:
-        if value.tensor is not None:
-            zeros = write_pruned(value.tensor, NOTHING, out)
-            value.users = 1
-            self._used(value)
-            return zeros
-        assert value.writer is not None
-        zeros = value.writer(out)
-        self._release(value)
+    def _ready(self, values: Sequence[_Value]) -> list[Tensor]:
+        """Return values' tensors, written into buffers if they were not yet."""
+        waiting = list({id(value): value for value in values if value.tensor is None}.values())
+        if waiting:
+            if self._engine.batched:
+                tensors = self._new(waiting)
+            else:
+                tensors = []
+                for value in waiting:
+                    value.buffer = buffer = self._buffers.take(value.numel, value.dtype)
+                    tensors.append(buffer[: value.numel * value.dtype.itemsize].view(value.dtype))
+            work = [(_job(value), tensor) for value, tensor in zip(waiting, tensors, strict=True)]
+            self._engine.write(work, counted=False)
+            for value, tensor in zip(waiting, tensors, strict=True):
+                value.tensor = tensor
+                value.buffer = tensor if value.buffer is None else value.buffer
+                self._release(value)
+        return [ready for value in values if (ready := value.tensor) is not None]
+
+    def _new(self, values: Sequence[_Value]) -> list[Tensor]:
+        """Return fresh memory for some values: on a device that takes many at once one piece for all."""
+        if not self._engine.batched:
+            return [torch.empty(value.numel, dtype=value.dtype, device=self._device) for value in values]
+        sizes = [-(-value.numel * value.dtype.itemsize // APART) * APART for value in values]
+        piece = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
+        return [
+            part[: value.numel * value.dtype.itemsize].view(value.dtype)
+            for part, value in zip(torch.split(piece, sizes), values, strict=True)
+        ]
+
+    def _write(self, values: Sequence[_Value], outs: Sequence[Tensor], *, counted: bool = True) -> Zeros:
+        work = [(_job(value), out) for value, out in zip(values, outs, strict=True)]
+        zeros = self._engine.write(work, counted=counted)
+        for value in values:
+            if value.tensor is not None:
+                value.users = 1
+                self._used(value)
+            else:
+                self._release(value)
         return zeros
 
     def _release(self, value: _Value) -> None:
         """What a value was computed from is not needed any more on its behalf."""
-        needs, value.needs, value.writer = value.needs, (), None
+        needs, value.needs, value.job = value.needs, (), None
         for each in needs:
             self._used(each)
 
     def _used(self, value: _Value) -> None:
         value.users -= 1
         if value.users == 0 and value.buffer is not None:
-            self._buffers.give(value.buffer)
+            if not self._engine.batched:
+                self._buffers.give(value.buffer)
             value.buffer = value.tensor = None
+
+
+def _job(value: _Value) -> Job:
+    if value.tensor is not None:
+        return Pruned(value.tensor)
+    assert value.job is not None
+    return value.job
+
+
+def _line_job(node: Prune, scoring: pruning.Scoring, share: float) -> Job:
+    _, of = pattern(node.scope) or (0, scoring.grid.inputs)
+    count = pruning.target_count(share, of)
+    return Lines(scoring, of - count, count, node.rescale)
+
+
+def _ask(made: Asking, reply: Any) -> tuple[Question | None, Step | None]:
+    """Return a method's next question, or its step."""
+    try:
+        return made.send(reply), None
+    except StopIteration as finished:
+        return None, finished.value
 
 
 def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) -> pruning.Scoring:
@@ -316,10 +574,17 @@ def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) 
     criterion, norms = CRITERIA.find(node.criterion), None
     if criterion.calibrated:
         assert node.calibration is not None  # the recipe was checked
-        norms = pool.norms[node.calibration][info.name].to(source.device)
+        norms = _norms(pool, node.calibration, info.name, source.device)
     made = pruning.Scoring.whole if criterion.whole else pruning.Scoring
     score = guarded(CRITERIA, criterion, criterion.function)
     return made(source, pruning.Grid(info.shape, transposed(pool)), score, norms)
+
+
+def _norms(pool: ExpertPool, calibration: str, tensor: str, device: torch.device) -> Tensor:
+    norms = pool.norms[calibration][tensor]
+    if device.type == "cpu":
+        return norms
+    return pool.remembered.get(("norms", calibration, tensor, device), lambda: norms.to(device))
 
 
 def _work(node: Merge) -> _Work:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from sae_moo.experts.pool import ExpertPool
+from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.plan import Plan
+from sae_moo.materialization.plan import Known, Plan
 from sae_moo.materialization.resolve import resolve
 from sae_moo.recipe import Cast, Expert, Recipe, children
 
@@ -48,10 +50,11 @@ def prepared(
         InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
     """
     check(recipe, pool)
-    recipe = resolve(recipe, pool, device, cache)
+    known = Known()
+    recipe = resolve(recipe, pool, device, cache, known)
     if cache is not None:
         _hold_parents(recipe, pool, device, cache, model_bytes)
-    return Prepared(recipe, Plan(recipe, pool, device, cache))
+    return Prepared(recipe, Plan(recipe, pool, device, cache, known))
 
 
 def worth_holding(recipe: Recipe) -> bool:
@@ -80,4 +83,11 @@ def _hold_parents(
         if parent not in cache and worth_holding(parent) and isinstance(parent, Cast):
             plan = Plan(parent, pool, device, cache)
             size = sum(info.numel * info.cast(parent.dtype).itemsize for info in pool.tensors)
-            cache.put(parent, ((info.name, plan.tensor(info)) for info in pool.tensors), size)
+            cache.put(parent, _named(plan, pool.tensors), size)
+
+
+def _named(plan: Plan, infos: Sequence[TensorInfo]) -> Iterator[tuple[str, Tensor]]:
+    for band, tensors in plan.tensors(infos):
+        for info, tensor in zip(band, tensors, strict=True):
+            yield info.name, tensor.view(info.shape)
+    plan.engine.settle()

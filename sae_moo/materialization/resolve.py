@@ -5,37 +5,49 @@ Done once, when a recipe is first materialized; the resolved recipe then takes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae_moo.errors import WeightsError
 from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.select import Importances, rank
+from sae_moo.materialization.ops.select import Cut, Importances, rank
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.plan import Plan, scoring_of
-from sae_moo.recipe import STRUCTURED, Cast, Merge, Prune, Recipe, walk
+from sae_moo.materialization.plan import Known, Plan, scoring_of
+from sae_moo.materialization.thresholds import counts as counts_at_once
+from sae_moo.recipe import STRUCTURED, Cast, Expert, Merge, Prune, Recipe, walk
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS, Method, WholeModel
 from sae_moo.recipe.rows import Rows
 
+if TYPE_CHECKING:
+    from sae_moo.materialization.ops.device.engine import Banded
+
 
 @torch.no_grad()
 def resolve(
-    recipe: Recipe, pool: ExpertPool, device: torch.device | str = "cpu", cache: WeightCache | None = None
+    recipe: Recipe,
+    pool: ExpertPool,
+    device: torch.device | str = "cpu",
+    cache: WeightCache | None = None,
+    known: Known | None = None,
 ) -> Recipe:
     """Return the recipe with all that needs whole models computed and written down.
 
     Group and global pruning scopes become exact counts per tensor, structured ones the units removed of each block,
     merge methods get the setting that their row's `whole_model` measures. Costs two passes over the weights per such
-    node (one if structured), nothing where there is none.
+    node (one if structured), nothing where there is none. What is found on the way and is not of the recipe is added to
+    `known`.
     """
+    known = Known() if known is None else known
     held: WeightCache | tuple[()] = cache if cache is not None else ()
     if not any(_unresolved(node) for node in walk(recipe, stop=held)):
         return recipe
@@ -50,7 +62,7 @@ def resolve(
                 params = node.params
                 method = METHODS.find(node.method)
                 if method.whole_model is not None and _unresolved(node):
-                    measured = _measured(method, method.whole_model, inputs, pool, device, cache)
+                    measured = _measured(method, method.whole_model, inputs, pool, device, cache, known)
                     params = (*params, (method.whole_model.setting, measured))
                 node_now: Recipe = Merge(node.method, inputs, node.weights, params)
             case Prune():
@@ -58,9 +70,13 @@ def resolve(
                 if not _unresolved(node):
                     node_now = pruned
                 elif node.scope in STRUCTURED:
-                    node_now = replace(pruned, units=_resolved_units(pruned, pool, device, cache))
+                    units, there = _resolved_units(pruned, pool, device, cache, known)
+                    node_now = replace(pruned, units=units)
+                    known.units[node_now] = there
                 else:
-                    node_now = replace(pruned, counts=_resolved_counts(pruned, pool, device, cache))
+                    counts, cuts = _resolved_counts(pruned, pool, device, cache, known)
+                    node_now = replace(pruned, counts=counts)
+                    known.cuts[node_now] = cuts
             case Cast():
                 node_now = Cast(new[node.input], node.dtype)
             case _:
@@ -85,10 +101,17 @@ def _measured(
     pool: ExpertPool,
     device: torch.device | str,
     cache: WeightCache | None,
+    known: Known,
 ) -> tuple[tuple[float, ...], ...]:
-    models = (Plan(node, pool, device, cache).tensor for node in inputs)
-    measure = guarded(METHODS, method, resolved(whole.measure))
-    measured: tuple[tuple[float, ...], ...] = measure(models, pool, device)
+    def measured_now() -> tuple[tuple[float, ...], ...]:
+        models = (Plan(node, pool, device, cache, known).tensor for node in inputs)
+        measure = guarded(METHODS, method, resolved(whole.measure))
+        found: tuple[tuple[float, ...], ...] = measure(models, pool, device)
+        return found
+
+    of_experts = all(isinstance(node, Expert) for node in inputs)
+    key = ("whole models", method.name, tuple(inputs))
+    measured = pool.remembered.get(key, measured_now) if of_experts else measured_now()
     if len(measured) != len(pool.tensors):
         raise WeightsError(
             f"{method.name}: {whole.setting}: expected {len(pool.tensors)} rows, one per tensor, got {len(measured)}"
@@ -97,9 +120,9 @@ def _measured(
 
 
 def _resolved_counts(
-    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
-) -> tuple[int, ...]:
-    plan = Plan(node.input, pool, device, cache)
+    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None, known: Known
+) -> tuple[tuple[int, ...], dict[str, Cut]]:
+    plan = Plan(node.input, pool, device, cache, known)
 
     def score(info: TensorInfo) -> Importances:
         return scoring_of(node, info, plan.tensor(info).flatten(), pool).scores()
@@ -108,14 +131,25 @@ def _resolved_counts(
     units: dict[int, list[int]] = {}  # positions within `prunable` that compete with each other
     for position, info in enumerate(prunable):
         units.setdefault(info.group if node.scope == "group" else 0, []).append(position)
+    rows = Rows.by_group(node.sparsity)
+    asked = {
+        unit: pruning.target_count(rows.of_group(unit), sum(prunable[position].numel for position in members))
+        for unit, members in units.items()
+    }
+    if plan.engine.batched:
+
+        def bands() -> Iterator[tuple[list[TensorInfo], list[pruning.Scoring]]]:
+            for infos, tensors in plan.tensors(prunable):
+                pairs = zip(infos, tensors, strict=True)
+                yield infos, [scoring_of(node, info, tensor, pool) for info, tensor in pairs]
+
+        return counts_at_once(cast("Banded", plan.engine), bands, prunable, units, asked)
     high = [score(info).high() for info in prunable]
     bins: dict[int, int] = {}
     left: dict[int, int] = {}
     for unit, members in units.items():
-        asked = Rows.by_group(node.sparsity).of_group(unit)
-        count = pruning.target_count(asked, sum(prunable[position].numel for position in members))
         bins[unit], left[unit] = (
-            rank(np.sum([high[position] for position in members], axis=0), count) if count else (0, 0)
+            rank(np.sum([high[position] for position in members], axis=0), asked[unit]) if asked[unit] else (0, 0)
         )
     counts = [0] * len(prunable)
     for unit, members in units.items():
@@ -128,13 +162,14 @@ def _resolved_counts(
             tied = min(ties, int(histogram[cut]))  # equal scores go in the pool's order, as within a tensor by index
             counts[position] += int(histogram[:cut].sum()) + tied
             ties -= tied
-    return tuple(counts)
+    return tuple(counts), {}
 
 
 def _resolved_units(
-    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None
-) -> tuple[tuple[int, ...], ...]:
-    """Return the lowest units of every block, the same number in each; equal scores go in order.
+    node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None, known: Known
+) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
+    """Return the lowest units of every block, the same number in each, and the same on the device; equal scores go in
+    order.
 
     A unit's score is the L2 norm of its weights in all its matrices; weighed by activations, it is the norm of what its
     columns of the reading matrix hold, each times its feature's norm (for a neuron: the norm of its output times that
@@ -143,13 +178,16 @@ def _resolved_units(
     assert isinstance(node.sparsity, float)  # the recipe was checked
     whole = anatomy(pool, node.scope)
     weighed = CRITERIA.find(node.criterion).calibrated
-    plan = Plan(node.input, pool, device, cache)
+    plan = Plan(node.input, pool, device, cache, known)
     totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
-    for part in whole.parts:
-        if len(part.info.shape) != 2 or (weighed and not part.output):
-            continue
-        scoring = scoring_of(node, part.info, plan.tensor(part.info).flatten(), pool)
-        totals[part.block] += part.per_unit(scoring.unit_squares(part.axis), whole.units)
+    parts = {part.info.name: part for part in whole.parts if len(part.info.shape) == 2 and (part.output or not weighed)}
+    for infos, tensors in plan.tensors([part.info for part in parts.values()]):
+        mine = [parts[info.name] for info in infos]
+        scorings = [
+            (scoring_of(node, part.info, tensor, pool), part.axis) for part, tensor in zip(mine, tensors, strict=True)
+        ]
+        for part, squares in zip(mine, plan.engine.unit_squares(scorings), strict=True):
+            totals[part.block] += part.per_unit(squares, whole.units)
     count = pruning.target_count(node.sparsity, whole.units)
     order = torch.argsort(totals, dim=1, stable=True)[:, :count].sort(dim=1).values
-    return tuple(tuple(row) for row in order.tolist())
+    return tuple(tuple(row) for row in order.tolist()), order

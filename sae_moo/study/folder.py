@@ -320,6 +320,7 @@ SHAPES: Mapping[str, Any] = {
     "anchors": {str: [int]},
     "items": {str: {str: str}},
     "exhausted": int,
+    "merging": str,
 }
 """Attribute of a study -> what it holds: a type, a list of one, or a mapping from texts."""
 
@@ -347,6 +348,8 @@ class StudyHeader:
         anchors: task name -> the instances of its search split that are asked, where not all are.
         items: task name -> split -> where its items come from, for a reader's eyes.
         exhausted: how many trials there were when the search had nothing left to try; None while it has.
+        merging: how recipes became weights in the session that ran last, for a reader's eyes: by which form of the
+            arithmetic, on which device; empty where that is not known.
     """
 
     config: Mapping[str, Any]
@@ -357,6 +360,7 @@ class StudyHeader:
     anchors: Mapping[str, Sequence[int]] = field(default_factory=dict)
     items: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     exhausted: int | None = None
+    merging: str = ""
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
@@ -381,6 +385,7 @@ class StudyHeader:
             anchors=attributes.get("anchors", {}),
             items=attributes.get("items", {}),
             exhausted=attributes.get("exhausted"),
+            merging=attributes.get("merging", ""),
         )
 
     def attributes(self) -> dict[str, Any]:
@@ -394,5 +399,6 @@ class StudyHeader:
             "directory": self.directory,
             "items": {task: dict(sources) for task, sources in self.items.items()},
             **exhausted,
+            **({"merging": self.merging} if self.merging else {}),
             "identity": dict(self.identity),
         }

@@ -38,6 +38,17 @@ class PutAside:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """Models and tasks are open.
+
+    Args:
+        merging: how recipes become weights here, for people: by which form of the arithmetic, on which device.
+    """
+
+    merging: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resumed:
     """The study's earlier trials were replayed.
 
@@ -87,7 +98,7 @@ class Exhausted:
     budget: int
 
 
-Event = PutAside | Resumed | Begun | Finished | Exhausted
+Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted
 Listener = Callable[[Event], None]
 
 

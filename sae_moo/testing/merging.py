@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.operands import Operands, Place
+from sae_moo.materialization.ops.questions import step_of
 from sae_moo.materialization.ops.write import write
 from sae_moo.recipe.methods import METHODS, Method, Setting
 from sae_moo.testing.randomness import untouched
@@ -66,7 +67,7 @@ def merged(
     operands = Operands(flat, base.flatten() if row.needs_base(params) else None, tuple(base.shape), names, called)
     place = Place("w", prunable, params, 0, base.numel(), remembered or Remembered())  # type: ignore[arg-type]
     result = torch.empty(base.numel(), dtype=out, device=base.device)
-    zeros = write(row.function(operands, list(weights), place), operands, result)
+    zeros = write(step_of(row.function, operands, list(weights), place), operands, result)
     assert zeros == int((result == 0).sum()), "zeros are counted as they are written"
     return result.view(base.shape)
 

@@ -32,6 +32,8 @@ from pathlib import Path
 GIB = 2**30
 # vocabulary, width, feed-forward width, layers, heads
 SIZES = {
+    "specks": (515, 32, 72, 2, 2),
+    "odd": (1031, 96, 520, 2, 4),  # no block of kernels divides its tensors
     "tiny": (256, 64, 128, 24, 4),
     "60M": (8000, 768, 2048, 8, 12),
     "250M": (32000, 1024, 2816, 16, 16),
@@ -39,10 +41,9 @@ SIZES = {
 }
 
 
-def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
-    """Write a base and `count` experts of random bf16 weights, a few percent apart, unless they are there."""
+def described(size: str) -> tuple:
+    """Return the configuration of a model of that size, and tensor name -> shape."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     vocabulary, width, wide, layers, heads = SIZES[size]
@@ -58,7 +59,15 @@ def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return config, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def checkpoints(folder: Path, size: str, count: int) -> list[Path]:
+    """Write a base and `count` experts of random bf16 weights, a few percent apart, unless they are there."""
+    import torch
+    from safetensors.torch import save_file
+
+    config, shapes = described(size)
     paths = []
     for number in range(count + 1):
         path = folder / size / str(number)

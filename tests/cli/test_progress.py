@@ -21,7 +21,7 @@ from sae_moo.jobs.compare.comparison import CellBegun, CellDone, CellFailed
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed
+from sae_moo.study.loop import Begun, Exhausted, Finished, Opened, Resumed
 
 SIZES = [(200, 50), (100, 30), (60, 15), (30, 8), (20, 3), (10, 1)]
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -107,6 +107,7 @@ def test_a_picture_fits_its_terminal(width, height):
     for number in range(60, 66):
         view(failed(number, f"reason {number} " * 40))
     view(Exhausted(66, 100))
+    view(Opened("fused Triton kernels on cuda:0 (a card whose name is as long as can be) " * 3))
     lines = shown(view, width, height)
     assert len(lines) <= height, lines
     assert max(map(len, lines)) <= width, lines
@@ -142,6 +143,17 @@ def test_nothing_is_told_that_is_not_known_yet():
     assert "0 trials of 1\n" in text
     assert "best" not in text
     assert "hypervolume" not in text
+
+
+def test_what_merges_is_told_once_it_is_known_in_the_picture_or_in_a_line():
+    view = search(Clock(), 3)
+    assert not any(line.startswith("merging") for line in shown(view))
+    view(Opened("plain torch on mps: the fused kernels are for CUDA"))
+    assert "merging     plain torch on mps: the fused kernels are for CUDA" in shown(view)
+    console = terminal(force_terminal=False)
+    with SearchView(config(), console) as view:
+        view(Opened("compiled loops (numba) on cpu"))
+    assert console.file.getvalue() == "merging: compiled loops (numba) on cpu\n"
 
 
 def test_rate_and_time_left_are_of_this_session():

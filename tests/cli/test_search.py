@@ -19,6 +19,7 @@ from commands import call, config_for, refused, written
 
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.explore.run import Run
+from sae_moo.materialization.forms import Form, form
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Merge
 from sae_moo.study.folder import RunFolder
@@ -34,6 +35,19 @@ def test_a_search_goes_on_and_shows_plain_lines(here):
     for command in ("pick", "export", "report", "dashboard"):
         assert f"  sae-moo {command} tiny " in second.stdout.partition("\nnext:\n")[2]
     assert json.loads(call("search", "c.yaml", "--evaluations", "8", "--json").stdout)["evaluations"] == 8
+
+
+def test_which_form_merges_is_told_by_validate_by_a_search_and_by_its_study(here, monkeypatch):
+    facts = json.loads(call("validate", "c.yaml", "--json").stdout)
+    merging = form("cpu").words
+    assert facts["merging"] == merging
+    assert f"\n  merging     {merging}\n" in call("validate", "c.yaml").stdout
+    assert call("search", "c.yaml", "--evaluations", "1").stdout.startswith(f"merging: {merging}\n")
+    assert Run.open("tiny").merging == merging
+    other = Form("torch", "cpu", "plain torch on cpu: numba is not installed")
+    monkeypatch.setattr("sae_moo.jobs.search.form", lambda device: other)
+    call("search", "c.yaml", "--evaluations", "2")
+    assert Run.open("tiny").merging == other.words, "of the session that ran last"
 
 
 def test_the_same_seed_gives_the_same_front(here):

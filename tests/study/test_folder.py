@@ -24,6 +24,7 @@ HEADER = StudyHeader(
     anchors={"a": [0, 3]},
     items={"a": {"search": "a.jsonl", "test": "a.jsonl"}},
     exhausted=7,
+    merging="plain torch on mps",
 )
 
 
@@ -77,7 +78,8 @@ def test_a_header_is_read_as_it_was_written_and_through_json():
     assert StudyHeader.read(HEADER.attributes()) == HEADER
     assert StudyHeader.read(json.loads(json.dumps(HEADER.attributes()))) == HEADER
     assert set(HEADER.attributes()) == {
-        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted"
+        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted",
+        "merging",
     }  # fmt: skip
 
 
@@ -90,8 +92,8 @@ def test_a_header_that_was_not_written_whole_is_none():
 def test_a_header_of_an_earlier_version_is_read():
     needed = ("config", "directory", "fingerprints", "identity")
     old = StudyHeader.read({key: value for key, value in HEADER.attributes().items() if key in needed})
-    assert (old.groups, old.anchors, old.exhausted) == ((), {}, None)
-    assert "exhausted" not in old.attributes()
+    assert (old.groups, old.anchors, old.exhausted, old.merging) == ((), {}, None, "")
+    assert not {"exhausted", "merging"} & set(old.attributes())
 
 
 def test_a_folder_is_held_by_one_and_vanishes_if_nothing_was_written(folder):

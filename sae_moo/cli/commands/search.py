@@ -146,15 +146,18 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     parsed = Config.load(config, set_, SET)
     from sae_moo.jobs.bench import Bench
     from sae_moo.jobs.search import check_resumable
+    from sae_moo.materialization.forms import form
 
     bench = Bench.open(parsed)
     bench.live_model()
     bench.searcher()
     check_resumable(parsed, bench)
     bench.tell_twins()
+    merging = form(bench.device)
     facts: dict[str, Any] = {
         "study": parsed.study.name,
         "device": bench.device,
+        "merging": merging.words,
         "experts": list(bench.pool.names),
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
@@ -178,6 +181,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     for limit in limit_words(parsed.constraint_list()):
         print(f"  limit       {limit}")
     print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
+    print(f"  merging     {merging.words}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
     if bench.pool.left_alone:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_moo.materialization.ops.deferred import CutRef, restored
 from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.select import HIGH_BINS, LOW_BINS, NOTHING, Counts, Cut
 from sae_moo.materialization.ops.steps import (
@@ -90,7 +91,7 @@ def write(step: Step, operands: Operands, out: Tensor) -> int | None:
         )
         kernel = _kernels().vote
     elif isinstance(step, Selected):
-        cut = step.cut or NOTHING
+        cut = restored(step.cut or NOTHING)
         weights = (_floats(step.weights), np.float32(step.scale))
         numbers = (*_variance(operands.inputs, operands.base), np.float32(cut.value), cut.position, *weights)
         kernel = _kernels().select
@@ -293,12 +294,19 @@ def _floats(values: Sequence[float]) -> NDArray[np.float32]:
 
 def _thinning(thinning: Thinning) -> tuple[tuple[float, float], tuple[int, int], tuple[int, int, int]]:
     """Return limits, positions and random stream as numbers; negative is none."""
-    cuts = [(-1.0, 0) if cut is None else (cut.value, cut.position) for cut in (thinning.above, thinning.under)]
+    cuts = [_border(cut) for cut in (thinning.above, thinning.under)]
     stream = (0, 0, -1)
     if thinning.stream is not None:
         drop = thinning.drop if thinning.epsilon is None else _kernels().BY_RANK
         stream = (*thinning.stream.keys, drop)
     return (cuts[0][0], cuts[1][0]), (cuts[0][1], cuts[1][1]), stream
+
+
+def _border(cut: Cut | CutRef | None) -> tuple[float, int]:
+    if cut is None:
+        return -1.0, 0
+    known = restored(cut)
+    return known.value, known.position
 
 
 def _drops(thinnings: Sequence[Thinning], row: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops.measure import magnitudes
 from sae_moo.materialization.ops.operands import CHUNK
 from sae_moo.materialization.ops.select import Chunked, Importances
+from sae_moo.materialization.ops.write import Count, counted
 
 LEAST = torch.finfo(torch.float32).tiny
 """Score that a weight which is not zero has at least, though its feature may never have been active."""
@@ -131,7 +132,7 @@ class Scoring:
             return squares(matrix, axis) * self.norms.double().square()
         return squares(self.part(0, self.source.numel()).view(self.grid.shape), axis)
 
-    def write_lines(self, keep: int, out: int, target: Tensor) -> int:
+    def write_lines(self, keep: int, out: int, target: Tensor) -> Count:
         """Write the tensor with the `out` lowest of every ``keep + out`` consecutive weights of a line set to zero.
 
         Args:
@@ -142,13 +143,13 @@ class Scoring:
         Returns:
             The number of exact zeros written.
         """
-        filled = 0
+        filled: Count = 0
         held = () if self.held is None else (self.held,)
         for lines, written, *known in self.grid.lines(self.source, target, *held):
             scores = known[0] if known else _scored(self.score, lines, self.norms)
             gone = smallest(scores.reshape(len(lines), -1, keep + out), out).reshape(lines.shape)
             written.copy_(lines.masked_fill(gone, 0))
-            filled += int(torch.count_nonzero(written))
+            filled += counted(written)
         return self.source.numel() - filled
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:
@@ -181,7 +182,7 @@ def squares(tensor: Tensor, axis: int) -> Tensor:
     return total
 
 
-def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor, out: Tensor) -> int:
+def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor, out: Tensor) -> Count:
     """Write a tensor with some indices of one axis set to zero.
 
     Args:
@@ -196,7 +197,7 @@ def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor,
     """
     out.copy_(source)
     out.view(*shape).index_fill_(axis, gone, 0)
-    return out.numel() - int(torch.count_nonzero(out))
+    return out.numel() - counted(out)
 
 
 def _scored(score: Score, weights: Tensor, factors: Tensor | None) -> Tensor:

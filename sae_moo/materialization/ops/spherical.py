@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.errors import InputError
-from sae_moo.materialization.ops.measure import gram_matrix
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.steps import Combination, Spliced, Step, terms
+from sae_moo.materialization.ops.questions import Asking, Gram
+from sae_moo.materialization.ops.steps import Combination, Spliced, terms
 
 Matrix = NDArray[np.float64]
 
@@ -24,33 +24,32 @@ SLERP_PARALLEL = 0.9995
 # Same threshold as M2N2 (Abrantes et al. 2025).
 SPLIT_PARALLEL = 1e-6
 COLINEAR = 1e-16
-DIGITS = 9
 
 
-def slerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def slerp(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Spherical interpolation of two whole tensors, ``t = w_2 / (w_1 + w_2)`` (Shoemake 1985).
 
     ``(sin((1-t) O) x_1 + sin(t O) x_2) / sin O`` with O the angle between the flattened tensors; nearly parallel ones
     (|cos O| > 0.9995) and zero tensors are mixed linearly. As in mergekit, whose single ``t`` runs from the first input
     to the second. Difference: there a zero tensor counts as orthogonal, so that t = 0.3 away from it gives 0.454 x.
     """
-    return terms(_arc(_cosine(_gram(x, place, relative=False)), _second(weights), SLERP_PARALLEL))
+    return terms(_arc(_cosine((yield Gram(relative=False))), _second(weights), SLERP_PARALLEL))
 
 
-def nuslerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def nuslerp(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Spherical interpolation of two tensors, ``t = w_2 / (w_1 + w_2)``; of their task vectors with ``relative``.
 
     As in mergekit (flattened form), which works on task vectors whenever a base is given and takes t = 0.5 where the
     weights sum to 0. Only exactly parallel vectors are mixed linearly (1 - cos^2 <= 1e-16).
     """
     relative = bool(place.params["relative"])
-    cosine = _cosine(_gram(x, place, relative))
+    cosine = _cosine((yield Gram(relative)))
     t = 0.5 if abs(weights[0] + weights[1]) < 1e-6 else _second(weights)
     parts = (1 - t, t) if 1 - cosine**2 <= COLINEAR else _arc(cosine, t, math.inf)
     return _combined(parts, relative)
 
 
-def multislerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def multislerp(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Weighted mean on the sphere of any number of tensors, of their task vectors with ``relative``.
 
     The direction is that of ``sum w_i x_i / |x_i|``, the length ``sum w_i |x_i|``; weights are divided by their sum
@@ -64,7 +63,7 @@ def multislerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
     relative = bool(place.params["relative"])
     share = np.asarray(weights, dtype=np.float64)
     share = share / math.fsum(weights) if place.params["normalize"] else share
-    length, cosine = _lengths(_gram(x, place, relative))
+    length, cosine = _lengths((yield Gram(relative)))
     if len(share) == 1:
         return terms((1.0,))
     mean = math.sqrt(max(float(share @ cosine @ share), 0.0))
@@ -76,7 +75,7 @@ def multislerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
     return _combined(tuple(np.divide(parts, length, out=np.zeros_like(parts), where=length > 0)), relative)
 
 
-def karcher(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def karcher(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Weighted Karcher (Riemannian) mean of the directions, times the weighted mean of the lengths.
 
     Starts at the normalised weighted mean of the directions and walks along the mean of the logarithms, ``max_iter``
@@ -84,7 +83,7 @@ def karcher(x: Operands, weights: Sequence[float], place: Place) -> Step:
     give its result) and leaves out tensors shorter than ``tol``; here only zero tensors are left out.
     """
     share = np.asarray(weights, dtype=np.float64) / math.fsum(weights)
-    length, cosine = _lengths(_gram(x, place, relative=False))
+    length, cosine = _lengths((yield Gram(relative=False)))
     here = length > 0
     if len(share) == 1 or not share[here].any():
         return terms(tuple(share))
@@ -110,7 +109,7 @@ def karcher(x: Operands, weights: Sequence[float], place: Place) -> Step:
     return terms(tuple(np.divide(mean, length, out=np.zeros_like(mean), where=here)))
 
 
-def model_stock(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def model_stock(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Between base and average, by the mean angle of the task vectors (Jang et al. 2024, eq. 4).
 
     ``t average + (1 - t) base`` with ``t = K c / (1 + (K - 1) c)``, c the mean cosine between the K task vectors of the
@@ -118,7 +117,7 @@ def model_stock(x: Operands, weights: Sequence[float], place: Place) -> Step:
     product of two lengths counts as at least 1e-6, so that short task vectors look orthogonal; here c is free of scale.
     """
     count = len(weights)
-    _, cosine = _lengths(_gram(x, place, relative=True))
+    _, cosine = _lengths((yield Gram(relative=True)))
     c = float(np.clip(cosine[np.triu_indices(count, 1)], -1, 1).mean())
     below = 1 + (count - 1) * c
     t = count * c / below if abs(below) >= 1e-6 else 0.0
@@ -126,14 +125,14 @@ def model_stock(x: Operands, weights: Sequence[float], place: Place) -> Step:
     return _combined(tuple(t * weight / total for weight in weights), relative=True)
 
 
-def split_slerp(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def split_slerp(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # a method
     """M2N2's crossover: spherical interpolation with the weights exchanged behind a split point (Abrantes et al. 2025).
 
     ``t = w_2 / (w_1 + w_2)`` for elements before the point, ``1 - t`` for the others; ``split`` is the point as a share
     of all the model's elements, in the pool's order of tensors. Falls back to linear where sin O <= 1e-6. Difference: O
     is the angle between the two tensors, as in slerp, not that between all parameters at once. Not in mergekit.
     """
-    cosine, t = _cosine(_gram(x, place, relative=False)), _second(weights)
+    cosine, t = _cosine((yield Gram(relative=False))), _second(weights)
     parallel = math.sqrt(1 - SPLIT_PARALLEL**2)
     first, second = (terms(_arc(cosine, share, parallel)) for share in (t, 1 - t))
     border = round(place.number("split") * place.total) - place.offset
@@ -169,19 +168,3 @@ def _lengths(gram: Matrix) -> tuple[Matrix, Matrix]:
     length = np.sqrt(np.diag(gram))
     product = np.outer(length, length)
     return length, np.divide(gram, product, out=np.zeros_like(gram), where=product > 0)
-
-
-def _gram(x: Operands, place: Place, relative: bool) -> Matrix:
-    """Return the dot products of the inputs, or of their differences from the base; float64, shape (K, K).
-
-    Rounded to nine digits, so that the order of a sum, which depends on device and threads, changes a coefficient only
-    where the sum falls on the border between two such numbers.
-    """
-
-    def compute() -> Matrix:
-        exact = gram_matrix(x.inputs, x.base if relative else None)
-        return np.array([[float(f"{value:.{DIGITS}e}") for value in row] for row in exact])
-
-    if any(name is None for name in x.names):
-        return compute()
-    return place.remembered.get(("gram", place.tensor, relative, x.names), compute)

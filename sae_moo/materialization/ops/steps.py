@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_moo.materialization.ops.deferred import CutRef, NumberRef, restored
 from sae_moo.materialization.ops.random import Draws
 from sae_moo.materialization.ops.select import Cut
 
@@ -169,8 +170,8 @@ class Thinning:
         density: chance to stay, where `epsilon` is given.
     """
 
-    above: Cut | None = None
-    under: Cut | None = None
+    above: Cut | CutRef | None = None
+    under: Cut | CutRef | None = None
     stream: Draws | None = None
     drop: int = 0
     epsilon: float | None = None
@@ -180,9 +181,9 @@ class Thinning:
         """Return which elements of a chunk stay; None: all."""
         kept = None
         if self.above is not None:
-            kept = ~self.above.below(delta.abs(), start)
+            kept = ~restored(self.above).below(delta.abs(), start)
         if self.under is not None:
-            under = self.under.below(delta.abs(), start)
+            under = restored(self.under).below(delta.abs(), start)
             kept = under if kept is None else kept & under
         if self.stream is not None:
             drop: int | Tensor = self.drop
@@ -195,11 +196,11 @@ class Thinning:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """``base + scale * sum f_i m_i d_i / divisor`` over the task vectors d_i, thinned out by masks m_i.
+    """``base + scale * sum w_i g_i m_i d_i / divisor`` over the task vectors d_i, thinned out by masks m_i.
 
     Args:
         thinnings: per input.
-        factors: per input its weight times its rescaling.
+        growths: per input its rescaling.
         weights: per input; their sum over those that take part is the divisor.
         scale: factor of the whole.
         elect: only elements whose weighted sign is that of the weighted sum take part; a sum of zero counts as
@@ -209,7 +210,7 @@ class Vote:
     """
 
     thinnings: tuple[Thinning, ...]
-    factors: tuple[float, ...]
+    growths: tuple[float | NumberRef, ...]
     weights: tuple[float, ...]
     scale: float
     elect: bool
@@ -220,6 +221,12 @@ class Vote:
     def align(self) -> int:
         """See `Step`."""
         return self.row if any(thinning.epsilon is not None for thinning in self.thinnings) else 1
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Per input its weight times its rescaling."""
+        growths = [growth for growth in self.growths if isinstance(growth, float)]
+        return tuple(weight * growth for weight, growth in zip(self.weights, growths, strict=True))
 
     def chunk(self, inputs: Sequence[Tensor], base: Tensor | None, start: int) -> Tensor:
         """See `Step`."""
@@ -254,7 +261,7 @@ class Selected:
         scale: factor of the merged task vector.
     """
 
-    cut: Cut | None
+    cut: Cut | CutRef | None
     weights: tuple[float, ...]
     scale: float
     align: int = 1
@@ -264,7 +271,7 @@ class Selected:
         assert base is not None
         deltas = [x - base for x in inputs]
         if self.cut is not None:
-            low = self.cut.below(variance(deltas), start)
+            low = restored(self.cut).below(variance(deltas), start)
             deltas = [delta.masked_fill(low, 0.0) for delta in deltas]
         positive = functools.reduce(torch.add, deltas) >= 0
         total = mass = torch.zeros_like(base)
@@ -373,8 +380,12 @@ def variance(deltas: Sequence[Tensor]) -> Tensor:
 
 
 def importance(x: Tensor, base: Tensor, row: int) -> Tensor:
-    """Return ``|x - base| * KL(softmax(row of x) || softmax(row of base))`` per element; float32, not negative."""
-    p, q = (torch.softmax(each.view(-1, row), dim=-1) + 1e-8 for each in (x, base))
+    """Return ``|x - base| * KL(softmax(row of x) || softmax(row of base))`` per element; float32, not negative.
+
+    Distributions are float64 and their divergence is rounded to float32 once: exponentials and sums come out a little
+    different on every device, and a threshold that hangs on them would choose other elements.
+    """
+    p, q = (torch.softmax(each.view(-1, row).double(), dim=-1) + 1e-8 for each in (x, base))
     divergence = (p * torch.log(p / q)).sum(dim=-1, keepdim=True)
     # a divergence of nearly equal rows may come out just below zero
-    return ((x - base).abs().view(-1, row) * divergence.clamp(min=0.0)).flatten()
+    return ((x - base).abs().view(-1, row) * divergence.clamp(min=0.0).float()).flatten()

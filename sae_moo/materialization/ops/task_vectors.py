@@ -7,35 +7,36 @@ step, `Vote`, and rows of settings.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from sae_moo.materialization.ops.measure import WHOLE, l1_norm, magnitudes, squares_above, varying
+from sae_moo.materialization.ops.deferred import CutRef
 from sae_moo.materialization.ops.operands import Operands, Place
+from sae_moo.materialization.ops.questions import Asking, Fences, Growth, Overlaps, Question, Selection, Trim
 from sae_moo.materialization.ops.random import Draws, threshold
-from sae_moo.materialization.ops.select import NOTHING, Chunked, Cut, compact, lowest
-from sae_moo.materialization.ops.steps import Fusion, Reinforced, Selected, Step, Thinning, Vote, importance
-
-DIGITS = 9
+from sae_moo.materialization.ops.select import NOTHING, Cut
+from sae_moo.materialization.ops.steps import Fusion, Reinforced, Selected, Thinning, Vote
 
 
-def ties(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def ties(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # a method
     """TIES (Yadav et al. 2023): trim each task vector by magnitude, elect a sign, mean of what agrees.
 
     As in mergekit: trimming is per tensor (the paper: over the whole task vector) and keeps ``max(1, int(density n))``;
     the vote is weighted; divided by the weights that agree unless ``normalize`` is off. Difference: of equal magnitudes
     the later ones stay, where mergekit's choice is undefined (1.4 % of differences in bfloat16 tie with the threshold).
     """
-    return _vote(
-        x, weights, place, [_trimmed(x, i, d, place) for i, d in enumerate(place.each("density", len(weights)))]
-    )
+    thinnings = []
+    for i, density in enumerate(place.each("density", len(weights))):
+        if density >= 1:
+            thinnings.append(Thinning())
+        else:
+            kept = max(1, int(density * x.numel)) if density > 0 else 0
+            thinnings.append(Thinning(above=(yield Trim(i, x.numel - kept))))
+    return (yield from _vote(weights, place, thinnings, x.row))
 
 
-def dare(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def dare(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # a method
     """DARE (Yu et al. 2024): drop elements of each task vector at random, rescale the rest, sum.
 
     ``dare_linear`` sums plainly, ``dare_ties`` elects signs. As in mergekit: not normalised by default, and ``rescale``
@@ -47,10 +48,10 @@ def dare(x: Operands, weights: Sequence[float], place: Place) -> Step:
     for i, density in enumerate(place.each("density", len(weights))):
         stream = Draws.of(int(place.number("seed")), place.tensor, x.keys[i])
         thinnings.append(Thinning(stream=stream, drop=threshold(density)) if density < 1 else Thinning())
-    return _vote(x, weights, place, thinnings)
+    return (yield from _vote(weights, place, thinnings, x.row))
 
 
-def della(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def della(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # a method
     """DELLA (Deep et al. 2024): drop at random, the larger of a row the less likely, rescale, sum.
 
     The chance to stay runs from ``density - epsilon`` for the smallest magnitude of a row to ``density + epsilon`` for
@@ -70,10 +71,10 @@ def della(x: Operands, weights: Sequence[float], place: Place) -> Step:
             thinnings.append(Thinning(stream=stream, drop=threshold(0.0)))
         else:
             thinnings.append(Thinning(stream=stream, epsilon=epsilon, density=density))
-    return _vote(x, weights, place, thinnings)
+    return (yield from _vote(weights, place, thinnings, x.row))
 
 
-def breadcrumbs(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def breadcrumbs(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # a method
     """Model breadcrumbs (Davari & Belilovsky 2024): drop the largest ``gamma`` and the smallest, keep ``density``, sum.
 
     ``breadcrumbs_ties`` elects signs. As in mergekit: per tensor, counts truncated, not normalised; where
@@ -87,12 +88,11 @@ def breadcrumbs(x: Operands, weights: Sequence[float], place: Place) -> Step:
             continue
         kept = int(density * x.numel)
         smallest = max(0, x.numel - kept - int(gamma * x.numel))
-        above, under = _cut(x, i, smallest, place), _cut(x, i, smallest + kept, place)
-        thinnings.append(Thinning(above=above, under=under))
-    return _vote(x, weights, place, thinnings)
+        thinnings.append(Thinning(above=(yield Trim(i, smallest)), under=(yield Trim(i, smallest + kept))))
+    return (yield from _vote(weights, place, thinnings, x.row))
 
 
-def sce(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def sce(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """SCE (Wan et al. 2024): select elements by variance over the inputs, calculate weights, elect signs.
 
     Of the elements whose variance is not 0, the ``select_topk`` share of largest variance stays; an input's weight is
@@ -100,26 +100,15 @@ def sce(x: Operands, weights: Sequence[float], place: Place) -> Step:
     own (equal ones give its result). Difference: there the weights become equal without a word once the mean squares
     sum to under 1e-6, and a divisor counts as at least 1e-6; here both are free of scale.
     """
-    share = place.number("select_topk")
-    base = x.base
-    assert base is not None
-
-    def selection() -> tuple[Cut, tuple[float, ...]]:
-        cut = NOTHING
-        if share < 1:
-            scores, number = varying(x.inputs, base)
-            cut = lowest(scores, x.numel - int(number * share))
-        return cut, tuple(float(square) for square in squares_above(x.inputs, base, cut))
-
-    known = all(name is not None for name in x.names)
-    cut, squares = place.remembered.get(("sce", place.tensor, x.names, share), selection) if known else selection()
-    parts = [weight * float(f"{square:.{DIGITS}e}") for weight, square in zip(weights, squares, strict=True)]
+    cut: Cut | CutRef
+    cut, squares = yield Selection(place.number("select_topk"))
+    parts = [weight * square for weight, square in zip(weights, squares, strict=True)]
     total = math.fsum(parts)
     parts = [part / total for part in parts] if total else [1.0 / len(parts)] * len(parts)
     return Selected(None if cut == NOTHING else cut, tuple(parts), place.number("scale"))
 
 
-def ram(x: Operands, weights: Sequence[float], place: Place) -> Step:
+def ram(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Reinforced agent merging (arXiv 2601.13572): the mean of those differences that are any, element by element.
 
     Differences from the base of at most ``epsilon`` are none. What one input alone changes is taken whole, with ``r``
@@ -129,90 +118,41 @@ def ram(x: Operands, weights: Sequence[float], place: Place) -> Step:
     epsilon, r, alpha = (place.number(name) for name in ("epsilon", "r", "alpha"))
     growth = [1.0] * len(weights)
     if r:
-        shared, alone = [0] * len(weights), [0] * len(weights)
-        for _, inputs, base in x.chunks():
-            assert base is not None
-            changed = [(each - base).abs() > epsilon for each in inputs]
-            count = functools.reduce(torch.add, [each.to(torch.int32) for each in changed])
-            for i, each in enumerate(changed):
-                shared[i] += int((each & (count > 1)).sum())
-                alone[i] += int((each & (count == 1)).sum())
-        ratios = (both / max(own, epsilon) for both, own in zip(shared, alone, strict=True))
+        overlaps = yield Overlaps(epsilon)
+        ratios = (both / max(own, epsilon) for both, own in overlaps)
         growth = [1 + r * min(ratio, alpha) for ratio in ratios]
     return Reinforced(tuple(growth), epsilon)
 
 
-def arcee_fusion(x: Operands, weights: Sequence[float], place: Place) -> Step:  # noqa: ARG001
+def arcee_fusion(x: Operands, weights: Sequence[float], place: Place) -> Asking:  # noqa: ARG001  # a method
     """Arcee fusion: take over from one model only what changed much where its rows' distributions changed much.
 
     Importance ``|x - base| * KL(softmax(row of x) || softmax(row of base))``; elements of at least
     ``median + 1.5 (q3 - q1)`` are taken from x. As in mergekit; difference: quantiles are exact, where it samples a
     million elements of larger tensors, and the weight of the one input is not used by either.
     """
-
-    def importances() -> Iterator[tuple[int, Tensor]]:
-        for start, inputs, base in x.chunks(x.row):
-            assert base is not None
-            yield start, importance(inputs[0], base, x.row)
-
-    scores = Chunked(importances, x.numel)
-    high = scores.high()
-    q1, median, q3 = (lowest(scores, int(q * (x.numel - 1)) + 1, high).value for q in (0.25, 0.5, 0.75))
-    return Fusion(median + 1.5 * (q3 - q1), x.row)
+    return Fusion((yield Fences()), x.row)
 
 
-def _vote(x: Operands, weights: Sequence[float], place: Place, thinnings: Sequence[Thinning]) -> Vote:
+def _vote(
+    weights: Sequence[float], place: Place, thinnings: Sequence[Thinning], row: int
+) -> Generator[Question, Any, Vote]:
     rescale = place.params["rescale"]
-    factors = []
-    for i, (weight, thinning) in enumerate(zip(weights, thinnings, strict=True)):
+    growths = []
+    for i, thinning in enumerate(thinnings):
         growth = 1.0
         if rescale == "l1" and thinning != Thinning():
-            growth = _regained(x, i, thinning, place)
+            growth = yield Growth(i, thinning)
         elif rescale == "density" and thinning != Thinning():
             density = place.each("density", len(weights))[i]
             growth = 1.0 / density if density > 0 else 1.0
-        factors.append(weight * growth)
+        growths.append(growth)
     return Vote(
         tuple(thinnings),
-        tuple(factors),
+        tuple(growths),
         tuple(weights),
         place.number("scale"),
         bool(place.params["elect"]),
         bool(place.params["normalize"]),
-        x.row,
+        row,
     )
-
-
-def _regained(x: Operands, i: int, thinning: Thinning, place: Place) -> float:
-    """Return the L1 norm of a task vector over that of what is left of it; 1 where one of them vanishes."""
-    base = x.base
-    assert base is not None
-
-    def whole() -> float:
-        return l1_norm(x.inputs[i], base, WHOLE, x.row)
-
-    name = x.names[i]
-    before = place.remembered.get(("l1", place.tensor, name), whole) if name is not None else whole()
-    after = l1_norm(x.inputs[i], base, thinning, x.row)
-    return float(f"{before / after:.{DIGITS}e}") if before > 0 and after > 0 else 1.0
-
-
-def _trimmed(x: Operands, i: int, density: float, place: Place) -> Thinning:
-    if density >= 1:
-        return Thinning()
-    kept = max(1, int(density * x.numel)) if density > 0 else 0
-    return Thinning(above=_cut(x, i, x.numel - kept, place))
-
-
-def _cut(x: Operands, i: int, count: int, place: Place) -> Cut:
-    """Return the cut below which `count` magnitudes of a task vector lie; remembered for an expert's."""
-    scores = magnitudes(x.inputs[i], x.base)
-    name = x.names[i]
-    if name is None:
-        return lowest(scores, count)
-
-    def found() -> Cut:
-        high = place.remembered.get(("high", place.tensor, name), lambda: compact(scores.high()))
-        return lowest(scores, count, high.whole())
-
-    return place.remembered.get(("cut", place.tensor, name, count), found)

@@ -14,8 +14,17 @@ from sae_moo.materialization.ops.operands import Operands, chunk_size
 from sae_moo.materialization.ops.select import Cut
 from sae_moo.materialization.ops.steps import Spliced, Step
 
+Count = int | Tensor
+"""A number of elements; on a device that is not the CPU a tensor of no dimension, which nobody has waited for yet."""
 
-def write(step: Step, operands: Operands, out: Tensor) -> int:
+
+def counted(tensor: Tensor) -> Count:
+    """Return how many elements of a tensor are not zero."""
+    number = torch.count_nonzero(tensor)
+    return int(number) if tensor.is_cpu else number
+
+
+def write(step: Step, operands: Operands, out: Tensor) -> Count:
     """Write a step's result, rounded once to the output's dtype.
 
     Args:
@@ -33,11 +42,11 @@ def write(step: Step, operands: Operands, out: Tensor) -> int:
     zeros = fused.write(step, operands, out)
     if zeros is not None:
         return zeros
-    filled = 0
+    filled: Count = 0
     for start, inputs, base in operands.chunks(step.align):
         part = out[start : start + len(inputs[0])]
         part.copy_(step.chunk(inputs, base, start))
-        filled += int(torch.count_nonzero(part))
+        filled += counted(part)
     return operands.numel - filled
 
 
@@ -47,7 +56,7 @@ def write_pruned(
     out: Tensor,
     scores: Callable[[int, int], Tensor] | None = None,
     factor: float = 1.0,
-) -> int:
+) -> Count:
     """Write a tensor with the weights below a cut set to zero and the others multiplied by a factor.
 
     Args:
@@ -65,7 +74,7 @@ def write_pruned(
         zeros = fused.write_pruned(source, cut, out, factor)
         if zeros is not None:
             return zeros
-    filled = 0
+    filled: Count = 0
     size = chunk_size(source)
     for start in range(0, source.numel(), size):
         part = slice(start, start + size)
@@ -73,7 +82,7 @@ def write_pruned(
         score = chunk.float().abs() if scores is None else scores(start, start + len(chunk))
         kept = chunk.masked_fill(cut.below(score, start), 0)
         out[part].copy_(kept if factor == 1.0 else kept.float() * factor)
-        filled += int(torch.count_nonzero(out[part]))
+        filled += counted(out[part])
     return source.numel() - filled
 
 
@@ -100,7 +109,7 @@ def restoring(source: Tensor, cut: Cut, scores: Callable[[int, int], Tensor] | N
     return _ratio(*sums)
 
 
-def write_restored(source: Tensor, writer: Callable[[Tensor], int], out: Tensor) -> int:
+def write_restored(source: Tensor, writer: Callable[[Tensor], Count], out: Tensor) -> Count:
     """Write a pruned tensor multiplied so that it keeps its L2 norm, for prunings that have no cut.
 
     Args:
@@ -117,7 +126,7 @@ def write_restored(source: Tensor, writer: Callable[[Tensor], int], out: Tensor)
     held *= _ratio(before, float(torch.linalg.vector_norm(held, dtype=torch.float64)) ** 2)
     if held is not out:
         out.copy_(held)
-        zeros = out.numel() - int(torch.count_nonzero(out))
+        zeros = out.numel() - counted(out)
     return zeros
 
 

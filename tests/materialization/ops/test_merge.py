@@ -11,6 +11,7 @@ from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused
 from sae_moo.materialization.ops.operands import Operands, Place
+from sae_moo.materialization.ops.questions import step_of
 from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.steps import by_rank
 from sae_moo.materialization.ops.write import write
@@ -171,7 +172,7 @@ def test_what_sce_remembers_is_of_its_inputs_and_its_share():
         operands = Operands(tuple(xs[i].flatten() for i in inputs), base.flatten(), (20, 30), keys, keys)
         place = Place("w", True, {**row.defaults, "select_topk": share}, 0, 600, remembered)
         out = torch.empty(600)
-        write(row.function(operands, [1.0] * len(inputs), place), operands, out)
+        write(step_of(row.function, operands, [1.0] * len(inputs), place), operands, out)
         return out
 
     for inputs, share in [((0, 1), 0.5), ((0, 1), 0.2), ((1, 2), 0.5), ((0, 1, 2), 1.0), ((0, 1), 0.5)]:

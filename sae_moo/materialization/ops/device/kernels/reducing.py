@@ -1,0 +1,175 @@
+"""Kernels of sums over tensors, in float64: a number for each tile, then one for each job, always in the same order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, difference, spread
+from sae_moo.materialization.ops.device.kernels.loading import activated, below, factor_of, key_of, place, read
+
+OUTPUTS = tl.constexpr(2)
+"""First column of a job's own numbers in this module, the same as that of an output's address elsewhere."""
+
+
+@triton.jit
+def kept_squares(
+    table,
+    tiles,
+    parts,
+    number,
+    WIDTH: tl.constexpr,
+    SCORES: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum the squares of all elements, and of those not below a cut; columns as for `elementwise.prune`."""
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    at = start + tl.arange(0, BLOCK)
+    mask = at < numel
+    x = read(row, BASE, at, mask, SOURCE, False, ALIGNED)
+    if SCORES == 0:
+        key = key_of(x)
+    elif SCORES == 1:
+        key = key_of(activated(x, factor_of(row, at, mask, BASE + 4, False)))
+    else:
+        key = key_of(read(row, BASE + 4, at, mask, 0, False, ALIGNED))
+    gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
+    square = x.to(tl.float64) * x.to(tl.float64)
+    tile = tl.program_id(0)
+    tl.store(parts + tile, tl.sum(square, axis=0))
+    tl.store(parts + number + tile, tl.sum(tl.where(gone, 0.0, square), axis=0))
+
+
+@triton.jit
+def distances(
+    table,
+    tiles,
+    parts,
+    number,
+    WIDTH: tl.constexpr,
+    ABOVE: tl.constexpr,
+    UNDER: tl.constexpr,
+    CHANCE: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum the magnitudes of a task vector, and of what a thinning leaves; columns as for `elementwise.vote`."""
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    at = start + tl.arange(0, BLOCK)
+    mask = at < numel
+    base = read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
+    delta, kept = difference(row, BASE + 3, at, mask, base, (CODES >> 2) & 3, ABOVE, UNDER, CHANCE, False, ALIGNED)
+    size = tl.abs(delta).to(tl.float64)
+    tile = tl.program_id(0)
+    tl.store(parts + tile, tl.sum(size, axis=0))
+    tl.store(parts + number + tile, tl.sum(tl.where(kept, size, 0.0), axis=0))
+
+
+@triton.jit
+def products(
+    table,
+    tiles,
+    parts,
+    number,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum the products of all pairs of inputs, or of task vectors: (0,0), (1,0), (1,1), (2,0) ..."""
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    at = start + tl.arange(0, BLOCK)
+    mask = at < numel
+    tile = tl.program_id(0)
+    for i in tl.static_range(K):
+        first = read(row, INPUTS + i, at, mask, (CODES >> (2 * i + 2)) & 3, False, ALIGNED)
+        if RELATIVE:
+            first = first - read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
+        for j in tl.static_range(i + 1):
+            second = read(row, INPUTS + j, at, mask, (CODES >> (2 * j + 2)) & 3, False, ALIGNED)
+            if RELATIVE:
+                second = second - read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
+            product = first.to(tl.float64) * second.to(tl.float64)
+            tl.store(parts + (i * (i + 1) // 2 + j) * number + tile, tl.sum(product, axis=0))
+
+
+@triton.jit
+def selected_squares(
+    table,
+    tiles,
+    parts,
+    number,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+    CUT: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum each task vector's squares, of what has a variance not below a cut; columns as for `elementwise.select`."""
+    _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
+    at = start + tl.arange(0, BLOCK)
+    mask = at < numel
+    base = read(row, BASE, at, mask, CODES & 3, False, ALIGNED)
+    gone = at < 0
+    if CUT:
+        once = tl.load(row + INPUTS + K + 2).to(tl.int32).to(tl.float32, bitcast=True)
+        variance = spread(row, at, mask, base, once, K, CODES, False, ALIGNED)
+        gone = below(key_of(variance), at, tl.load(row + INPUTS + K), tl.load(row + INPUTS + K + 1))
+    tile = tl.program_id(0)
+    for k in tl.static_range(K):
+        delta = read(row, INPUTS + k, at, mask, (CODES >> (2 * k + 2)) & 3, False, ALIGNED) - base
+        delta = tl.where(gone, 0.0, delta).to(tl.float64)
+        tl.store(parts + k * number + tile, tl.sum(delta * delta, axis=0))
+
+
+@triton.jit
+def fold(table, lasts, parts, sums, number, WIDTH: tl.constexpr, OUTPUT: tl.constexpr, SPAN: tl.constexpr):
+    """Sum the numbers of each job's tiles; `sums` float64, shape (jobs, OUTPUT)."""
+    job = tl.program_id(0).to(tl.int64)
+    first = tl.load(table + job * WIDTH + 1)
+    last = tl.load(lasts + job)
+    span = tl.arange(0, SPAN)
+    for column in tl.static_range(OUTPUT):
+        total = tl.zeros((SPAN,), tl.float64)
+        for tile in range(first, last, SPAN):
+            here = tile + span
+            total += tl.load(parts + column * number + here, mask=here < last, other=0.0)
+        tl.store(sums + job * OUTPUT + column, tl.sum(total, axis=0))
+
+
+@triton.jit
+def unit_squares(
+    table,
+    tiles,
+    sums,
+    WIDTH: tl.constexpr,
+    SOURCE: tl.constexpr,
+    UNITS: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
+    """Sum the squares along one axis of a matrix for each index of the other.
+
+    Columns: number of indices, first tile, address, step between indices, number and step of what is summed, place of
+    the first sum.
+    """
+    tile = tl.program_id(0)
+    job = tl.load(tiles + tile).to(tl.int64)
+    row = table + job * WIDTH
+    unit = (tile.to(tl.int64) - tl.load(row + 1)) * UNITS + tl.arange(0, UNITS)
+    units = tl.load(row)
+    step = tl.load(row + 3)
+    others = tl.load(row + 4)
+    total = tl.zeros((UNITS,), tl.float64)
+    for first in range(0, others, OTHERS):
+        other = first + tl.arange(0, OTHERS)
+        mask = (unit[:, None] < units) & (other[None, :] < others)
+        at = unit[:, None] * step + other[None, :] * tl.load(row + 5)
+        x = read(row, 2, at, mask, SOURCE, False, False).to(tl.float64)
+        total += tl.sum(x * x, axis=1)
+    tl.store(sums + tl.load(row + 6) + unit, total, mask=unit < units)

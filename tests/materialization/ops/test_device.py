@@ -1,0 +1,261 @@
+"""Kernels for a GPU, run by Triton's interpreter on the CPU: the bits of the plain path."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
+pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
+
+import test_merge as merging
+
+from sae_moo.errors import WeightsError
+from sae_moo.experts.memory import Remembered
+from sae_moo.materialization.ops import fused
+from sae_moo.materialization.ops.device.engine import Banded
+from sae_moo.materialization.ops.device.tables import Card
+from sae_moo.materialization.ops.engine import PENDING, Asked, OneByOne, Sought
+from sae_moo.materialization.ops.jobs import Lines, Pruned, Stepped, Without
+from sae_moo.materialization.ops.operands import Operands, Place
+from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitude
+from sae_moo.recipe.methods import METHODS
+from sae_moo.testing import experts
+
+CARD = Card(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tile=64)
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.setattr(fused, "available", lambda: False)
+
+
+def engines():
+    return Banded(CARD, Remembered()), OneByOne(Remembered())
+
+
+def merged(engine, method, tensors, out, **settings):
+    """Merge a band of tensors, each given as base and inputs, as a plan does; return them and their zeros."""
+    row = METHODS[method]
+    params = {**row.filled(settings), **row.fixed}
+    places = []
+    for number, (base, *xs) in enumerate(tensors):
+        keys = tuple(f"x{i}" for i in range(len(xs)))
+        flat = tuple(x.flatten() for x in xs)
+        ground = base.flatten() if row.needs_base(params) else None
+        operands = Operands(flat, ground, tuple(base.shape), (None,) * len(xs), keys)
+        places.append((operands, Place(f"w{number}", True, params, 0, base.numel(), Remembered())))
+    steps = {}
+    while len(steps) < len(places):
+        asking = []
+        for i, (operands, place) in enumerate(places):
+            if i not in steps:
+                made = row.function(operands, [0.5, 0.3, 0.9][: len(operands.inputs)], place)
+                asking.append((i, made, None))
+        while asking:
+            questions = []
+            for i, made, reply in asking:
+                if not hasattr(made, "send"):
+                    steps[i] = made
+                    continue
+                try:
+                    questions.append((i, made, made.send(reply)))
+                except StopIteration as finished:
+                    steps[i] = finished.value
+            replies = engine.answers([Asked(question, *places[i], i) for i, _, question in questions])
+            pairs = zip(questions, replies, strict=True)
+            asking = [(i, made, reply) for (i, made, _), reply in pairs if reply is not PENDING]
+        if len(steps) < len(places):
+            engine.settle()
+    outs = [torch.full((operands.numel,), 7.0, dtype=out) for operands, _ in places]
+    work = [(Stepped(steps[i], operands), out) for i, ((operands, _), out) in enumerate(zip(places, outs, strict=True))]
+    zeros = engine.write(work)
+    engine.settle()
+    return outs, list(zeros.counts)
+
+
+def odd(size, count, dtype, seed=1):
+    """Tensors with ties, zeros and differences of every size."""
+    base, *xs = experts(count, size, seed=seed, dtype=dtype)
+    for i, x in enumerate(xs):
+        x.view(-1)[i :: 3 + i] = base.view(-1)[i :: 3 + i]
+        x[x.abs() < 0.2] = 0
+    return base, *xs
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F32, BF16)])
+@pytest.mark.parametrize(("method", "settings"), merging.CASES)
+def test_every_method_on_a_band_gives_the_bits_of_the_plain_path(method, settings, dtypes):
+    inner, out = dtypes
+    count = merging.inputs_of(method)
+    band = [odd(size, count, inner) for size in [(1,), (2,), (7, 9), (1, 64), (5, 13)]]
+    ours, plainly = engines()
+    found, zeros = merged(ours, method, band, out, **settings)
+    wanted, counted = merged(plainly, method, band, out, **settings)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine, theirs), (mine - theirs).abs().max()
+    assert zeros == counted
+
+
+VALUES = {
+    "normal": lambda n, g: torch.randn(n, generator=g),
+    "ties everywhere": lambda n, g: torch.randint(-2, 3, (n,), generator=g).float(),
+    "all zero": lambda n, g: torch.zeros(n),
+    "all equal": lambda n, g: torch.full((n,), -0.5),
+    "half zero": lambda n, g: torch.randn(n, generator=g).clamp_min(0),
+    "heavy tails": lambda n, g: torch.randn(n, generator=g) ** 9,
+    "two scales": lambda n, g: torch.where(torch.arange(n) < n // 2, 1e-30, 1e30) * torch.randn(n, generator=g),
+    "infinities": lambda n, g: torch.where(torch.arange(n) % 5 == 3, torch.inf, torch.randn(n, generator=g)),
+    "signed zeros": lambda n, g: torch.where(torch.arange(n) % 2 == 0, -0.0, 0.0),
+    "subnormal": lambda n, g: torch.randn(n, generator=g) * 1e-41,
+}
+SIZES = [1, 2, 63, 64, 65, 2049]
+
+
+def band_of(kind, dtype):
+    generator = torch.Generator().manual_seed(3)
+    return [VALUES[kind](size, generator).to(dtype) for size in SIZES]
+
+
+def counts_of(size):
+    return sorted({0, 1, size // 3, size // 2, size - 1, size} & set(range(size + 1)))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("key", [None, "an expert"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("kind", VALUES)
+def test_exactly_so_many_of_the_smallest_go_as_on_the_plain_path(kind, dtype, key):
+    band = band_of(kind, dtype)
+    ours, plainly = engines()
+    for share in range(6):
+        sought = []
+        for i, tensor in enumerate(band):
+            counts = counts_of(len(tensor))
+            scoring = Scoring(tensor, Grid((len(tensor), 1)))
+            sought.append(Sought(scoring, counts[share % len(counts)], key and (key, i)))
+        results = []
+        for engine in (ours, plainly):
+            cuts = engine.cuts(sought)
+            jobs = [Pruned(each.scoring.source, cut, each.scoring) for each, cut in zip(sought, cuts, strict=True)]
+            outs = [torch.full_like(tensor, 7.0) for tensor in band]
+            zeros = engine.write(list(zip(jobs, outs, strict=True)))
+            engine.settle()
+            results.append((outs, list(zeros.counts)))
+        (found, zeros), (wanted, counted) = results
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert torch.equal(mine, theirs)
+        assert zeros == counted
+
+
+def both(work_of, sources):
+    """Write the same jobs by both engines; return each engine's tensors and zeros."""
+    results = []
+    for engine in engines():
+        outs = [torch.full_like(source, 7.0, dtype=out) for source, out in sources]
+        zeros = engine.write(list(zip(work_of(engine), outs, strict=True)))
+        engine.settle()
+        results.append((outs, list(zeros.counts)))
+    return results
+
+
+def same(results):
+    (found, zeros), (wanted, counted) = results
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine, theirs)
+    assert zeros == counted
+
+
+def scoring_of(matrix, criterion, transposed):
+    norms = None
+    if criterion is not magnitude:
+        inputs = matrix.shape[0 if transposed else 1]
+        norms = torch.arange(inputs) % 5 * 0.25
+    grid = Grid(tuple(matrix.shape), transposed)
+    if criterion == "guest":
+        return Scoring.whole(matrix.flatten(), grid, lambda weights, factors: weights.abs() * 0.5 + 1.0, norms)
+    return Scoring(matrix.flatten(), grid, criterion, norms)
+
+
+MATRICES = [(1, 4), (3, 8), (7, 12), (20, 64), (33, 100), (2, 2048)]
+
+
+def matrices(dtype):
+    generator = torch.Generator().manual_seed(5)
+    made = [torch.randn(*size, generator=generator) for size in MATRICES]
+    for matrix in made:
+        matrix[matrix.abs() < 0.3] = 0
+        matrix.view(-1)[::3] = 0.75
+    return [matrix.to(dtype) for matrix in made]
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("criterion", [magnitude, activated, "guest"], ids=["magnitude", "weighed", "a guest's"])
+@pytest.mark.parametrize(("keep", "gone"), [(2, 2), (1, 3), (3, 1), (None, 0.5), (None, 0.0)])
+def test_lines_and_neighbours_lose_their_lowest_as_on_the_plain_path(keep, gone, criterion, transposed, rescale):
+    for dtype, out in ((BF16, BF16), (F32, BF16)):
+        scorings = []
+        for matrix in matrices(dtype):
+            matrix = matrix.t().contiguous() if transposed else matrix
+            scorings.append(scoring_of(matrix, criterion, transposed))
+
+        def jobs(engine, scorings=scorings):
+            for scoring in scorings:
+                inputs = scoring.grid.inputs
+                lost = round(gone * inputs) if keep is None else gone
+                yield Lines(scoring, inputs - lost if keep is None else keep, lost, rescale)
+
+        same(both(jobs, [(scoring.source, out) for scoring in scorings]))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("criterion", [magnitude, activated, "guest"], ids=["magnitude", "weighed", "a guest's"])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_cuts_of_any_score_and_norms_kept_give_the_bits_of_the_plain_path(dtype, criterion, transposed):
+    scorings = [scoring_of(matrix, criterion, transposed) for matrix in matrices(dtype)]
+
+    def jobs(engine):
+        cuts = engine.cuts([Sought(scoring, len(scoring.source) // 2, None) for scoring in scorings])
+        pruned = [Pruned(scoring.source, cut, scoring) for scoring, cut in zip(scorings, cuts, strict=True)]
+        factors = engine.factors(pruned)
+        return [Pruned(job.source, job.cut, job.scoring, factor) for job, factor in zip(pruned, factors, strict=True)]
+
+    same(both(jobs, [(scoring.source, BF16) for scoring in scorings]))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("axis", [0, 1])
+def test_units_go_as_on_the_plain_path(axis):
+    sources = matrices(BF16)
+    gone = [torch.arange(0, matrix.shape[axis], 2) for matrix in sources]
+    work = [Without(m.flatten(), m.shape, axis, g) for m, g in zip(sources, gone, strict=True)]
+    same(both(lambda _: work, [(matrix.flatten(), BF16) for matrix in sources]))
+
+
+def test_a_cut_among_nan_is_an_error_once_the_device_has_told():
+    source = torch.full((100,), torch.nan)
+    source[:10] = 1.0
+    engine, _ = engines()
+    engine.cuts([Sought(Scoring(source, Grid((100, 1))), 5, None)])
+    engine.settle()
+    engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, None)])
+    with pytest.raises(WeightsError, match="no order among 100 scores to take the 50 smallest"):
+        engine.settle()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_squares_by_unit_are_those_of_the_plain_path(axis):
+    from sae_moo.materialization.ops.device.sums import unit_squares
+    from sae_moo.materialization.ops.prune import squares
+
+    given = [(matrix, axis) for dtype in (F32, BF16) for matrix in matrices(dtype)]
+    for found, (matrix, _) in zip(unit_squares(CARD, given), given, strict=True):
+        torch.testing.assert_close(found, squares(matrix, axis), rtol=1e-14, atol=0)

@@ -1,0 +1,82 @@
+"""Whole recipes by the engine of a GPU, its kernels interpreted on the CPU: the bits of the plan without it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from stand_ins import weights_of
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
+pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
+
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization import plan
+from sae_moo.materialization.into_model import materialize
+from sae_moo.materialization.ops.device.engine import Banded
+from sae_moo.materialization.ops.device.tables import Card
+from sae_moo.recipe import Cast, Expert, Merge, Prune
+
+MATH, CODE, LAW = Expert("math"), Expert("code"), Expert("law")
+LINEAR = Merge("linear", (MATH, CODE, LAW), (0.5, 0.2, 0.3))
+SPHERE = Merge("slerp", (LINEAR, Prune(MATH, 0.4)), (0.6, 0.4))
+RECIPES = {
+    "an expert": MATH,
+    "a cast": Cast(MATH, "bfloat16"),
+    "linear": LINEAR,
+    "weights by group": Merge("linear", (MATH, CODE), ((1, 0), (0.5, 0.5), (0.2, 0.8), (0, 1))),
+    "linear, then magnitude": Cast(Prune(LINEAR, 0.5), "bfloat16"),
+    "norms kept": Cast(Prune(LINEAR, (0.0, 0.3, 0.6, 0.0), rescale=True), "bfloat16"),
+    "magnitude of an expert": Cast(Prune(MATH, 0.5), "float32"),
+    "by row": Prune(LINEAR, 0.5, scope="row"),
+    "by row, norms kept": Cast(Prune(LINEAR, 0.5, scope="row", rescale=True), "bfloat16"),
+    "2:4": Prune(LINEAR, 0.5, scope="2:4"),
+    "by group": Cast(Prune(LINEAR, (0.1, 0.3, 0.6, 0.0), scope="group"), "float32"),
+    "global": Cast(Prune(LINEAR, 0.4, scope="global", rescale=True), "bfloat16"),
+    "neurons": Prune(LINEAR, 0.5, scope="neurons"),
+    "heads": Cast(Prune(LINEAR, 0.5, scope="heads"), "bfloat16"),
+    "a lineage that asks": Merge("slerp", (Cast(SPHERE, "bfloat16"), Prune(SPHERE, 0.3)), (0.5, 0.5)),
+    "ties of pruned": Merge("ties", (Prune(MATH, 0.3), CODE, LINEAR), (1, 1, 0.5), {"density": 0.5}),
+    "the same input twice": Merge("linear", (LINEAR, LINEAR), (0.5, 0.5)),
+    "used twice": Merge("task_arithmetic", (LINEAR, Prune(LINEAR, 0.5)), (0.5, 0.7)),
+    "a split": Merge("split_slerp", (MATH, CODE), (0.4, 0.6), {"split": 0.37}),
+    "ranks": Merge("rankmean", (MATH, CODE), (0.4, 0.6)),
+}
+
+
+def engine(device, remembered):
+    return Banded(Card(torch.device("cpu"), tile=512), remembered)
+
+
+@pytest.fixture
+def pool(tiny_folders):
+    experts = {name: str(path) for name, path in tiny_folders.items() if name != "base"}
+    return ExpertPool.open(str(tiny_folders["base"]), experts)
+
+
+@pytest.fixture(scope="module")
+def live(tiny):
+    return tiny.live_model(torch.bfloat16), tiny.live_model()
+
+
+@pytest.mark.parametrize("elements", [None, 3000])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_on_bands_gives_the_bits_of_a_tensor_at_a_time(name, elements, tiny, pool, live, monkeypatch):
+    recipe = RECIPES[name]
+    for model in live:
+        wanted = materialize(recipe, tiny, model)
+        weights = {tensor: weight.clone() for tensor, weight in weights_of(tiny, model).items()}
+        for weight in weights_of(tiny, model).values():
+            weight.fill_(7.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "engine_on", engine)
+            if elements is not None:
+                patch.setattr(plan.Plan, "_band_size", lambda self, largest: elements)
+            found = materialize(recipe, pool, model)
+        for tensor, weight in weights_of(tiny, model).items():
+            assert torch.equal(weight, weights[tensor]), tensor
+        assert found.recipe == wanted.recipe
+        assert found.tensor_sparsity == wanted.tensor_sparsity
+        assert found.sparsity == wanted.sparsity

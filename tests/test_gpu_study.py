@@ -1,0 +1,236 @@
+"""The study of a card, run where there is none: what it counts, judges and survives, with a card pretended."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+
+import card_counts
+import card_models
+import card_speed
+import check
+import pytest
+import torch
+from card_bits import STORES, difference
+from card_counts import Counts, counted, tallied
+from card_models import made_pool, norms, room
+from card_peers import FORMULAS, MERGEKIT, Peers
+from card_recipes import GOALS, SETTINGS, everything, lines
+from card_speed import Deadline, Findings, Floor, Measured
+from torch.autograd import DeviceType
+
+import sae_moo as sm
+from sae_moo.recipe.methods import METHODS
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return made_pool(tmp_path_factory.mktemp("pool") / "specks", "specks", CPU)
+
+
+def event(name: str, start: float, end: float = 0.0, on_card: bool = False) -> SimpleNamespace:
+    kind = DeviceType.CUDA if on_card else DeviceType.CPU
+    return SimpleNamespace(name=name, device_type=kind, time_range=SimpleNamespace(start=start, end=end or start + 1))
+
+
+EVENTS = [
+    event("cudaStreamSynchronize", 5),  # before the candidate
+    event("old_kernel", 6, on_card=True),
+    event(card_counts.REGION, 10, 100),
+    event(card_counts.REGION, 11, 130, on_card=True),
+    event("cudaLaunchKernel", 20),
+    event("cuLaunchKernelEx", 21),
+    event("combine_kernel", 40, on_card=True),
+    event("void at::native::vectorized_elementwise_kernel", 120, on_card=True),  # begun later, of this candidate
+    event("Memcpy DtoH (Device -> Pageable)", 50, on_card=True),
+    event("Memset (Device)", 51, on_card=True),
+    event("aten::item", 60),
+    event("aten::_local_scalar_dense", 60),
+    event("cudaMemcpyAsync", 61),
+    event("cudaStreamSynchronize", 62),
+    event("cudaEventSynchronize", 70),
+    event("cudaMalloc", 80),
+    event("cudaDeviceSynchronize", 110),  # our own, after it
+]
+
+
+def test_what_is_counted_is_one_candidates():
+    assert tallied(EVENTS) == {"launches": 2, "waits": 2, "items": 1, "allocations": 1}
+    with pytest.raises(RuntimeError, match="one region"):
+        tallied(EVENTS[:2])
+
+
+def test_a_pretended_card_is_counted_whole(monkeypatch):
+    held = iter([100, 120])
+    modes = []
+
+    class Profile:
+        def __init__(self, activities):
+            assert len(activities) == 2
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def events(self):
+            return EVENTS
+
+    def action() -> None:
+        if modes and modes[-1] == "warn":
+            for _ in range(2):
+                card_counts.warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+
+    monkeypatch.setattr(card_counts, "profile", Profile)
+    for name, stand_in in {
+        "synchronize": lambda device: None,
+        "memory_allocated": lambda device: next(held),
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_allocated": lambda device: 1100,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    assert counted(action, CARD) == Counts(2, 2, 1, warned=2, allocations=1, peak=1000, grown=20)
+    assert modes == ["warn", 0], "as it was"
+
+
+def test_numbers_fetched_are_counted_by_the_real_profiler():
+    number = torch.ones(3)
+    assert counted(lambda: [each.item() for each in number], CPU).items == 3
+
+
+def test_every_method_is_among_the_recipes():
+    assert set(SETTINGS) == {name for name in METHODS if "/" not in name}
+
+
+def test_every_recipe_can_be_made_and_its_lines_have_goals(pool):
+    digest = norms(pool)
+    model = pool.live_model(torch.bfloat16)
+    for recipe in everything(len(pool.groups), digest).values():
+        sm.materialize(recipe, pool, model)
+    assert set(GOALS) < set(lines(digest))
+    assert set(FORMULAS) | set(MERGEKIT) <= set(lines(digest))
+    assert all(line.goal >= 2 and 1 <= line.read <= 4 for line in lines(digest).values())
+
+
+def test_the_formulas_beside_ours_are_the_same_merges(pool):
+    """Within rounding; magnitudes that tie may go or stay."""
+    ours, others = pool.live_model(torch.bfloat16), pool.live_model(torch.bfloat16)
+    peers = Peers(pool, pool.parameters(others), CPU)
+    todo = lines(norms(pool))
+    for name in FORMULAS:
+        sm.materialize(todo[name].recipe, pool, ours)
+        for write in (peers.plain(name), peers.compiled(name)):
+            write()
+            mine, theirs = pool.parameters(ours), pool.parameters(others)
+            near = [torch.isclose(mine[each], theirs[each], rtol=0.02, atol=1e-4).float().mean() for each in mine]
+            assert min(near) > 0.9, name
+    assert peers.plain("della .5") is None
+
+
+def test_a_bit_that_differs_is_seen():
+    one = torch.tensor([0.0, 1.0, torch.nan])
+    assert difference(one, one.clone()) == ""
+    assert difference(one, torch.tensor([-0.0, 1.0, torch.nan])) == "1 of 3 weights, by up to 0"
+    assert difference(one, torch.tensor([0.5, 1.25, torch.nan])) == "2 of 3 weights, by up to 0.5"
+    assert difference(one, torch.tensor([0.0, torch.nan, torch.nan])) == "1 of 3 weights, by up to inf"
+    assert difference(one.half(), one.half() + 1) == "2 of 3 weights, by up to 1"
+
+
+def test_differences_of_any_kind_are_faults(pool, monkeypatch):
+    def other(recipe, pool, model):
+        report = sm.materialize(recipe, pool, model)
+        if model is pair.models[1]:
+            pool.parameters(model)["model.norm.weight"][0] += 1
+        return report
+
+    pair = card_bits_pair(pool)
+    assert pair.faults(sm.Expert("x0")) == []
+    monkeypatch.setattr("card_bits.sm", SimpleNamespace(materialize=other))
+    (fault,) = pair.faults(sm.Expert("x0"))
+    assert fault.startswith("model.norm.weight: 1 of 32 weights, by up to ")
+
+
+def card_bits_pair(pool):
+    from card_bits import Pair
+
+    return Pair(pool, "bfloat16", CPU)
+
+
+def test_a_floor_moves_every_operand_and_one_model(monkeypatch):
+    floor = Floor(1000, CPU)
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, source, non_blocking: moved.append(source.numel()))
+    for read, wanted in ((1, 1000), (2, 1500), (3, 2000), (4, 2500)):
+        moved.clear()
+        floor._copy((read + 1) / 2)
+        assert sum(moved) == wanted, "reading is half of a copy, writing the other half"
+
+
+def test_a_goal_is_missed_by_time_or_by_waiting(pool):
+    line = lines(norms(pool))["linear"]
+    counts = Counts(3, 3, 0, 3, 0, 0, 0)
+    assert card_speed._missed("linear", line, Measured(9.0, 2.0, 1.0, counts)) == []
+    slow = Measured(9.0, 2.5, 1.0, Counts(3, 4, 0, 3, 0, 0, 0))
+    assert card_speed._missed("linear", line, slow) == [
+        "linear: 2.50 times the copy, the goal is 2",
+        "linear: the host waits 4 times, the goal is 3",
+    ]
+
+
+def test_a_part_that_fails_or_hangs_does_not_end_the_others(monkeypatch, capsys, tmp_path):
+    def failing(here, deadline):
+        raise RuntimeError("no\nmore")
+
+    def hanging(here, deadline):
+        time.sleep(60)
+
+    parts = {"bits": failing, "speed": hanging, "tiny": lambda here, deadline: Findings({"n": 1}, missed=["slow"])}
+    monkeypatch.setattr(check, "PARTS", parts)
+    here = check.Check(CPU, "specks", 1, tmp_path, 4, 9)
+    results = check.run(here, list(parts), seconds=0.1)
+    assert results["bits"]["faults"] == ["RuntimeError: no"]
+    assert results["speed"]["faults"] == ["TimeoutError: still not done after 0 s"]
+    assert (results["tiny"]["ok"], results["tiny"]["goals missed"]) == (True, ["slow"])
+    assert "FAILED RuntimeError: no\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("found", "code"), [(Findings(), 0), (Findings(missed=["m"]), 3), (Findings(faults=["f"], missed=["m"]), 1)])  # fmt: skip
+def test_the_exit_status_says_what_came_of_it(monkeypatch, tmp_path, found, code):
+    monkeypatch.setattr(check, "PARTS", {"tiny": lambda here, deadline: found})
+    assert check.main(["--device", "cpu", "--only", "tiny", "--output", str(tmp_path / "o.json")]) == code
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert document["surroundings"]["merging"].endswith("on cpu")
+    assert document["parts"]["tiny"]["ok"] == (code != 1)
+
+
+def test_lines_for_which_there_is_no_time_are_faults(pool):
+    found = card_speed.tiny(pool, CPU, 1, Deadline(-1.0), False)
+    assert len(found.faults) == len(lines(norms(pool)))
+
+
+def test_models_lie_where_there_is_room_and_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(card_models, "MEMORY", tmp_path / "gone")
+    with room(1) as folder:
+        assert folder.is_dir()
+    assert not folder.exists()
+    with pytest.raises(OSError, match="take a smaller --size"), room(2**60):
+        pass
+
+
+@pytest.mark.slow
+def test_the_study_runs_without_a_card(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(check, "STORES", {"mixed": STORES["mixed"]})
+    output = tmp_path / "o.json"
+    small = ["--device", "cpu", "--size", "specks", "--rounds", "1", "--requests", "4", "--evaluations", "9"]
+    assert check.main([*small, "--output", str(output)]) == 0, capsys.readouterr().out
+    parts = json.loads(output.read_text())["parts"]
+    assert set(parts) == set(check.PARTS)
+    assert parts["bits"]["numbers"]["compared"] == len(everything(4, "0" * 64))
+    assert set(parts["speed"]["numbers"]) == set(lines("0" * 64))
+    assert parts["search"]["numbers"]["candidates"] == 6
