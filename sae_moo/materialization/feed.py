@@ -133,11 +133,12 @@ class Feed:
 
     def _tensors_of(self, name: str) -> int:
         """Return how many tensors of an expert are sent: what an adapter leaves as it is, is sent as the base's."""
-        every = [info.name for info in self._pool.tensors]
+        pool = self._pool
         if name == BASE or self._staging is None:
-            return len(every)
-        count = lambda: sum(self._pool.owner(name, tensor) == name for tensor in every)  # noqa: E731
-        return self._pool.remembered.get(("tensors of its own", name), count)
+            return len(pool.tensors)
+        return pool.remembered.get(
+            ("tensors of its own", name), lambda: sum(pool.owner(name, info.name) == name for info in pool.tensors)
+        )
 
     def _send(self, band: Sequence[TensorInfo], number: int) -> None:
         """Begin to send what of a band is neither there nor on its way."""

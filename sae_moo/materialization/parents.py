@@ -147,6 +147,7 @@ class _Part:
         self._forms = [(name, weight.dtype, weight.shape, weight.nbytes) for name, weight in tensors]
         self._offsets = [0, *accumulate(_aligned(weight.nbytes) for _, weight in tensors)]
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._weights: dict[str, Tensor] = {}
         self._there: Event = None
         self.on_device = False
 
@@ -156,8 +157,7 @@ class _Part:
 
     def copy_on_device_(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Hold a copy on the device, made in the order of the work."""
-        self._memory = self._link.empty(self.nbytes)
-        self.on_device = True
+        self._place(self._link.empty(self.nbytes), on_device=True)
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for copy, (_, weight) in zip(self.weights().values(), tensors, strict=True):
             copies, weights = by_dtype.setdefault(weight.dtype, ([], []))
@@ -168,7 +168,7 @@ class _Part:
 
     def copy_to_host_(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Hold a copy on the host."""
-        self._memory = self._link.staging(self.nbytes)
+        self._place(self._link.staging(self.nbytes), on_device=False)
         copies = list(self.weights().values())
         self._there = self._link.fetch([weight for _, weight in tensors], copies)
         self._link.join(self._there)  # these may be a live model's, which the work writes over next
@@ -177,15 +177,19 @@ class _Part:
         """Move from the device to the host; who was given the weights has them there still."""
         host = self._link.staging(self.nbytes)
         self._there = self._link.fetch([self._memory], [host])
-        self._memory, self.on_device = host, False
+        self._place(host, on_device=False)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors by name, when they are there."""
         if self._there is not None:
             self._link.wait(self._there)
             self._there = None
-        return {
-            name: self._memory[offset : offset + nbytes].view(dtype).view(shape)
+        return self._weights
+
+    def _place(self, memory: Tensor, *, on_device: bool) -> None:
+        self._memory, self.on_device = memory, on_device
+        self._weights = {
+            name: memory[offset : offset + nbytes].view(dtype).view(shape)
             for (name, dtype, shape, nbytes), offset in zip(self._forms, self._offsets, strict=False)
         }
 
