@@ -144,7 +144,7 @@ class _Part:
 
     def __init__(self, tensors: Sequence[tuple[str, Tensor]], link: Link) -> None:
         self._link = link
-        self._forms = [(name, weight.dtype, weight.shape, weight.nbytes) for name, weight in tensors]
+        self._forms = [(name, weight.dtype, weight.shape, weight.numel()) for name, weight in tensors]
         self._offsets = [0, *accumulate(_aligned(weight.nbytes) for _, weight in tensors)]
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._weights: dict[str, Tensor] = {}
@@ -188,10 +188,11 @@ class _Part:
 
     def _place(self, memory: Tensor, *, on_device: bool) -> None:
         self._memory, self.on_device = memory, on_device
-        self._weights = {
-            name: memory[offset : offset + nbytes].view(dtype).view(shape)
-            for (name, dtype, shape, nbytes), offset in zip(self._forms, self._offsets, strict=False)
-        }
+        typed = {dtype: memory.view(dtype) for dtype in {dtype for _, dtype, _, _ in self._forms}}
+        self._weights = {}
+        for (name, dtype, shape, numel), offset in zip(self._forms, self._offsets, strict=False):
+            begin = offset // dtype.itemsize
+            self._weights[name] = typed[dtype][begin : begin + numel].view(shape)
 
 
 class _Held:
@@ -227,16 +228,22 @@ class _Held:
 def _parts(named: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield weights in parts, each of as many as fit into a power of two of bytes, and of one at least."""
     part: list[tuple[str, Tensor]] = []
-    held, left = 0, size
+    held, left, most = 0, size, _power(size)
     for name, weight in named:
-        most = min(PART, max(SMALLEST, 1 << max(left, 1).bit_length() - 1))
-        if part and held + _aligned(weight.nbytes) > most:
+        taken = _aligned(weight.nbytes)
+        if part and held + taken > most:
             yield part
-            part, held, left = [], 0, left - held
+            left -= held
+            part, held, most = [], 0, _power(left)
         part.append((name, weight))
-        held += _aligned(weight.nbytes)
+        held += taken
     if part:
         yield part
+
+
+def _power(nbytes: int) -> int:
+    """Return the bytes of the next part, where so many are left."""
+    return min(PART, max(SMALLEST, 1 << max(nbytes, 1).bit_length() - 1))
 
 
 def _aligned(nbytes: int) -> int:
