@@ -8,10 +8,11 @@ is read too late holds something else by then.
 from __future__ import annotations
 
 import ctypes
+import functools
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import RLock
 
 import numpy as np
@@ -61,6 +62,8 @@ class MadeUpDevice:
     def empty(self, nbytes: int) -> Tensor:
         with self._lock:
             if nbytes > self.free():
+                self.drain()  # as torch does: what only waits for the end of copies is free then
+            if nbytes > self.free():
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             fitting = [
                 i
@@ -89,10 +92,11 @@ class MadeUpDevice:
         self.sends += 1
         return self._copied(TO, into, staged, after)
 
-    def fetch(self, held: Tensor, into: Tensor) -> Event:
+    def fetch(self, held: Sequence[Tensor], into: Sequence[Tensor]) -> Event:
         with self._lock:
-            after = self.mark()
-            self._streams[BACK] += [after, lambda: into.copy_(held)]  # torch is told that the stream has it
+            self._streams[BACK].append(self.mark())
+            for source, copy in zip(held, into, strict=True):  # torch is told that the stream has what it copies
+                self._streams[BACK].append(functools.partial(copy.copy_, source))
             return self._recorded(BACK)
 
     def wait(self, event: Event) -> None:

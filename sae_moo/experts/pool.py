@@ -250,6 +250,7 @@ class ExpertPool:
         device = torch.device(device)
         if device.type == "cpu":
             return self.load(name, tensor)
+        name = self.owner(name, tensor)
         resident = self.resident(device)
         kept = resident.get(name, tensor)
         if kept is None:
@@ -294,6 +295,14 @@ class ExpertPool:
         equal copy.
         """
         return name == BASE or self.checkpoints[name].shares_base(tensor)
+
+    def owner(self, name: str, tensor: str) -> str:
+        """Return whose tensor an expert has, so that it is sent to a device once: the base's, or its own.
+
+        The base's is what is known, without reading it, to be the same in its bits, dtype and shape.
+        """
+        own, base = (self.checkpoints[each].tensors[tensor] for each in (name, BASE))
+        return BASE if own == base and self.shares_base(name, tensor) else name
 
     def live_model(self, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu") -> Any:
         """Return a transformers model to materialize into; its weights are the base's until then.

@@ -25,6 +25,7 @@ from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.experts.resident import Resident
 from sae_moo.materialization.link import link_to, located
 from sae_moo.materialization.staging import Shipment, Source, Staging, staging_to
+from sae_moo.recipe import BASE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,10 @@ class Feed:
         self._staging = (staging or staging_to(self._device)) if ahead else None
         if resident is None:
             resident = Resident(0) if self._device.type == "cpu" else pool.resident(self._device)
-        resident.count(self._names)
+        self._own = {name: self._tensors_of(name) for name in self._names}
+        if any(n < len(pool.tensors) for n in self._own.values()):
+            self._own[BASE] = len(pool.tensors)
+        resident.count(self._own)
         self._resident = resident
         self._here = resident.tensors
         self._band = 0
@@ -101,7 +105,7 @@ class Feed:
     @property
     def complete(self) -> bool:
         """Whether all tensors that will be asked for stay on the device, so that nothing has to be sent."""
-        return all(len(self._here.get(name, ())) == len(self._pool.tensors) for name in self._names)
+        return all(len(self._here.get(name, ())) == n for name, n in self._own.items())
 
     def get(self, name: str, tensor: str) -> Tensor:
         """Return one tensor of one expert on the device, as `ExpertPool.load_on`: do not write to it.
@@ -114,38 +118,60 @@ class Feed:
             return kept
         if self._staging is None:
             return self._pool.load_on(name, tensor, self._device)
-        if (name, tensor) not in self._on_its_way:
-            self._ship(self._staging, [(name, tensor)], self._band)
-        shipment, place = self._on_its_way[name, tensor]
-        return self._resident.keep(name, tensor, shipment.arrived(place), own=False)
+        key = self._key(name, tensor)
+        kept = self._resident.get(*key)
+        if kept is not None:
+            return kept
+        if key not in self._on_its_way:
+            self._ship_now(self._staging, [key])
+        shipment, place = self._on_its_way[key]
+        self._shipments[shipment] = max(self._band, self._shipments[shipment])
+        return self._resident.keep(*key, shipment.arrived(place), own=False)
+
+    def _key(self, name: str, tensor: str) -> Key:
+        return self._pool.owner(name, tensor), tensor
+
+    def _tensors_of(self, name: str) -> int:
+        """Return how many tensors of an expert are sent: what an adapter leaves as it is, is sent as the base's."""
+        pool = self._pool
+        if name == BASE or self._staging is None:
+            return len(pool.tensors)
+        return pool.remembered.get(
+            ("tensors of its own", name), lambda: sum(pool.owner(name, info.name) == name for info in pool.tensors)
+        )
 
     def _send(self, band: Sequence[TensorInfo], number: int) -> None:
         """Begin to send what of a band is neither there nor on its way."""
         missing = []
-        for info in band:
-            for name in self._names:
-                key = name, info.name
-                way = self._on_its_way.get(key)
-                if way is not None:
-                    self._shipments[way[0]] = max(number, self._shipments[way[0]])
-                elif self._resident.get(*key) is None:
-                    missing.append(key)
+        for key in dict.fromkeys(self._key(name, info.name) for info in band for name in self._names):
+            way = self._on_its_way.get(key)
+            if way is not None:
+                self._shipments[way[0]] = max(number, self._shipments[way[0]])
+            elif self._resident.get(*key) is None:
+                missing.append(key)
         if not missing:
             return
         assert self._staging is not None
+        if number == self._band:
+            self._ship_now(self._staging, missing)
+            return
         try:
             self._ship(self._staging, missing, number)
-        except RuntimeError as error:
+        except RuntimeError as error:  # it is sent when it is its turn
             if not out_of_memory(error):
                 raise
-            if number > self._band:  # it is sent when it is its turn
-                _tell_behind()
-                return
-            wanted = sum(self._source(*key).nbytes for key in missing)
+            _tell_behind()
+
+    def _ship_now(self, staging: Staging, keys: Sequence[Key]) -> None:
+        """Begin to send what is needed now, at the cost of what stays on the device if there is no other room."""
+        try:
+            self._ship(staging, keys, self._band)
+        except RuntimeError as error:
+            wanted = sum(self._source(*key).nbytes for key in keys)
             worked_on = {each.name for each in chain(*self._bands)}
-            if not self._resident.give_back(wanted, worked_on):
+            if not out_of_memory(error) or not self._resident.give_back(wanted, worked_on):
                 raise
-            self._ship(self._staging, missing, number)
+            self._ship(staging, keys, self._band)
 
     def _ship(self, staging: Staging, keys: Sequence[Key], number: int) -> None:
         sources = [self._source(*key) for key in keys]

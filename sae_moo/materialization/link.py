@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class Link(Protocol):
     def send(self, into: Tensor, staged: Tensor, after: Event) -> Event:
         """Begin to copy from `staging` to the device once an event is over; return the event of its end."""
 
-    def fetch(self, held: Tensor, into: Tensor) -> Event:
+    def fetch(self, held: Sequence[Tensor], into: Sequence[Tensor]) -> Event:
         """Begin to copy what the work given so far has written to memory of `staging`; return the event of its end."""
 
     def wait(self, event: Event) -> None:
@@ -103,12 +104,13 @@ class Streams:
         into.copy_(staged, non_blocking=True)
         return self._recorded(self._to)
 
-    def fetch(self, held: Tensor, into: Tensor) -> Event:
+    def fetch(self, held: Sequence[Tensor], into: Sequence[Tensor]) -> Event:
         """Begin to copy on a stream of its own."""
         self._back.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._back):
-            into.copy_(held, non_blocking=True)
-        held.record_stream(self._back)
+            for source, copy in zip(held, into, strict=True):
+                copy.copy_(source, non_blocking=True)
+                source.record_stream(self._back)
         return self._recorded(self._back)
 
     def wait(self, event: Event) -> None:
@@ -153,9 +155,10 @@ class NoStreams:
         """Copy."""
         into.copy_(staged)
 
-    def fetch(self, held: Tensor, into: Tensor) -> Event:
+    def fetch(self, held: Sequence[Tensor], into: Sequence[Tensor]) -> Event:
         """Copy."""
-        into.copy_(held)
+        for source, copy in zip(held, into, strict=True):
+            copy.copy_(source)
 
     def wait(self, event: Event) -> None:
         """Do nothing: it is over."""

@@ -144,9 +144,10 @@ class _Part:
 
     def __init__(self, tensors: Sequence[tuple[str, Tensor]], link: Link) -> None:
         self._link = link
-        self._forms = [(name, weight.dtype, weight.shape, weight.nbytes) for name, weight in tensors]
+        self._forms = [(name, weight.dtype, weight.shape, weight.numel()) for name, weight in tensors]
         self._offsets = [0, *accumulate(_aligned(weight.nbytes) for _, weight in tensors)]
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._weights: dict[str, Tensor] = {}
         self._there: Event = None
         self.on_device = False
 
@@ -156,8 +157,7 @@ class _Part:
 
     def copy_on_device_(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Hold a copy on the device, made in the order of the work."""
-        self._memory = self._link.empty(self.nbytes)
-        self.on_device = True
+        self._place(self._link.empty(self.nbytes), on_device=True)
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for copy, (_, weight) in zip(self.weights().values(), tensors, strict=True):
             copies, weights = by_dtype.setdefault(weight.dtype, ([], []))
@@ -168,26 +168,31 @@ class _Part:
 
     def copy_to_host_(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Hold a copy on the host."""
-        self._memory = self._link.staging(self.nbytes)
-        for copy, (_, weight) in zip(self.weights().values(), tensors, strict=True):
-            self._there = self._link.fetch(weight, copy)
+        self._place(self._link.staging(self.nbytes), on_device=False)
+        copies = list(self.weights().values())
+        self._there = self._link.fetch([weight for _, weight in tensors], copies)
         self._link.join(self._there)  # these may be a live model's, which the work writes over next
 
     def to_host(self) -> None:
         """Move from the device to the host; who was given the weights has them there still."""
         host = self._link.staging(self.nbytes)
-        self._there = self._link.fetch(self._memory, host)
-        self._memory, self.on_device = host, False
+        self._there = self._link.fetch([self._memory], [host])
+        self._place(host, on_device=False)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors by name, when they are there."""
         if self._there is not None:
             self._link.wait(self._there)
             self._there = None
-        return {
-            name: self._memory[offset : offset + nbytes].view(dtype).view(shape)
-            for (name, dtype, shape, nbytes), offset in zip(self._forms, self._offsets, strict=False)
-        }
+        return self._weights
+
+    def _place(self, memory: Tensor, *, on_device: bool) -> None:
+        self._memory, self.on_device = memory, on_device
+        typed = {dtype: memory.view(dtype) for dtype in {dtype for _, dtype, _, _ in self._forms}}
+        self._weights = {}
+        for (name, dtype, shape, numel), offset in zip(self._forms, self._offsets, strict=False):
+            begin = offset // dtype.itemsize
+            self._weights[name] = typed[dtype][begin : begin + numel].view(shape)
 
 
 class _Held:
@@ -223,16 +228,22 @@ class _Held:
 def _parts(named: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield weights in parts, each of as many as fit into a power of two of bytes, and of one at least."""
     part: list[tuple[str, Tensor]] = []
-    held, left = 0, size
+    held, left, most = 0, size, _power(size)
     for name, weight in named:
-        most = min(PART, max(SMALLEST, 1 << max(left, 1).bit_length() - 1))
-        if part and held + _aligned(weight.nbytes) > most:
+        taken = _aligned(weight.nbytes)
+        if part and held + taken > most:
             yield part
-            part, held, left = [], 0, left - held
+            left -= held
+            part, held, most = [], 0, _power(left)
         part.append((name, weight))
-        held += _aligned(weight.nbytes)
+        held += taken
     if part:
         yield part
+
+
+def _power(nbytes: int) -> int:
+    """Return the bytes of the next part, where so many are left."""
+    return min(PART, max(SMALLEST, 1 << max(nbytes, 1).bit_length() - 1))
 
 
 def _aligned(nbytes: int) -> int:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from queue import SimpleQueue
-from threading import Lock, RLock
+from threading import Lock, RLock, local
 from typing import Any
 
 import numpy as np
@@ -206,8 +206,9 @@ class Staging:
         for i in range(slots):
             memory = ring[i * slot_bytes : (i + 1) * slot_bytes]
             self._slots.put(_Slot(memory, memory.numpy()))
-        threads = min(THREADS, max(2, (os.cpu_count() or 1) - 1)) if threads is None else threads
-        self._threads = ThreadPoolExecutor(min(threads, slots), "sae_moo feed", initializer=link.enter)
+        threads = min(THREADS, max(2, _processors() - 1)) if threads is None else threads
+        self._threads = ThreadPoolExecutor(min(threads, slots), "sae_moo feed")
+        self._entered = local()  # not an initializer of the threads: what that raises, nobody is told
 
     def shipment(self, sources: Sequence[Source]) -> Shipment:
         """Return room for tensors on the device; whoever has it drops it, whether it is begun or not.
@@ -223,6 +224,9 @@ class Staging:
         shipment.begin([self._threads.submit(self._fill, shipment, i, held) for i, held in enumerate(parts)])
 
     def _fill(self, shipment: Shipment, i: int, parts: Sequence[_Part]) -> Event:
+        if not hasattr(self._entered, "link"):
+            self._link.enter()
+            self._entered.link = True
         read: list[tuple[_Part, Any]] = [(part, part.source.bytes()) for part in parts]  # may take long: no slot yet
         slot = self._slots.get()
         try:
@@ -236,6 +240,11 @@ class Staging:
             return slot.sent
         finally:
             self._slots.put(slot)
+
+
+def _processors() -> int:
+    """Return how many processors the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -339,6 +340,16 @@ def test_what_is_known_to_be_the_base(tiny):
     name = tiny.tensors[0].name
     assert tiny.shares_base("base", name)
     assert not tiny.shares_base("math", name)
+    assert [tiny.owner(each, name) for each in ("base", "math")] == ["base", "math"]
+
+
+def test_only_what_has_the_dtype_of_the_base_too_is_taken_for_it(tiny, monkeypatch):
+    monkeypatch.setattr(ExpertPool, "shares_base", lambda *_: True)
+    name = tiny.tensors[0].name
+    assert tiny.owner("math", name) == "base"
+    facts = tiny.checkpoints["math"].tensors[name]
+    monkeypatch.setitem(tiny.checkpoints["math"].tensors, name, dataclasses.replace(facts, dtype="BF16"))
+    assert tiny.owner("math", name) == "math"
 
 
 def test_experts_stay_on_another_device_while_they_fit(tiny):

@@ -18,6 +18,7 @@ from stand_ins import weights_of
 
 from sae_moo.experts.checkpoint import TensorFacts
 from sae_moo.experts.layout import stored_name
+from sae_moo.experts.memory import Remembered
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.experts.resident import Resident
 from sae_moo.materialization import plan
@@ -53,7 +54,11 @@ class Models:
             for name, dtype in DTYPES.items()
         }
         self.asked: list[tuple[str, str]] = []
+        self.remembered = Remembered()
         self.stored = lambda name, tensor: stored
+
+    def owner(self, name: str, tensor: str) -> str:
+        return name
 
     def load(self, name: str, tensor: str) -> torch.Tensor:
         assert threading.current_thread() is not threading.main_thread()
@@ -166,6 +171,30 @@ def test_what_nobody_announced_is_sent_when_it_is_asked_for():
     assert all(found == [models.bytes(*key)] for key, found in read)
 
 
+def test_what_is_asked_for_again_lasts_from_then_on():
+    device, models = MadeUpDevice(), Models([(64, 5)] * 8)
+    feed, _ = feed_to(device, models)
+    feed.begin(models.tensors[:2])
+    for info in models.tensors[:2]:
+        for name in NAMES:
+            feed.get(name, info.name)
+    feed.begin(models.tensors[2:4], models.tensors[4:6])
+    place = Address(feed.get("math", "t1"))
+    feed.begin(models.tensors[4:6], models.tensors[6:])
+    found = device.read(place)
+    device.drain()
+    assert found == [models.bytes("math", "t1")]
+
+
+def test_what_is_still_there_is_not_sent_again_when_it_is_announced():
+    device, models = MadeUpDevice(), Models([(64, 5)] * 4)
+    feed, _ = feed_to(device, models)
+    bands = bands_of(models.tensors, 2)
+    order = [(bands[0], bands[1]), (bands[1], bands[0]), (bands[0], bands[1]), (bands[1], ())]
+    assert all(same for _, same in worked(feed, device, models, order))
+    assert len(models.asked) == len(models.weights)
+
+
 def test_what_fails_on_its_way_fails_where_it_is_needed_and_nothing_else_does(monkeypatch):
     device, models = MadeUpDevice(), Models()
     feed, staging = feed_to(device, models)
@@ -203,11 +232,10 @@ def test_a_link_that_breaks_is_told_where_a_tensor_is_needed():
 
     models = Models()
     feed, _ = feed_to(Broken(), models)
-    feed.begin(models.tensors[:1])
-    with pytest.raises(RuntimeError, match="initializer failed"):
-        feed.get("math", "t0")
-    with pytest.raises(RuntimeError, match="not usable"):
-        feed.begin(models.tensors[1:])
+    for info in models.tensors[2:5]:
+        feed.begin([info])
+        with pytest.raises(RuntimeError, match="no such device"):
+            feed.get("math", info.name)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C there")
@@ -282,6 +310,7 @@ def test_what_stays_is_not_sent_again_and_a_look_at_it_is_no_copy():
                 tensor = feed.get(name, info.name)
                 assert torch.equal(tensor, models.weights[name, info.name])
                 assert feed.get(name, info.name) is tensor
+        assert feed.complete
     assert len(models.asked) == len(set(models.asked))
     sends = device.sends
     again = Feed(models, "cpu", NAMES, staging=feed._staging, resident=feed._resident)
@@ -357,6 +386,7 @@ def test_on_the_cpu_nothing_is_sent(tiny, ahead):
     feed = Feed(tiny, "cpu", ("math",), ahead)
     feed.begin(tiny.tensors[:2], tiny.tensors[2:])
     info = tiny.tensors[1]
+    assert not feed.complete
     assert feed.get("math", info.name) is tiny.load("math", info.name)
 
 
@@ -407,6 +437,32 @@ def test_sent_ahead_or_not_the_weights_are_the_same(with_adapter, tiny_model, mo
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("resident", [0, 1 << 30])
+def test_what_an_adapter_leaves_as_it_is_is_sent_and_kept_once(with_adapter, resident, monkeypatch):
+    asked = []
+    load = ExpertPool.load
+    monkeypatch.setattr(ExpertPool, "load", lambda pool, *key: asked.append(key) or load(pool, *key))
+    device, kept = MadeUpDevice(prompt=True), Resident(resident)
+    staging = Staging(device, 3, SLOT, 3)
+    for _ in range(2):
+        feed = Feed(with_adapter, "cpu", ["adapter", "math"], staging=staging, resident=kept)
+        feed.begin(with_adapter.tensors)
+        for name in ("adapter", "math", "base"):
+            for info in with_adapter.tensors:
+                assert torch.equal(feed.get(name, info.name), load(with_adapter, name, info.name))
+        feed.begin(())
+    changed = [
+        ("adapter", info.name) for info in with_adapter.tensors if info.name.endswith("0.self_attn.q_proj.weight")
+    ]
+    whole = [(name, info.name) for name in ("base", "math") for info in with_adapter.tensors]
+    assert sorted(set(asked)) == sorted(changed + whole)
+    assert feed.complete == bool(resident)
+    if resident:
+        assert len(asked) == len(set(asked))
+        feed.begin(with_adapter.tensors)
+        assert not feed._on_its_way
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("resident", [0, 1 << 21, 1 << 30])
@@ -419,6 +475,7 @@ def test_on_a_gpu_what_is_worked_on_is_what_the_files_hold(resident):
     staging = Staging(Streams(place), 4, 1 << 20, 4)
     kept = Resident(resident)
     bands = bands_of(models.tensors, 3)
+    expected = {key: weight.to(place) for key, weight in models.weights.items()}
     for slow in (False, True):
         feed = Feed(models, place, NAMES, staging=staging, resident=kept)
         torch.cuda.synchronize()
@@ -431,7 +488,7 @@ def test_on_a_gpu_what_is_worked_on_is_what_the_files_hold(resident):
                 for name in NAMES:
                     if slow:
                         torch.cuda._sleep(100_000)
-                    wrong = (feed.get(name, info.name) != models.weights[name, info.name].to(place)).sum()
+                    wrong = (feed.get(name, info.name) != expected[name, info.name]).sum()
                     sums.append(wrong)
         assert int(torch.stack(sums).sum()) == 0
         largest = max(sum(info.numel for info in band) for band in bands) * 8
