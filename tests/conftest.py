@@ -13,6 +13,32 @@ from sae_moo.experts.pool import ExpertPool
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_NO_GPU = pytest.MonkeyPatch()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Open the GPU, where a test is marked ``gpu`` and there is one: what is open stays, whatever is hidden later."""
+    if any(item.get_closest_marker("gpu") for item in session.items) and torch.cuda.is_available():
+        torch.cuda.init()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide GPUs from a test and the processes it starts, unless it is marked ``gpu``.
+
+    Tests hold the bits and counts of CPUs, and ``device: auto`` takes a GPU where it sees one. This comes before
+    fixtures, of modules and of the session too.
+    """
+    _NO_GPU.undo()
+    if item.get_closest_marker("gpu") is None:
+        _NO_GPU.setenv("CUDA_VISIBLE_DEVICES", "")
+        _NO_GPU.setattr(torch.cuda, "is_available", lambda: False)
+        _NO_GPU.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def pytest_unconfigure() -> None:
+    _NO_GPU.undo()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
