@@ -1,4 +1,4 @@
-"""The suite's own arrangement: tests see no GPU, wherever they run, unless they ask for one (`conftest`)."""
+"""The suite's own arrangements (`conftest`), by which it passes on other machines: what is hidden, what is passed over."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from harness_oracle import FILES, whole
 
 from sae_moo.jobs.bench import resolve_device
 
@@ -38,3 +39,20 @@ def test_a_test_that_is_marked_sees_the_gpu_and_the_next_one_does_not(pytestconf
             assert resolve_device("auto") == seen
             assert ("CUDA_VISIBLE_DEVICES" in os.environ) is not marked
         suite._NO_GPU.undo()
+
+
+@pytest.mark.parametrize("left_out", [1, len(FILES)])
+@pytest.mark.parametrize("otherwise", [pytest.skip, pytest.fail])
+def test_benchmark_data_that_is_not_all_there_is_not_there(tmp_path, otherwise, left_out):
+    absent, present = list(FILES.values())[:left_out], list(FILES.values())[left_out:]
+    for name in present:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        otherwise.Exception, match=rf"{left_out} of {len(FILES)} files are not there, {absent[0]} first"
+    ):
+        whole(tmp_path, otherwise)
+    for name in absent:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert whole(tmp_path, otherwise) == tmp_path
