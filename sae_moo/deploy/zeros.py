@@ -26,4 +26,4 @@ TWO_FOUR = (
     "(NVIDIA H100 80GB, cuSPARSELt 0.8.0, bfloat16, eager; CUTLASS refuses that card; inside torch.compile and CUDA "
     "graphs it was not measured)"
 )
-STRUCTURED = "matrices are smaller: less memory and arithmetic in every runtime; --verify times a forward pass"
+STRUCTURED = "matrices are smaller: less memory and arithmetic in every runtime; verifying an export times it"
