@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from sae_moo.cli.main import app
 from sae_moo.config.document import Config
+from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import FORMATS
 from sae_moo.evaluate.kinds import KINDS
 from sae_moo.recipe import SCOPES
@@ -173,6 +174,12 @@ def formats(page: Path) -> str:  # noqa: ARG001
     return _table(("`--format`", "what is written", "as", "read by", "needs"), rows)
 
 
+def gains(page: Path) -> str:  # noqa: ARG001
+    """Return what zeros are good for where a model runs, by how they lie."""
+    rows = [("scattered", zeros.SCATTERED), ("`2:4`", zeros.TWO_FOUR), ("whole neurons and heads", zeros.STRUCTURED)]
+    return _table(("zeros", "where a model runs"), rows)
+
+
 TABLES: Mapping[str, Callable[..., str]] = {
     "commands": commands,
     "keys": keys,
@@ -183,6 +190,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "scopes": scopes,
     "schedules": schedules,
     "formats": formats,
+    "gains": gains,
 }
 """What stands behind ``generated:``, and what makes the table; what follows a colon is an argument."""
 

@@ -13,6 +13,32 @@ from sae_moo.experts.pool import ExpertPool
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_NO_GPU = pytest.MonkeyPatch()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Open the GPU, where a test is marked ``gpu`` and there is one: what is open stays, whatever is hidden later."""
+    if any(item.get_closest_marker("gpu") for item in session.items) and torch.cuda.is_available():
+        torch.cuda.init()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide GPUs from a test and the processes it starts, unless it is marked ``gpu``.
+
+    Tests hold the bits and counts of CPUs, and ``device: auto`` takes a GPU where it sees one. This comes before
+    fixtures, of modules and of the session too.
+    """
+    _NO_GPU.undo()
+    if item.get_closest_marker("gpu") is None:
+        _NO_GPU.setenv("CUDA_VISIBLE_DEVICES", "")
+        _NO_GPU.setattr(torch.cuda, "is_available", lambda: False)
+        _NO_GPU.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def pytest_unconfigure() -> None:
+    _NO_GPU.undo()
+
 
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
@@ -79,11 +105,11 @@ def tiny_model(tiny):
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Real benchmark data beside the checkout, where there is any."""
-    folder = Path(os.environ.get("SAE_MOO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no benchmark data at {folder}; set SAE_MOO_TEST_DATA")
-    return folder
+    """Real benchmark data beside the checkout, where all of it is there; where ``SAE_MOO_TEST_DATA`` says, it must be."""
+    from harness_oracle import whole
+
+    named = os.environ.get("SAE_MOO_TEST_DATA")
+    return whole(Path(named or Path(__file__).parents[2] / "shared" / "data"), pytest.fail if named else pytest.skip)
 
 
 @pytest.fixture

@@ -24,6 +24,12 @@ LINKS = {"it": ("perché", "quindi"), "id": ("karena", "jadi"), "sw": ("kwa saba
 MGSM = ("de", "es", "sw", "zh")
 GSM8K = {"train": "train_first1500.jsonl", "test": "test_first500.jsonl"}
 BENCHMARKS = [*(f"xcopa_{language}" for language in LINKS), *(f"mgsm_{language}" for language in MGSM), "gsm8k"]
+FILES = {
+    **{f"xcopa_{language}": f"xcopa/{language}/val.{language}.jsonl" for language in LINKS},
+    **{f"mgsm_{language}": f"mgsm/mgsm_{language}.tsv" for language in MGSM},
+    **{f"gsm8k_{part}": f"gsm8k/{name}" for part, name in GSM8K.items()},
+}
+"""What of the benchmark data tests read, below its folder."""
 CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 
 
@@ -56,13 +62,24 @@ def odd_model(
     return folder
 
 
+def whole(data: Path, otherwise: Callable[[str], Any]) -> Path:
+    """Return a folder of benchmark data; say otherwise if it is not all there, as where a copy left it behind."""
+    missing = [name for name in FILES.values() if not (data / name).is_file()]
+    if missing:
+        otherwise(
+            f"no benchmark data at {data}: {len(missing)} of {len(FILES)} files are not there, {missing[0]} first; "
+            "SAE_MOO_TEST_DATA says where they are"
+        )
+    return data
+
+
 def benchmark_yamls(data: Path, root: Path, most: int, shots: int) -> Path:
     """Write the tasks of all benchmarks, in words of our own; `most` tokens an answer, `shots` examples of GSM8K."""
     for language, (because, so) in LINKS.items():
         described = {
             "task": f"our_xcopa_{language}",
             "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"validation": str(data / "xcopa" / language / f"val.{language}.jsonl")}},
+            "dataset_kwargs": {"data_files": {"validation": str(data / FILES[f"xcopa_{language}"])}},
             "output_type": "multiple_choice",
             "validation_split": "validation",
             "doc_to_text": f"{{{{premise[:-1]}}}} {{{{'{because}' if question == 'cause' else '{so}'}}}}",
@@ -78,7 +95,7 @@ def benchmark_yamls(data: Path, root: Path, most: int, shots: int) -> Path:
         described = {
             "task": f"our_mgsm_{language}",
             "dataset_path": "csv",
-            "dataset_kwargs": {"data_files": {"test": str(data / "mgsm" / f"mgsm_{language}.tsv")}, **table},
+            "dataset_kwargs": {"data_files": {"test": str(data / FILES[f"mgsm_{language}"])}, **table},
             "output_type": "generate_until",
             "test_split": "test",
             "doc_to_text": "{{question}}\n=",
@@ -97,7 +114,7 @@ def benchmark_yamls(data: Path, root: Path, most: int, shots: int) -> Path:
             "metric_list": [{"metric": "exact_match", "regexes_to_ignore": [","], **MEAN}],
         }
         (root / f"mgsm_{language}.yaml").write_text(yaml.safe_dump(described))
-    files = {part: str(data / "gsm8k" / name) for part, name in GSM8K.items()}
+    files = {part: str(data / FILES[f"gsm8k_{part}"]) for part in GSM8K}
     described = {
         "task": "our_gsm8k",
         "dataset_path": "json",

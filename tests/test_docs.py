@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +159,9 @@ def test_links_lead_somewhere(name):
     assert broken == []
 
 
-def test_the_citation_names_this_version():
+def test_the_citation_and_the_package_name_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sm.__version__
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == sm.__version__
 
 
 def test_every_page_is_in_the_navigation():

@@ -10,30 +10,14 @@ from typing import Any
 
 import yaml
 
+from sae_moo.deploy import zeros
 from sae_moo.deploy.stream import Stream
 from sae_moo.experts.checkpoint import ZOO, ModelWeights
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.markdown import escaped, row
 from sae_moo.objectives.scores import Score, Split, optimism
 
-_SCATTERED = (
-    "Its zeros are stored as they are: no runtime is faster for them, and memory is that of the dense "
-    "model. They save download and disk when the model is packed (`sae-moo export --format packed`)."
-)
-_TWO_FOUR = """\
-In {count} at most two of every four consecutive inputs are not zero (2:4). They are stored dense, which every
-runtime reads; none is faster by it until they are converted, on an NVIDIA GPU (Ampere or later, float16 or bfloat16):
-
-```python
-import torch
-from torch.sparse import to_sparse_semi_structured
-
-for module in model.cuda().half().modules():
-    if isinstance(module, torch.nn.Linear) and all(size % 64 == 0 for size in module.weight.shape):
-        groups = (module.weight != 0).reshape(-1, 4).sum(1)
-        if groups.max() <= 2:
-            module.weight = torch.nn.Parameter(to_sparse_semi_structured(module.weight), requires_grad=False)
-```"""
+_PACKED = "Packed (`sae-moo export --format packed`), zeros save download and disk."
 _USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,12 +58,14 @@ class Card:
         return replace(self, scores=scores)
 
     def of(self, stream: Stream) -> Card:
-        """Return the card with what the zeros of weights that have passed are good for, if they are dense."""
-        fits = [name for name, whole in stream.two_four.items() if whole]
+        """Return the card with what the zeros of weights that have passed are good for, if there are any."""
+        if not stream.sparsity():
+            return self
+        fits, matrices = sum(stream.two_four.values()), len(stream.two_four)
         if not fits:
-            return replace(self, notes=self.notes or (_SCATTERED,))
-        count = f"{len(fits)} of {len(stream.two_four)} prunable matrices"
-        return replace(self, notes=(*self.notes, _TWO_FOUR.format(count=count)))
+            return replace(self, notes=self.notes or (f"Stored dense: {zeros.SCATTERED}.", _PACKED))
+        pattern = f"In {fits} of {matrices} prunable matrices at most two of every four consecutive inputs are not zero"
+        return replace(self, notes=(*self.notes, f"{pattern}, stored dense: {zeros.TWO_FOUR}.", _PACKED))
 
     def text(self, pool: ExpertPool) -> str:
         """Return the ``README.md`` of a model merged from a pool's experts."""

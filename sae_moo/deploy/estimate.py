@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import Format
 from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.packing import encoded
@@ -76,11 +77,8 @@ class Dense(Sizing):
             return ("none: there are no zeros",)
         fits, matrices = sum(self.stream.two_four.values()), len(self.stream.two_four)
         if not fits:
-            return ("none: the zeros stay where they are, and no runtime is faster for scattered ones",)
-        return (
-            f"{fits} of {matrices} prunable matrices are 2:4: faster on NVIDIA GPUs from Ampere on once converted by "
-            "torch.sparse.to_sparse_semi_structured; all else: none",
-        )
+            return (f"none: {zeros.SCATTERED}",)
+        return (f"none: {fits} of {matrices} prunable matrices are 2:4, and {zeros.TWO_FOUR}",)
 
 
 class Packed(Sizing):

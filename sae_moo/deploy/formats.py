@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from string import Formatter
 
+from sae_moo.deploy import zeros
 from sae_moo.recipe.catalogue import Catalogue, Row
 
 WORDS = ("output", "base", "unpacked", "merged", "ask")
@@ -143,7 +144,7 @@ FORMATS: Catalogue[Format] = Catalogue(
             needs="neurons or heads that are zero in every block, as pruning.scope neurons or heads leaves them",
             verified="loaded as it is; scores may differ by rounding",
             estimate="sae_moo.deploy.estimate:Structured",
-            gains="all: memory and speed, matrices are smaller",
+            gains=f"all: {zeros.STRUCTURED}",
             next_step=_ASKED,
         ),
     ],

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import FORMATS
 from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.order import Order
@@ -135,7 +136,7 @@ def structured(order: Order, folder: Path) -> None:
     said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / whole:.3f} of {in_bytes(whole)}"
     note = (
         f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
-        "of smaller sums. Whatever loads this folder is faster by it."
+        f"of smaller sums; {zeros.STRUCTURED}."
     )
     facts = {
         "sparsity": f"{order.sparsity:.4f} of the {order.stream.pool.counted_words} were exact zeros before "

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_moo import __version__
 from sae_moo.config.consistency import MOST_SPARSE
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
@@ -40,7 +40,7 @@ from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.recipe import BASE, Cast, Expert
-from sae_moo.recipe.catalogue import Guest
+from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.searchers.searcher import Assignment, Searcher
 from sae_moo.searchers.space import Ground
 
@@ -393,5 +393,6 @@ def resolve_device(name: str) -> str:
 
 
 def versions() -> str:
-    """Return the versions of what evaluates, as one text."""
-    return ", ".join(f"{name} {version(name)}" for name in ("sae-moo", "torch", "transformers", "pymoo", "optuna"))
+    """Return the versions of what evaluates, as one text; of what says none, that it is unknown."""
+    others = (f"{name} {release(name) or 'unknown'}" for name in ("torch", "transformers", "pymoo", "optuna"))
+    return ", ".join((f"sae-moo {__version__}", *others))

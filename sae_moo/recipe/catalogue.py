@@ -122,12 +122,9 @@ class Catalogue(Mapping[str, R], Generic[R]):
     def unknown(self, name: object) -> str:
         """Return why a name finds no row: what was expected, what came, and the nearest name."""
         if isinstance(name, str) and SEPARATOR in name:
-            from importlib.metadata import PackageNotFoundError, version
-
             package, _, short = name.partition(SEPARATOR)
-            try:
-                installed = version(package)
-            except (PackageNotFoundError, ValueError):
+            installed = release(package)
+            if installed is None:
                 return f"{self.kind} {name!r} needs the package {package!r}, which is not installed here"
             offered = [point.name for point in self._points(package)]
             there = f"it has {', '.join(sorted(offered))}" if offered else "it has none"
@@ -192,16 +189,13 @@ def check_guests(written: object) -> None:
         OtherGuest: naming the first row whose package is missing or has another version, and both versions.
         InputError: if this is no such mapping.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     if not isinstance(written, dict) or not all(isinstance(text, str) for text in written.values()):
         raise InputError(f'expected "guests": {{NAME: "PACKAGE VERSION"}}, got {written!r}')
     for name, text in sorted(written.items()):
         distribution, _, wanted = text.partition(" ")
-        try:
-            here = version(distribution)
-        except (PackageNotFoundError, ValueError):
-            raise OtherGuest(f"{name!r} needs the package {text}, which is not installed here") from None
+        here = release(distribution)
+        if here is None:
+            raise OtherGuest(f"{name!r} needs the package {text}, which is not installed here")
         if here != wanted:
             raise OtherGuest(
                 f"{name!r} was used as of {text}, here is {distribution} {here}, which may compute something else: "
@@ -220,6 +214,23 @@ def entry_points(group: str) -> Iterable[EntryPoint]:
     from importlib.metadata import entry_points as offered
 
     return offered(group=group)
+
+
+def release(distribution: str) -> str | None:
+    """Return the release of an installed package, as its metadata says; None if there are none of this name.
+
+    This package itself may have none, or those of another copy: it runs from a checkout on ``PYTHONPATH`` as well. Its
+    code says its version, ``sae_moo.__version__``.
+
+    Args:
+        distribution: the package's name as indexes know it.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except (PackageNotFoundError, ValueError):  # the latter of a name that can be none
+        return None
 
 
 def normalized(distribution: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,9 +16,28 @@ from pathlib import Path
 import pytest
 from commands import call, refused
 
+import sae_moo
 from sae_moo.explore.run import Run
+from sae_moo.jobs.bench import versions
 
 MODULE = [sys.executable, "-m", "sae_moo.cli.main"]
+CHECKOUT = Path(sae_moo.__file__).parents[1]
+HIDING = """
+import importlib.metadata as metadata
+
+found = metadata.Distribution.from_name.__func__
+
+
+@classmethod
+def but_ours(cls, name):
+    if metadata.Prepared.normalize(name) == "sae_moo":
+        raise metadata.PackageNotFoundError(name)
+    return found(cls, name)
+
+
+metadata.Distribution.from_name = but_ours
+"""
+"""Source that hides this package's metadata, as on a machine where a checkout lies on PYTHONPATH."""
 
 
 @pytest.fixture
@@ -56,6 +77,13 @@ def stdin_is_closed(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
 
 
+def not_installed(folder, monkeypatch):
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", importlib.metadata.Distribution.from_name)
+    exec(HIDING, {})
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("sae-moo")
+
+
 def plain_locale(folder, monkeypatch):
     for name, value in (("LC_ALL", "C"), ("PYTHONIOENCODING", "ascii"), ("LANG", "C")):
         monkeypatch.setenv(name, value)
@@ -69,6 +97,7 @@ SURROUNDINGS = (
     temporary_folder_nobody_can_write,
     stdin_is_closed,
     plain_locale,
+    not_installed,
 )
 
 
@@ -78,11 +107,36 @@ def test_commands_do_without_what_they_do_not_need(own, monkeypatch, surrounding
     surroundings(own, monkeypatch)
     assert json.loads(call("search", "c.yaml", "--evaluations", "15", "--json").stdout)["evaluations"] == 15
     assert [(t.number, t.digest, t.values) for t in Run.open("tiny").trials()][:14] == whole
+    call("validate", "c.yaml")
     call("pick", "tiny", "--test")
     call("export", "tiny", "--trial", "0", "-o", "m")
     call("report", "tiny", "-o", "r.html")
     call("doctor", "tiny")
     assert not list(own.rglob(".*partial-*"))
+
+
+def test_a_checkout_that_was_never_installed_serves_other_processes_too(own, monkeypatch, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(HIDING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "first"), str(CHECKOUT)]))
+    asked = "import sae_moo, importlib.metadata as m; print(sae_moo.__file__); m.version('sae-moo')"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    assert Path(done.stdout.strip()).parents[1] == CHECKOUT
+    assert "PackageNotFoundError" in done.stderr, "it is hidden"
+    told = subprocess.run([sys.executable, "-m", "sae_moo", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"sae-moo {sae_moo.__version__}\n"
+    assert "verified in a fresh process" in call("export", "tiny", "--trial", "0", "-o", "m", "--verify").stdout
+
+
+def test_versions_are_of_the_code_that_runs_and_unknown_where_nothing_says_one(monkeypatch):
+    house, *others = versions().split(", ")
+    assert house == f"sae-moo {sae_moo.__version__}"
+    assert others == [
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "pymoo", "optuna")
+    ]
+    monkeypatch.setattr(sys, "path", [str(CHECKOUT)])
+    monkeypatch.setattr(sys, "meta_path", [])
+    assert versions() == f"{house}, torch unknown, transformers unknown, pymoo unknown, optuna unknown"
 
 
 @pytest.mark.parametrize(

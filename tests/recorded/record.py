@@ -31,7 +31,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -43,6 +43,7 @@ import transformers
 import zstandard
 
 import sae_moo as sm
+from sae_moo.cli.main import main as command_line
 
 FIXTURE = Path(__file__).with_name("recorded.json")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -96,13 +97,12 @@ def current_folder(folder: Path) -> Iterator[None]:
 
 
 def call(folder: Path, *arguments: str) -> str:
-    """Run ``sae-moo`` in a folder, in this process, as installed; return what it prints on stdout."""
-    (command,) = entry_points(group="console_scripts", name="sae-moo")
+    """Run ``sae-moo`` in a folder, in this process; return what it prints on stdout."""
     before, printed, code = sys.argv, StringIO(), None
     sys.argv = ["sae-moo", *arguments]
     try:
         with current_folder(folder), redirect_stdout(printed):
-            command.load()()
+            command_line()
     except SystemExit as end:
         code = end.code
     finally:
