@@ -26,7 +26,10 @@ from sae_moo.recipe.methods import METHODS
 from sae_moo.testing import experts
 
 # numpy, which interprets the kernels, warns of what a GPU says nothing about: infinities less themselves
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    *([pytest.mark.gpu] if torch.cuda.is_available() else []),  # there the card itself runs them
+]
 CARD = Card(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tile=512)
 NOT_OF_NAN = ("slerp", "split_slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -41,8 +44,14 @@ def engines():
     return Banded(CARD, Remembered()), OneByOne(Remembered())
 
 
+def device_of(engine):
+    return CARD.device if isinstance(engine, Banded) else torch.device("cpu")
+
+
 def merged(engine, method, tensors, out, **settings):
     """Merge a band of tensors, each given as base and inputs, as a plan does; return them and their zeros."""
+    device = device_of(engine)
+    tensors = [[x.to(device) for x in each] for each in tensors]
     row = METHODS[method]
     params = {**row.filled(settings), **row.fixed}
     places = []
@@ -74,11 +83,11 @@ def merged(engine, method, tensors, out, **settings):
             asking = [(i, made, reply) for (i, made, _), reply in pairs if reply is not PENDING]
         if len(steps) < len(places):
             engine.settle()
-    outs = [torch.full((operands.numel,), 7.0, dtype=out) for operands, _ in places]
+    outs = [torch.full((operands.numel,), 7.0, dtype=out, device=device) for operands, _ in places]
     work = [(Stepped(steps[i], operands), out) for i, ((operands, _), out) in enumerate(zip(places, outs, strict=True))]
     zeros = engine.write(work)
     engine.settle()
-    return outs, list(zeros.counts)
+    return [each.cpu() for each in outs], list(zeros.counts)
 
 
 def alike(mine, theirs):
@@ -159,35 +168,29 @@ def counts_of(size):
 @pytest.mark.parametrize("kind", VALUES)
 def test_exactly_so_many_of_the_smallest_go_as_on_the_plain_path(kind, dtype, key):
     band = band_of(kind, dtype)
-    ours, plainly = engines()
+    engines_of_both = engines()
     for share in (1, 2, 3, 4) if dtype == F32 and key is None else (2,):
-        sought = []
-        for i, tensor in enumerate(band):
-            counts = counts_of(len(tensor))
-            scoring = Scoring(tensor, Grid((len(tensor), 1)))
-            sought.append(Sought(scoring, counts[share % len(counts)], key and (key, i)))
-        results = []
-        for engine in (ours, plainly):
+
+        def jobs(tensors, engine, share=share):
+            sought = []
+            for i, tensor in enumerate(tensors):
+                scoring = Scoring(tensor, Grid((len(tensor), 1)))
+                sought.append(Sought(scoring, counts_of(len(tensor))[share], key and (key, i)))
             cuts = engine.cuts(sought)
-            jobs = [Pruned(each.scoring.source, cut, each.scoring) for each, cut in zip(sought, cuts, strict=True)]
-            outs = [torch.full_like(tensor, 7.0) for tensor in band]
-            zeros = engine.write(list(zip(jobs, outs, strict=True)))
-            engine.settle()
-            results.append((outs, list(zeros.counts)))
-        (found, zeros), (wanted, counted) = results
-        for mine, theirs in zip(found, wanted, strict=True):
-            assert torch.equal(mine, theirs)
-        assert zeros == counted
+            return [Pruned(each.scoring.source, cut, each.scoring) for each, cut in zip(sought, cuts, strict=True)]
+
+        same(both(jobs, band, dtype, engines_of_both))
 
 
-def both(work_of, sources):
-    """Write the same jobs by both engines; return each engine's tensors and zeros."""
+def both(jobs, tensors, out, made=None):
+    """Write the jobs on some tensors by both engines; return each engine's tensors and zeros."""
     results = []
-    for engine in engines():
-        outs = [torch.full_like(source, 7.0, dtype=out) for source, out in sources]
-        zeros = engine.write(list(zip(work_of(engine), outs, strict=True)))
+    for engine in made or engines():
+        there = [tensor.to(device_of(engine)) for tensor in tensors]
+        outs = [torch.full_like(tensor.flatten(), 7.0, dtype=out) for tensor in there]
+        zeros = engine.write(list(zip(jobs(there, engine), outs, strict=True)))
         engine.settle()
-        results.append((outs, list(zeros.counts)))
+        results.append(([each.cpu() for each in outs], list(zeros.counts)))
     return results
 
 
@@ -202,7 +205,7 @@ def scoring_of(matrix, criterion, transposed):
     norms = None
     if criterion is not magnitude:
         inputs = matrix.shape[0 if transposed else 1]
-        norms = torch.arange(inputs) % 5 * 0.25
+        norms = torch.arange(inputs, device=matrix.device) % 5 * 0.25
     grid = Grid(tuple(matrix.shape), transposed)
     if criterion == "guest":
         return Scoring.whole(matrix.flatten(), grid, lambda weights, factors: weights.abs() * 0.5 + 1.0, norms)
@@ -227,19 +230,15 @@ def matrices(dtype):
 @pytest.mark.parametrize("criterion", [magnitude, activated, "guest"], ids=["magnitude", "weighed", "a guest's"])
 @pytest.mark.parametrize(("keep", "gone"), [(2, 2), (1, 3), (None, 0.5), (None, 0.0)])
 def test_lines_and_neighbours_lose_their_lowest_as_on_the_plain_path(keep, gone, criterion, transposed, rescale):
-    for dtype, out in [(BF16, BF16), (F32, BF16)][transposed : transposed + 1]:
-        scorings = []
-        for matrix in matrices(dtype):
-            matrix = matrix.t().contiguous() if transposed else matrix
-            scorings.append(scoring_of(matrix, criterion, transposed))
+    def jobs(tensors, engine):
+        for matrix in tensors:
+            scoring = scoring_of(matrix, criterion, transposed)
+            inputs = scoring.grid.inputs
+            lost = round(gone * inputs) if keep is None else gone
+            yield Lines(scoring, inputs - lost if keep is None else keep, lost, rescale)
 
-        def jobs(engine, scorings=scorings):
-            for scoring in scorings:
-                inputs = scoring.grid.inputs
-                lost = round(gone * inputs) if keep is None else gone
-                yield Lines(scoring, inputs - lost if keep is None else keep, lost, rescale)
-
-        same(both(jobs, [(scoring.source, out) for scoring in scorings]))
+    made = matrices(F32 if transposed else BF16)
+    same(both(jobs, [matrix.t().contiguous() if transposed else matrix for matrix in made], BF16))
 
 
 @pytest.mark.usefixtures("plain")
@@ -247,28 +246,28 @@ def test_lines_and_neighbours_lose_their_lowest_as_on_the_plain_path(keep, gone,
 @pytest.mark.parametrize("criterion", [magnitude, activated, "guest"], ids=["magnitude", "weighed", "a guest's"])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_cuts_of_any_score_and_norms_kept_give_the_bits_of_the_plain_path(dtype, criterion, transposed):
-    scorings = [scoring_of(matrix, criterion, transposed) for matrix in matrices(dtype)]
-
-    def jobs(engine):
+    def jobs(tensors, engine):
+        scorings = [scoring_of(matrix, criterion, transposed) for matrix in tensors]
         cuts = engine.cuts([Sought(scoring, len(scoring.source) // 2, None) for scoring in scorings])
         pruned = [Pruned(scoring.source, cut, scoring) for scoring, cut in zip(scorings, cuts, strict=True)]
         factors = engine.factors(pruned)
         return [Pruned(job.source, job.cut, job.scoring, factor) for job, factor in zip(pruned, factors, strict=True)]
 
-    same(both(jobs, [(scoring.source, BF16) for scoring in scorings]))
+    same(both(jobs, matrices(dtype), BF16))
 
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_units_go_as_on_the_plain_path(axis):
-    sources = matrices(BF16)
-    gone = [torch.arange(0, matrix.shape[axis], 2) for matrix in sources]
-    work = [Without(m.flatten(), m.shape, axis, g) for m, g in zip(sources, gone, strict=True)]
-    same(both(lambda _: work, [(matrix.flatten(), BF16) for matrix in sources]))
+    def jobs(tensors, engine):
+        for m in tensors:
+            yield Without(m.flatten(), m.shape, axis, torch.arange(0, m.shape[axis], 2, device=m.device))
+
+    same(both(jobs, matrices(BF16), BF16))
 
 
 def test_a_cut_among_nan_is_an_error_once_the_device_has_told():
-    source = torch.full((100,), torch.nan)
+    source = torch.full((100,), torch.nan, device=CARD.device)
     source[:10] = 1.0
     engine, _ = engines()
     engine.cuts([Sought(Scoring(source, Grid((100, 1))), 5, None)])
@@ -284,5 +283,7 @@ def test_squares_by_unit_are_those_of_the_plain_path(axis):
     from sae_moo.materialization.ops.prune import squares
 
     given = [(matrix, axis) for dtype in (F32, BF16) for matrix in matrices(dtype)]
-    for found, (matrix, _) in zip(unit_squares(CARD, given), given, strict=True):
+    there = [(matrix.to(CARD.device), axis) for matrix, axis in given]
+    for found, (matrix, _) in zip(unit_squares(CARD, there), given, strict=True):
+        found = found.cpu()
         torch.testing.assert_close(found, squares(matrix, axis), rtol=1e-14, atol=0)
