@@ -20,6 +20,9 @@ from sae_moo.evaluate.trie import TokenRow, rows
 ROW_TOKENS = 1024
 """Tokens of a row that several sequences share: attention grows with its square."""
 
+PACKED = "find_packed_sequence_indices"
+"""What transformers finds sequences with that share a row; it returns None where none do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -37,6 +40,7 @@ class Pass:
         ends: which set of ends will do (`sets_of_ends`), int64, shape (asked,).
         request: which request each asked token belongs to, int64, shape (asked,); on the CPU. A request's tokens stand
             in their order.
+        places: row and column of the prediction of each asked token, int64, shape (2, asked); on the CPU.
     """
 
     inputs: Tensor
@@ -50,6 +54,7 @@ class Pass:
     target: Tensor
     ends: Tensor
     request: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 def tokens_read(request: Request) -> tuple[int, ...]:
@@ -143,6 +148,7 @@ def _pass(
         on_device(target),
         on_device(ends_of),
         request_of,
+        np.stack([row_of, column])[:, prediction_of],
     )
 
 
@@ -171,9 +177,14 @@ def logits_of(model: Any, batch: Pass, head: Head) -> Tensor:
     Raises:
         Unfit: if the model does not use its head so.
     """
-    how: dict[str, Any] = {"use_cache": False}
     if batch.depth is not None and batch.end is not None:
-        how |= {"position_ids": batch.depth, "attention_mask": _mask(batch.end, _dtype(model))}
+        return _logits(model, batch, head, position_ids=batch.depth, attention_mask=_mask(batch.end, _dtype(model)))
+    with _one_sequence_a_row(batch.inputs.device):
+        return _logits(model, batch, head)
+
+
+def _logits(model: Any, batch: Pass, head: Head, **places: Tensor) -> Tensor:
+    how: dict[str, Any] = {"use_cache": False, **places}
     if head is Head.PLACES:
         with _narrowed(model, batch) as given:
             logits: Tensor = model(input_ids=batch.inputs, **how).logits
@@ -192,6 +203,26 @@ def logits_of(model: Any, batch: Pass, head: Head) -> Tensor:
 def takes(model: Any, argument: str) -> bool:
     """Say whether a model's forward has an argument of that name."""
     return argument in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def _one_sequence_a_row(device: torch.device) -> Iterator[None]:
+    """While entered, transformers does not wait for a device to learn whether rows hold several sequences.
+
+    It looks at the position ids of every pass for that, though it made them itself, and a device that is waited for
+    runs dry. Plain passes (`reading`), which others are held against, are made without this.
+    """
+    from transformers import masking_utils
+
+    looks = getattr(masking_utils, PACKED, None)
+    if device.type == "cpu" or looks is None:  # nothing is waited for; or this transformers does not look
+        yield
+        return
+    setattr(masking_utils, PACKED, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, PACKED, looks)
 
 
 @contextmanager

@@ -107,6 +107,7 @@ class TransformersWriter:
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._device = device
+        self._sent: dict[tuple[Prompt, ...], tuple[Tensor, Tensor]] = {}
         self.way: Way | None = None
         self._look_back = {
             stop: len(tokenizer.encode(stop, add_special_tokens=False)) + LOOK_BACK
@@ -141,6 +142,7 @@ class TransformersWriter:
                 if not out_of_memory(error) or len(chosen) == 1:
                     raise
                 self.batch_tokens = TEXTS.halved(self.batch_tokens, sum(self._room(i) for i in chosen))
+                self._sent.clear()
                 continue
             for i, tokens in zip(chosen, written, strict=True):
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
@@ -163,7 +165,9 @@ class TransformersWriter:
         way = self._way_of(model)
         if way is Way.ANEW and plain_greedy(model):
             return [self._anew(model, request) for request in requests]
-        inputs, mask = self._laid_out(requests)
+        if tuple(requests) not in self._sent:  # every candidate is given the same
+            self._sent[tuple(requests)] = self._laid_out(requests)
+        inputs, mask = self._sent[tuple(requests)]
         if way is Way.PADDED:
             return self._stepwise(model, requests, inputs, mask)
         return self._by_transformers(model, requests, inputs, mask, cached=way is Way.EVEN)
@@ -234,10 +238,8 @@ class TransformersWriter:
         ends = end_tokens(model)
         written: list[int] = []
         while len(written) < request.tokens and not self._stopped(written, request.stops):
-            logits = plainly(model, Request(request.context + tuple(written), (0,)), self._device)[-1]
-            if tells_nothing(logits):
-                raise TaskError("logits are not finite while an answer is written")
-            written.append(int(logits.argmax()))
+            logits = plainly(model, Request(request.context + tuple(written), (0,)), self._device)[-1:]
+            written += _tokens(logits, logits.argmax(dim=-1))
             if written[-1] in ends:
                 break
         return written
@@ -247,7 +249,7 @@ class TransformersWriter:
     ) -> list[list[int]]:
         from transformers import DynamicCache
 
-        ends = torch.tensor(end_tokens(model), device=self._device)
+        ends = end_tokens(model)
         cache = DynamicCache(config=model.config)
         how: dict[str, Any] = {"use_cache": True, "cache" if takes(model, "cache") else "past_key_values": cache}
         if takes(model, "logits_to_keep"):
@@ -259,18 +261,15 @@ class TransformersWriter:
             if takes(model, "position_ids"):
                 how["position_ids"] = positions
             logits = model(input_ids=inputs, attention_mask=mask, **how).logits[:, -1].float()
-            if tells_nothing(logits):
-                raise TaskError("logits are not finite while an answer is written")
             if see is not None:
                 see(rows, logits)
             chosen = logits.argmax(dim=-1)
-            ended = torch.isin(chosen, ends).tolist()
-            for row, token in zip(rows, chosen.tolist(), strict=True):
+            for row, token in zip(rows, _tokens(logits, chosen), strict=True):
                 written[row].append(token)
             going = [
                 i
                 for i, row in enumerate(rows)
-                if not ended[i]
+                if written[row][-1] not in ends
                 and len(written[row]) < requests[row].tokens
                 and not self._stopped(written[row], requests[row].stops)
             ]
@@ -325,6 +324,23 @@ class TransformersWriter:
                 see(range(len(requests)), logits)
         written: list[list[int]] = whole[:, inputs.shape[1] :].tolist()
         return written
+
+
+def _tokens(logits: Tensor, chosen: Tensor) -> list[int]:
+    """Return which tokens were chosen, fetched at once with whether they could be.
+
+    Args:
+        logits: float32, shape (rows, vocabulary).
+        chosen: the most likely ones, int64, shape (rows,).
+
+    Raises:
+        TaskError: if any logit is not a number, or infinite; minus infinity rules a token out.
+    """
+    broken = (torch.isnan(logits) | torch.isposinf(logits)).any(dim=-1)
+    tokens: list[int] = torch.where(broken, -1, chosen).tolist()
+    if min(tokens) < 0:
+        raise TaskError("logits are not finite while an answer is written")
+    return tokens
 
 
 def _finite(_: Tensor, scores: Tensor) -> Tensor:
