@@ -18,6 +18,7 @@ from sae_moo.evaluate.hardware import PASSES, TEXTS
 from sae_moo.evaluate.passes import takes
 from sae_moo.evaluate.precision import in_single
 from sae_moo.evaluate.reading import FAULTS, plainly, reads_in_single, spread_of, tells_nothing, within
+from sae_moo.evaluate.sizes import BatchSizes, fitting
 from sae_moo.evaluate.task import Prompt, Request
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,9 @@ class TransformersWriter:
         requests: the prompts; texts come in this order.
         tokenizer: the transformers tokenizer that made them.
         device: the model's device.
-        batch_tokens: most tokens of a batch, answers included; None takes what suits the device. A batch that finds no
-            memory is repeated with half of it, and so are all that follow.
+        batch_tokens: most tokens of a batch, answers included; None takes what suits the device, and has room where it
+            tells of its memory. A batch that finds no memory is repeated with half of it, and so are all that follow.
+        sizes: what is chosen for the run so far, and takes what is chosen here; None: nothing.
 
     Attributes:
         way: how texts are written; None before the first with finite logits.
@@ -102,8 +104,12 @@ class TransformersWriter:
         tokenizer: Any,
         device: torch.device | str = "cpu",
         batch_tokens: int | None = None,
+        sizes: BatchSizes | None = None,
     ) -> None:
-        self.batch_tokens = TEXTS.on(device) if batch_tokens is None else batch_tokens
+        if sizes is None or batch_tokens is not None:
+            sizes = BatchSizes(device, None if batch_tokens is None else {TEXTS.what: batch_tokens})
+        self._sizes = sizes
+        self.batch_tokens = sizes.first(TEXTS)
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._device = device
@@ -133,6 +139,8 @@ class TransformersWriter:
         which = range(len(self.requests)) if which is None else which
         if which and self.way is None:
             self.way = self._tried_out(model)
+        if which:
+            self._size(model)
         found: dict[int, str] = {}
         while len(found) < len(which):
             chosen = self._next([i for i in which if i not in found], self._way_of(model))
@@ -141,12 +149,30 @@ class TransformersWriter:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(chosen) == 1:
                     raise
-                self.batch_tokens = TEXTS.halved(self.batch_tokens, sum(self._room(i) for i in chosen))
+                self.batch_tokens = self._sizes.halve(TEXTS, self.batch_tokens, sum(self._room(i) for i in chosen))
                 self._sent.clear()
                 continue
             for i, tokens in zip(chosen, written, strict=True):
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
         return [found[i] for i in which]
+
+    def _size(self, model: Any) -> None:
+        """Take as many tokens a batch as was chosen; find out first how many there is room for, if nobody did."""
+        if self._sizes.of(TEXTS) is None and self._sizes.meter is not None and self._way_of(model) is not Way.ANEW:
+            chosen = self._next(range(len(self.requests)), self._way_of(model))
+            few = [Prompt(self.requests[i].context, TRIED) for i in chosen]
+            tokens = len(few) * max(len(prompt.context) + TRIED for prompt in few)
+            try:
+                room = fitting(lambda: self._decoded(model, few), tokens, TEXTS, self._sizes.meter)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                room = 0
+            if room:
+                self._sizes.choose(TEXTS, room)
+            else:
+                self._sizes.halve(TEXTS, self.batch_tokens, tokens)
+        self.batch_tokens = self._sizes.first(TEXTS)
 
     def _room(self, index: int) -> int:
         request = self.requests[index]

@@ -37,6 +37,7 @@ class Run:
         identity: what the study is bound to; see `bench.Bench.identity`.
         exhausted: how many trials there were when the search had nothing left to try; None while it has.
         anchors: task name -> the instances of its search split that are asked, where not all are.
+        batches: how many tokens its evaluations compute at once, where that was measured; see `StudyHeader`.
     """
 
     def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
@@ -54,6 +55,7 @@ class Run:
         self.identity: Mapping[str, Any] = header.identity
         self.anchors = header.anchors
         self.exhausted = header.exhausted
+        self.batches = header.batches
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod

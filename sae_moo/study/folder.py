@@ -320,6 +320,7 @@ SHAPES: Mapping[str, Any] = {
     "anchors": {str: [int]},
     "items": {str: {str: str}},
     "exhausted": int,
+    "batches": {str: int},
 }
 """Attribute of a study -> what it holds: a type, a list of one, or a mapping from texts."""
 
@@ -347,6 +348,8 @@ class StudyHeader:
         anchors: task name -> the instances of its search split that are asked, where not all are.
         items: task name -> split -> where its items come from, for a reader's eyes.
         exhausted: how many trials there were when the search had nothing left to try; None while it has.
+        batches: what is computed of a candidate -> how many tokens of it at once, where that was measured on the device
+            or changed since its memory ran out: scores may depend on it in their last digits.
     """
 
     config: Mapping[str, Any]
@@ -357,6 +360,7 @@ class StudyHeader:
     anchors: Mapping[str, Sequence[int]] = field(default_factory=dict)
     items: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     exhausted: int | None = None
+    batches: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
@@ -381,11 +385,13 @@ class StudyHeader:
             anchors=attributes.get("anchors", {}),
             items=attributes.get("items", {}),
             exhausted=attributes.get("exhausted"),
+            batches=attributes.get("batches", {}),
         )
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes that `read` reads; in the order to write them, what makes it whole last."""
-        exhausted = {} if self.exhausted is None else {"exhausted": self.exhausted}
+        later: dict[str, Any] = {} if self.exhausted is None else {"exhausted": self.exhausted}
+        later |= {"batches": dict(self.batches)} if self.batches else {}
         return {
             "fingerprints": dict(self.fingerprints),
             "groups": list(self.groups),
@@ -393,6 +399,6 @@ class StudyHeader:
             "config": dict(self.config),
             "directory": self.directory,
             "items": {task: dict(sources) for task, sources in self.items.items()},
-            **exhausted,
+            **later,
             "identity": dict(self.identity),
         }

@@ -108,7 +108,8 @@ def test_transformers_is_left_as_it_was(device):
             assert (masking_utils.find_packed_sequence_indices(packed) is None) == (device != "cpu")
             raise KeyError
 
-    pytest.raises(KeyError, interrupted)
+    with pytest.raises(KeyError):
+        interrupted()
     assert masking_utils.find_packed_sequence_indices is looks
 
 

@@ -19,12 +19,12 @@ from guests import installed
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
-from sae_moo.evaluate import batches, writing
 from sae_moo.evaluate.anchors import AnchoredTask
 from sae_moo.evaluate.asking import TaskSection
-from sae_moo.evaluate.hardware import TokensAtOnce
+from sae_moo.evaluate.hardware import PASSES
 from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.tasks import open_task
 from sae_moo.experts.live import load_model
@@ -48,17 +48,16 @@ class AskedElsewhere(TaskContract):
     """What a task also holds on a device that is not the CPU."""
 
     @pytest.mark.parametrize("tokens", [4096, 1])
-    def test_a_part_is_fetched_once_however_many_passes_it_takes(self, task, model, tokens, monkeypatch):
-        for module in (batches, writing):
-            monkeypatch.setattr(module, "PASSES", TokensAtOnce("passes", cpu=tokens, elsewhere=tokens))
+    def test_a_part_is_fetched_once_however_many_passes_it_takes(self, task, model, tokens):
+        sizes = BatchSizes("cpu", {PASSES.what: tokens})
         tokenizer = load_tokenizer(zoo.checkpoint("base"))
         prompts = any(isinstance(request, Prompt) for request in task.requests("search"))
-        here = [*Scorer([task], "cpu", tokenizer, blocks=2).score_parts(model, "search")]
+        here = [*Scorer([task], "cpu", tokenizer, blocks=2, sizes=sizes).score_parts(model, "search")]
         passes = []
         with Elsewhere() as elsewhere:
             there = elsewhere.moved(load_model(zoo.checkpoint("base"), torch.float32, "cpu"))
             there.register_forward_hook(lambda *_: passes.append(1))
-            scorer = Scorer([task], DEVICE, tokenizer, blocks=2)
+            scorer = Scorer([task], DEVICE, tokenizer, blocks=2, sizes=sizes)
             list(scorer.score_parts(there, "search"))  # how it may be asked is found out with the first candidate
             passes.clear()
             elsewhere.waits.clear()

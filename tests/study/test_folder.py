@@ -24,6 +24,7 @@ HEADER = StudyHeader(
     anchors={"a": [0, 3]},
     items={"a": {"search": "a.jsonl", "test": "a.jsonl"}},
     exhausted=7,
+    batches={"forward passes": 4096},
 )
 
 
@@ -77,7 +78,7 @@ def test_a_header_is_read_as_it_was_written_and_through_json():
     assert StudyHeader.read(HEADER.attributes()) == HEADER
     assert StudyHeader.read(json.loads(json.dumps(HEADER.attributes()))) == HEADER
     assert set(HEADER.attributes()) == {
-        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted"
+        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted", "batches"
     }  # fmt: skip
 
 
@@ -90,8 +91,8 @@ def test_a_header_that_was_not_written_whole_is_none():
 def test_a_header_of_an_earlier_version_is_read():
     needed = ("config", "directory", "fingerprints", "identity")
     old = StudyHeader.read({key: value for key, value in HEADER.attributes().items() if key in needed})
-    assert (old.groups, old.anchors, old.exhausted) == ((), {}, None)
-    assert "exhausted" not in old.attributes()
+    assert (old.groups, old.anchors, old.exhausted, old.batches) == ((), {}, None, {})
+    assert not {"exhausted", "batches"} & set(old.attributes())
 
 
 def test_a_folder_is_held_by_one_and_vanishes_if_nothing_was_written(folder):
@@ -214,6 +215,7 @@ def test_the_pointer_to_a_study_is_written_whole_or_not_at_all(folder, monkeypat
         ("anchors", {"t": [0.5]}),
         ("items", {"t": "here"}),
         ("exhausted", "12"),
+        ("batches", {"forward passes": "many"}),
     ],
 )
 def test_a_header_that_does_not_hold_what_it_should_is_refused_by_name(name, value):
