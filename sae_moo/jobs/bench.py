@@ -91,7 +91,7 @@ class Bench:
             pruned=config.pruning.submodels,
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
-        scorer_of(config, pool, tasks, device)  # refused here if it cannot be
+        scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         bench.check()
         return bench

@@ -94,6 +94,9 @@ def test_only_tokens_of_a_requests_own_set_end_it(math_model, requests):
     sets = [(), (after,), (vocabulary + 7, after), (vocabulary + 7,), ((after + 1) % vocabulary,)]
     answers = Batches([Request(long.context, (best,), ends) for ends in sets]).score(math_model)
     assert [answer.greedy for answer in answers] == [True, True, True, False, False]
+    for end in [after - 1, *(end for end in range(after) if after % (end + 2) == end)][:3]:
+        (answer,) = Batches([Request(long.context, (best,), (end,))]).score(math_model)
+        assert not answer.greedy, "higher ids than any set's are none of them"
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
