@@ -39,9 +39,15 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, own: Tensor) -> There:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined,no-any-return]
-            cls, own.shape, strides=own.stride(), storage_offset=own.storage_offset(), dtype=own.dtype, device=DEVICE
-        )
+        with torch.inference_mode(mode=False):  # a view of what was made outside of it cannot be made within
+            return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined,no-any-return]
+                cls,
+                own.shape,
+                strides=own.stride(),
+                storage_offset=own.storage_offset(),
+                dtype=own.dtype,
+                device=DEVICE,
+            )
 
     def __init__(self, own: Tensor) -> None:
         self.own = own

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from elsewhere import DEVICE
+from elsewhere import DEVICE, Elsewhere
 
 from sae_moo import zoo
 from sae_moo.errors import TaskError
@@ -97,6 +97,22 @@ def test_only_tokens_of_a_requests_own_set_end_it(math_model, requests):
     for end in [after - 1, *(end for end in range(after) if after % (end + 2) == end)][:3]:
         (answer,) = Batches([Request(long.context, (best,), (end,))]).score(math_model)
         assert not answer.greedy, "higher ids than any set's are none of them"
+
+
+@pytest.mark.parametrize("tokens", [64, 4096])
+def test_choices_that_share_rows_are_fetched_once_elsewhere(tokens):
+    with Elsewhere() as elsewhere:
+        model = elsewhere.moved(random_model("llama"))
+        batches = Batches(CHOICES, DEVICE, batch_tokens=tokens)
+        batches.score(model)
+        elsewhere.waits.clear()
+        elsewhere.sends.clear()
+        answers = batches.score(model)
+    assert batches.reading.layout is Layout.SHARED
+    assert len(batches._batches[0]) == (5 if tokens == 64 else 1)
+    assert elsewhere.waits.total() == 1
+    assert not elsewhere.sends
+    assert answers == Batches(CHOICES, batch_tokens=tokens).score(random_model("llama"))
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
