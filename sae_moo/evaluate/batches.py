@@ -11,12 +11,16 @@ from torch import Tensor
 
 from sae_moo.errors import TaskError, out_of_memory
 from sae_moo.evaluate.hardware import PASSES
-from sae_moo.evaluate.passes import Head, Pass, laid_out, logits_of, sets_of_ends
+from sae_moo.evaluate.passes import Head, Pass, laid_out, logits_of, sample, sets_of_ends
 from sae_moo.evaluate.reading import Layout, Reading, Undecided, reading_of
+from sae_moo.evaluate.sizes import BatchSizes, Work, fastest
 from sae_moo.evaluate.task import Answer, Request
 
 UNTRIED = Reading(Layout.PADDED, Head.ALL)
 """How a model is read whose logits are not finite, to tell where they are not."""
+
+SAMPLE = 4
+"""Passes that sizes are measured on, beside the two that take the most memory."""
 
 
 class Batches:
@@ -37,8 +41,9 @@ class Batches:
         requests: what to score; answers come in this order.
         device: the model's device.
         batch_tokens: most tokens of a forward pass, padding included; a longer single row is its own batch; None
-            takes what suits the device.
+            takes what suits the device, measured with the first model that gives finite logits.
         parts: positions of the requests that are asked together, each request in one part; None: all in one.
+        sizes: what is chosen for the run so far, and takes what is chosen here; None: nothing.
 
     Attributes:
         batch_tokens: as it is now.
@@ -51,13 +56,17 @@ class Batches:
         device: torch.device | str = "cpu",
         batch_tokens: int | None = None,
         parts: Sequence[Sequence[int]] | None = None,
+        sizes: BatchSizes | None = None,
     ) -> None:
-        self.batch_tokens = PASSES.on(device) if batch_tokens is None else batch_tokens
+        if sizes is None or batch_tokens is not None:
+            sizes = BatchSizes(device, None if batch_tokens is None else {PASSES.what: batch_tokens})
+        self._sizes = sizes
+        self.batch_tokens = sizes.first(PASSES)
         self.reading: Reading | None = None
         self.requests = tuple(requests)
         self._device = device
         self._lengths = np.array([len(request.continuation) for request in self.requests], dtype=np.int64)
-        self._ends = sets_of_ends(self.requests)
+        self._ends = _table(sets_of_ends(self.requests)).to(device)
         self._parts = [range(len(self.requests))] if parts is None else [list(part) for part in parts]
         self._batches = self._laid_out(Layout.SHARED)
 
@@ -85,16 +94,19 @@ class Batches:
     def _score(self, model: Any, part: int) -> list[Answer]:
         if not len(self._parts[part]):
             return []
+        reading = self._read(model)
+        if reading is not None:
+            self._size(model, reading)
+        head = UNTRIED.head if reading is None else reading.head
+        batches = (self._batches if reading is not None else self._laid_out(UNTRIED.layout))[part]
+        # nothing of a batch is looked at before all are on their way: a device that is waited for has nothing to do
+        asked = [self._asked(self._logits(model, batch, head), batch) for batch in batches]
+        gold, greedy = torch.cat(asked, dim=1).cpu().double().numpy()
+        request = np.concatenate([batch.request for batch in batches])
         logprob = np.zeros(len(self.requests))
         agreed = np.zeros(len(self.requests), dtype=np.int64)
-        reading = self._read(model)
-        batches = self._batches if reading is not None else self._laid_out(UNTRIED.layout)
-        for batch in batches[part]:
-            logits = self._logits(model, batch, UNTRIED.head if reading is None else reading.head)
-            gold, best = self._asked(logits, batch)
-            greedy = (best == batch.target) | self._ended(best, batch.ends)
-            np.add.at(logprob, batch.request, gold.cpu().double().numpy())
-            np.add.at(agreed, batch.request, greedy.cpu().numpy())
+        np.add.at(logprob, request, gold)
+        np.add.at(agreed, request, greedy.astype(np.int64))
         broken = np.flatnonzero(~np.isfinite(logprob))
         if len(broken):
             raise TaskError(f"log probabilities are not finite for {len(broken)} requests, the first is {broken[0]}")
@@ -124,18 +136,47 @@ class Batches:
     def _logits(self, model: Any, batch: Pass, head: Head) -> Tensor:
         return logits_of(model, batch, head)
 
-    def _asked(self, logits: Tensor, batch: Pass) -> tuple[Tensor, Tensor]:
-        """Return the log probability of every asked token, and the most likely one in its place."""
+    def _asked(self, logits: Tensor, batch: Pass) -> Tensor:
+        """Return what is asked of a pass, on its device.
+
+        Returns:
+            The log probability of every asked token; and 1 where greedy decoding would write it, else 0. float32, shape
+            (2, asked).
+        """
         target = batch.target.clamp(min=0)
         gold = logits[batch.prediction, target] - logits.logsumexp(dim=1)[batch.prediction]
         gold = torch.where(batch.target < 0, gold * 0, gold)  # not part of the continuation; * 0 keeps a NaN a NaN
-        return gold, logits.argmax(dim=1)[batch.prediction]
+        best = logits.argmax(dim=1)[batch.prediction]
+        greedy = (best == batch.target) | self._ends[batch.ends, best.clamp(max=self._ends.shape[1] - 1)]
+        return torch.stack([gold, greedy.to(gold.dtype)])
 
-    def _ended(self, best: Tensor, sets: Tensor) -> Tensor:
-        ended = torch.zeros_like(best, dtype=torch.bool)
-        for i, ends in enumerate(self._ends[1:], start=1):
-            ended |= (sets == i) & torch.isin(best, torch.tensor(ends, device=best.device))
-        return ended
+    def _size(self, model: Any, reading: Reading) -> None:
+        """Lay out with as many tokens a pass as was chosen; measure first how many that are, if nobody did."""
+        if reading.layout is Layout.ALONE:
+            return
+        if self._sizes.of(PASSES) is None and self._sizes.meter is not None:
+            largest = max(self._parts, key=len)
+
+            def work(tokens: int) -> Work:
+                some, count = sample(
+                    self.requests,
+                    largest,
+                    shares=reading.layout is Layout.SHARED,
+                    most=tokens,
+                    device=self._device,
+                    count=SAMPLE,
+                )
+                return Work(
+                    lambda: [self._asked(self._logits(model, batch, reading.head), batch) for batch in some],
+                    sum(batch.tokens for batch in some),
+                    max(batch.inputs.numel() for batch in some),
+                    count,
+                )
+
+            self._sizes.choose(PASSES, fastest(work, PASSES, self._sizes.meter))
+        if self._sizes.first(PASSES) != self.batch_tokens:
+            self.batch_tokens = self._sizes.first(PASSES)
+            self._batches = self._laid_out(reading.layout)
 
     def _smaller(self) -> bool:
         """Lay out again with half the tokens a pass; False if there is nothing left to halve."""
@@ -143,7 +184,7 @@ class Batches:
         if all(len(batch.inputs) == 1 and batch.end is None for batch in everything):
             return False
         largest = max(batch.inputs.numel() for batch in everything)
-        self.batch_tokens = PASSES.halved(self.batch_tokens, largest)
+        self.batch_tokens = self._sizes.halve(PASSES, self.batch_tokens, largest)
         self._batches = self._laid_out(Layout.SHARED if self.reading is None else self.reading.layout)
         return True
 
@@ -151,3 +192,11 @@ class Batches:
         most = 1 if layout is Layout.ALONE else self.batch_tokens
         shares = layout is Layout.SHARED
         return [laid_out(self.requests, part, shares=shares, most=most, device=self._device) for part in self._parts]
+
+
+def _table(sets: Sequence[tuple[int, ...]]) -> Tensor:
+    """Return which tokens each set holds; bool, shape (sets, tokens), the last column stands for all higher ids."""
+    table = torch.zeros(len(sets), 2 + max((token for ends in sets for token in ends), default=-1), dtype=torch.bool)
+    for row, ends in zip(table, sets, strict=True):
+        row[list(ends)] = True
+    return table

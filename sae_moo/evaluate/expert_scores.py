@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from sae_moo.evaluate.hardware import name_of
+from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Task
 from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.pool import ExpertPool
@@ -35,9 +37,9 @@ class ExpertScores:
 
     They are found again by everything that they depend on, all of it content and no place or time: the fingerprints of
     the expert, of the base (SHA-256 of the weights) and of the tasks (prompts as tokens, documents, rules of scoring),
-    how these are asked, the base's configuration, settings of decoding, tokenizer and code (`beside_weights`), dtype
-    and device, the machine with its number of threads, the versions of the libraries that compute, and the code here
-    that composes, asks and judges (`CODE`).
+    how these are asked, and how much at once where that was measured, the base's configuration, settings of decoding,
+    tokenizer and code (`beside_weights`), dtype and device, the machine with its number of threads, the versions of the
+    libraries that compute, and the code here that composes, asks and judges (`CODE`).
 
     Args:
         pool: the experts.
@@ -45,12 +47,21 @@ class ExpertScores:
         device: where models live.
         blocks: in how many parts the search split is asked.
         writer: what continues prompts.
+        sizes: how many tokens are computed at once: where that was measured, digits may depend on it.
     """
 
     def __init__(
-        self, pool: ExpertPool, tasks: Sequence[Task], device: str, *, blocks: int = 1, writer: str = "transformers"
+        self,
+        pool: ExpertPool,
+        tasks: Sequence[Task],
+        device: str,
+        *,
+        blocks: int = 1,
+        writer: str = "transformers",
+        sizes: BatchSizes | None = None,
     ) -> None:
         self._pool = pool
+        self._sizes = sizes
         self._instances = {task.name: task.instances("search") for task in tasks}
         self._facts = [
             pool.fingerprints[BASE],
@@ -61,7 +72,7 @@ class ExpertScores:
             [[task.name, task.fingerprint] for task in tasks],
             blocks,
             writer,
-            torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device,
+            name_of(device),
             platform.node(),
             torch.get_num_threads(),
             [_version(name) for name in LIBRARIES],
@@ -100,6 +111,8 @@ class ExpertScores:
         if not isinstance(recipe, Cast) or not isinstance(recipe.input, Expert):
             return None
         facts = [self._pool.fingerprints[recipe.input.name], recipe.dtype, *self._facts, *self._pool.pruned]
+        if self._sizes is not None and self._sizes.chosen:
+            facts.append(self._sizes.chosen)
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -20,6 +20,9 @@ from sae_moo.evaluate.trie import TokenRow, rows
 ROW_TOKENS = 1024
 """Tokens of a row that several sequences share: attention grows with its square."""
 
+PACKED = "find_packed_sequence_indices"
+"""What transformers finds sequences with that share a row; it returns None where none do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -37,6 +40,8 @@ class Pass:
         ends: which set of ends will do (`sets_of_ends`), int64, shape (asked,).
         request: which request each asked token belongs to, int64, shape (asked,); on the CPU. A request's tokens stand
             in their order.
+        places: row and column of the prediction of each asked token, int64, shape (2, asked); on the CPU.
+        tokens: how many the rows hold, padding left out.
     """
 
     inputs: Tensor
@@ -50,6 +55,8 @@ class Pass:
     target: Tensor
     ends: Tensor
     request: NDArray[np.int64]
+    places: NDArray[np.int64]
+    tokens: int
 
 
 def tokens_read(request: Request) -> tuple[int, ...]:
@@ -79,14 +86,55 @@ def laid_out(
         most: tokens of a pass, padding included; a longer single row is its own pass.
         device: the model's.
     """
+    groups, readers = _grouped(requests, part, shares, most)
+    sets = sets_of_ends(requests)
+    return [_pass(requests, group, readers, sets, device) for group in groups]
+
+
+def sample(
+    requests: Sequence[Request],
+    part: Sequence[int],
+    *,
+    shares: bool,
+    most: int,
+    device: torch.device | str,
+    count: int,
+) -> tuple[list[Pass], int]:
+    """Lay out some of the passes of `laid_out`: of all lengths, the largest and the one that is asked most among them.
+
+    Args:
+        requests: all there are.
+        part: positions of those to lay out.
+        shares: whether sequences that begin alike share rows.
+        most: tokens of a pass.
+        device: the model's.
+        count: how many, beside those two.
+
+    Returns:
+        The passes in their order, and how many there are in all.
+    """
+    groups, readers = _grouped(requests, part, shares, most)
+    sets = sets_of_ends(requests)
+    sizes = [len(group) * len(group[-1].tokens) for group in groups]
+    asked = [
+        sum(len(requests[index].continuation) for row in group for sequence in row.paths for index in readers[sequence])
+        for group in groups
+    ]
+    chosen = {int(np.argmax(sizes)), int(np.argmax(asked)), *np.linspace(0, len(groups) - 1, count).round().tolist()}
+    return [_pass(requests, groups[int(i)], readers, sets, device) for i in sorted(chosen)], len(groups)
+
+
+def _grouped(
+    requests: Sequence[Request], part: Sequence[int], shares: bool, most: int
+) -> tuple[list[list[TokenRow]], list[list[int]]]:
+    """Return the rows of each pass, and for each sequence that they hold which requests read it."""
     readers: dict[tuple[int, ...], list[int]] = {}  # what is read -> the requests that read it
     for index in part:
         readers.setdefault(tokens_read(requests[index]), []).append(index)
-    sets = sets_of_ends(requests)
     laid = rows(list(readers), min(ROW_TOKENS, most) if shares else 0)
     alone = [row for row in laid if len(row.paths) == 1]
     shared = [row for row in laid if len(row.paths) > 1]
-    passes = []
+    groups = []
     for group in (alone, shared):
         group.sort(key=lambda row: (len(row.tokens), row.tokens))
         start = 0
@@ -94,9 +142,9 @@ def laid_out(
             end = start + 1
             while end < len(group) and len(group[end].tokens) * (end + 1 - start) <= most:
                 end += 1
-            passes.append(_pass(requests, group[start:end], list(readers.values()), sets, device))
+            groups.append(group[start:end])
             start = end
-    return passes
+    return groups, list(readers.values())
 
 
 def _pass(
@@ -143,6 +191,8 @@ def _pass(
         on_device(target),
         on_device(ends_of),
         request_of,
+        np.stack([row_of, column])[:, prediction_of],
+        sum(len(row.tokens) for row in group),
     )
 
 
@@ -171,9 +221,14 @@ def logits_of(model: Any, batch: Pass, head: Head) -> Tensor:
     Raises:
         Unfit: if the model does not use its head so.
     """
-    how: dict[str, Any] = {"use_cache": False}
     if batch.depth is not None and batch.end is not None:
-        how |= {"position_ids": batch.depth, "attention_mask": _mask(batch.end, _dtype(model))}
+        return _logits(model, batch, head, position_ids=batch.depth, attention_mask=_mask(batch.end, _dtype(model)))
+    with _one_sequence_a_row(batch.inputs.device):
+        return _logits(model, batch, head)
+
+
+def _logits(model: Any, batch: Pass, head: Head, **places: Tensor) -> Tensor:
+    how: dict[str, Any] = {"use_cache": False, **places}
     if head is Head.PLACES:
         with _narrowed(model, batch) as given:
             logits: Tensor = model(input_ids=batch.inputs, **how).logits
@@ -192,6 +247,26 @@ def logits_of(model: Any, batch: Pass, head: Head) -> Tensor:
 def takes(model: Any, argument: str) -> bool:
     """Say whether a model's forward has an argument of that name."""
     return argument in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def _one_sequence_a_row(device: torch.device) -> Iterator[None]:
+    """While entered, transformers does not wait for a device to learn whether rows hold several sequences.
+
+    It looks at the position ids of every pass for that, though it made them itself, and a device that is waited for
+    runs dry. Plain passes (`reading`), which others are held against, are made without this.
+    """
+    from transformers import masking_utils
+
+    looks = getattr(masking_utils, PACKED, None)
+    if device.type == "cpu" or looks is None:  # nothing is waited for; or this transformers does not look
+        yield
+        return
+    setattr(masking_utils, PACKED, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, PACKED, looks)
 
 
 @contextmanager

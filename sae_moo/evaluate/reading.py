@@ -197,7 +197,7 @@ def _telling(batches: Sequence[Pass], requests: Sequence[Request]) -> tuple[list
         rows = []
         for batch in batches:
             if (batch.end is not None) is shared:
-                row_of, column = (places[batch.prediction].cpu().numpy() for places in (batch.row, batch.column))
+                row_of, column = batch.places
                 for row in range(len(batch.inputs)):
                     own = np.unique(batch.request[row_of == row]).tolist()
                     rows.append((int(column[row_of == row].max()), _longest(requests, own), own))

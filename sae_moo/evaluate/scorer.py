@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError
 from sae_moo.evaluate.batches import Batches
+from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Answered, Asked, Prompt, Request, Task
 from sae_moo.evaluate.writing import TransformersWriter, Writer
 from sae_moo.objectives import SCORE_DIGITS
@@ -56,6 +57,7 @@ class Scorer:
         tokenizer: what the tasks' requests were made with; needed by tasks that let models write.
         blocks: in how many parts the search split is asked.
         writer: makes what lets models write, of prompts; None: transformers.
+        sizes: how many tokens are computed at once; None: what suits the device.
     """
 
     def __init__(
@@ -66,11 +68,15 @@ class Scorer:
         *,
         blocks: int = 1,
         writer: Callable[[Sequence[Prompt]], Writer] | None = None,
+        sizes: BatchSizes | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self._device = device
         self._blocks = blocks
-        self._writer = writer if writer is not None else lambda prompts: TransformersWriter(prompts, tokenizer, device)
+        self._sizes = own = BatchSizes(device) if sizes is None else sizes
+        self._writer = (
+            writer if writer is not None else lambda prompts: TransformersWriter(prompts, tokenizer, device, sizes=own)
+        )
         self._laid_out: dict[Split, _Layout] = {}
 
     def score(self, model: Any, split: Split) -> dict[str, NDArray[np.float64]]:
@@ -161,7 +167,7 @@ class Scorer:
         return _Layout(
             asked,
             parts,
-            Batches(requests, self._device, parts=likelihoods),
+            Batches(requests, self._device, parts=likelihoods, sizes=self._sizes),
             self._writer(prompts),
         )
 

@@ -18,6 +18,7 @@ from sae_moo.evaluate.hardware import PASSES, TEXTS
 from sae_moo.evaluate.passes import takes
 from sae_moo.evaluate.precision import in_single
 from sae_moo.evaluate.reading import FAULTS, plainly, reads_in_single, spread_of, tells_nothing, within
+from sae_moo.evaluate.sizes import BatchSizes, fitting
 from sae_moo.evaluate.task import Prompt, Request
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,9 @@ class TransformersWriter:
         requests: the prompts; texts come in this order.
         tokenizer: the transformers tokenizer that made them.
         device: the model's device.
-        batch_tokens: most tokens of a batch, answers included; None takes what suits the device. A batch that finds no
-            memory is repeated with half of it, and so are all that follow.
+        batch_tokens: most tokens of a batch, answers included; None takes what suits the device, and has room where it
+            tells of its memory. A batch that finds no memory is repeated with half of it, and so are all that follow.
+        sizes: what is chosen for the run so far, and takes what is chosen here; None: nothing.
 
     Attributes:
         way: how texts are written; None before the first with finite logits.
@@ -102,11 +104,16 @@ class TransformersWriter:
         tokenizer: Any,
         device: torch.device | str = "cpu",
         batch_tokens: int | None = None,
+        sizes: BatchSizes | None = None,
     ) -> None:
-        self.batch_tokens = TEXTS.on(device) if batch_tokens is None else batch_tokens
+        if sizes is None or batch_tokens is not None:
+            sizes = BatchSizes(device, None if batch_tokens is None else {TEXTS.what: batch_tokens})
+        self._sizes = sizes
+        self.batch_tokens = sizes.first(TEXTS)
         self.requests = tuple(requests)
         self._tokenizer = tokenizer
         self._device = device
+        self._sent: dict[tuple[Prompt, ...], tuple[Tensor, Tensor]] = {}
         self.way: Way | None = None
         self._look_back = {
             stop: len(tokenizer.encode(stop, add_special_tokens=False)) + LOOK_BACK
@@ -132,6 +139,8 @@ class TransformersWriter:
         which = range(len(self.requests)) if which is None else which
         if which and self.way is None:
             self.way = self._tried_out(model)
+        if which:
+            self._size(model)
         found: dict[int, str] = {}
         while len(found) < len(which):
             chosen = self._next([i for i in which if i not in found], self._way_of(model))
@@ -140,11 +149,30 @@ class TransformersWriter:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(chosen) == 1:
                     raise
-                self.batch_tokens = TEXTS.halved(self.batch_tokens, sum(self._room(i) for i in chosen))
+                self.batch_tokens = self._sizes.halve(TEXTS, self.batch_tokens, sum(self._room(i) for i in chosen))
+                self._sent.clear()
                 continue
             for i, tokens in zip(chosen, written, strict=True):
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
         return [found[i] for i in which]
+
+    def _size(self, model: Any) -> None:
+        """Take as many tokens a batch as was chosen; find out first how many there is room for, if nobody did."""
+        if self._sizes.of(TEXTS) is None and self._sizes.meter is not None and self._way_of(model) is not Way.ANEW:
+            chosen = self._next(range(len(self.requests)), self._way_of(model))
+            few = [Prompt(self.requests[i].context, TRIED) for i in chosen]
+            tokens = len(few) * max(len(prompt.context) + TRIED for prompt in few)
+            try:
+                room = fitting(lambda: self._decoded(model, few), tokens, TEXTS, self._sizes.meter)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                room = 0
+            if room:
+                self._sizes.choose(TEXTS, room)
+            else:
+                self._sizes.halve(TEXTS, self.batch_tokens, tokens)
+        self.batch_tokens = self._sizes.first(TEXTS)
 
     def _room(self, index: int) -> int:
         request = self.requests[index]
@@ -163,7 +191,9 @@ class TransformersWriter:
         way = self._way_of(model)
         if way is Way.ANEW and plain_greedy(model):
             return [self._anew(model, request) for request in requests]
-        inputs, mask = self._laid_out(requests)
+        if tuple(requests) not in self._sent:  # every candidate is given the same
+            self._sent[tuple(requests)] = self._laid_out(requests)
+        inputs, mask = self._sent[tuple(requests)]
         if way is Way.PADDED:
             return self._stepwise(model, requests, inputs, mask)
         return self._by_transformers(model, requests, inputs, mask, cached=way is Way.EVEN)
@@ -234,10 +264,8 @@ class TransformersWriter:
         ends = end_tokens(model)
         written: list[int] = []
         while len(written) < request.tokens and not self._stopped(written, request.stops):
-            logits = plainly(model, Request(request.context + tuple(written), (0,)), self._device)[-1]
-            if tells_nothing(logits):
-                raise TaskError("logits are not finite while an answer is written")
-            written.append(int(logits.argmax()))
+            logits = plainly(model, Request(request.context + tuple(written), (0,)), self._device)[-1:]
+            written += _tokens(logits, logits.argmax(dim=-1))
             if written[-1] in ends:
                 break
         return written
@@ -247,7 +275,7 @@ class TransformersWriter:
     ) -> list[list[int]]:
         from transformers import DynamicCache
 
-        ends = torch.tensor(end_tokens(model), device=self._device)
+        ends = end_tokens(model)
         cache = DynamicCache(config=model.config)
         how: dict[str, Any] = {"use_cache": True, "cache" if takes(model, "cache") else "past_key_values": cache}
         if takes(model, "logits_to_keep"):
@@ -259,18 +287,15 @@ class TransformersWriter:
             if takes(model, "position_ids"):
                 how["position_ids"] = positions
             logits = model(input_ids=inputs, attention_mask=mask, **how).logits[:, -1].float()
-            if tells_nothing(logits):
-                raise TaskError("logits are not finite while an answer is written")
             if see is not None:
                 see(rows, logits)
             chosen = logits.argmax(dim=-1)
-            ended = torch.isin(chosen, ends).tolist()
-            for row, token in zip(rows, chosen.tolist(), strict=True):
+            for row, token in zip(rows, _tokens(logits, chosen), strict=True):
                 written[row].append(token)
             going = [
                 i
                 for i, row in enumerate(rows)
-                if not ended[i]
+                if written[row][-1] not in ends
                 and len(written[row]) < requests[row].tokens
                 and not self._stopped(written[row], requests[row].stops)
             ]
@@ -325,6 +350,23 @@ class TransformersWriter:
                 see(range(len(requests)), logits)
         written: list[list[int]] = whole[:, inputs.shape[1] :].tolist()
         return written
+
+
+def _tokens(logits: Tensor, chosen: Tensor) -> list[int]:
+    """Return which tokens were chosen, fetched at once with whether they could be.
+
+    Args:
+        logits: float32, shape (rows, vocabulary).
+        chosen: the most likely ones, int64, shape (rows,).
+
+    Raises:
+        TaskError: if any logit is not a number, or infinite; minus infinity rules a token out.
+    """
+    broken = (torch.isnan(logits) | torch.isposinf(logits)).any(dim=-1)
+    tokens: list[int] = torch.where(broken, -1, chosen).tolist()
+    if min(tokens) < 0:
+        raise TaskError("logits are not finite while an answer is written")
+    return tokens
 
 
 def _finite(_: Tensor, scores: Tensor) -> Tensor:

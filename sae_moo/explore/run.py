@@ -39,6 +39,7 @@ class Run:
         anchors: task name -> the instances of its search split that are asked, where not all are.
         merging: how recipes became weights in the session that ran last: by which form of the arithmetic, on which
             device; empty where that was not kept.
+        batches: how many tokens its evaluations compute at once, where that was measured; see `StudyHeader`.
     """
 
     def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
@@ -57,6 +58,7 @@ class Run:
         self.anchors = header.anchors
         self.exhausted = header.exhausted
         self.merging = header.merging
+        self.batches = header.batches
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod

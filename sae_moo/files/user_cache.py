@@ -6,6 +6,8 @@ a name must be what would be computed anew, whatever was done to the files meanw
 * ``fingerprints``, of weights: `identity.stamp` says of what, beside tensor names; of an adapter its placed tensors and
   their scales, and the base's fingerprint, too.
 * ``scores``, of unmerged experts: see `evaluate.expert_scores.ExpertScores`; fingerprints and digests alone.
+* ``batches``, how many tokens a GPU computes at once the fastest: the base's configuration, dtype, the device's name,
+  the tasks and the libraries' versions. Measured anew it may be another number, which is why it is kept.
 * ``calibrations``, norms of activations: the model's fingerprint, the base's configuration, dtype, kind of device and
   the token ids that were read; the norms themselves under their own digest.
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -23,8 +23,10 @@ from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.hardware import name_of
 from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
@@ -57,6 +59,8 @@ class Bench:
         tasks: the tasks, tokenised.
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
+        batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
+            is not known yet.
     """
 
     config: Config
@@ -64,6 +68,7 @@ class Bench:
     tasks: tuple[Task, ...]
     device: str
     calibration: str | None = None
+    batches: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -86,7 +91,7 @@ class Bench:
             pruned=config.pruning.submodels,
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
-        scorer_of(config, pool, tasks, device)  # refused here if it cannot be
+        scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
         bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
         bench.check()
         return bench
@@ -135,8 +140,10 @@ class Bench:
         share, dtype = self.config.evaluation.anchors, self.rounding
         if share is None:
             return {}
-        known = ExpertScores(self.pool, self.tasks, self.device, writer=self.config.evaluation.generation)
-        whole = scorer_of(self.config, self.pool, self.tasks, self.device)
+        sizes = sizes_of(self.config, self.pool, self.tasks, self.device)
+        writer = self.config.evaluation.generation
+        known = ExpertScores(self.pool, self.tasks, self.device, writer=writer, sizes=sizes)
+        whole = scorer_of(self.config, self.pool, self.tasks, self.device, sizes=sizes)
         evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
         found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in self.pool.names}
         broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
@@ -152,13 +159,23 @@ class Bench:
         """Return a bench whose searches ask the chosen instances only; see `anchors`."""
         return replace(self, tasks=anchored(self.tasks, chosen))
 
+    def sized(self, batches: Mapping[str, int]) -> Bench:
+        """Return a bench that computes as many tokens at once as a study did so far."""
+        return replace(self, batches=batches)
+
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
         return self.pool.live_model(self.config.models.dtype, self.device)
 
     def scorer(self) -> Scorer:
         """Return a scorer of the tasks."""
-        return scorer_of(self.config, self.pool, self.tasks, self.device, self._blocks)
+        return self._scorer(self._sizes())
+
+    def _scorer(self, sizes: BatchSizes) -> Scorer:
+        return scorer_of(self.config, self.pool, self.tasks, self.device, self._blocks, sizes)
+
+    def _sizes(self, tell: Callable[[Mapping[str, int]], None] = lambda batches: None) -> BatchSizes:
+        return sizes_of(self.config, self.pool, self.tasks, self.device, self._blocks, self.batches, tell)
 
     @property
     def _blocks(self) -> int:
@@ -171,8 +188,12 @@ class Bench:
             return None
         return Front(self.config.objective_list(), self.config.constraint_list())
 
-    def evaluator(self) -> Evaluator:
-        """Return an evaluator over a live model of its own."""
+    def evaluator(self, tell: Callable[[Mapping[str, int]], None] = lambda batches: None) -> Evaluator:
+        """Return an evaluator over a live model of its own.
+
+        Args:
+            tell: told how many tokens are computed at once whenever that changes.
+        """
         needs = self.config.algorithm.needs(self.assignment())
         cache = WeightCache(int(self.config.models.cache_gib * 2**30) if needs.parents else 0)
         held = cache.max_bytes // self.model_bytes
@@ -189,11 +210,12 @@ class Bench:
                 self.model_bytes * wanted / 2**30,
             )
         writer = self.config.evaluation.generation
-        known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer)
+        sizes = self._sizes(tell)
+        known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer, sizes=sizes)
         return Evaluator(
             self.pool,
             self.live_model(),
-            self.scorer(),
+            self._scorer(sizes),
             cache=cache,
             racing=self.config.evaluation.racing,
             known=known,
@@ -278,22 +300,67 @@ class Bench:
         }
 
 
-def scorer_of(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str, blocks: int = 1) -> Scorer:
+def sizes_of(
+    config: Config,
+    pool: ExpertPool,
+    tasks: Sequence[Task],
+    device: str,
+    blocks: int = 1,
+    chosen: Mapping[str, int] | None = None,
+    tell: Callable[[Mapping[str, int]], None] = lambda batches: None,
+) -> BatchSizes:
+    """Return how many tokens are computed at once of tasks by models like those of a pool.
+
+    Args:
+        config: the configuration.
+        pool: the experts.
+        tasks: the tasks.
+        device: where models live.
+        blocks: in how many parts the search split is asked.
+        chosen: what was chosen before; None or empty: what this machine chose for such models and tasks, if it did.
+        tell: told of all that is chosen whenever that changes.
+    """
+    facts = [
+        pool.checkpoints[BASE].config,
+        config.models.dtype,
+        name_of(device),
+        [task.fingerprint for task in tasks],
+        blocks,
+        versions(),
+    ]
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return BatchSizes(device, chosen, tell=tell, name=name)
+
+
+def scorer_of(
+    config: Config,
+    pool: ExpertPool,
+    tasks: Sequence[Task],
+    device: str,
+    blocks: int = 1,
+    sizes: BatchSizes | None = None,
+) -> Scorer:
     """Return a scorer of tasks for models like those of a pool.
 
     Raises:
         InputError: if the configuration asks for vLLM and it is not installed.
     """
     tokenizer = pool.tokenizer()
+    sizes = sizes_of(config, pool, tasks, device, blocks) if sizes is None else sizes
     if config.evaluation.generation == "transformers":
-        return Scorer(tasks, device, tokenizer, blocks=blocks)
+        return Scorer(tasks, device, tokenizer, blocks=blocks, sizes=sizes)
     prompts = [each for task in tasks for split in SPLITS for each in task.requests(split)]
     longest = max((len(each.context) + each.tokens for each in prompts if isinstance(each, Prompt)), default=0)
     if not longest:
-        return Scorer(tasks, device, tokenizer, blocks=blocks)
+        return Scorer(tasks, device, tokenizer, blocks=blocks, sizes=sizes)
     engine = _engine(pool.checkpoints[BASE].folder, config.models.dtype, device, longest + 1)
     return Scorer(
-        tasks, device, tokenizer, blocks=blocks, writer=lambda prompts: VllmWriter(prompts, tokenizer, engine)
+        tasks,
+        device,
+        tokenizer,
+        blocks=blocks,
+        writer=lambda prompts: VllmWriter(prompts, tokenizer, engine),
+        sizes=sizes,
     )
 
 

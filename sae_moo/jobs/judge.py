@@ -37,10 +37,11 @@ def bench_of(run: Run, any_device: bool = False) -> Bench:
         InputError: if experts, items or settings are not those of the study, listing the differences.
     """
     bench = Bench.open(run.config).anchored(run.anchors)
-    changed = [each for each in differences(run.identity, bench.identity()) if each.key != "device" or not any_device]
+    identity = bench.identity()
+    changed = [each for each in differences(run.identity, identity) if each.key != "device" or not any_device]
     if changed:
         raise InputError(itemized("this is not what the study was made with", changed))
-    return bench
+    return bench.sized(run.batches) if identity["device"] == run.identity.get("device") else bench
 
 
 def check_has_test(config: Config) -> None:

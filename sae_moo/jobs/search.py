@@ -64,7 +64,7 @@ def search(
         with reached(storage):
             header = _header_of(storage, config.study.name)
             if header is not None:
-                bench = bench.anchored(header.anchors)
+                bench = bench.anchored(header.anchors).sized(header.batches)
                 _check_same(folder, header.identity, bench, url)
             stored = create_or_load(storage, config.study.name, config.objective_list())
             if header is None and stored.get_trials(deepcopy=False):
@@ -73,21 +73,29 @@ def search(
                 )
             anchors = bench.anchors() if header is None else header.anchors
             bench = bench.anchored(anchors) if header is None else bench
-            header = _header(bench, anchors, header)
-            describe(stored, header.attributes())
-        listener(Opened(header.merging))
+            said = _header(bench, anchors, header)
+            describe(stored, said.attributes())
+        listener(Opened(said.merging))
         folder.point(config.study.name, url)
+
+        def noted(**changes: Any) -> None:
+            nonlocal said
+            said = replace(said, **changes)
+            with reached(storage):
+                describe(stored, said.attributes())
 
         def heard(event: Event) -> None:
             if isinstance(event, Exhausted):
-                with reached(storage):
-                    describe(stored, replace(header, exhausted=event.evaluations).attributes())
+                noted(exhausted=event.evaluations)
             listener(event)
+
+        def sized(batches: Mapping[str, int]) -> None:
+            noted(batches=dict(batches))
 
         trials = TrialStorage(
             storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
         )
-        _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard).run()
+        _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard, sized).run()
     return Run.open(folder.path)
 
 
@@ -138,14 +146,21 @@ def _header(bench: Bench, anchors: Mapping[str, Sequence[int]], stored: StudyHea
         items={task.name: {split: task.source(split) for split in SPLITS} for task in bench.tasks},
         exhausted=None if stored is None else stored.exhausted,
         merging=form(bench.device).words,
+        batches={} if stored is None else stored.batches,
     )
 
 
-def _study(bench: Bench, trials: TrialStorage, searcher: Searcher, listener: Listener) -> Study:
+def _study(
+    bench: Bench,
+    trials: TrialStorage,
+    searcher: Searcher,
+    listener: Listener,
+    sized: Callable[[Mapping[str, int]], None],
+) -> Study:
     return Study(
         trials,
         searcher,
-        LocalExecutor(bench.evaluator().evaluate),
+        LocalExecutor(bench.evaluator(sized).evaluate),
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
         evaluations=bench.config.search.evaluations,

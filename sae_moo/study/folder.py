@@ -321,6 +321,7 @@ SHAPES: Mapping[str, Any] = {
     "items": {str: {str: str}},
     "exhausted": int,
     "merging": str,
+    "batches": {str: int},
 }
 """Attribute of a study -> what it holds: a type, a list of one, or a mapping from texts."""
 
@@ -350,6 +351,8 @@ class StudyHeader:
         exhausted: how many trials there were when the search had nothing left to try; None while it has.
         merging: how recipes became weights in the session that ran last, for a reader's eyes: by which form of the
             arithmetic, on which device; empty where that is not known.
+        batches: what is computed of a candidate -> how many tokens of it at once, where that was measured on the device
+            or changed since its memory ran out: scores may depend on it in their last digits.
     """
 
     config: Mapping[str, Any]
@@ -361,6 +364,7 @@ class StudyHeader:
     items: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     exhausted: int | None = None
     merging: str = ""
+    batches: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
@@ -386,11 +390,13 @@ class StudyHeader:
             items=attributes.get("items", {}),
             exhausted=attributes.get("exhausted"),
             merging=attributes.get("merging", ""),
+            batches=attributes.get("batches", {}),
         )
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes that `read` reads; in the order to write them, what makes it whole last."""
-        exhausted = {} if self.exhausted is None else {"exhausted": self.exhausted}
+        later: dict[str, Any] = {} if self.exhausted is None else {"exhausted": self.exhausted}
+        later |= {"batches": dict(self.batches)} if self.batches else {}
         return {
             "fingerprints": dict(self.fingerprints),
             "groups": list(self.groups),
@@ -398,7 +404,7 @@ class StudyHeader:
             "config": dict(self.config),
             "directory": self.directory,
             "items": {task: dict(sources) for task, sources in self.items.items()},
-            **exhausted,
+            **later,
             **({"merging": self.merging} if self.merging else {}),
             "identity": dict(self.identity),
         }

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from elsewhere import DEVICE, Elsewhere
 
 from sae_moo import zoo
 from sae_moo.errors import TaskError
 from sae_moo.evaluate.batches import Batches
-from sae_moo.evaluate.passes import Head
+from sae_moo.evaluate.passes import Head, _one_sequence_a_row
 from sae_moo.evaluate.reading import Layout, Reading
 from sae_moo.evaluate.task import Request
 from sae_moo.evaluate.tasks import encode, end_tokens, zoo_items
@@ -81,6 +82,54 @@ def test_one_forward_pass_says_what_generation_would(math_model, tokenizer, requ
         )[0, len(request.context) :].tolist()
         exact = tuple(written[:-1]) == request.continuation and written[-1] in ends
         assert answer.greedy == exact
+
+
+def test_only_tokens_of_a_requests_own_set_end_it(math_model, requests):
+    """Sets of ends lie in one table on the device; ids that no set holds, and those beyond the model's, end nothing."""
+    vocabulary = math_model.config.vocab_size
+    logits = math_model(torch.tensor([requests[0].context])).logits[0, -1]
+    best = int(logits.argmax())
+    long = Request(requests[0].context, (best,))
+    after = int(math_model(torch.tensor([[*long.context, best]])).logits[0, -1].argmax())
+    sets = [(), (after,), (vocabulary + 7, after), (vocabulary + 7,), ((after + 1) % vocabulary,)]
+    answers = Batches([Request(long.context, (best,), ends) for ends in sets]).score(math_model)
+    assert [answer.greedy for answer in answers] == [True, True, True, False, False]
+    for end in [after - 1, *(end for end in range(after) if after % (end + 2) == end)][:3]:
+        (answer,) = Batches([Request(long.context, (best,), (end,))]).score(math_model)
+        assert not answer.greedy, "higher ids than any set's are none of them"
+
+
+@pytest.mark.parametrize("tokens", [64, 4096])
+def test_choices_that_share_rows_are_fetched_once_elsewhere(tokens):
+    with Elsewhere() as elsewhere:
+        model = elsewhere.moved(random_model("llama"))
+        batches = Batches(CHOICES, DEVICE, batch_tokens=tokens)
+        batches.score(model)
+        elsewhere.waits.clear()
+        elsewhere.sends.clear()
+        answers = batches.score(model)
+    assert batches.reading.layout is Layout.SHARED
+    assert len(batches._batches[0]) == (5 if tokens == 64 else 1)
+    assert elsewhere.waits.total() == 1
+    assert not elsewhere.sends
+    assert answers == Batches(CHOICES, batch_tokens=tokens).score(random_model("llama"))
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+def test_transformers_is_left_as_it_was(device):
+    """While a pass runs elsewhere it does not look for sequences that share rows; afterwards it does."""
+    from transformers import masking_utils
+
+    looks, packed = masking_utils.find_packed_sequence_indices, torch.tensor([[0, 1, 0, 1]])
+
+    def interrupted():
+        with _one_sequence_a_row(torch.device(device)):
+            assert (masking_utils.find_packed_sequence_indices(packed) is None) == (device != "cpu")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert masking_utils.find_packed_sequence_indices is looks
 
 
 def test_requests_that_read_the_same_tokens_share_a_row(math_model, tokenizer):

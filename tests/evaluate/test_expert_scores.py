@@ -14,7 +14,9 @@ import sae_moo
 from sae_moo.evaluate import expert_scores
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
+from sae_moo.evaluate.hardware import PASSES
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files import user_cache
@@ -53,6 +55,18 @@ def test_an_expert_is_evaluated_once_on_a_machine(tiny, tiny_model, empty, monke
     )
     assert second.seconds_score == 0
     assert [path.suffix for path in empty.iterdir()] == [""], "one file, nothing half written"
+
+
+def test_scores_are_of_the_number_of_tokens_that_was_computed_at_once(tiny, tiny_model, empty):
+    """Where it was measured. It may be known only once the first expert was evaluated."""
+    one = task(tiny)
+    kept = ExpertScores(tiny, [one], "cpu", sizes=(sizes := BatchSizes("cpu")))
+    evaluation = Evaluator(tiny, tiny_model, Scorer([one])).evaluate(MATH)
+    sizes.choose(PASSES, 4096)
+    kept.keep(evaluation)
+    for chosen, found in (({PASSES.what: 4096}, True), ({PASSES.what: 8192}, False), ({}, False)):
+        again = ExpertScores(tiny, [one], "cpu", sizes=BatchSizes("cpu", chosen)).find(MATH)
+        assert (again is not None) == found
 
 
 @pytest.mark.parametrize(

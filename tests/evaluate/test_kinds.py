@@ -12,15 +12,22 @@ from typing import Any, ClassVar
 
 import acme_tasks
 import pytest
+import torch
 import yaml
+from elsewhere import DEVICE, Elsewhere
 from guests import installed
 
 from sae_moo import zoo
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import AnchoredTask
 from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.hardware import PASSES
 from sae_moo.evaluate.kinds import HARNESS, KINDS, Opening
+from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.sizes import BatchSizes
+from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.tasks import open_task
+from sae_moo.experts.live import load_model
 from sae_moo.experts.vocabulary import load_tokenizer
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.testing.tasks import ENTRIES, SEARCH, TEST, TaskContract
@@ -37,14 +44,43 @@ def acme(tmp_path_factory):
     sys.modules.pop("acme", None)
 
 
+class AskedElsewhere(TaskContract):
+    """What a task also holds on a device that is not the CPU."""
+
+    @pytest.mark.parametrize("tokens", [4096, 1])
+    def test_a_part_is_fetched_once_however_many_passes_it_takes(self, task, model, tokens):
+        sizes = BatchSizes("cpu", {PASSES.what: tokens})
+        tokenizer = load_tokenizer(zoo.checkpoint("base"))
+        prompts = any(isinstance(request, Prompt) for request in task.requests("search"))
+        here = [*Scorer([task], "cpu", tokenizer, blocks=2, sizes=sizes).score_parts(model, "search")]
+        passes = []
+        with Elsewhere() as elsewhere:
+            there = elsewhere.moved(load_model(zoo.checkpoint("base"), torch.float32, "cpu"))
+            there.register_forward_hook(lambda *_: passes.append(1))
+            scorer = Scorer([task], DEVICE, tokenizer, blocks=2, sizes=sizes)
+            list(scorer.score_parts(there, "search"))  # how it may be asked is found out with the first candidate
+            passes.clear()
+            elsewhere.waits.clear()
+            elsewhere.sends.clear()
+            found = [*scorer.score_parts(there, "search")]
+        waits = sum(times for place, times in elsewhere.waits.items() if not prompts or place.startswith("evaluate/"))
+        sends = [place for place in elsewhere.sends if place.startswith("evaluate/") and "_stepwise" not in place]
+        assert [part["mine"].tolist() for part in found] == [part["mine"].tolist() for part in here]
+        assert waits == (len(passes) if prompts else 2), (
+            "one a part; one a step where what is written decides who goes on"
+        )
+        assert not sends, "inputs stay there"
+        assert tokens > 1 or len(passes) > 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
-class TestEveryKind(TaskContract):
+class TestEveryKind(AskedElsewhere):
     @pytest.fixture(autouse=True)
     def chosen(self, kind):
         self.kind = kind
 
 
-class TestAnchors(TaskContract):
+class TestAnchors(AskedElsewhere):
     kind = "likelihood"
 
     def made(self, folder, entries, search=SEARCH, test=TEST):
@@ -52,23 +88,23 @@ class TestAnchors(TaskContract):
         return AnchoredTask(whole, range(0, search, 2))
 
 
-class TestAGuestsKind(TaskContract):
+class TestAGuestsKind(AskedElsewhere):
     kind = "acme/regex_match"
 
     def entry(self, number):
         return {"prompt": f"{number} and {number % 7} is", "pattern": rf"\b{number % 10}"}
 
 
-class TestAGuestsOwnTask(TaskContract):
+class TestAGuestsOwnTask(AskedElsewhere):
     kind = "acme/loud"
 
 
-class TestAGuestsKindWithSettings(TaskContract):
+class TestAGuestsKindWithSettings(AskedElsewhere):
     kind = "acme/long"
     settings = {"tokens": 4}  # noqa: RUF012
 
 
-class HarnessContract(TaskContract):
+class HarnessContract(AskedElsewhere):
     """The harness's tasks read no items of one's own: documents and a YAML lie beside each other."""
 
     described: ClassVar[dict[str, Any]]

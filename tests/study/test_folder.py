@@ -25,6 +25,7 @@ HEADER = StudyHeader(
     items={"a": {"search": "a.jsonl", "test": "a.jsonl"}},
     exhausted=7,
     merging="plain torch on mps",
+    batches={"forward passes": 4096},
 )
 
 
@@ -78,8 +79,8 @@ def test_a_header_is_read_as_it_was_written_and_through_json():
     assert StudyHeader.read(HEADER.attributes()) == HEADER
     assert StudyHeader.read(json.loads(json.dumps(HEADER.attributes()))) == HEADER
     assert set(HEADER.attributes()) == {
-        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted",
-        "merging",
+        "config", "directory", "fingerprints", "groups", "identity", "anchors", "items", "exhausted", "merging",
+        "batches",
     }  # fmt: skip
 
 
@@ -94,6 +95,8 @@ def test_a_header_of_an_earlier_version_is_read():
     old = StudyHeader.read({key: value for key, value in HEADER.attributes().items() if key in needed})
     assert (old.groups, old.anchors, old.exhausted, old.merging) == ((), {}, None, "")
     assert not {"exhausted", "merging"} & set(old.attributes())
+    assert (old.groups, old.anchors, old.exhausted, old.batches) == ((), {}, None, {})
+    assert not {"exhausted", "batches"} & set(old.attributes())
 
 
 def test_a_folder_is_held_by_one_and_vanishes_if_nothing_was_written(folder):
@@ -216,6 +219,7 @@ def test_the_pointer_to_a_study_is_written_whole_or_not_at_all(folder, monkeypat
         ("anchors", {"t": [0.5]}),
         ("items", {"t": "here"}),
         ("exhausted", "12"),
+        ("batches", {"forward passes": "many"}),
     ],
 )
 def test_a_header_that_does_not_hold_what_it_should_is_refused_by_name(name, value):
