@@ -144,9 +144,12 @@ class Measured:
         return self.ms / self.floor
 
 
-def measured(action: Callable[[], object], floor: float, device: torch.device, rounds: int) -> Measured:
+def measured(
+    action: Callable[[], object], floor: float, device: torch.device, rounds: int, seconds: float = 3.0
+) -> Measured:
+    """Return the first call, the median of some more, and what one takes; the floor is given, in milliseconds."""
     first = timed(action, device)
-    return Measured(first, median(action, device, rounds), floor, counted(action, device))
+    return Measured(first, median(action, device, rounds, seconds), floor, counted(action, device))
 
 
 def speed(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline, judged: bool, size: str) -> Findings:
@@ -312,7 +315,7 @@ def tiny(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline
             continue
         one = found.attempt(
             name,
-            lambda line=line: measured(lambda: sm.materialize(line.recipe, pool, model), 1.0, device, rounds),
+            lambda line=line: measured(lambda: sm.materialize(line.recipe, pool, model), 1.0, device, rounds, 0.2),
         )
         if one is None:
             continue
