@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,13 +172,15 @@ def test_differences_of_any_kind_are_faults(pool, monkeypatch):
         report = sm.materialize(recipe, pool, model)
         if model is pair.models[1]:
             pool.parameters(model)["model.norm.weight"][0] += 1
+            return replace(report, sparsity=0.25)
         return report
 
     pair = Pair(pool, "bfloat16", CPU)
     assert pair.faults(sm.Expert("x0")) == []
     monkeypatch.setattr("card_bits.sm", SimpleNamespace(materialize=other))
-    (fault,) = pair.faults(sm.Expert("x0"))
-    assert fault.startswith("model.norm.weight: 1 of 32 weights, by up to ")
+    weights, report = pair.faults(sm.Expert("x0"))
+    assert weights.startswith("model.norm.weight: 1 of 32 weights, by up to ")
+    assert report == "sparsity: 0.0 on the CPU, 0.25 there"
 
 
 def test_a_floor_moves_every_operand_and_one_model(monkeypatch):
