@@ -176,6 +176,7 @@ def test_differences_of_any_kind_are_faults(pool, monkeypatch):
         return report
 
     pair = Pair(pool, "bfloat16", CPU)
+    assert pair.pools[0].remembered is not pair.pools[1].remembered, "the device finds everything out itself"
     assert pair.faults(sm.Expert("x0")) == []
     monkeypatch.setattr("card_bits.sm", SimpleNamespace(materialize=other))
     weights, report = pair.faults(sm.Expert("x0"))
