@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import time
 from dataclasses import replace
@@ -275,7 +277,9 @@ def test_the_figures_say_what_they_are_of(monkeypatch):
 @pytest.mark.parametrize(("found", "code"), [(Findings(), 0), (Findings(missed=["m"]), 3), (Findings(faults=["f"], missed=["m"]), 1)])  # fmt: skip
 def test_the_exit_status_says_what_came_of_it(monkeypatch, tmp_path, found, code):
     monkeypatch.setattr(check, "PARTS", {"tiny": lambda here, deadline: found})
+    before = logging.root.manager.disable, os.environ.get("XDG_CACHE_HOME")
     assert check.main(["--device", "cpu", "--only", "tiny", "--output", str(tmp_path / "o.json")]) == code
+    assert (logging.root.manager.disable, os.environ.get("XDG_CACHE_HOME")) == before, "as they were"
     document = json.loads((tmp_path / "o.json").read_text())
     assert document["surroundings"]["merging"].endswith("on cpu")
     assert document["parts"]["tiny"]["ok"] == (code != 1)

@@ -35,7 +35,7 @@ from card_models import bytes_of, made_pool, norms, opened, room  # noqa: E402
 from card_recipes import everything, lines  # noqa: E402
 from card_search import search  # noqa: E402
 from card_speed import Deadline, Findings, speed, streamed, tiny, told  # noqa: E402
-from transformers.utils.logging import disable_progress_bar  # noqa: E402
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar  # noqa: E402
 
 from sae_moo.recipe import Recipe  # noqa: E402
 
@@ -264,6 +264,32 @@ def surroundings(device: torch.device) -> dict[str, str]:
     return facts
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and bars of progress out of the tables."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        enable_progress_bar()
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
+    """Remember things there and not in the user's cache: nothing is worth keeping of models that are gone."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default=GOALS_AT, help="of the models whose speed is measured")
@@ -283,8 +309,6 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("torch finds no CUDA device here; --device cpu --size tiny shows that the study itself runs")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    logging.disable(logging.WARNING)
-    disable_progress_bar()
     start = time.monotonic()
     facts = surroundings(device)
     for name, fact in facts.items():
@@ -292,15 +316,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in PARTS if options.only is None or name in options.only]
     large = {options.size} if {"speed", "streamed", "search"} & set(names) else set()
     needed = 2**28 + sum(map(bytes_of, large | ({LARGE} if "bits" in names else set())))
-    kept = os.environ.get("XDG_CACHE_HOME")
-    try:
-        with room(needed) as folder:
-            os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # nothing is remembered of models that are gone
-            requests = options.requests or (40 if options.size in SMALL else 800)
-            check = Check(device, options.size, options.rounds, folder / "models", requests, options.evaluations)
-            results = run(check, names, options.seconds, options.total)
-    finally:
-        os.environ.pop("XDG_CACHE_HOME") if kept is None else os.environ.update(XDG_CACHE_HOME=kept)
+    with quiet(), room(needed) as folder, cached_in(folder / "cache"):
+        requests = options.requests or (40 if options.size in SMALL else 800)
+        check = Check(device, options.size, options.rounds, folder / "models", requests, options.evaluations)
+        results = run(check, names, options.seconds, options.total)
     took = time.monotonic() - start
     missed = [goal for each in results.values() for goal in each["goals missed"]]
     failed = [name for name, each in results.items() if not each["ok"]]
