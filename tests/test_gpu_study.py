@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import card_counts
@@ -12,13 +17,12 @@ import card_speed
 import check
 import pytest
 import torch
-from card_bits import STORES, difference
+from card_bits import STORES, Pair, difference
 from card_counts import Counts, counted, tallied
 from card_models import made_pool, norms, room
 from card_peers import FORMULAS, MERGEKIT, Peers
 from card_recipes import GOALS, SETTINGS, everything, lines
 from card_speed import Deadline, Findings, Floor, Measured
-from torch.autograd import DeviceType
 
 import sae_moo as sm
 from sae_moo.recipe.methods import METHODS
@@ -31,29 +35,30 @@ def pool(tmp_path_factory):
     return made_pool(tmp_path_factory.mktemp("pool") / "specks", "specks", CPU)
 
 
-def event(name: str, start: float, end: float = 0.0, on_card: bool = False) -> SimpleNamespace:
-    kind = DeviceType.CUDA if on_card else DeviceType.CPU
-    return SimpleNamespace(name=name, device_type=kind, time_range=SimpleNamespace(start=start, end=end or start + 1))
+def event(kind: str, name: str, start: float, end: float = 0.0) -> dict:
+    return {"ph": "X", "cat": kind, "name": name, "ts": start, "dur": (end or start + 1) - start}
 
 
 EVENTS = [
-    event("cudaStreamSynchronize", 5),  # before the candidate
-    event("old_kernel", 6, on_card=True),
-    event(card_counts.REGION, 10, 100),
-    event(card_counts.REGION, 11, 130, on_card=True),
-    event("cudaLaunchKernel", 20),
-    event("cuLaunchKernelEx", 21),
-    event("combine_kernel", 40, on_card=True),
-    event("void at::native::vectorized_elementwise_kernel", 120, on_card=True),  # begun later, of this candidate
-    event("Memcpy DtoH (Device -> Pageable)", 50, on_card=True),
-    event("Memset (Device)", 51, on_card=True),
-    event("aten::item", 60),
-    event("aten::_local_scalar_dense", 60),
-    event("cudaMemcpyAsync", 61),
-    event("cudaStreamSynchronize", 62),
-    event("cudaEventSynchronize", 70),
-    event("cudaMalloc", 80),
-    event("cudaDeviceSynchronize", 110),  # our own, after it
+    {"ph": "M", "name": "process_name", "pid": 1},
+    event("cuda_runtime", "cudaStreamSynchronize", 5),  # before the candidate
+    event("kernel", "an_earlier_kernel", 6),
+    event("user_annotation", card_counts.REGION, 10, 100),
+    event("gpu_user_annotation", card_counts.REGION, 11, 130),
+    event("cuda_runtime", "cudaLaunchKernel", 20),
+    event("cuda_driver", "cuLaunchKernelEx", 21),
+    event("kernel", "combine_kernel", 40),
+    event("kernel", "void at::native::vectorized_elementwise_kernel", 120),  # begun later, of this candidate
+    event("gpu_memcpy", "Memcpy DtoH (Device -> Pageable)", 50),
+    event("gpu_memset", "Memset (Device)", 51),
+    event("cpu_op", "aten::item", 60),
+    event("cpu_op", "aten::_local_scalar_dense", 60),
+    event("cuda_runtime", "cudaMemcpyAsync", 61),
+    event("cuda_runtime", "cudaStreamSynchronize", 62),
+    event("cuda_driver", "cuEventSynchronize", 70),
+    event("cuda_sync", "Stream Sync", 62),  # the same wait, as the device sees it
+    event("cuda_runtime", "cudaMalloc", 80),
+    event("cuda_runtime", "cudaDeviceSynchronize", 110),  # our own, after it
 ]
 
 
@@ -77,8 +82,8 @@ def test_a_pretended_card_is_counted_whole(monkeypatch):
         def __exit__(self, *_):
             return None
 
-        def events(self):
-            return EVENTS
+        def export_chrome_trace(self, path):
+            Path(path).write_text(json.dumps({"traceEvents": EVENTS}))
 
     def action() -> None:
         if modes and modes[-1] == "warn":
@@ -108,11 +113,8 @@ def test_every_method_is_among_the_recipes():
     assert set(SETTINGS) == {name for name in METHODS if "/" not in name}
 
 
-def test_every_recipe_can_be_made_and_its_lines_have_goals(pool):
+def test_every_line_has_a_goal(pool):
     digest = norms(pool)
-    model = pool.live_model(torch.bfloat16)
-    for recipe in everything(len(pool.groups), digest).values():
-        sm.materialize(recipe, pool, model)
     assert set(GOALS) < set(lines(digest))
     assert set(FORMULAS) | set(MERGEKIT) <= set(lines(digest))
     assert all(line.goal >= 2 and 1 <= line.read <= 4 for line in lines(digest).values())
@@ -133,6 +135,31 @@ def test_the_formulas_beside_ours_are_the_same_merges(pool):
     assert peers.plain("della .5") is None
 
 
+def test_mergekit_gets_the_tensors_that_its_methods_take(pool, monkeypatch):
+    calls = []
+
+    def merge_tensors(tensors, method, parameters, **more):
+        calls.append((len(tensors), torch.equal(tensors[0], base), method, parameters, more))
+        return tensors[-1]
+
+    base = pool.load("base", pool.tensors[0].name)
+    parameters = pool.parameters(pool.live_model(torch.bfloat16))
+    peers = Peers(pool, {pool.tensors[0].name: parameters[pool.tensors[0].name].view(base.shape)}, CPU)
+    base = base if pool.tensors[0].prunable else base.view(-1)
+    monkeypatch.setitem(sys.modules, "mergekit", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mergekit.merge_methods", SimpleNamespace(merge_tensors=merge_tensors))
+    for name in ("linear", "ties .5"):
+        peers.mergekit(name)()
+    assert calls == [
+        (3, False, "linear", {"weight": [0.2, 0.3, 0.4]}, {}),
+        (4, True, "ties", {"weight": [0.2, 0.3, 0.4], "density": 0.5}, {"base_index": 0}),
+    ]
+    assert peers.mergekit("slerp") is None
+    monkeypatch.setitem(sys.modules, "mergekit.merge_methods", None)
+    with pytest.raises(ImportError):
+        peers.mergekit("linear")
+
+
 def test_a_bit_that_differs_is_seen():
     one = torch.tensor([0.0, 1.0, torch.nan])
     assert difference(one, one.clone()) == ""
@@ -147,19 +174,16 @@ def test_differences_of_any_kind_are_faults(pool, monkeypatch):
         report = sm.materialize(recipe, pool, model)
         if model is pair.models[1]:
             pool.parameters(model)["model.norm.weight"][0] += 1
+            return replace(report, sparsity=0.25)
         return report
 
-    pair = card_bits_pair(pool)
+    pair = Pair(pool, "bfloat16", CPU)
+    assert pair.pools[0].remembered is not pair.pools[1].remembered, "the device finds everything out itself"
     assert pair.faults(sm.Expert("x0")) == []
     monkeypatch.setattr("card_bits.sm", SimpleNamespace(materialize=other))
-    (fault,) = pair.faults(sm.Expert("x0"))
-    assert fault.startswith("model.norm.weight: 1 of 32 weights, by up to ")
-
-
-def card_bits_pair(pool):
-    from card_bits import Pair
-
-    return Pair(pool, "bfloat16", CPU)
+    weights, report = pair.faults(sm.Expert("x0"))
+    assert weights.startswith("model.norm.weight: 1 of 32 weights, by up to ")
+    assert report == "sparsity: 0.0 on the CPU, 0.25 there"
 
 
 def test_a_floor_moves_every_operand_and_one_model(monkeypatch):
@@ -192,18 +216,70 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_others(monkeypatch, capsys,
 
     parts = {"bits": failing, "speed": hanging, "tiny": lambda here, deadline: Findings({"n": 1}, missed=["slow"])}
     monkeypatch.setattr(check, "PARTS", parts)
-    here = check.Check(CPU, "specks", 1, tmp_path, 4, 9)
+    here, start = check.Check(CPU, "specks", 1, tmp_path, 4, 9), time.monotonic()
     results = check.run(here, list(parts), seconds=0.1)
     assert results["bits"]["faults"] == ["RuntimeError: no"]
     assert results["speed"]["faults"] == ["TimeoutError: still not done after 0 s"]
+    assert time.monotonic() - start < 5
     assert (results["tiny"]["ok"], results["tiny"]["goals missed"]) == (True, ["slow"])
     assert "FAILED RuntimeError: no\n" in capsys.readouterr().out
+
+
+def test_parts_share_the_whole_time(monkeypatch, tmp_path):
+    allowed = []
+
+    def part(here, deadline):
+        allowed.append(deadline.seconds)
+        time.sleep(0.3)
+        return Findings()
+
+    monkeypatch.setattr(check, "PARTS", dict.fromkeys(("bits", "tests", "tiny"), part))
+    here = check.Check(CPU, "specks", 1, tmp_path, 4, 9)
+    check.run(here, ["bits", "tests", "tiny"], seconds=2.0, total=2.2)
+    assert allowed[0] == 2.0
+    assert 1.0 < allowed[1] < 2.0
+    assert 1.0 <= allowed[2] < allowed[1], "what is left, a second at least"
+
+
+def test_commands_run_from_the_checkout_and_fail_or_take_too_long_with_a_fault(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    code = f"import os; raise SystemExit(os.getcwd() != {str(check.ROOT)!r} or os.environ['PYTHONPATH'] != {str(check.ROOT) + ':/elsewhere'!r})"
+    assert check._run([sys.executable, "-c", code], Deadline(60)).faults == []
+    (fault,) = check._run([sys.executable, "-c", "raise SystemExit(4)"], Deadline(60)).faults
+    assert fault == "exit status 4: -c raise SystemExit(4)"
+    (fault,) = check._run([sys.executable, "-c", "import time; time.sleep(60)"], Deadline(1.0)).faults
+    assert fault == "not done in 1 s: -c import time; time.sleep(60)"
+
+
+def test_on_a_card_the_tests_and_the_study_of_deployment_are_commands(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(check, "_run", lambda command, deadline: ran.append(command) or Findings())
+    monkeypatch.setattr(check, "TWO_FOUR", check.ROOT / "studies" / "gpu" / "check.py")  # any that is there
+    here = check.Check(CARD, "1.5B", 1, tmp_path, 4, 9)
+    assert here.judged
+    for part in (check.tests, check.two_four):
+        assert part(here, Deadline(1.0)).faults == []
+    assert [command[1] for command in ran] == ["-m", str(check.TWO_FOUR)]
+    monkeypatch.setattr(check, "TWO_FOUR", tmp_path / "gone.py", raising=True)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    check.two_four(here, Deadline(1.0))
+    assert len(ran) == 2, "what is not there is not run"
+
+
+def test_the_figures_say_what_they_are_of(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * 2**30, 80 * 2**30))
+    monkeypatch.setattr("sae_moo.materialization.forms.form", lambda device: SimpleNamespace(words="fused on a card"))
+    facts = check.surroundings(CARD)
+    assert (facts["merging"], facts["memory"]) == ("fused on a card", "70.0 of 80.0 GiB free")
+    assert "torch" in facts["versions"]
 
 
 @pytest.mark.parametrize(("found", "code"), [(Findings(), 0), (Findings(missed=["m"]), 3), (Findings(faults=["f"], missed=["m"]), 1)])  # fmt: skip
 def test_the_exit_status_says_what_came_of_it(monkeypatch, tmp_path, found, code):
     monkeypatch.setattr(check, "PARTS", {"tiny": lambda here, deadline: found})
+    before = logging.root.manager.disable, os.environ.get("XDG_CACHE_HOME")
     assert check.main(["--device", "cpu", "--only", "tiny", "--output", str(tmp_path / "o.json")]) == code
+    assert (logging.root.manager.disable, os.environ.get("XDG_CACHE_HOME")) == before, "as they were"
     document = json.loads((tmp_path / "o.json").read_text())
     assert document["surroundings"]["merging"].endswith("on cpu")
     assert document["parts"]["tiny"]["ok"] == (code != 1)

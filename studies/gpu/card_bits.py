@@ -23,27 +23,30 @@ _WORDS = {4: torch.int32, 2: torch.int16}
 
 
 class Pair:
-    """Two live models of one pool: on the CPU and on a device.
+    """Two live models, on the CPU and on a device, and a pool for each.
+
+    Pools remember numbers about experts' tensors: of one pool, the device would be given what the CPU has found.
 
     Args:
-        pool: the experts.
+        pool: the experts, for the CPU; opened once more for the device.
         dtype: of both models, and what recipes are rounded to.
         device: of the second.
     """
 
     def __init__(self, pool: ExpertPool, dtype: str, device: torch.device) -> None:
-        self.pool = pool
         self.dtype = dtype
+        self.pools = pool, ExpertPool(pool.checkpoints)
+        self.pools[1].norms.update(pool.norms)
         self.models = [pool.live_model(dtype, place) for place in ("cpu", device)]
 
     def faults(self, recipe: Recipe) -> list[str]:
         """Return what differs: each tensor with how many weights and by how much, and what the reports say."""
         rounded = Cast(recipe, self.dtype)
-        for model in self.models:
-            for place in self.pool.parameters(model).values():
-                place.fill_(float("nan"))  # what is not written shows
-        ours, theirs = (sm.materialize(rounded, self.pool, model) for model in self.models)
-        here, there = (self.pool.parameters(model) for model in self.models)
+        places = [pool.parameters(model) for pool, model in zip(self.pools, self.models, strict=True)]
+        for place in (place for each in places for place in each.values()):
+            place.fill_(float("nan"))  # what is not written shows
+        ours, theirs = (sm.materialize(rounded, *each) for each in zip(self.pools, self.models, strict=True))
+        here, there = places
         found = [f"{name}: {fault}" for name in here if (fault := difference(here[name], there[name]))]
         for what in ("recipe", "sparsity", "group_sparsity", "tensor_sparsity"):
             one, other = getattr(ours, what), getattr(theirs, what)

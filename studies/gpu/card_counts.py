@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 REGION = "one candidate"
@@ -32,7 +34,7 @@ WAITS = (
 ALLOCATIONS = ("cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost", "cudaHostRegister", "cuMemAlloc_v2")
 """Calls that may wait for all streams too."""
 ITEM = "aten::_local_scalar_dense"
-NO_KERNELS = ("Memcpy", "Memset", "Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event", REGION)
+CALLS = ("cuda_runtime", "cuda_driver")
 SYNCHRONISING = "called a synchronizing CUDA operation"
 
 
@@ -59,27 +61,30 @@ class Counts:
     grown: int
 
 
-def tallied(events: Iterable[Any]) -> Counter[str]:
-    """Return how many launches, waits, items and allocations events of the profiler show within the region.
+def tallied(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Return how many launches, waits, items and allocations a trace shows from the begin of the region on.
+
+    What the host calls counts until the region ends; kernels count later too, for the device lags behind.
 
     Args:
-        events: with ``name``, ``device_type`` and ``time_range``, as `torch.profiler.profile.events` gives them.
+        events: ``traceEvents`` of a Chrome trace, as `torch.profiler` writes it.
     """
-    seen = list(events)
-    inside = [each for each in seen if each.name == REGION and each.device_type == DeviceType.CPU]
+    seen = [each for each in events if each.get("ph") == "X"]
+    inside = [each for each in seen if each["name"] == REGION and each.get("cat") == "user_annotation"]
     if len(inside) != 1:
         raise RuntimeError(f"expected one region of the profiler, got {len(inside)}")
-    first, last = inside[0].time_range.start, inside[0].time_range.end
+    first = inside[0]["ts"]
+    last = first + inside[0]["dur"]
     found: Counter[str] = Counter()
     for each in seen:
-        if each.time_range.start < first:
+        if each["ts"] < first:
             continue
-        if each.device_type != DeviceType.CPU:
-            found["launches"] += not each.name.startswith(NO_KERNELS)
-        elif each.time_range.start <= last:
-            found["waits"] += each.name in WAITS
-            found["allocations"] += each.name in ALLOCATIONS
-            found["items"] += each.name == ITEM
+        kind, name = each.get("cat"), each["name"]
+        found["launches"] += kind == "kernel"
+        if each["ts"] <= last:
+            found["waits"] += kind in CALLS and name in WAITS
+            found["allocations"] += kind in CALLS and name in ALLOCATIONS
+            found["items"] += kind == "cpu_op" and name == ITEM
     return found
 
 
@@ -88,15 +93,23 @@ def counted(action: Callable[[], object], device: torch.device) -> Counts:
     on_card = device.type == "cuda"
     peak, grown = _memory(action, device) if on_card else (0, 0)
     warned = _warned(action) if on_card else 0
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
+    found = tallied(_traced(action, device))
+    return Counts(found["launches"], found["waits"], found["items"], warned, found["allocations"], peak, grown)
+
+
+def _traced(action: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """Return the trace of an action; by way of a file, which is ten times as fast as the profiler's own events."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with warnings.catch_warnings(), _hushed():
         warnings.simplefilter("ignore")  # the profiler's own, of releases
         with profile(activities=activities) as profiler:
             with record_function(REGION):
                 action()
             synchronize(device)
-    found = tallied(profiler.events() or [])
-    return Counts(found["launches"], found["waits"], found["items"], warned, found["allocations"], peak, grown)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(file))
+            return json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
 
 
 @contextmanager

@@ -48,9 +48,20 @@ def timed(action: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def median(action: Callable[[], object], device: torch.device, rounds: int, seconds: float = 3.0) -> float:
-    """Return the median of some rounds after one that is not counted, fewer where they take too many seconds."""
-    timed(action, device)
+def median(
+    action: Callable[[], object], device: torch.device, rounds: int, seconds: float = 3.0, warm: bool = False
+) -> float:
+    """Return the median of some rounds in milliseconds, fewer where they take too many seconds.
+
+    Args:
+        action: what is done.
+        device: where.
+        rounds: how often at most.
+        seconds: after which no round begins.
+        warm: whether it was done before; if not, a round that is not counted goes before the others.
+    """
+    if not warm:
+        timed(action, device)
     found: list[float] = []
     while len(found) < rounds and (not found or sum(found) < 1e3 * seconds):
         found.append(timed(action, device))
@@ -144,9 +155,12 @@ class Measured:
         return self.ms / self.floor
 
 
-def measured(action: Callable[[], object], floor: float, device: torch.device, rounds: int) -> Measured:
+def measured(
+    action: Callable[[], object], floor: float, device: torch.device, rounds: int, seconds: float = 3.0
+) -> Measured:
+    """Return the first call, the median of some more, and what one takes; the floor is given, in milliseconds."""
     first = timed(action, device)
-    return Measured(first, median(action, device, rounds), floor, counted(action, device))
+    return Measured(first, median(action, device, rounds, seconds, warm=True), floor, counted(action, device))
 
 
 def speed(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline, judged: bool, size: str) -> Findings:
@@ -312,7 +326,7 @@ def tiny(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline
             continue
         one = found.attempt(
             name,
-            lambda line=line: measured(lambda: sm.materialize(line.recipe, pool, model), 1.0, device, rounds),
+            lambda line=line: measured(lambda: sm.materialize(line.recipe, pool, model), 1.0, device, rounds, 0.2),
         )
         if one is None:
             continue

@@ -41,8 +41,9 @@ def fused():
 def test_every_recipe_has_the_bits_of_the_cpu(tmp_path, store):
     dtypes, rounded = STORES[store]
     pool = made_pool(tmp_path / store, "odd", CARD, dtypes, edges=True)
+    todo = everything(len(pool.groups), norms(pool))
     pair = Pair(pool, rounded, CARD)
-    faults = {name: pair.faults(recipe) for name, recipe in everything(len(pool.groups), norms(pool)).items()}
+    faults = {name: pair.faults(recipe) for name, recipe in todo.items()}
     assert {name: fault for name, fault in faults.items() if fault} == {}
 
 
@@ -72,15 +73,15 @@ def test_candidate_after_candidate_takes_no_more_memory(pool, model):
     assert [held() for _ in range(3)] == [before] * 3
 
 
-def test_a_cache_of_parents_changes_no_bit(pool, model):
+def test_a_cache_of_parents_changes_no_bit(pool):
     cache = sm.WeightCache(2**30)
-    pair = Pair(pool, "bfloat16", CARD)
     todo = everything(len(pool.groups), norms(pool))
+    pair = Pair(pool, "bfloat16", CARD)
     for name in ("a lineage of twelve", "a candidate of two generations"):
         recipe = sm.Cast(todo[name], "bfloat16")
+        sm.materialize(recipe, pair.pools[0], pair.models[0])
+        here, there = pool.parameters(pair.models[0]), pool.parameters(pair.models[1])
         for _ in range(2):
-            sm.materialize(recipe, pool, model, cache)
-            sm.materialize(recipe, pool, pair.models[0])
-            here, there = pool.parameters(pair.models[0]), pool.parameters(model)
+            sm.materialize(recipe, pair.pools[1], pair.models[1], cache)
             assert all(torch.equal(here[tensor], there[tensor].cpu()) for tensor in here), name
     assert len(cache) > 0
