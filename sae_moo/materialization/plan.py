@@ -60,6 +60,8 @@ WORKSPACE = 1 << 28
 """Bytes beside two of the largest tensor in float32 that a band's intermediate tensors may take on a GPU."""
 AHEAD = 1 << 26
 """Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
+FEW = 1 << 16
+"""Most elements worked on together on the CPU: of small tensors many, of others one."""
 APART = 256
 """Bytes that tensors in one piece of memory begin at multiples of: kernels read many elements at once if they can."""
 
@@ -91,7 +93,15 @@ class _Value:
     job: Job | None = None
     needs: tuple[_Value, ...] = ()
     name: str | None = None
-    buffer: Tensor | None = None
+    lease: _Lease | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A buffer lent to some values, until none of them is needed any more."""
+
+    buffer: Tensor
+    values: int
 
 
 _Values = list[_Value | None]
@@ -184,7 +194,7 @@ class Plan:
         self._feed = Feed(pool, device, self._read())
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
-        self._most = self._band_size(max(sizes)) if self._engine.batched else 1
+        self._most = self._band_size(max(sizes)) if self._engine.batched else min(FEW, max(sizes))
         self._known = known or Known()
         self._indices: dict[tuple[Prune, str], Tensor] = {}
 
@@ -215,7 +225,7 @@ class Plan:
             while todo:
                 values = self._values(todo, following)
                 there = [value for value in values if value is not None]
-                owned = [value for value in there if value.tensor is None or value.buffer is not None]
+                owned = [value for value in there if value.tensor is None or value.lease is not None]
                 own = {id(value): out for value, out in zip(owned, self._new(owned), strict=True)}
                 found = [own.get(id(value), value.tensor) for value in there]
                 self._write(owned, list(own.values()), counted=False)
@@ -349,11 +359,11 @@ class Plan:
         flat = self._feed.get(name, info.name).reshape(-1)
         if self._engine.batched:
             return _Value(flat.dtype, info.numel, users, flat, name=name)
-        buffer = None
+        lease = None
         if flat.is_cpu and not self._pool.stored(name, info.name):
-            buffer = self._buffers.take(flat.numel(), flat.dtype)  # many at once count into what is bounded
-            flat = buffer[: flat.nbytes].view(flat.dtype).copy_(flat)
-        return _Value(flat.dtype, flat.numel(), users, flat, name=name, buffer=buffer)
+            lease = _Lease(self._buffers.take(flat.numel(), flat.dtype), 1)  # many at once count into what is bounded
+            flat = lease.buffer[: flat.nbytes].view(flat.dtype).copy_(flat)
+        return _Value(flat.dtype, flat.numel(), users, flat, name=name, lease=lease)
 
     def _cast(self, asked: Sequence[tuple[_Value | None, torch.dtype]], users: int) -> _Values:
         made: _Values = [None] * len(asked)
@@ -536,18 +546,16 @@ class Plan:
         """Return values' tensors, written into buffers if they were not yet."""
         waiting = list({id(value): value for value in values if value.tensor is None}.values())
         if waiting:
+            sizes = _sizes(waiting)
             if self._engine.batched:
-                tensors = self._new(waiting)
+                lease = _Lease(torch.empty(sum(sizes), dtype=torch.uint8, device=self._device), len(waiting))
             else:
-                tensors = []
-                for value in waiting:
-                    value.buffer = buffer = self._buffers.take(value.numel, value.dtype)
-                    tensors.append(buffer[: value.numel * value.dtype.itemsize].view(value.dtype))
+                lease = _Lease(self._buffers.take(sum(sizes), torch.uint8), len(waiting))
+            tensors = _split(lease.buffer, sizes, waiting)
             work = [(_job(value), tensor) for value, tensor in zip(waiting, tensors, strict=True)]
             self._engine.write(work, counted=False)
             for value, tensor in zip(waiting, tensors, strict=True):
-                value.tensor = tensor
-                value.buffer = tensor if value.buffer is None else value.buffer
+                value.tensor, value.lease = tensor, lease
                 self._release(value)
         return [ready for value in values if (ready := value.tensor) is not None]
 
@@ -555,12 +563,8 @@ class Plan:
         """Return fresh memory for some values: on a device that takes many at once one piece for all."""
         if not self._engine.batched:
             return [torch.empty(value.numel, dtype=value.dtype, device=self._device) for value in values]
-        sizes = [-(-value.numel * value.dtype.itemsize // APART) * APART for value in values]
-        piece = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
-        return [
-            part[: value.numel * value.dtype.itemsize].view(value.dtype)
-            for part, value in zip(torch.split(piece, sizes), values, strict=True)
-        ]
+        sizes = _sizes(values)
+        return _split(torch.empty(sum(sizes), dtype=torch.uint8, device=self._device), sizes, values)
 
     def _write(self, values: Sequence[_Value], outs: Sequence[Tensor], *, counted: bool = True) -> Zeros:
         work = [(_job(value), out) for value, out in zip(values, outs, strict=True)]
@@ -581,10 +585,27 @@ class Plan:
 
     def _used(self, value: _Value) -> None:
         value.users -= 1
-        if value.users == 0 and value.buffer is not None:
-            if not self._engine.batched:
-                self._buffers.give(value.buffer)
-            value.buffer = value.tensor = None
+        if value.users == 0 and value.lease is not None:
+            lease, value.lease, value.tensor = value.lease, None, None
+            lease.values -= 1
+            if not lease.values and not self._engine.batched:
+                self._buffers.give(lease.buffer)
+
+
+def _sizes(values: Sequence[_Value]) -> list[int]:
+    """Return the bytes of values in one piece of memory."""
+    if len(values) == 1:
+        return [values[0].numel * values[0].dtype.itemsize]
+    return [-(-value.numel * value.dtype.itemsize // APART) * APART for value in values]
+
+
+def _split(piece: Tensor, sizes: Sequence[int], values: Sequence[_Value]) -> list[Tensor]:
+    """Return a piece of memory, of that size at least, in parts."""
+    parts, start = [], 0
+    for size, value in zip(sizes, values, strict=True):
+        parts.append(piece[start : start + value.numel * value.dtype.itemsize].view(value.dtype))
+        start += size
+    return parts
 
 
 def _job(value: _Value) -> Job:
