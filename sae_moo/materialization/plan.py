@@ -186,6 +186,12 @@ class Plan:
         self._cached = {node: cache.get(node) for node in self._order if cache is not None and node in cache}
         self._inputs = {node: () if node in self._cached else children(node) for node in self._order}
         self._uses = Counter(child for inputs in self._inputs.values() for child in inputs)
+        place = {node: i for i, node in enumerate(self._order)}
+        # looked up once, not for every band: a recipe's hash is that of its whole lineage
+        self._nodes = [
+            (node, [place[child] for child in self._inputs[node]], self._uses[node], self._cached.get(node))
+            for node in self._order
+        ]
         self._work = {node: _work(node) for node in self._order if isinstance(node, Merge) and node not in self._cached}
         scopes = {node.scope for node in self._order if isinstance(node, Prune) and node.scope in STRUCTURED}
         self._parts = {scope: {part.info.name: part for part in anatomy(pool, scope).parts} for scope in scopes}
@@ -324,20 +330,19 @@ class Plan:
 
     def _values(self, band: Sequence[TensorInfo], following: Sequence[TensorInfo]) -> _Values:
         self._feed.begin(band, following)
-        values: dict[Recipe, _Values] = {}
+        values: list[_Values] = []
         base: dict[str, Tensor] = {}  # read once, however many merges of the lineage need it
-        for node in self._order:
-            inputs = [values[child] for child in self._inputs[node]]
-            values[node] = self._apply(node, inputs, band, base)
-        return values[self._order[-1]]
+        for node, places, users, held in self._nodes:
+            inputs = [values[place] for place in places]
+            if held is None:
+                values.append(self._apply(node, inputs, band, base, users))
+            else:
+                values.append([self._stored(held[info.name], users) for info in band])
+        return values[-1]
 
     def _apply(
-        self, node: Recipe, inputs: Sequence[_Values], band: Sequence[TensorInfo], base: dict[str, Tensor]
+        self, node: Recipe, inputs: Sequence[_Values], band: Sequence[TensorInfo], base: dict[str, Tensor], users: int
     ) -> _Values:
-        users = self._uses[node]
-        if node in self._cached:
-            held = self._cached[node]
-            return [self._stored(held[info.name], users) for info in band]
         match node:
             case Expert():
                 return [self._expert(node.name, info, users) for info in band]
