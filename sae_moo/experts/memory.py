@@ -24,6 +24,10 @@ class Remembered:
     def __contains__(self, key: object) -> bool:
         return key in self._values
 
+    def find(self, key: Hashable) -> Any:
+        """Return what is kept under a key, None if nothing is."""
+        return self._values.get(key)
+
     def put(self, key: Hashable, value: Any) -> None:
         """Keep what was computed elsewhere."""
         self._values[key] = value

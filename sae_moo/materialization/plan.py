@@ -56,8 +56,9 @@ variances.
 """
 SMALL = 1 << 26
 """Bytes of intermediate tensors that are held in memory in any case."""
-WORKSPACE = 1 << 28
-"""Bytes beside two of the largest tensor in float32 that a band's intermediate tensors may take on a GPU."""
+WORKSPACE = 64
+"""On a GPU, intermediate tensors of a band may take one such part of its memory beside two of the largest tensor in
+float32."""
 AHEAD = 1 << 26
 """Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
 FEW = 1 << 16
@@ -179,7 +180,7 @@ class Plan:
     ) -> None:
         self._pool = pool
         self._device = torch.device(device)
-        self._engine = engine_on(self._device, pool.remembered)
+        self._engine = engine_on(self._device, pool)
         self._prunable = {info.name: i for i, info in enumerate(t for t in pool.tensors if t.prunable)}
         held = cache if cache is not None else ()
         self._order = list(walk(recipe, stop=held))
@@ -304,9 +305,7 @@ class Plan:
             if inside and not rounded_on:
                 live.add(node)
             most = max(most, len(live))
-            work = self._work.get(node) if isinstance(node, Merge) else None
-            if isinstance(node, Prune) or (work is not None and not work.method.weighted_sum):
-                scratch = 1  # scores, variances, masks
+            scratch = max(scratch, self._written_down(node))
             for child in self._inputs[node]:
                 left[child] -= 1
                 if not left[child]:
@@ -314,7 +313,16 @@ class Plan:
         bound = self._offsets[-1] if self._feed.complete else AHEAD
         if not most + scratch:
             return bound
-        return min(bound, (2 * largest + WORKSPACE // 4) // (most + scratch))
+        return min(bound, (2 * largest + _workspace(self._device) // 4) // (most + scratch))
+
+    def _written_down(self, node: Recipe) -> int:
+        """Return how many float32 tensors the work of a node writes beside its result: scores, variances, masks."""
+        if isinstance(node, Prune):
+            return int(CRITERIA.find(node.criterion).guest is not None or (node.rescale and node.scope not in COUNTED))
+        if node not in self._work or not isinstance(node, Merge):
+            return 0
+        settings = self._work[node].method.settings
+        return int("epsilon" in settings or "select_topk" in settings)
 
     def _bands(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[TensorInfo]]]:
         """Yield the tensors to work on at once, with those that come after them."""
@@ -632,6 +640,15 @@ def _ask(made: Asking, reply: Any) -> tuple[Question | None, Step | None]:
         return made.send(reply), None
     except StopIteration as finished:
         return None, finished.value
+
+
+@functools.cache
+def _workspace(device: torch.device) -> int:
+    """Return how many bytes that is."""
+    if device.type != "cuda":
+        return SMALL
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return total // WORKSPACE
 
 
 def scoring_of(node: Prune, info: TensorInfo, source: Tensor, pool: ExpertPool) -> pruning.Scoring:

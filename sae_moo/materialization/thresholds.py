@@ -62,11 +62,11 @@ def counts(
         if done == EASY and search.found:
             break
         for _, scored, mine in shown():
-            search.tally(scored, mine)
+            search.tally(search.shown(scored, mine))
         search.advance()
     parts, names = [], []
     for infos, scored, mine in shown():
-        parts.append(search.counted(scored, mine))
+        parts.append(search.counted(search.shown(scored, mine)))
         names += [info.name for info in infos]
     words = engine.card.fetched(torch.cat([search.bits, torch.cat(parts).flatten()]))
     bits, counted = words[: len(sizes)], dict(zip(names, words[len(sizes) :].reshape(-1, 2), strict=True))

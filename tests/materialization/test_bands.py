@@ -54,8 +54,8 @@ RECIPES = {
 CARD = Card(torch.device("cpu"), tile=512)
 
 
-def engine(device, remembered):
-    return Banded(CARD, remembered)
+def engine(device, pool):
+    return Banded(CARD, pool.remembered, lambda size: True)
 
 
 @pytest.fixture

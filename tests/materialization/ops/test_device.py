@@ -40,8 +40,8 @@ def plain(monkeypatch):
     monkeypatch.setattr(fused, "available", lambda: False)
 
 
-def engines():
-    return Banded(CARD, Remembered()), OneByOne(Remembered())
+def engines(room=True):
+    return Banded(CARD, Remembered(), lambda size: room), OneByOne(Remembered())
 
 
 def device_of(engine):
@@ -163,12 +163,12 @@ def counts_of(size):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("key", [None, "an expert"])
+@pytest.mark.parametrize("key", [None, "an expert", "an expert without room"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("kind", VALUES)
 def test_exactly_so_many_of_the_smallest_go_as_on_the_plain_path(kind, dtype, key):
     band = band_of(kind, dtype)
-    engines_of_both = engines()
+    engines_of_both = engines(key != "an expert without room")
     for share in (1, 2, 3, 4) if dtype == F32 and key is None else (2,):
 
         def jobs(tensors, engine, share=share):

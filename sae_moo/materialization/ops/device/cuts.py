@@ -9,29 +9,33 @@ ones in no time. See `kernels.counting`.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops.deferred import CutRef, Numbers
 from sae_moo.materialization.ops.device.kernels import counting
 from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, put_norms, scores_of
 from sae_moo.materialization.ops.device.tables import CODES, SPAN, Card, Table, Tiles, grouped
 from sae_moo.materialization.ops.prune import Scoring
 
-SAMPLE = 1 << 14
-"""Elements of a unit that are looked at first."""
-SLACK = 4.0
+SAMPLE = 1 << 12
+"""Elements of a unit that are looked at first: as many as one block of a device sorts."""
+SLACK = 3.5
 """How far to look around a sample's rank, in standard deviations of it."""
 ROUNDS = 4
 """One after the sample; the sample wrong and 31 bits of a key by 11 at a time; three are left of it mostly idle."""
 BINS, STATE = 2048, 8
 ALL = 1 << 15
 """Bins of a histogram of all magnitudes of bfloat16."""
+RANKS = 1 << 15
+"""Scores of an expert's tensor that are kept, at even distances in their order."""
+LARGEST = 1 << 27
+"""Most elements that are ordered at once to find them: it takes some 20 bytes for each."""
+WIDTH = 8
 _PLAIN, _WEIGHED, _DIFFERENCES = 0, 1, 2
 
 
@@ -72,6 +76,34 @@ class Scored:
         return {torch.bfloat16: 16, torch.float16: 13}.get(self.source.dtype, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Tensors of one kind, as the steps of a search take them.
+
+    Args:
+        kind: of their scores.
+        at: their places among the tensors shown with them.
+        tensors: themselves.
+        tiles: of them.
+        table: a row for each, on the device.
+        aligned: whether many elements can be read at once.
+        held: what has to live as long.
+    """
+
+    kind: tuple[int, int, int]
+    at: Sequence[int]
+    tensors: Sequence[Scored]
+    tiles: Tiles
+    table: Tensor
+    aligned: bool
+    held: Sequence[Tensor]
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """How kernels compute the scores."""
+        return {"SCORES": self.kind[0], "CODE": self.kind[1], "GROUND": self.kind[2]}
+
+
 class Search:
     """The search for one cut in each of some units of tensors, step by step.
 
@@ -99,7 +131,17 @@ class Search:
         self._samples = [min(size, SAMPLE) for size in sizes]
         self._length = _power(max(self._samples) + tensors)
         self._taken = [0] * units
-        self._keys = torch.full((units, self._length), 2**31 - 1, dtype=torch.int32, device=card.device)
+        self._keys: Tensor | None = None
+
+    def shown(self, tensors: Sequence[Scored], units: Sequence[int]) -> list[Shown]:
+        """Return tensors as the steps take them; `units`: whose each is."""
+        made = []
+        for kind, at in grouped(tensors, lambda each: each.kind):
+            chosen = [tensors[i] for i in at]
+            tiles = self._card.tiles([each.source.numel() for each in chosen])
+            table, held = self._table(chosen, [units[i] for i in at], tiles)
+            made.append(Shown(kind, at, chosen, tiles, table.sent(), table.aligned, held))
+        return made
 
     def sample(self, tensors: Sequence[Scored], units: Sequence[int]) -> None:
         """Look at scattered elements of tensors; `units`: whose each is."""
@@ -119,15 +161,15 @@ class Search:
                 [(first, slot, number) for first, (slot, number) in zip(tiles.first, slots, strict=True)], np.int64
             )
             self._card.launch(
-                counting.sample, tiles.number, table.sent(), self._card.sent(rows), tiles.jobs, self._keys,
-                self.states, LENGTH=self._length, WIDTH=table.width, SCORES=kind[0], CODE=kind[1], GROUND=kind[2],
+                counting.sample, tiles.number, table.sent(), self._card.sent(rows), tiles.jobs, self._drawn(),
+                self.states, LENGTH=self._length, WIDTH=WIDTH, SCORES=kind[0], CODE=kind[1], GROUND=kind[2],
                 BLOCK=self._card.tile,
             )  # fmt: skip
             del held
 
     def begin(self) -> None:
         """Take the first ranges from the samples."""
-        ordered = self._keys.sort(dim=1).values
+        ordered = self._drawn().sort(dim=1).values
         slack = [
             0 if taken == size else math.ceil(SLACK * math.sqrt(taken) / 2) + 2
             for taken, size in zip(self._taken, self._sizes, strict=True)
@@ -135,18 +177,20 @@ class Search:
         samples = self._card.sent(np.array([self._taken, self._sizes, slack], np.int64).T.copy())
         self._card.launch(counting.begin, len(self._sizes), ordered, self.states, samples, LENGTH=self._length)
 
-    def tally(self, tensors: Sequence[Scored], units: Sequence[int]) -> None:
+    def begin_between(self, quantiles: Sequence[Tensor]) -> None:
+        """Take the first ranges from what is known of the units: scores at `RANKS` ranks of each."""
+        places = np.array(
+            [(each.data_ptr(), size) for each, size in zip(quantiles, self._sizes, strict=True)], np.int64
+        )
+        self._card.launch(counting.between, len(self._sizes), self._card.sent(places), self.states, LENGTH=RANKS)
+
+    def tally(self, shown: Sequence[Shown]) -> None:
         """Count the scores of tensors into the ranges of their units."""
-        for kind, at in grouped(tensors, lambda each: each.kind):
-            chosen = [tensors[i] for i in at]
-            tiles = self._card.tiles([each.source.numel() for each in chosen])
-            table, held = self._table(chosen, [units[i] for i in at], tiles)
+        for each in shown:
             self._card.launch(
-                counting.tally, tiles.number, table.sent(), tiles.jobs, self.states, self._counts, self._below,
-                WIDTH=table.width, SCORES=kind[0], CODE=kind[1], GROUND=kind[2], ALIGNED=table.aligned,
-                BLOCK=self._card.tile,
+                counting.tally, each.tiles.number, each.table, each.tiles.jobs, self.states, self._counts, self._below,
+                WIDTH=WIDTH, ALIGNED=each.aligned, BLOCK=self._card.tile, **each.constants,
             )  # fmt: skip
-            del held
 
     def advance(self) -> None:
         """Take the next ranges."""
@@ -162,52 +206,46 @@ class Search:
         """The bits of the values found, int64, shape (units,)."""
         return self.states[:, 0]
 
-    def counted(self, tensors: Sequence[Scored], units: Sequence[int]) -> Tensor:
+    def counted(self, shown: Sequence[Shown]) -> Tensor:
         """Return how many scores of each tensor are below its unit's key, and equal to it; shape (tensors, 2)."""
-        found = self._card.zeros(len(tensors), 2)
-        for kind, at in grouped(tensors, lambda each: each.kind):
-            chosen = [tensors[i] for i in at]
-            tiles = self._card.tiles([each.source.numel() for each in chosen])
-            table, held = self._table(chosen, [units[i] for i in at], tiles)
-            equals = self._card.empty(tiles.number, dtype=torch.int32)
-            under = self._card.zeros(len(at))
-            self._ties(table.sent(), table, tiles, kind, equals, under, every=True)
-            whose = self._card.sent(np.array(at, np.int64))
+        found = self._card.zeros(sum(len(each.at) for each in shown), 2)
+        for each in shown:
+            equals = self._card.empty(each.tiles.number, dtype=torch.int32)
+            under = self._card.zeros(len(each.at))
+            self._ties(each, equals, under, every=True)
+            whose = self._card.sent(np.array(each.at, np.int64))
             found[whose, 0] = under
-            found[:, 1].index_add_(0, whose[tiles.jobs.long()], equals.long())
-            del held
+            found[:, 1].index_add_(0, whose[each.tiles.jobs.long()], equals.long())
         return found
 
-    def cuts(self, tensors: Sequence[Scored]) -> Numbers:
+    def cuts(self, shown: Sequence[Shown]) -> Numbers:
         """Return the cuts, where every tensor is a unit."""
-        cuts = self._card.empty(len(tensors), 2, dtype=torch.int64)
-        for kind, at in grouped(tensors, lambda each: each.kind):
-            chosen = [tensors[i] for i in at]
-            tiles = self._card.tiles([each.source.numel() for each in chosen])
-            table, held = self._table(chosen, at, tiles)
-            sent = table.sent()
-            equals = self._card.empty(tiles.number, dtype=torch.int32)
-            self._ties(sent, table, tiles, kind, equals, equals, every=False)
-            found = self._card.empty(len(at), 2, dtype=torch.int64)
+        cuts = self._card.empty(len(self._sizes), 2, dtype=torch.int64)
+        for each in shown:
+            equals = self._card.empty(each.tiles.number, dtype=torch.int32)
+            self._ties(each, equals, equals, every=False)
+            found = self._card.empty(len(each.at), 2, dtype=torch.int64)
             self._card.launch(
-                counting.positions, len(at), sent, self.states, equals, tiles.lasts, found, WIDTH=table.width,
-                SCORES=kind[0], CODE=kind[1], GROUND=kind[2], BLOCK=self._card.tile, SPAN=SPAN,
+                counting.positions, len(each.at), each.table, self.states, equals, each.tiles.lasts, found,
+                WIDTH=WIDTH, BLOCK=self._card.tile, SPAN=SPAN, **each.constants,
             )  # fmt: skip
-            cuts[self._card.sent(np.array(at, np.int64))] = found
-            del held
+            cuts[self._card.sent(np.array(each.at, np.int64))] = found
         return Numbers(cuts)
 
-    def _ties(
-        self, sent: Tensor, table: Table, tiles: Tiles, kind: tuple[int, int, int], equals: Tensor, under: Tensor,
-        *, every: bool,
-    ) -> None:  # fmt: skip
+    def _drawn(self) -> Tensor:
+        if self._keys is None:
+            size = len(self._sizes), self._length
+            self._keys = torch.full(size, 2**31 - 1, dtype=torch.int32, device=self._card.device)
+        return self._keys
+
+    def _ties(self, shown: Shown, equals: Tensor, under: Tensor, *, every: bool) -> None:
         self._card.launch(
-            counting.ties, tiles.number, sent, tiles.jobs, self.states, equals, under, WIDTH=table.width,
-            SCORES=kind[0], CODE=kind[1], GROUND=kind[2], ALL=every, ALIGNED=table.aligned, BLOCK=self._card.tile,
+            counting.ties, shown.tiles.number, shown.table, shown.tiles.jobs, self.states, equals, under, WIDTH=WIDTH,
+            ALL=every, ALIGNED=shown.aligned, BLOCK=self._card.tile, **shown.constants,
         )  # fmt: skip
 
     def _table(self, tensors: Sequence[Scored], units: Sequence[int], tiles: Tiles) -> tuple[Table, list[Tensor]]:
-        table = Table(self._card, tiles, [each.source.numel() for each in tensors], 8)
+        table = Table(self._card, tiles, [each.source.numel() for each in tensors], WIDTH)
         table.put(2, units)
         table.addresses(3, [each.source for each in tensors])
         if tensors[0].base is not None:
@@ -216,55 +254,81 @@ class Search:
         return table, held
 
 
-def cuts(card: Card, tensors: Sequence[Scored], counts: Sequence[int] | Tensor) -> list[CutRef]:
-    """Return the cuts below which so many scores of each tensor lie, one for each."""
+def cuts(
+    card: Card, tensors: Sequence[Scored], counts: Sequence[int] | Tensor, quantiles: Sequence[Tensor | None] = ()
+) -> list[CutRef]:
+    """Return the cuts below which so many scores of each tensor lie, one for each.
+
+    Args:
+        card: where.
+        tensors: their scores.
+        counts: how many; on the device if they are known only there.
+        quantiles: what `quantiles_of` knows of the tensors, None where nothing; empty: of none.
+    """
     found: list[CutRef | None] = [None] * len(tensors)
-    for grain, at in grouped(tensors, lambda each: each.grain):
+    known = quantiles or [None] * len(tensors)
+    for (grain, sampled), at in grouped(range(len(tensors)), lambda i: (tensors[i].grain, known[i] is None)):
         chosen = [tensors[i] for i in at]
         own = counts[card.sent(np.array(at, np.int64))] if isinstance(counts, Tensor) else [counts[i] for i in at]
         search = Search(card, [each.source.numel() for each in chosen], own, grain)
-        units = range(len(chosen))
-        search.sample(chosen, units)
-        search.begin()
+        if sampled:
+            search.sample(chosen, range(len(chosen)))
+            search.begin()
+        else:
+            search.begin_between([each for i in at if (each := known[i]) is not None])
+        shown = search.shown(chosen, range(len(chosen)))
         for _ in range(ROUNDS):
-            search.tally(chosen, units)
+            search.tally(shown)
             search.advance()
-        table = search.cuts(chosen)
+        table = search.cuts(shown)
         for place, i in enumerate(at):
             found[i] = CutRef(table, place)
     return [ref for ref in found if ref is not None]
 
 
-def cuts_of_experts(
-    card: Card, tensors: Sequence[Tensor], counts: Sequence[int], keys: Sequence[Hashable], remembered: Remembered
-) -> list[CutRef]:
-    """Return the cuts of magnitudes of experts' tensors in bfloat16, whose histograms are kept on the device."""
-    scored = [Scored(tensor) for tensor in tensors]
-    new = [i for i, key in enumerate(keys) if ("bins", key, card.device) not in remembered]
-    if new:
-        histograms = card.zeros(len(new), ALL, dtype=torch.int32)
-        tiles = card.tiles([tensors[i].numel() for i in new])
-        table = Table(card, tiles, [tensors[i].numel() for i in new], 8)
-        table.put(2, range(len(new)))
-        table.addresses(3, [tensors[i] for i in new])
-        card.launch(
-            counting.histogram, tiles.number, table.sent(), tiles.jobs, histograms, WIDTH=8, CODE=1, ALL=ALL,
-            ALIGNED=table.aligned, BLOCK=card.tile,
-        )  # fmt: skip
-        for i, row in zip(new, histograms, strict=True):
-            remembered.put(("bins", keys[i], card.device), row)
-    rows = [remembered.get(("bins", key, card.device), _missing) for key in keys]
+def quantiles_of(scored: Scored) -> Tensor | None:
+    """Return the keys of scores at `RANKS` ranks, evenly apart, int32; None of tensors too large to be ordered.
+
+    Of an expert they are found once: then a cut of any count lies between two of them, and one round finds it.
+    """
+    numel = scored.source.numel()
+    if numel > LARGEST:
+        return None
+    ordered = _scores(scored).view(torch.int32).sort().values
+    ranks = torch.arange(RANKS, device=ordered.device) * (numel - 1) // (RANKS - 1)
+    return (ordered[ranks] >> scored.grain).contiguous()
+
+
+def _scores(scored: Scored) -> Tensor:
+    if scored.scoring is not None:
+        return scored.scoring.part(0, scored.source.numel()).contiguous()
+    scores = scored.source.float() if scored.base is None else scored.source.float() - scored.base.float()
+    return scores.abs()
+
+
+def histograms_of(card: Card, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return histograms of the magnitudes of tensors in bfloat16: how many there are of each."""
+    histograms = card.zeros(len(tensors), ALL, dtype=torch.int32)
+    tiles = card.tiles([tensor.numel() for tensor in tensors])
+    table = Table(card, tiles, [tensor.numel() for tensor in tensors], WIDTH)
+    table.put(2, range(len(tensors)))
+    table.addresses(3, tensors)
+    card.launch(
+        counting.histogram, tiles.number, table.sent(), tiles.jobs, histograms, WIDTH=WIDTH, CODE=1, ALL=ALL,
+        ALIGNED=table.aligned, BLOCK=card.tile,
+    )  # fmt: skip
+    return list(histograms)
+
+
+def cuts_in(card: Card, tensors: Sequence[Tensor], counts: Sequence[int], histograms: Sequence[Tensor]) -> list[CutRef]:
+    """Return the cuts of magnitudes of tensors in bfloat16, given their histograms."""
     search = Search(card, [tensor.numel() for tensor in tensors], counts, 16)
     card.launch(
-        counting.found_in, len(tensors), card.sent(np.array([row.data_ptr() for row in rows], np.int64)),
+        counting.found_in, len(tensors), card.sent(np.array([row.data_ptr() for row in histograms], np.int64)),
         search.states, ALL=ALL,
     )  # fmt: skip
-    table_of_cuts = search.cuts(scored)
-    return [CutRef(table_of_cuts, i) for i in range(len(tensors))]
-
-
-def _missing() -> Tensor:
-    raise AssertionError("a histogram was kept and is gone")
+    table = search.cuts(search.shown([Scored(tensor) for tensor in tensors], range(len(tensors))))
+    return [CutRef(table, i) for i in range(len(tensors))]
 
 
 def _power(number: int) -> int:

@@ -15,7 +15,16 @@ from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops.deferred import CutRef, NumberRef, Numbers, value_of
 from sae_moo.materialization.ops.device import sums
 from sae_moo.materialization.ops.device.chances import Chance, masks_of
-from sae_moo.materialization.ops.device.cuts import Scored, Search, cuts, cuts_of_experts
+from sae_moo.materialization.ops.device.cuts import (
+    ALL,
+    RANKS,
+    Scored,
+    Search,
+    cuts,
+    cuts_in,
+    histograms_of,
+    quantiles_of,
+)
 from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, scores_of
 from sae_moo.materialization.ops.device.selections import selections
 from sae_moo.materialization.ops.device.tables import Card, card_of, grouped
@@ -35,14 +44,16 @@ class Banded:
 
     Args:
         card: the device; an attribute, too.
-        remembered: what is known of experts' tensors; cuts are added once they were fetched.
+        remembered: what is known of experts' tensors; what is found of them is added.
+        room: whether there is room on the device to keep so many bytes beside the experts; it is taken then.
     """
 
     batched = True
 
-    def __init__(self, card: Card, remembered: Remembered) -> None:
+    def __init__(self, card: Card, remembered: Remembered, room: Callable[[int], bool]) -> None:
         self.card = card
         self._remembered = remembered
+        self._room = room
         self._found: list[tuple[Tensor, Callable[[NDArray[Any]], None]]] = []
         self._answered: dict[Hashable, Any] = {}
         self._chances: dict[Hashable, Tensor] = {}
@@ -73,15 +84,14 @@ class Banded:
         """See `Engine`."""
         found: list[Cut | CutRef | None] = [self._known(each) for each in sought]
         rest = [i for i, cut in enumerate(found) if cut is None]
-        kept = [i for i in rest if _has_histogram(sought[i])]
-        for at, found_now in (
-            (kept, self._cuts_of_experts([sought[i] for i in kept])),
-            (others := [i for i in rest if i not in set(kept)], self._cuts_of([sought[i] for i in others])),
-        ):
-            for i, cut in zip(at, found_now, strict=True):
-                found[i] = cut
-                if (key := sought[i].key) is not None:
-                    self._remembered.put(("cut", key, sought[i].count), cut)
+        asked = [sought[i] for i in rest]
+        scored = [Scored.of(each.scoring) for each in asked]
+        keys = [each.key and ("cut", each.key) for each in asked]
+        refs = self._searched(scored, [each.count for each in asked], keys) if rest else []
+        for i, ref in zip(rest, refs, strict=True):
+            found[i] = ref
+            if sought[i].key is not None:
+                self._remembered.put(("cut", sought[i].key, sought[i].count), ref)
         return [cut for cut in found if cut is not None]
 
     def factors(self, pruned: Sequence[Pruned]) -> list[float | NumberRef]:
@@ -149,25 +159,45 @@ class Banded:
         cut: Cut | CutRef = self._remembered.get(key, lambda: NOTHING)
         return cut
 
-    def _cuts_of_experts(self, sought: Sequence[Sought]) -> Sequence[CutRef]:
-        if not sought:
-            return []
-        keys = [each.key for each in sought if each.key is not None]
-        sources = [each.scoring.source for each in sought]
-        refs = cuts_of_experts(self.card, sources, [each.count for each in sought], keys, self._remembered)
-        self._watch(refs, [len(source) for source in sources], [each.count for each in sought])
-        return refs
+    def _searched(
+        self, scored: Sequence[Scored], counts: Sequence[int], keys: Sequence[Hashable | None]
+    ) -> Sequence[CutRef]:
+        """Return cuts; `keys`: what the scores of experts are remembered by."""
+        halves = [i for i, each in enumerate(scored) if keys[i] is not None and each.grain == 16]
+        histograms = self._histograms([scored[i].source for i in halves], [keys[i] for i in halves])
+        kept = [i for i, row in zip(halves, histograms, strict=True) if row is not None]
+        rows = [row for row in histograms if row is not None]
+        others = [i for i in range(len(scored)) if i not in set(kept)]
+        found: dict[int, CutRef] = {}
+        if kept:
+            refs = cuts_in(self.card, [scored[i].source for i in kept], [counts[i] for i in kept], rows)
+            found |= dict(zip(kept, refs, strict=True))
+        if others:
+            quantiles = [self._quantiles(scored[i], keys[i]) for i in others]
+            refs = cuts(self.card, [scored[i] for i in others], [counts[i] for i in others], quantiles)
+            found |= dict(zip(others, refs, strict=True))
+        ordered = [found[i] for i in range(len(scored))]
+        self._watch(ordered, [each.source.numel() for each in scored], counts)
+        return ordered
 
-    def _cuts_of(self, sought: Sequence[Sought]) -> Sequence[CutRef]:
-        if not sought:
-            return []
-        scored = [Scored.of(each.scoring) for each in sought]
-        return self._searched(scored, [each.count for each in sought])
+    def _histograms(self, tensors: Sequence[Tensor], keys: Sequence[Hashable | None]) -> list[Tensor | None]:
+        """Return histograms of experts' tensors, made now where there is room for them; None where there is not."""
+        places = [("histogram", key, self.card.device) for key in keys]
+        new = [i for i, place in enumerate(places) if place not in self._remembered and self._room(4 * ALL)]
+        if new:
+            for i, row in zip(new, histograms_of(self.card, [tensors[i] for i in new]), strict=True):
+                self._remembered.put(places[i], row)
+        return [self._remembered.find(place) for place in places]
 
-    def _searched(self, scored: Sequence[Scored], counts: Sequence[int]) -> Sequence[CutRef]:
-        refs = cuts(self.card, scored, counts)
-        self._watch(refs, [each.source.numel() for each in scored], counts)
-        return refs
+    def _quantiles(self, scored: Scored, key: Hashable | None) -> Tensor | None:
+        """Return what is known of an expert's scores, found now where there is room for it."""
+        if key is None:
+            return None
+        place = ("quantiles", key, self.card.device)
+        if place not in self._remembered and self._room(4 * RANKS):
+            self._remembered.put(place, quantiles_of(scored))
+        found: Tensor | None = self._remembered.find(place)
+        return found
 
     def _watch(self, refs: Sequence[CutRef], sizes: Sequence[int], counts: Sequence[int]) -> None:
         """Fetch cuts with the rest, and say then if one is NaN."""
@@ -211,13 +241,19 @@ class Banded:
             scored.append(Scored(each.operands.inputs[each.question.i], each.operands.base))
             counts.append(each.question.count)
         at = [i for i, count in enumerate(counts) if count]
-        refs = self._searched([scored[i] for i in at], [counts[i] for i in at]) if at else []
+        keys = [each.question.key(each.operands, each.place) for each in asked]
+        # the scores are the same whatever the count
+        scores = [
+            key and ("differences", each.place.tensor, each.operands.names[each.question.i])
+            for each, key in zip(asked, keys, strict=True)
+            if isinstance(each.question, Trim)
+        ]
+        refs = self._searched([scored[i] for i in at], [counts[i] for i in at], [scores[i] for i in at]) if at else []
         found: list[Cut | CutRef] = [NOTHING] * len(asked)
         for i, ref in zip(at, refs, strict=True):
             found[i] = ref
-            key = asked[i].question.key(asked[i].operands, asked[i].place)
-            if key is not None:
-                self._remembered.put(key, ref)
+            if keys[i] is not None:
+                self._remembered.put(keys[i], ref)
         return found
 
     def _growths(self, asked: Sequence[Asked]) -> Sequence[NumberRef]:
@@ -306,7 +342,7 @@ class Banded:
             scores = torch.cat(
                 [importance(inputs[0], base, x.row) for _, inputs, base in x.chunks(x.row) if base is not None]
             )
-            refs = self._searched([Scored(scores)] * 3, question.counts(x.numel))
+            refs = self._searched([Scored(scores)] * 3, question.counts(x.numel), [None] * 3)
 
             def fetched(found: NDArray[Any], each: Asked = each, question: Fences = question) -> None:
                 self._tell(each, question.read([value_of(int(bits)) for bits, _ in found]))
@@ -344,9 +380,9 @@ POWERS = np.array([10.0**k for k in range(23)])
 """Powers of ten that float64 holds exactly."""
 
 
-def engine_of(device: torch.device, remembered: Remembered) -> Banded:
+def engine_of(device: torch.device, remembered: Remembered, room: Callable[[int], bool]) -> Banded:
     """Return an engine for one plan on a device."""
-    return Banded(card_of(device), remembered)
+    return Banded(card_of(device), remembered, room)
 
 
 def _digits(values: Tensor, powers: Tensor) -> Tensor:
@@ -356,7 +392,3 @@ def _digits(values: Tensor, powers: Tensor) -> Tensor:
     up = powers[shift.clamp(0, 22)]
     down = powers[(-shift).clamp(0, 22)]
     return (values * up / down).round() / up * down
-
-
-def _has_histogram(sought: Sought) -> bool:
-    return sought.key is not None and sought.scoring.plain and sought.scoring.source.dtype == torch.bfloat16

@@ -246,6 +246,28 @@ def _tied(
 
 
 @triton.jit
+def between(quantiles, states, LENGTH: tl.constexpr):
+    """Take the first range from scores at known ranks; `quantiles`: the address of each unit's, int32.
+
+    The j-th of them is the score of rank ``j (n - 1) // (LENGTH - 1)`` of n, from 0.
+    """
+    unit = tl.program_id(0).to(tl.int64)
+    state = states + unit * STATE
+    count = tl.load(state + COUNT)
+    if count == 0:
+        tl.store(state + DONE, count + 1)
+    else:
+        known = tl.load(quantiles + unit * 2).to(tl.pointer_type(tl.int32))
+        last = tl.load(quantiles + unit * 2 + 1) - 1  # the largest rank
+        j = (count - 1) * (LENGTH - 1) // tl.where(last > 0, last, 1)
+        j = tl.where(j > LENGTH - 2, LENGTH - 2, j)
+        low = tl.load(known + j).to(tl.int64)
+        high = tl.load(known + j + 1).to(tl.int64)
+        tl.store(state + LOW, low)
+        tl.store(state + SHIFT, _shift_for(high - low + 1))
+
+
+@triton.jit
 def ties(
     table,
     tiles,

@@ -16,6 +16,7 @@ from sae_moo.materialization.ops.device.kernels.loading import (
     float_at,
     key_of,
     place,
+    quotient,
     read,
     write,
 )
@@ -417,8 +418,9 @@ def without(
     at = start + tl.arange(0, BLOCK)
     mask = at < numel
     marks = tl.load(row + BASE + 1).to(tl.pointer_type(tl.uint8))
-    inner = tl.load(row + BASE + 2)
-    index = (at // inner) % tl.load(row + BASE + 3)
+    outer = quotient(row, at, tl.load(row + BASE + 2))
+    length = tl.load(row + BASE + 3)
+    index = outer - quotient(row, outer, length) * length
     gone = tl.load(marks + index, mask=mask, other=0) != 0
     if start + BLOCK <= numel:
         x = read(row, BASE, at, mask, SOURCE, True, ALIGNED)

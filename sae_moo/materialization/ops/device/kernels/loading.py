@@ -98,15 +98,25 @@ def place(table, tiles, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def quotient(row, at, divisor):
+    """Return positions divided by a number; of 32 bits where the job is no longer, which is several times as fast."""
+    if tl.load(row + NUMEL) <= SIGN:
+        found = (at.to(tl.int32) // divisor.to(tl.int32)).to(tl.int64)
+    else:
+        found = at // divisor
+    return found
+
+
+@triton.jit
 def factor_of(row, at, mask, NORMS: tl.constexpr, FULL: tl.constexpr):
     """Return the norm of each element's input feature; columns from NORMS on: address, length of a line, step."""
     norms = tl.load(row + NORMS).to(tl.pointer_type(tl.float32))
     inputs = tl.load(row + NORMS + 1)
     width = tl.load(row + NORMS + 2)
     if width > 0:  # stored inputs x outputs: the feature is the row
-        feature = at // width
+        feature = quotient(row, at, width)
     else:
-        feature = at % inputs
+        feature = at - quotient(row, at, inputs) * inputs
     if FULL:
         found = tl.load(norms + feature)
     else:
