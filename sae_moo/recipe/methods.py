@@ -103,7 +103,8 @@ class Method(Row):
 
     Args:
         step: ``module:function`` that is called with operands, weights and place for each tensor, and returns the step
-            (`materialization.ops.operands`, `materialization.ops.steps`).
+            (`materialization.ops.operands`, `materialization.ops.steps`), or is a generator that yields questions about
+            whole tensors first (`materialization.ops.questions`).
         summary: what it does, in a line.
         source: who has thought of it.
         inputs: smallest and largest number of inputs (None: any).

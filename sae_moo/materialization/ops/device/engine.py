@@ -210,6 +210,7 @@ class Banded:
 
             def fetched(found: NDArray[Any], table: Numbers = table, about: dict[int, tuple[int, int]] = about) -> None:
                 table.host = found
+                table.values = table.values[:0]  # of no use there any more; references to it may live long
                 for index, (size, count) in about.items():
                     if found[index, 0] > INFINITE:
                         raise WeightsError(
