@@ -12,6 +12,9 @@ from sae_moo.experts.pool import ExpertPool
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():
+    # kernels for a GPU are interpreted: read when triton is imported, by whatever library is the first to do so
+    os.environ["TRITON_INTERPRET"] = "1"
 
 _NO_GPU = pytest.MonkeyPatch()
 

@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, zip_longest
 
 import torch
 from torch import Tensor
 
 from sae_moo.experts.anatomy import Part, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool, TensorInfo
-from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.engines import engine_on
 from sae_moo.materialization.feed import Feed
 from sae_moo.materialization.guarded import guarded
+from sae_moo.materialization.merging import Merging
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.engine import PENDING, Asked, Engine, Sought, Zeros
+from sae_moo.materialization.ops.engine import Engine, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
-from sae_moo.materialization.ops.questions import Asking, Question
 from sae_moo.materialization.ops.select import Cut
-from sae_moo.materialization.ops.steps import Step
 from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.values import Desk, Value, Values
 from sae_moo.recipe import (
     BASE,
     COUNTED,
@@ -44,7 +42,7 @@ from sae_moo.recipe import (
     walk,
 )
 from sae_moo.recipe.criteria import CRITERIA
-from sae_moo.recipe.methods import METHODS, Method
+from sae_moo.recipe.methods import METHODS
 from sae_moo.recipe.rows import Rows
 
 ROOM = 1.5
@@ -63,8 +61,6 @@ AHEAD = 1 << 26
 """Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
 FEW = 1 << 16
 """Most elements worked on together on the CPU: of small tensors many, of others one."""
-APART = 256
-"""Bytes that tensors in one piece of memory begin at multiples of: kernels read many elements at once if they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,85 +74,6 @@ class Known:
 
     cuts: dict[Prune, dict[str, Cut]] = field(default_factory=dict)
     units: dict[Prune, Tensor] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Value:
-    """One node's tensor while a plan runs: flat and ready, or how to write it where it will be needed.
-
-    `dtype` is what the node's result is rounded to: float32 for arithmetic, the stored dtype otherwise.
-    """
-
-    dtype: torch.dtype
-    numel: int
-    users: int
-    tensor: Tensor | None = None
-    job: Job | None = None
-    needs: tuple[_Value, ...] = ()
-    name: str | None = None
-    lease: _Lease | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Lease:
-    """A buffer lent to some values, until none of them is needed any more."""
-
-    buffer: Tensor
-    values: int
-
-
-_Values = list[_Value | None]
-"""A node's tensors of a band; None where a question about them has no answer yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What does not change from tensor to tensor of one merge: its row of the catalogue and its inputs in order.
-
-    `params` are all settings as the recipe has them, `numbers` those of them that are rows of numbers.
-    """
-
-    method: Method
-    order: tuple[int, ...]
-    keys: tuple[str, ...]
-    weights: Rows
-    params: Mapping[str, Any]
-    numbers: Mapping[str, Rows]
-    known: dict[tuple[int, int], _Given] = field(default_factory=dict)
-    steps: dict[tuple[int, bool], Step] = field(default_factory=dict)
-
-    def given(self, position: int, group: int, groups: int) -> _Given:
-        """Return what the merge of one tensor is given; many tensors are given the same.
-
-        Args:
-            position: of the tensor in the pool's order.
-            group: the tensor's parameter group.
-            groups: how many groups there are.
-        """
-        placed = [rows for rows in (self.weights, *self.numbers.values()) if rows.placed]
-        by_tensor = any(len(rows.rows) != groups for rows in placed)
-        key = (position if by_tensor else -1, group if placed else -1)
-        if key not in self.known:
-            place = position, group, groups
-            weights = self.weights.at(*place)
-            rows = {name: numbers.at(*place) for name, numbers in self.numbers.items()}
-            order = self.order
-            turned = {
-                name: tuple(row[i] for i in order) if len(row) == len(order) else row for name, row in rows.items()
-            }
-            params = {**self.params, **turned}
-            needed = self.method.needs_base(params)
-            self.known[key] = _Given([float(weights[i]) for i in order], params, needed)
-        return self.known[key]
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """Weights and settings of a merge for one tensor, and whether it needs the base."""
-
-    weights: list[float]
-    params: Mapping[str, Any]
-    needs_base: bool
 
 
 class Plan:
@@ -193,17 +110,19 @@ class Plan:
             (node, [place[child] for child in self._inputs[node]], self._uses[node], self._cached.get(node))
             for node in self._order
         ]
-        self._work = {node: _work(node) for node in self._order if isinstance(node, Merge) and node not in self._cached}
+        self._work = {
+            node: Merging.of(node) for node in self._order if isinstance(node, Merge) and node not in self._cached
+        }
         scopes = {node.scope for node in self._order if isinstance(node, Prune) and node.scope in STRUCTURED}
         self._parts = {scope: {part.info.name: part for part in anatomy(pool, scope).parts} for scope in scopes}
         sizes = [info.numel for info in pool.tensors]
-        self._buffers = Buffers(device, max(SMALL, int(ROOM * 4 * max(sizes))))
+        self._desk = Desk(self._engine, self._device, max(SMALL, int(ROOM * 4 * max(sizes))))
         self._feed = Feed(pool, device, self._read())
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
         self._most = self._band_size(max(sizes)) if self._engine.batched else min(FEW, max(sizes))
         self._known = known or Known()
-        self._indices: dict[tuple[Prune, str], Tensor] = {}
+        self._units: dict[Prune, list[Tensor]] = {}
 
     @property
     def engine(self) -> Engine:
@@ -233,9 +152,9 @@ class Plan:
                 values = self._values(todo, following)
                 there = [value for value in values if value is not None]
                 owned = [value for value in there if value.tensor is None or value.lease is not None]
-                own = {id(value): out for value, out in zip(owned, self._new(owned), strict=True)}
+                own = {id(value): out for value, out in zip(owned, self._desk.fresh(owned), strict=True)}
                 found = [own.get(id(value), value.tensor) for value in there]
-                self._write(owned, list(own.values()), counted=False)
+                self._desk.write(owned, list(own.values()), counted=False)
                 if len(there) < len(values):
                     self._engine.settle()
                 ready = [info for info, value in zip(todo, values, strict=True) if value is not None]
@@ -269,7 +188,7 @@ class Plan:
         found = {name: count for names, zeros in written for name, count in zip(names, zeros.counts, strict=True)}
         return [found.get(info.name, 0) for info, _ in places]
 
-    def _write_out(self, values: Sequence[_Value], outs: Sequence[Tensor]) -> Zeros:
+    def _write_out(self, values: Sequence[Value], outs: Sequence[Tensor]) -> Zeros:
         """Write values into tensors of any layout."""
         flats = []
         for out in outs:
@@ -280,8 +199,8 @@ class Plan:
             for value, flat in zip(values, flats, strict=True)
             if value.tensor is None and value.dtype not in (flat.dtype, torch.float32)
         ]
-        self._ready(twice)  # rounded to one dtype, then to that of the output
-        zeros = self._write(values, flats)
+        self._desk.ready(twice)  # rounded to one dtype, then to that of the output
+        zeros = self._desk.write(values, flats)
         for out, flat in zip(outs, flats, strict=True):
             if not out.is_contiguous():
                 out.copy_(flat.view(out.shape))
@@ -334,11 +253,11 @@ class Plan:
                 size = 0
             bands[-1].append(info)
             size += info.numel
-        yield from zip(bands, [*bands[1:], []], strict=True)
+        yield from zip_longest(bands, bands[1:], fillvalue=[])
 
-    def _values(self, band: Sequence[TensorInfo], following: Sequence[TensorInfo]) -> _Values:
+    def _values(self, band: Sequence[TensorInfo], following: Sequence[TensorInfo]) -> Values:
         self._feed.begin(band, following)
-        values: list[_Values] = []
+        values: list[Values] = []
         base: dict[str, Tensor] = {}  # read once, however many merges of the lineage need it
         for node, places, users, held in self._nodes:
             inputs = [values[place] for place in places]
@@ -349,8 +268,8 @@ class Plan:
         return values[-1]
 
     def _apply(
-        self, node: Recipe, inputs: Sequence[_Values], band: Sequence[TensorInfo], base: dict[str, Tensor], users: int
-    ) -> _Values:
+        self, node: Recipe, inputs: Sequence[Values], band: Sequence[TensorInfo], base: dict[str, Tensor], users: int
+    ) -> Values:
         match node:
             case Expert():
                 return [self._expert(node.name, info, users) for info in band]
@@ -364,23 +283,22 @@ class Plan:
             case _:
                 raise TypeError(f"not a recipe node: {type(node).__name__}")
 
-    def _stored(self, tensor: Tensor, users: int) -> _Value:
+    def _stored(self, tensor: Tensor, users: int) -> Value:
         flat = tensor.to(self._device, non_blocking=True).reshape(-1)
-        return _Value(flat.dtype, flat.numel(), users, flat)
+        return Value(flat.dtype, flat.numel(), users, flat)
 
-    def _expert(self, name: str, info: TensorInfo, users: int) -> _Value:
+    def _expert(self, name: str, info: TensorInfo, users: int) -> Value:
         flat = self._feed.get(name, info.name).reshape(-1)
         if self._engine.batched:
-            return _Value(flat.dtype, info.numel, users, flat, name=name)
+            return Value(flat.dtype, info.numel, users, flat, name=name)
         lease = None
         if flat.is_cpu and not self._pool.stored(name, info.name):
-            lease = _Lease(self._buffers.take(flat.numel(), flat.dtype), 1)  # many at once count into what is bounded
-            flat = lease.buffer[: flat.nbytes].view(flat.dtype).copy_(flat)
-        return _Value(flat.dtype, flat.numel(), users, flat, name=name, lease=lease)
+            flat, lease = self._desk.copied(flat)  # many at once count into what is bounded
+        return Value(flat.dtype, flat.numel(), users, flat, name=name, lease=lease)
 
-    def _cast(self, asked: Sequence[tuple[_Value | None, torch.dtype]], users: int) -> _Values:
-        made: _Values = [None] * len(asked)
-        copied: list[tuple[int, _Value, torch.dtype]] = []
+    def _cast(self, asked: Sequence[tuple[Value | None, torch.dtype]], users: int) -> Values:
+        made: Values = [None] * len(asked)
+        copied: list[tuple[int, Value, torch.dtype]] = []
         for i, (value, dtype) in enumerate(asked):
             if value is None:
                 continue
@@ -388,15 +306,15 @@ class Plan:
                 value.users = users
                 made[i] = value
             elif value.job is not None and value.users == 1 and value.dtype == torch.float32:
-                made[i] = _Value(dtype, value.numel, users, None, value.job, value.needs)
+                made[i] = Value(dtype, value.numel, users, None, value.job, value.needs)
             else:
                 copied.append((i, value, dtype))
-        sources = self._ready([value for _, value, _ in copied])
+        sources = self._desk.ready([value for _, value, _ in copied])
         for (i, value, dtype), source in zip(copied, sources, strict=True):
-            made[i] = _Value(dtype, value.numel, users, None, Pruned(source), (value,))
+            made[i] = Value(dtype, value.numel, users, None, Pruned(source), (value,))
         return made
 
-    def _passed(self, values: _Values, touched: Sequence[bool], users: int) -> _Values:
+    def _passed(self, values: Values, touched: Sequence[bool], users: int) -> Values:
         """Return what a pruning does not touch as it is."""
         return self._cast(
             [
@@ -406,7 +324,7 @@ class Plan:
             users,
         )
 
-    def _pruned(self, node: Prune, values: _Values, band: Sequence[TensorInfo], users: int) -> _Values:
+    def _pruned(self, node: Prune, values: Values, band: Sequence[TensorInfo], users: int) -> Values:
         if node.scope in STRUCTURED:
             return self._without_units(node, values, band, users)
         rows = Rows.by_group(node.sparsity)
@@ -418,7 +336,7 @@ class Plan:
         made = self._passed(values, touched, users)
         chosen = [i for i, here in enumerate(touched) if here]
         here = [value for i in chosen if (value := values[i]) is not None]
-        sources = self._ready(here)
+        sources = self._desk.ready(here)
         infos = [band[i] for i in chosen]
         scorings = [scoring_of(node, info, source, self._pool) for info, source in zip(infos, sources, strict=True)]
         if node.scope in COUNTED:
@@ -427,13 +345,13 @@ class Plan:
         else:
             jobs = [_line_job(node, scoring, asked[i]) for i, scoring in zip(chosen, scorings, strict=True)]
         for i, value, job in zip(chosen, here, jobs, strict=True):
-            made[i] = _Value(torch.float32 if node.rescale else value.dtype, value.numel, users, None, job, (value,))
+            made[i] = Value(torch.float32 if node.rescale else value.dtype, value.numel, users, None, job, (value,))
         return made
 
     def _cut_jobs(
         self,
         node: Prune,
-        values: Sequence[_Value],
+        values: Sequence[Value],
         infos: Sequence[TensorInfo],
         scorings: Sequence[pruning.Scoring],
         shares: Sequence[float],
@@ -455,7 +373,7 @@ class Plan:
         factors = self._engine.factors(jobs)
         return [replace(job, factor=factor) for job, factor in zip(jobs, factors, strict=True)]
 
-    def _without_units(self, node: Prune, values: _Values, band: Sequence[TensorInfo], users: int) -> _Values:
+    def _without_units(self, node: Prune, values: Values, band: Sequence[TensorInfo], users: int) -> Values:
         assert node.units is not None  # the recipe is resolved
         parts = [self._parts[node.scope].get(info.name) for info in band]
         touched = [
@@ -465,40 +383,42 @@ class Plan:
         made = self._passed(values, touched, users)
         chosen = [i for i, here in enumerate(touched) if here]
         here = [value for i in chosen if (value := values[i]) is not None]
-        for i, value, source in zip(chosen, here, self._ready(here), strict=True):
+        for i, value, source in zip(chosen, here, self._desk.ready(here), strict=True):
             part = parts[i]
             assert part is not None
             gone = self._gone(node, part)
             job = Without(source, band[i].shape, part.axis, gone)
-            made[i] = _Value(value.dtype, value.numel, users, None, job, (value,))
+            made[i] = Value(value.dtype, value.numel, users, None, job, (value,))
         return made
 
     def _gone(self, node: Prune, part: Part) -> Tensor:
         """Return the indices of a tensor's axis that a pruning's units hold."""
-        key = node, part.info.name
-        if key not in self._indices:
+        if node not in self._units:
             assert node.units is not None
             known = self._known.units.get(node)
-            units = torch.tensor(node.units[part.block], device="cpu") if known is None else known[part.block]
-            self._indices[key] = part.indices(units).to(self._device, non_blocking=True)
-        return self._indices[key]
+            if known is not None:
+                self._units[node] = list(known)
+            else:  # all of them in one piece: a transfer for every tensor would take longer than the work
+                flat = torch.tensor([unit for row in node.units for unit in row], dtype=torch.int64, device="cpu")
+                sent = flat.to(self._device, non_blocking=True)
+                self._units[node] = list(torch.split(sent, [len(row) for row in node.units]))
+        return part.indices(self._units[node][part.block])
 
     def _merged(
         self,
         node: Merge,
-        inputs: Sequence[_Values],
+        inputs: Sequence[Values],
         band: Sequence[TensorInfo],
         base: dict[str, Tensor],
         users: int,
-    ) -> _Values:
+    ) -> Values:
         work = self._work[node]
-        order, method = work.order, work.method
-        made: _Values = [None] * len(band)
+        method = work.method
+        made: Values = [None] * len(band)
         there = [i for i in range(len(band)) if all(values[i] is not None for values in inputs)]
-        mine = {i: [value for each in order if (value := inputs[each][i]) is not None] for i in there}
-        self._ready([value for i in there for value in mine[i]])
+        mine = {i: [value for each in work.order if (value := inputs[each][i]) is not None] for i in there}
+        self._desk.ready([value for i in there for value in mine[i]])
         begun = []
-        start = guarded(METHODS, method, method.function)
         for i in there:
             info = band[i]
             position = self._index[info.name]
@@ -509,137 +429,22 @@ class Plan:
             names = tuple([value.name for value in mine[i]])
             ground = base[info.name] if given.needs_base else None
             operands = Operands(ready, ground, info.shape, names, work.keys)
-            where = Place(
+            place = Place(
                 info.name, info.prunable, given.params, self._offsets[position], self._offsets[-1],
                 self._pool.remembered,
             )  # fmt: skip
-            made_before = work.steps.get((id(given), info.prunable))
-            if made_before is not None:
-                begun.append((i, made_before, operands, where))
-                continue
-            step = start(operands, list(given.weights), where)
-            if method.weighted_sum and method.guest is None:  # it looks at nothing but its weights
-                work.steps[id(given), info.prunable] = step
-            begun.append((i, step, operands, where))
+            begun.append((i, work.begun(given, operands, place), operands, place))
         blame = None if method.guest is None else functools.partial(guarded, METHODS, method)
-        for i, step, operands in self._steps(node, method, begun):
+        for i, step, operands in work.steps(self._engine, begun):
             needs = tuple(value for values in inputs if (value := values[i]) is not None)
-            made[i] = _Value(torch.float32, band[i].numel, users, None, Stepped(step, operands, blame), needs)
+            made[i] = Value(torch.float32, band[i].numel, users, None, Stepped(step, operands, blame), needs)
         return made
-
-    def _steps(
-        self, node: Merge, method: Method, begun: Sequence[tuple[int, Step | Asking, Operands, Place]]
-    ) -> Iterator[tuple[int, Step, Operands]]:
-        """Yield the steps of a method's work on some tensors, its questions about all of them asked together."""
-        ask = guarded(METHODS, method, _ask)
-        asking: list[tuple[int, Asking, Any, Operands, Place]] = []
-        for i, made, operands, where in begun:
-            if isinstance(made, Generator):
-                asking.append((i, made, None, operands, where))
-            else:
-                yield i, made, operands
-        while asking:
-            questions = []
-            for i, made, reply, operands, where in asking:
-                question, step = ask(made, reply)
-                if question is None:
-                    assert step is not None
-                    yield i, step, operands
-                else:
-                    about = Asked(question, operands, where, (node, where.tensor))
-                    questions.append((i, made, about, operands, where))
-            replies = self._engine.answers([about for _, _, about, _, _ in questions])
-            asking = [
-                (i, made, reply, operands, where)
-                for (i, made, _, operands, where), reply in zip(questions, replies, strict=True)
-                if reply is not PENDING
-            ]
-
-    def _ready(self, values: Sequence[_Value]) -> list[Tensor]:
-        """Return values' tensors, written into buffers if they were not yet."""
-        waiting = list({id(value): value for value in values if value.tensor is None}.values())
-        if waiting:
-            sizes = _sizes(waiting)
-            if self._engine.batched:
-                lease = _Lease(torch.empty(sum(sizes), dtype=torch.uint8, device=self._device), len(waiting))
-            else:
-                lease = _Lease(self._buffers.take(sum(sizes), torch.uint8), len(waiting))
-            tensors = _split(lease.buffer, sizes, waiting)
-            work = [(_job(value), tensor) for value, tensor in zip(waiting, tensors, strict=True)]
-            self._engine.write(work, counted=False)
-            for value, tensor in zip(waiting, tensors, strict=True):
-                value.tensor, value.lease = tensor, lease
-                self._release(value)
-        return [ready for value in values if (ready := value.tensor) is not None]
-
-    def _new(self, values: Sequence[_Value]) -> list[Tensor]:
-        """Return fresh memory for some values: on a device that takes many at once one piece for all."""
-        if not self._engine.batched:
-            return [torch.empty(value.numel, dtype=value.dtype, device=self._device) for value in values]
-        sizes = _sizes(values)
-        return _split(torch.empty(sum(sizes), dtype=torch.uint8, device=self._device), sizes, values)
-
-    def _write(self, values: Sequence[_Value], outs: Sequence[Tensor], *, counted: bool = True) -> Zeros:
-        work = [(_job(value), out) for value, out in zip(values, outs, strict=True)]
-        zeros = self._engine.write(work, counted=counted)
-        for value in values:
-            if value.tensor is not None:
-                value.users = 1
-                self._used(value)
-            else:
-                self._release(value)
-        return zeros
-
-    def _release(self, value: _Value) -> None:
-        """What a value was computed from is not needed any more on its behalf."""
-        needs, value.needs, value.job = value.needs, (), None
-        for each in needs:
-            self._used(each)
-
-    def _used(self, value: _Value) -> None:
-        value.users -= 1
-        if value.users == 0 and value.lease is not None:
-            lease, value.lease, value.tensor = value.lease, None, None
-            lease.values -= 1
-            if not lease.values and not self._engine.batched:
-                self._buffers.give(lease.buffer)
-
-
-def _sizes(values: Sequence[_Value]) -> list[int]:
-    """Return the bytes of values in one piece of memory."""
-    if len(values) == 1:
-        return [values[0].numel * values[0].dtype.itemsize]
-    return [-(-value.numel * value.dtype.itemsize // APART) * APART for value in values]
-
-
-def _split(piece: Tensor, sizes: Sequence[int], values: Sequence[_Value]) -> list[Tensor]:
-    """Return a piece of memory, of that size at least, in parts."""
-    parts, start = [], 0
-    for size, value in zip(sizes, values, strict=True):
-        parts.append(piece[start : start + value.numel * value.dtype.itemsize].view(value.dtype))
-        start += size
-    return parts
-
-
-def _job(value: _Value) -> Job:
-    if value.tensor is not None:
-        return Pruned(value.tensor)
-    assert value.job is not None
-    return value.job
 
 
 def _line_job(node: Prune, scoring: pruning.Scoring, share: float) -> Job:
     _, of = pattern(node.scope) or (0, scoring.grid.inputs)
     count = pruning.target_count(share, of)
     return Lines(scoring, of - count, count, node.rescale)
-
-
-def _ask(made: Asking, reply: Any) -> tuple[Question | None, Step | None]:
-    """Return a method's next question, or its step."""
-    try:
-        return made.send(reply), None
-    except StopIteration as finished:
-        return None, finished.value
 
 
 @functools.cache
@@ -667,18 +472,3 @@ def _norms(pool: ExpertPool, calibration: str, tensor: str, device: torch.device
     if device.type == "cpu":
         return norms
     return pool.remembered.get(("norms", calibration, tensor, device), lambda: norms.to(device))
-
-
-def _work(node: Merge) -> _Work:
-    method = METHODS.find(node.method)
-    params = method.filled(node.params) | dict(method.fixed)
-    weights = Rows.of(node.weights)
-    numbers = {name: Rows.of(value) for name, value in sorted(params.items()) if isinstance(value, tuple)}
-
-    def column(i: int) -> Iterator[float]:
-        """Yield every number that belongs to one input: inputs listed twice are told apart by them."""
-        for rows in (weights, *numbers.values()):
-            yield from rows.column(i)
-
-    order = tuple(sorted(range(len(node.inputs)), key=lambda i: (node.inputs[i].key, *column(i))))
-    return _Work(method, order, tuple(node.inputs[i].key for i in order), weights, params, numbers)

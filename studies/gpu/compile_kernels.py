@@ -5,7 +5,7 @@
 Kernels run in Triton's interpreter first, on small tensors, to learn with which types and constants they are launched;
 each such launch is then compiled. Triton brings along what that takes (ptxas); no driver is needed. Printed per kernel:
 registers, spilled bytes, how wide global memory is read and written, and whether a product was fused with a sum
-(it must not be).
+(it must not be) or anything is rounded otherwise than IEEE says (nor that).
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def compiled(launch: dict, capability: int) -> dict:
         "spilled": int(registers[0][1]) if registers else None,
         "memory": dict(widths),
         "fused": len(re.findall(r"\bfma\.rn\.f(?:32|64)", ptx)),
+        "inexact": len(re.findall(r"\.ftz|\b(?:div|sqrt|rcp)\.(?:full|approx)", ptx)),
     }
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from stand_ins import weights_of
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu holds this where there is a card", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
 pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
 
 from sae_moo.errors import WeightsError

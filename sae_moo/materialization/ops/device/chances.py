@@ -56,7 +56,7 @@ def _kind(asked: Chance) -> tuple[int, int]:
 
 
 def _warps(padded: int) -> int:
-    return 16 if padded > 4096 else 8 if padded > 1024 else 4
+    return 32 if padded > 8192 else 16 if padded > 4096 else 8 if padded > 1024 else 4
 
 
 def _drops(card: Card, row: int, thinning: Thinning) -> Tensor:

@@ -334,7 +334,7 @@ def _rows(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Mas
     table, tiles, held = _line_table(card, work, scores, outputs, many)
     card.launch(
         lines.rows, tiles.number, table.sent(), tiles.jobs, zeros, WIDTH=table.width, SCORES=scores, SOURCE=source,
-        RESULT=result, MANY=many, PADDED=padded, num_warps=16 if padded > 8192 else 8 if padded > 2048 else 4,
+        RESULT=result, MANY=many, PADDED=padded, num_warps=32 if padded > 8192 else 8 if padded > 2048 else 4,
     )  # fmt: skip
     del held
 
@@ -342,7 +342,7 @@ def _rows(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Mas
 def _neighbours(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Masks) -> None:  # noqa: ARG001
     _, scores, source, result, of = kind
     padded = _power(of)
-    groups = max(1, card.tile // padded)
+    groups = max(1, card.tile // (2 * padded))
     table, tiles, held = _line_table(card, work, scores, [each.out.numel() // of for each in work], groups)
     card.launch(
         lines.neighbours, tiles.number, table.sent(), tiles.jobs, zeros, WIDTH=table.width, SCORES=scores,
