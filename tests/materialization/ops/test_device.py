@@ -18,6 +18,8 @@ from sae_moo.materialization.ops.engine import PENDING, Asked, OneByOne, Sought
 from sae_moo.materialization.ops.jobs import Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitude
+from sae_moo.materialization.ops.questions import Trim
+from sae_moo.materialization.ops.select import Cut
 from sae_moo.recipe.methods import METHODS
 from sae_moo.testing import experts
 
@@ -271,6 +273,35 @@ def test_a_cut_among_nan_is_an_error_once_the_device_has_told():
     engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, None)])
     with pytest.raises(WeightsError, match="no order among 100 scores to take the 50 smallest"):
         engine.settle()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cut_among_nan_is_an_error_whenever_it_is_asked_for(told):
+    remembered, source = Remembered(), torch.full((100,), torch.nan, device=CARD.device)
+    source[:10] = 1.0
+    base, params = torch.zeros_like(source), {"density": 0.5}
+    operands = Operands((source,), base, (100, 1), ("math",), ("x",))
+    asked = Asked(Trim(0, 50), operands, Place("w", True, params, remembered=remembered), 0)
+    sought = Sought(Scoring(source, Grid((100, 1))), 50, "math")
+    for ask in (lambda engine: engine.cuts([sought]), lambda engine: engine.answers([asked])):
+        first = Banded(CARD, remembered, lambda size: True)
+        ask(first)
+        if told:
+            with pytest.raises(WeightsError, match="to take the 50 smallest"):
+                first.settle()
+        second = Banded(CARD, remembered, lambda size: True)
+        with pytest.raises(WeightsError, match="to take the 50 smallest"):
+            ask(second)
+            second.settle()
+
+
+def test_cuts_that_are_fetched_leave_the_device():
+    engine, _ = engines()
+    source = torch.arange(100.0, device=CARD.device)
+    (ref,) = engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, "math")])
+    engine.settle()
+    assert ref.settled == Cut(49.0, 100)
+    assert ref.table.values.untyped_storage().nbytes() == 0
 
 
 @pytest.mark.parametrize("axis", [0, 1])
