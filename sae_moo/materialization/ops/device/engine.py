@@ -175,7 +175,11 @@ class Banded:
         self, scored: Sequence[Scored], counts: Sequence[int], keys: Sequence[Hashable | None]
     ) -> Sequence[CutRef]:
         """Return cuts; `keys`: what the scores of experts are remembered by."""
-        halves = [i for i, each in enumerate(scored) if keys[i] is not None and each.grain == 16]
+        halves = [
+            i
+            for i, each in enumerate(scored)
+            if keys[i] is not None and each.grain == 16 and each.source.numel() < 1 << 31  # it counts in int32
+        ]
         histograms = self._histograms([scored[i].source for i in halves], [keys[i] for i in halves])
         kept = [i for i, row in zip(halves, histograms, strict=True) if row is not None]
         rows = [row for row in histograms if row is not None]
