@@ -102,7 +102,7 @@ def test_an_experts_cuts_and_products_are_fetched_once(pool, live, monkeypatch):
 
 def test_results_that_lie_on_the_device_until_they_are_used_count_into_the_room(pool, monkeypatch):
     monkeypatch.setattr(plan, "engine_on", engine)
-    monkeypatch.setattr(plan, "SMALL", 0)
+    monkeypatch.setattr(plan, "_workspace", lambda device: 0)
     monkeypatch.setattr(plan.Feed, "complete", True)
     everything = sum(info.numel for info in pool.tensors)
     for recipe, written, kept in ((MATH, everything, everything), (LINEAR, everything, 1000), (SPHERE, 1000, 500)):
