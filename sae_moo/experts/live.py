@@ -141,30 +141,36 @@ class _Seen:
         asked: names of tensors, and those the model may do without.
         found: name -> tensor.
         parts: every module, parameter and buffer: the dictionary that holds it, its name there, itself.
+        sizes: those dictionaries, and how much they held.
         addresses: parameters and buffers, and where their memory begins.
     """
 
     asked: tuple[tuple[str, ...], frozenset[str]]
     found: dict[str, Tensor]
     parts: tuple[tuple[Mapping[str, Any], str, Any], ...]
+    sizes: tuple[tuple[Mapping[str, Any], int], ...]
     addresses: tuple[tuple[Tensor, int], ...]
 
     @classmethod
     def of(cls, model: nn.Module, asked: tuple[tuple[str, ...], frozenset[str]], found: dict[str, Tensor]) -> _Seen:
         """Remember a model as it is."""
-        parts = []
+        parts, sizes = [], []
         for module in model.modules():
             for held in (module._modules, module._parameters, module._buffers):
                 # weakly: what remembers a model must not keep it alive
                 parts += [(held, name, weakref.ref(part)) for name, part in held.items() if part is not None]
+                sizes.append((held, len(held)))
         tensors = [part for _, _, ref in parts if isinstance(part := ref(), Tensor)]
-        return cls(asked, found, tuple(parts), tuple((tensor, tensor.data_ptr()) for tensor in tensors))
+        addresses = tuple((tensor, tensor.data_ptr()) for tensor in tensors)
+        return cls(asked, found, tuple(parts), tuple(sizes), addresses)
 
     @property
     def unchanged(self) -> bool:
         """Whether the model is still made of the same parts, in the same memory."""
-        return all(held.get(name) is ref() for held, name, ref in self.parts) and all(
-            tensor.data_ptr() == address for tensor, address in self.addresses
+        return (
+            all(len(held) == size for held, size in self.sizes)
+            and all(held.get(name) is ref() for held, name, ref in self.parts)
+            and all(tensor.data_ptr() == address for tensor, address in self.addresses)
         )
 
 

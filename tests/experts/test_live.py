@@ -220,3 +220,18 @@ def test_what_transformers_has_no_language_model_for_is_told_shortly(tmp_path):
         without_memory(tmp_path)
     assert len(str(caught.value)) < 200 + len(str(tmp_path))
     assert ties(tmp_path) is None
+
+
+def test_where_tensors_lie_is_looked_up_again_in_a_model_that_was_changed(tiny):
+    model = tiny.live_model()
+    assert tiny.parameters(model)["model.norm.weight"] is model.model.norm.weight
+    model.model.norm.weight = torch.nn.Parameter(torch.zeros(16))
+    assert tiny.parameters(model)["model.norm.weight"] is model.model.norm.weight
+    model.odd = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(InputError, match="parameter without tensor: odd"):
+        tiny.parameters(model)
+    del model.odd
+    assert len(tiny.parameters(model)) == len(tiny.tensors)
+    model.model.layers[1].mlp = torch.nn.Identity()
+    with pytest.raises(InputError, match=r"tensor without parameter: model\.layers\.1\.mlp"):
+        tiny.parameters(model)
