@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -21,10 +22,11 @@ from card_bits import STORES, Pair, difference
 from card_counts import Counts, counted, tallied
 from card_models import made_pool, norms, room
 from card_peers import FORMULAS, MERGEKIT, Peers
-from card_recipes import GOALS, SETTINGS, everything, lines
+from card_recipes import GOALS, SETTINGS, candidates, everything, lines
 from card_speed import Deadline, Findings, Floor, Measured
 
 import sae_moo as sm
+from sae_moo.materialization.check import check as check_fit
 from sae_moo.recipe.methods import METHODS
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -283,6 +285,14 @@ def test_the_exit_status_says_what_came_of_it(monkeypatch, tmp_path, found, code
     document = json.loads((tmp_path / "o.json").read_text())
     assert document["surroundings"]["merging"].endswith("on cpu")
     assert document["parts"]["tiny"]["ok"] == (code != 1)
+
+
+def test_no_candidate_that_is_timed_was_made_before(pool):
+    for name, line in lines(norms(pool)).items():
+        one, two, three = itertools.islice(candidates(line.recipe), 3)
+        assert one == line.recipe
+        assert len({one, two, three}) == 3, name
+        check_fit(three, pool)
 
 
 def test_lines_for_which_there_is_no_time_are_faults(pool):

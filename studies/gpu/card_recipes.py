@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from card_models import materialize_study
@@ -120,6 +121,36 @@ class Line:
     goal: float
 
 
+def candidates(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield a recipe, then others like it without end: sparsities, densities and weights a thousandth off at each step.
+
+    A search never asks for a candidate twice. What is known of the experts alone serves all of them; a cut that is
+    remembered by the very number of weights that go serves one.
+    """
+    for step in itertools.count():
+        yield _off(recipe, 1 + step / 1000)
+
+
+def _off(recipe: Recipe, by: float) -> Recipe:
+    match recipe:
+        case Cast():
+            return Cast(_off(recipe.input, by), recipe.dtype)
+        case Prune(sparsity=float(sparsity)) if recipe.scope in VARIED:
+            return replace(recipe, input=_off(recipe.input, by), sparsity=sparsity * by)
+        case Prune():
+            return replace(recipe, input=_off(recipe.input, by))
+        case Merge():
+            numbers = {name: value * by if name in SHARES else value for name, value in recipe.params}
+            inputs = tuple(_off(each, by) for each in recipe.inputs)
+            return Merge(recipe.method, inputs, (recipe.weights[0] * by, *recipe.weights[1:]), numbers)
+        case _:
+            return recipe
+
+
+VARIED = ("tensor", "group", "global")
+"""Scopes of which any sparsity may be asked."""
+SHARES = ("density", "select_topk")
+"""Settings that say how much of a task vector stays."""
 GOALS = {
     "linear": 2, "task_arithmetic": 2, "slerp": 2, "zero_aware": 2, "magnitude .5": 2.5, "linear, then magnitude .5": 6,
     "ties .5": 8, "breadcrumbs .5": 8, "dare_linear .5": 8, "dare_ties .5": 8, "sce .5": 8, "model_stock": 8, "della .5": 60,

@@ -12,7 +12,7 @@ import torch
 from card_counts import Counts, counted, synchronize
 from card_models import norms
 from card_peers import Peers
-from card_recipes import MOST_WAITS, STREAMED, STREAMED_GOAL, TINY_GOAL, Line, lines
+from card_recipes import MOST_WAITS, STREAMED, STREAMED_GOAL, TINY_GOAL, Line, candidates, lines
 from torch import Tensor
 
 import sae_moo as sm
@@ -163,6 +163,12 @@ def measured(
     return Measured(first, median(action, device, rounds, seconds, warm=True), floor, counted(action, device))
 
 
+def candidate_of(line: Line, pool: ExpertPool, model: Any) -> Callable[[], object]:
+    """Return what makes the next candidate of a line in a model: never one that was made before."""
+    following = candidates(line.recipe)
+    return lambda: sm.materialize(next(following), pool, model)
+
+
 def speed(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline, judged: bool, size: str) -> Findings:
     """Print the table of resident experts."""
     found = Findings()
@@ -179,7 +185,7 @@ def speed(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadlin
         one = found.attempt(
             name,
             lambda line=line: measured(
-                lambda: sm.materialize(line.recipe, pool, model), floor.milliseconds(line.read, rounds), device, rounds
+                candidate_of(line, pool, model), floor.milliseconds(line.read, rounds), device, rounds
             ),
         )
         if one is not None:
@@ -272,7 +278,7 @@ def streamed(pool: ExpertPool, device: torch.device, rounds: int, deadline: Dead
         one = found.attempt(
             name,
             lambda line=line: measured(
-                lambda: sm.materialize(line.recipe, pool, model),
+                candidate_of(line, pool, model),
                 median(lambda: _sent(line.read * size, device), device, rounds),
                 device,
                 rounds,
@@ -326,7 +332,7 @@ def tiny(pool: ExpertPool, device: torch.device, rounds: int, deadline: Deadline
             continue
         one = found.attempt(
             name,
-            lambda line=line: measured(lambda: sm.materialize(line.recipe, pool, model), 1.0, device, rounds, 0.2),
+            lambda line=line: measured(candidate_of(line, pool, model), 1.0, device, rounds, 0.2),
         )
         if one is None:
             continue
