@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sae_moo.errors import WeightsError
 from sae_moo.experts.pool import TensorInfo
-from sae_moo.materialization.ops.deferred import value_of
+from sae_moo.materialization.ops.deferred import INFINITE, value_of
 from sae_moo.materialization.ops.prune import Scoring
-from sae_moo.materialization.ops.select import Cut
+from sae_moo.materialization.ops.select import Cut, among_nan
 
 if TYPE_CHECKING:  # its kernels are compiled by Triton, which other machines need not have
     from sae_moo.materialization.ops.device.engine import Banded
 
 EASY = 2
 """Rounds after which nearly every search is over: one around a sample, one to the last bit."""
-INFINITE = 0x7F800000
 
 Bands = Callable[[], Iterator[tuple[list[TensorInfo], list[Scoring]]]]
 """Goes over all prunable tensors, computed anew each time."""
@@ -85,7 +83,7 @@ def _dealt(
             cuts |= {prunable[at].name: Cut(0.0, 0) for at in members}
             continue
         if word > INFINITE:
-            raise WeightsError(f"weights are NaN: no order among {size} scores to take the {asked[unit]} smallest of")
+            raise among_nan(size, asked[unit])
         left = asked[unit] - sum(int(counted[prunable[at].name][0]) for at in members)
         for at in members:
             info = prunable[at]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sae_moo.materialization.ops.select import NOTHING, Cut
 
+INFINITE = 0x7F800000
+"""The bits of infinity: those of NaN are larger."""
+
 
 @dataclass(slots=True, eq=False)
 class Numbers:

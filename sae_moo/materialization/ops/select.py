@@ -156,8 +156,13 @@ def lowest(scores: Importances, count: int, high: Counts | None = None) -> Cut:
     """
     cut = _lowest(scores, count, high)
     if math.isnan(cut.value):
-        raise WeightsError(f"weights are NaN: no order among {scores.numel} scores to take the {count} smallest of")
+        raise among_nan(scores.numel, count)
     return cut
+
+
+def among_nan(numel: int, count: int) -> WeightsError:
+    """Return the error of a cut of so many of some scores that falls among NaN."""
+    return WeightsError(f"weights are NaN: no order among {numel} scores to take the {count} smallest of")
 
 
 def _lowest(scores: Importances, count: int, high: Counts | None) -> Cut:

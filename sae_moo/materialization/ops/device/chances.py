@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.materialization.ops.device.kernels import lines
-from sae_moo.materialization.ops.device.tables import Card, Table, codes_of, grouped
+from sae_moo.materialization.ops.device.tables import Card, Table, codes_of, ground_of, grouped, power_of_two
 from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.steps import Thinning, drops_by_rank
 
@@ -31,7 +31,7 @@ def masks_of(card: Card, asked: Sequence[Chance]) -> list[Tensor]:
         tiles = card.tiles([x.numel // x.row for x, _, _ in chosen], 1)
         table = Table(card, tiles, [x.numel for x, _, _ in chosen], 9)
         table.addresses(2, [found[i] for i in at])
-        table.addresses(3, [x.inputs[0] if x.base is None else x.base for x, _, _ in chosen])
+        table.addresses(3, [ground_of(x) for x, _, _ in chosen])
         table.addresses(4, [x.inputs[i] for x, i, _ in chosen])
         keys = [(0, 0) if thinning.stream is None else thinning.stream.keys for _, _, thinning in chosen]
         table.put(5, [first for first, _ in keys])
@@ -52,7 +52,7 @@ def _kind(asked: Chance) -> tuple[int, int]:
     assert x.base is not None
     if thinning.epsilon is None or x.row > LONGEST:
         return 0, 0
-    return 1 << (x.row - 1).bit_length(), codes_of([x.base, x.inputs[i]])
+    return power_of_two(x.row), codes_of([x.base, x.inputs[i]])
 
 
 def _warps(padded: int) -> int:

@@ -20,7 +20,7 @@ from sae_moo.errors import out_of_memory
 from sae_moo.materialization.ops.deferred import CutRef, Numbers
 from sae_moo.materialization.ops.device.kernels import counting
 from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, put_norms, scores_of
-from sae_moo.materialization.ops.device.tables import CODES, SPAN, Card, Table, Tiles, grouped
+from sae_moo.materialization.ops.device.tables import CODES, SPAN, Card, Table, Tiles, grouped, power_of_two
 from sae_moo.materialization.ops.prune import Scoring
 
 SAMPLE = 1 << 12
@@ -131,7 +131,7 @@ class Search:
         self._counts = card.zeros(units, BINS, dtype=torch.int32 if max(sizes) < 1 << 31 else torch.int64)
         self._below = card.zeros(units)
         self._samples = [min(size, SAMPLE) for size in sizes]
-        self._length = _power(max(self._samples) + tensors)
+        self._length = power_of_two(max(self._samples) + tensors)
         self._taken = [0] * units
         self._keys: Tensor | None = None
 
@@ -336,7 +336,3 @@ def cuts_in(card: Card, tensors: Sequence[Tensor], counts: Sequence[int], histog
     )  # fmt: skip
     table = search.cuts(search.shown([Scored(tensor) for tensor in tensors], range(len(tensors))))
     return [CutRef(table, i) for i in range(len(tensors))]
-
-
-def _power(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_moo.errors import WeightsError
 from sae_moo.experts.memory import Remembered
-from sae_moo.materialization.ops.deferred import CutRef, NumberRef, Numbers, value_of
+from sae_moo.materialization.ops.deferred import INFINITE, CutRef, NumberRef, Numbers, value_of
 from sae_moo.materialization.ops.device import sums
 from sae_moo.materialization.ops.device.chances import Chance, masks_of
 from sae_moo.materialization.ops.device.cuts import (
@@ -34,10 +33,8 @@ from sae_moo.materialization.ops.jobs import Job, Lines, Pruned
 from sae_moo.materialization.ops.prune import Scoring
 from sae_moo.materialization.ops.questions import DIGITS, Fences, Gram, Growth, Overlaps, Selection, Trim
 from sae_moo.materialization.ops.questions import asked as answered
-from sae_moo.materialization.ops.select import NOTHING, Cut
+from sae_moo.materialization.ops.select import NOTHING, Cut, among_nan
 from sae_moo.materialization.ops.steps import importance
-
-INFINITE = 0x7F800000
 
 
 class Banded:
@@ -414,7 +411,7 @@ def _refuse_nan(cuts: NDArray[Any], about: Mapping[int, tuple[int, int]]) -> Non
     """Raise if a cut is NaN; `about`: the number of scores and how many go, by the cut's row."""
     for index, (size, count) in about.items():
         if cuts[index, 0] > INFINITE:
-            raise WeightsError(f"weights are NaN: no order among {size} scores to take the {count} smallest of")
+            raise among_nan(size, count)
 
 
 def _digits(values: Tensor, powers: Tensor) -> Tensor:

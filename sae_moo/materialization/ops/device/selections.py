@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_moo.materialization.ops.deferred import CutRef
 from sae_moo.materialization.ops.device.cuts import Scored, cuts
 from sae_moo.materialization.ops.device.kernels import elementwise
-from sae_moo.materialization.ops.device.tables import Card, Table, codes_of, grouped
+from sae_moo.materialization.ops.device.tables import Card, Table, codes_in, grouped
 from sae_moo.materialization.ops.device.writing import put_operands
 from sae_moo.materialization.ops.operands import Operands
 
@@ -37,10 +37,7 @@ def _variances(card: Card, operands: Sequence[Operands]) -> tuple[list[Tensor], 
     sizes = [x.numel for x in operands]
     held = [card.empty(size, dtype=torch.float32) for size in sizes]
     zeros = card.zeros(len(operands))
-    kinds = grouped(
-        operands, lambda x: (len(x.inputs), codes_of([x.inputs[0] if x.base is None else x.base, *x.inputs]))
-    )
-    for (inputs, codes), at in kinds:
+    for (inputs, codes), at in grouped(operands, lambda x: (len(x.inputs), codes_in(x))):
         chosen = [operands[i] for i in at]
         tiles = card.tiles([sizes[i] for i in at])
         table = Table(card, tiles, [sizes[i] for i in at], 4 + inputs + 1)

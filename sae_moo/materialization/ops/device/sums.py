@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from torch import Tensor
 from sae_moo.materialization.ops.deferred import CutRef
 from sae_moo.materialization.ops.device.kernels import reducing
 from sae_moo.materialization.ops.device.scores import scores_of
-from sae_moo.materialization.ops.device.tables import CODES, SPAN, Card, Table, Tiles, codes_of, grouped
+from sae_moo.materialization.ops.device.tables import (
+    CODES,
+    SPAN,
+    Card,
+    Table,
+    Tiles,
+    codes_in,
+    codes_of,
+    ground_of,
+    grouped,
+)
 from sae_moo.materialization.ops.device.writing import EACH, chance_of, put_operands, put_pruned, put_thinnings
 from sae_moo.materialization.ops.jobs import Pruned
 from sae_moo.materialization.ops.operands import Operands
@@ -48,8 +59,7 @@ def distances(card: Card, asked: Sequence[tuple[Operands, int, Thinning]], masks
     for (above, under, chance, codes), at in kinds:
         jobs = [asked[i] for i in at]
         table, tiles = _table(card, [x.numel for x, _, _ in jobs], 6 + EACH)
-        bases = [x.inputs[0] if x.base is None else x.base for x, _, _ in jobs]
-        table.addresses(3, bases)
+        table.addresses(3, [ground_of(x) for x, _, _ in jobs])
         alone = [Operands((x.inputs[i],), x.base, x.shape, (None,), (x.keys[i],)) for x, i, _ in jobs]
         thinnings = [thinning for _, _, thinning in jobs]
         put_thinnings(table, 6, alone, 0, thinnings, [masks[i] for i in at], under=under)
@@ -68,7 +78,7 @@ def _kind(asked: tuple[Operands, int, Thinning]) -> tuple[bool, bool, int, int]:
 def products(card: Card, asked: Sequence[tuple[Operands, bool]]) -> list[Tensor]:
     """Return the lower triangle of dot products of each job's inputs, or differences from the base, row by row."""
     found: list[Tensor] = [torch.empty(0)] * len(asked)
-    for (inputs, relative, codes), at in grouped(asked, lambda each: (len(each[0].inputs), each[1], _codes(each[0]))):
+    for (inputs, relative, codes), at in grouped(asked, lambda each: (len(each[0].inputs), each[1], codes_in(each[0]))):
         operands = [asked[i][0] for i in at]
         table, tiles = _table(card, [x.numel for x in operands], 4 + inputs)
         put_operands(table, operands)
@@ -82,7 +92,7 @@ def products(card: Card, asked: Sequence[tuple[Operands, bool]]) -> list[Tensor]
 def selected_squares(card: Card, asked: Sequence[tuple[Operands, Cut | CutRef | None]]) -> list[Tensor]:
     """Return each input's sum of squared differences from the base, of what has a variance not below a cut."""
     found: list[Tensor] = [torch.empty(0)] * len(asked)
-    kinds = grouped(asked, lambda each: (len(each[0].inputs), each[1] is not None, _codes(each[0])))
+    kinds = grouped(asked, lambda each: (len(each[0].inputs), each[1] is not None, codes_in(each[0])))
     for (inputs, cut, codes), at in kinds:
         operands = [asked[i][0] for i in at]
         table, tiles = _table(card, [x.numel for x in operands], 4 + inputs + 3)
@@ -108,7 +118,7 @@ def unit_squares(card: Card, matrices: Sequence[tuple[Tensor, int]]) -> list[Ten
     """
     lengths = [matrix.shape[axis] for matrix, axis in matrices]
     found = card.empty(sum(lengths), dtype=torch.float64)
-    offsets = [sum(lengths[:i]) for i in range(len(lengths))]
+    offsets = [0, *accumulate(lengths)]
     for code, at in grouped(matrices, lambda each: CODES[each[0].dtype]):
         units = min(64, card.tile)
         tiles = card.tiles([lengths[i] for i in at], units)
@@ -125,10 +135,6 @@ def unit_squares(card: Card, matrices: Sequence[tuple[Tensor, int]]) -> list[Ten
             OTHERS=32,
         )  # fmt: skip
     return list(torch.split(found, lengths))
-
-
-def _codes(x: Operands) -> int:
-    return codes_of([x.inputs[0] if x.base is None else x.base, *x.inputs])
 
 
 def _table(card: Card, sizes: Sequence[int], width: int) -> tuple[Table, Tiles]:

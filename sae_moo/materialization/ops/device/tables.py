@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_moo.materialization.ops.deferred import CutRef, NumberRef, Numbers, bits_of
+from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.select import Cut
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -218,6 +219,21 @@ class Table:
 def codes_of(tensors: Sequence[Tensor]) -> int:
     """Return the dtypes of operands as one number, two bits for each, the first the lowest."""
     return sum(CODES[tensor.dtype] << (2 * i) for i, tensor in enumerate(tensors))
+
+
+def ground_of(x: Operands) -> Tensor:
+    """Return the base; where there is none an input stands in its place, unread."""
+    return x.inputs[0] if x.base is None else x.base
+
+
+def codes_in(x: Operands) -> int:
+    """Return the dtypes of the base and the inputs as one number; see `codes_of`."""
+    return codes_of([ground_of(x), *x.inputs])
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of 2 that is not smaller than a number of at least 1."""
+    return 1 << (number - 1).bit_length()
 
 
 def grouped(jobs: Sequence[J], kind: Callable[[J], K]) -> list[tuple[K, list[int]]]:

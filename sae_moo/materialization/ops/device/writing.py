@@ -17,7 +17,7 @@ from sae_moo.materialization.ops.deferred import value_of
 from sae_moo.materialization.ops.device.chances import Chance
 from sae_moo.materialization.ops.device.kernels import elementwise, lines
 from sae_moo.materialization.ops.device.scores import GIVEN, MAGNITUDES, NORMS, put_norms, scores_of
-from sae_moo.materialization.ops.device.tables import CODES, Card, Table, codes_of
+from sae_moo.materialization.ops.device.tables import CODES, Card, Table, codes_in, codes_of, ground_of, power_of_two
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.select import NOTHING, Cut
@@ -109,7 +109,7 @@ def _line_kind(job: Lines, result: int) -> Hashable | None:
     scores, source = scores_of(scoring), CODES[scoring.source.dtype]
     if of < scoring.grid.inputs:
         return ("neighbours", scores, source, result, of) if of <= 64 else None
-    return ("rows", scores, source, result, _power(of)) if of <= LONGEST else None
+    return ("rows", scores, source, result, power_of_two(of)) if of <= LONGEST else None
 
 
 def _step_kind(step: Step, operands: Operands, result: int) -> Hashable | None:
@@ -120,8 +120,7 @@ def _step_kind(step: Step, operands: Operands, result: int) -> Hashable | None:
         origin = operands.base if step.origin is None else inputs[step.origin]
         assert origin is not None
         return ("combine", len(step.others), codes_of([origin, *(inputs[i] for i in step.others)]), result)
-    base = inputs[0] if operands.base is None else operands.base
-    codes = codes_of([base, *inputs])
+    codes = codes_in(operands)
     if isinstance(step, ZeroAware):
         return ("zero_aware", len(inputs), step.scale != 1.0, codes, result)
     if isinstance(step, Vote):
@@ -167,8 +166,8 @@ def _combine(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: 
 
 
 def put_operands(table: Table, operands: Sequence[Operands]) -> None:
-    """Fill the columns of the base and the inputs; where there is no base, an input stands there, unread."""
-    table.addresses(3, [x.inputs[0] if x.base is None else x.base for x in operands])
+    """Fill the columns of the base and the inputs."""
+    table.addresses(3, [ground_of(x) for x in operands])
     for k in range(len(operands[0].inputs)):
         table.addresses(4 + k, [x.inputs[k] for x in operands])
 
@@ -344,7 +343,7 @@ def _rows(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Mas
 
 def _neighbours(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Masks) -> None:  # noqa: ARG001
     _, scores, source, result, of = kind
-    padded = _power(of)
+    padded = power_of_two(of)
     groups = max(1, card.tile // (2 * padded))
     table, tiles, held = _line_table(card, work, scores, [each.out.numel() // of for each in work], groups)
     card.launch(
@@ -352,11 +351,6 @@ def _neighbours(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, mask
         SOURCE=source, RESULT=result, OF=of, PADDED=padded, GROUPS=groups,
     )  # fmt: skip
     del held
-
-
-def _power(number: int) -> int:
-    """Return the smallest power of 2 that is not smaller."""
-    return 1 << (number - 1).bit_length()
 
 
 _LAUNCHES: dict[str, Callable[[Card, Any, Sequence[Work], Tensor, Masks], None]] = {
