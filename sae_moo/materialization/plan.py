@@ -59,6 +59,8 @@ WORKSPACE = 64
 float32."""
 AHEAD = 1 << 26
 """Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
+PARTS = 6
+"""In how many bands a large model is worked on at least."""
 FEW = 1 << 16
 """Most elements worked on together on the CPU: of small tensors many, of others one."""
 
@@ -229,7 +231,8 @@ class Plan:
                 left[child] -= 1
                 if not left[child]:
                     live.discard(child)
-        bound = self._offsets[-1] if self._feed.complete else AHEAD
+        # the host lines up the next part while the device works on this one
+        bound = max(AHEAD, self._offsets[-1] // PARTS) if self._feed.complete else AHEAD
         if not most + scratch:
             return bound
         return min(bound, (2 * largest + _workspace(self._device) // 4) // (most + scratch))
