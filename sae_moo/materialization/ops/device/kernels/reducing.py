@@ -5,11 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, difference, spread
+from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, difference, pruned_key, spread
 from sae_moo.materialization.ops.device.kernels.loading import (
-    activated,
     below,
-    factor_of,
     float_at,
     key_of,
     place,
@@ -25,12 +23,7 @@ def _kept(
     row, at, mask, parts, number, SCORES: tl.constexpr, SOURCE: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr
 ):
     x = read(row, BASE, at, mask, SOURCE, FULL, ALIGNED)
-    if SCORES == 0:
-        key = key_of(x)
-    elif SCORES == 1:
-        key = key_of(activated(x, factor_of(row, at, mask, BASE + 4, FULL)))
-    else:
-        key = key_of(read(row, BASE + 4, at, mask, 0, FULL, ALIGNED))
+    key = pruned_key(row, x, at, mask, SCORES, FULL, ALIGNED)
     gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
     square = x.to(tl.float64) * x.to(tl.float64)
     tile = tl.program_id(0)
