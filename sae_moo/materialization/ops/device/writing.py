@@ -123,7 +123,7 @@ def _step_kind(step: Step, operands: Operands, result: int) -> Hashable | None:
     base = inputs[0] if operands.base is None else operands.base
     codes = codes_of([base, *inputs])
     if isinstance(step, ZeroAware):
-        return ("zero_aware", len(inputs), step.scale != 1.0, codes, result)
+        return ("nonzero", len(inputs), step.scale != 1.0, codes, result)
     if isinstance(step, Vote):
         above = any(each.above is not None for each in step.thinnings)
         under = any(each.under is not None for each in step.thinnings)
@@ -358,7 +358,7 @@ def _power(number: int) -> int:
 
 _LAUNCHES: dict[str, Callable[[Card, Any, Sequence[Work], Tensor, Masks], None]] = {
     "combine": _combine,
-    "zero_aware": _zero_aware,
+    "nonzero": _zero_aware,
     "vote": _vote,
     "select": _select,
     "prune": _prune,
