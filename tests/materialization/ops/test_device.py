@@ -12,12 +12,16 @@ import test_merge as merging
 from sae_moo.errors import WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused
+from sae_moo.materialization.ops.device import cuts, tables
+from sae_moo.materialization.ops.device.cuts import Scored, Search
 from sae_moo.materialization.ops.device.engine import Banded
 from sae_moo.materialization.ops.device.tables import Card
 from sae_moo.materialization.ops.engine import PENDING, Asked, OneByOne, Sought
 from sae_moo.materialization.ops.jobs import Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitude
+from sae_moo.materialization.ops.questions import Trim
+from sae_moo.materialization.ops.select import Cut
 from sae_moo.recipe.methods import METHODS
 from sae_moo.testing import experts
 
@@ -271,6 +275,71 @@ def test_a_cut_among_nan_is_an_error_once_the_device_has_told():
     engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, None)])
     with pytest.raises(WeightsError, match="no order among 100 scores to take the 50 smallest"):
         engine.settle()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cut_among_nan_is_an_error_whenever_it_is_asked_for(told):
+    remembered, source = Remembered(), torch.full((100,), torch.nan, device=CARD.device)
+    source[:10] = 1.0
+    base, params = torch.zeros_like(source), {"density": 0.5}
+    operands = Operands((source,), base, (100, 1), ("math",), ("x",))
+    asked = Asked(Trim(0, 50), operands, Place("w", True, params, remembered=remembered), 0)
+    sought = Sought(Scoring(source, Grid((100, 1))), 50, "math")
+
+    def settled(engine, ask):
+        ask(engine)
+        engine.settle()
+
+    for ask in (lambda engine: engine.cuts([sought]), lambda engine: engine.answers([asked])):
+        first = Banded(CARD, remembered, lambda size: True)
+        ask(first)
+        if told:
+            with pytest.raises(WeightsError, match="to take the 50 smallest"):
+                first.settle()
+        second = Banded(CARD, remembered, lambda size: True)
+        with pytest.raises(WeightsError, match="to take the 50 smallest"):
+            settled(second, ask)
+
+
+def test_cuts_that_are_fetched_leave_the_device():
+    engine, _ = engines()
+    source = torch.arange(100.0, device=CARD.device)
+    (ref,) = engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, "math")])
+    engine.settle()
+    assert ref.settled == Cut(49.0, 100)
+    assert ref.table.values.untyped_storage().nbytes() == 0
+
+
+def test_more_zeros_than_int32_counts_are_counted_in_a_unit_of_billions():
+    search = Search(CARD, [1 << 33], [(1 << 31) + 20], 0)
+    search.states[0, 1] = 20  # all keys are looked at
+    search._counts[0, 0] = (1 << 31) - 10  # zeros of the tensors before
+    last = torch.cat([torch.zeros(60), torch.ones(40)]).to(CARD.device)
+    search.tally(search.shown([Scored(last)], [0]))
+    search.advance()
+    assert search.states[0, :2].tolist() == [0, 9]  # it is in the first bin
+
+
+def test_too_little_memory_to_order_an_experts_scores_is_no_failure(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine, _ = engines()
+    source = torch.arange(100.0, device=CARD.device)
+    monkeypatch.setattr(cuts, "_scores", full)
+    (ref,) = engine.cuts([Sought(Scoring(source, Grid((100, 1))), 50, "math")])
+    engine.settle()
+    assert ref.settled == Cut(49.0, 100)
+
+
+def test_what_is_kept_of_layouts_is_bounded(monkeypatch):
+    monkeypatch.setattr(tables, "KEPT_TILES", 800)
+    card = Card(CARD.device, tile=1)
+    for size in range(1, 40):
+        card.tiles([size, tables.KEPT_TILES // 8])
+    assert len(card._tiles) < 8
+    assert sum(tiles.number for tiles in card._tiles.values()) <= tables.KEPT_TILES
+    assert card.tiles([1600]).number == 1600  # one that is larger serves, too
 
 
 @pytest.mark.parametrize("axis", [0, 1])

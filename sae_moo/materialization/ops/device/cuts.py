@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_moo.errors import out_of_memory
 from sae_moo.materialization.ops.deferred import CutRef, Numbers
 from sae_moo.materialization.ops.device.kernels import counting
 from sae_moo.materialization.ops.device.scores import GIVEN, NORMS, put_norms, scores_of
@@ -126,7 +127,8 @@ class Search:
         self.states = card.zeros(units, STATE)
         self.states[:, 2] = counts if isinstance(counts, Tensor) else card.sent(np.array(counts, np.int64))
         self.states[:, 6] = grain
-        self._counts = card.zeros(units, BINS, dtype=torch.int32)
+        # a global scope of billions of weights may hold more zeros than int32 counts, and all of them are one bin
+        self._counts = card.zeros(units, BINS, dtype=torch.int32 if max(sizes) < 1 << 31 else torch.int64)
         self._below = card.zeros(units)
         self._samples = [min(size, SAMPLE) for size in sizes]
         self._length = _power(max(self._samples) + tensors)
@@ -294,7 +296,12 @@ def quantiles_of(scored: Scored) -> Tensor | None:
     numel = scored.source.numel()
     if numel > LARGEST:
         return None
-    ordered = _scores(scored).view(torch.int32).sort().values
+    try:
+        ordered = _scores(scored).view(torch.int32).sort().values
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
     ranks = torch.arange(RANKS, device=ordered.device) * (numel - 1) // (RANKS - 1)
     return (ordered[ranks] >> scored.grain).contiguous()
 

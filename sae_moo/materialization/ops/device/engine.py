@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,12 @@ class Banded:
     def cuts(self, sought: Sequence[Sought]) -> list[Cut | CutRef]:
         """See `Engine`."""
         found: list[Cut | CutRef | None] = [self._known(each) for each in sought]
+        known = [(ref, each) for ref, each in zip(found, sought, strict=True) if isinstance(ref, CutRef)]
+        self._watch(
+            [ref for ref, _ in known],
+            [each.scoring.source.numel() for _, each in known],
+            [each.count for _, each in known],
+        )
         rest = [i for i, cut in enumerate(found) if cut is None]
         asked = [sought[i] for i in rest]
         scored = [Scored.of(each.scoring) for each in asked]
@@ -106,6 +112,12 @@ class Banded:
     def answers(self, questions: Sequence[Asked]) -> list[Any]:
         """See `Engine`."""
         replies: list[Any] = [self._earlier(each) for each in questions]
+        trims = [
+            (reply, each.operands.numel, each.question.count)
+            for reply, each in zip(replies, questions, strict=True)
+            if isinstance(reply, CutRef) and isinstance(each.question, Trim)
+        ]
+        self._watch([ref for ref, _, _ in trims], [size for _, size, _ in trims], [count for _, _, count in trims])
         new = [i for i, reply in enumerate(replies) if reply is None]
         for kind, at in grouped([questions[i] for i in new], lambda each: type(each.question)):
             mine = [new[i] for i in at]
@@ -163,7 +175,11 @@ class Banded:
         self, scored: Sequence[Scored], counts: Sequence[int], keys: Sequence[Hashable | None]
     ) -> Sequence[CutRef]:
         """Return cuts; `keys`: what the scores of experts are remembered by."""
-        halves = [i for i, each in enumerate(scored) if keys[i] is not None and each.grain == 16]
+        halves = [
+            i
+            for i, each in enumerate(scored)
+            if keys[i] is not None and each.grain == 16 and each.source.numel() < 1 << 31  # it counts in int32
+        ]
         histograms = self._histograms([scored[i].source for i in halves], [keys[i] for i in halves])
         kept = [i for i, row in zip(halves, histograms, strict=True) if row is not None]
         rows = [row for row in histograms if row is not None]
@@ -200,22 +216,23 @@ class Banded:
         return found
 
     def _watch(self, refs: Sequence[CutRef], sizes: Sequence[int], counts: Sequence[int]) -> None:
-        """Fetch cuts with the rest, and say then if one is NaN."""
-        for table in {id(ref.table): ref.table for ref in refs}.values():
-            about = {
-                ref.index: (size, count)
-                for ref, size, count in zip(refs, sizes, counts, strict=True)
-                if ref.table is table
-            }
+        """Fetch cuts with the rest, and say then if one is NaN; at once where they were fetched already.
+
+        Those that are remembered are watched again: who found them may have come to an end before it was told of them.
+        """
+        tables: dict[int, tuple[Numbers, dict[int, tuple[int, int]]]] = {}
+        for ref, size, count in zip(refs, sizes, counts, strict=True):
+            tables.setdefault(id(ref.table), (ref.table, {}))[1][ref.index] = size, count
+        for table, about in tables.values():
+            if table.host is not None:
+                _refuse_nan(table.host, about)
+                continue
 
             def fetched(found: NDArray[Any], table: Numbers = table, about: dict[int, tuple[int, int]] = about) -> None:
                 table.host = found
-                table.values = table.values[:0]  # of no use there any more; references to it may live long
-                for index, (size, count) in about.items():
-                    if found[index, 0] > INFINITE:
-                        raise WeightsError(
-                            f"weights are NaN: no order among {size} scores to take the {count} smallest of"
-                        )
+                # of no use there any more, and references to it may live long: a slice of it would keep its memory
+                table.values = torch.empty_like(table.values[:0])
+                _refuse_nan(found, about)
 
             self._later(table.values, fetched)
 
@@ -310,6 +327,8 @@ class Banded:
         squares = sums.selected_squares(
             self.card, [(each.operands, ref) for each, ref in zip(asked, refs, strict=True)]
         )
+        there = [(ref, each.operands.numel) for each, ref in zip(asked, refs, strict=True) if ref is not None]
+        self._watch([ref for ref, _ in there], [size for _, size in there], [size for _, size in there])
         for each, question, ref, row in zip(asked, questions, refs, squares, strict=True):
 
             def fetched(
@@ -319,8 +338,6 @@ class Banded:
                 assert cut is not None
                 self._tell(each, question.read(cut, found))
 
-            if ref is not None:
-                self._watch([ref], [each.operands.numel], [each.operands.numel])
             self._later(row, fetched)
         return [PENDING] * len(asked)
 
@@ -384,6 +401,13 @@ POWERS = np.array([10.0**k for k in range(23)])
 def engine_of(device: torch.device, remembered: Remembered, room: Callable[[int], bool]) -> Banded:
     """Return an engine for one plan on a device."""
     return Banded(card_of(device), remembered, room)
+
+
+def _refuse_nan(cuts: NDArray[Any], about: Mapping[int, tuple[int, int]]) -> None:
+    """Raise if a cut is NaN; `about`: the number of scores and how many go, by the cut's row."""
+    for index, (size, count) in about.items():
+        if cuts[index, 0] > INFINITE:
+            raise WeightsError(f"weights are NaN: no order among {size} scores to take the {count} smallest of")
 
 
 def _digits(values: Tensor, powers: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ ALIGNED = 16
 """Bytes that addresses have to be multiples of for many elements to be read at once."""
 KEPT = 256
 """Most layouts of tiles, and most rows of numbers, that are kept; a model has a few."""
+KEPT_TILES = 1 << 24
+"""Most tiles of all layouts that are kept: 64 MiB on the device."""
 TILE = 2048
 """Elements that a program works on."""
 SPAN = 1024
@@ -65,6 +67,7 @@ class Card:
         """How many times the host has waited for the device so far."""
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._tiles: OrderedDict[tuple[Sequence[int], int], Tiles] = OrderedDict()
+        self._kept_tiles = 0
 
     def tiles(self, sizes: Sequence[int], tile: int | None = None) -> Tiles:
         """Return the tiles of tensors of some sizes; kept, since a model's tensors are always the same.
@@ -82,8 +85,9 @@ class Card:
         jobs = self.sent(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
         made = Tiles(jobs, until - counts, self.sent(until), int(until[-1]))
         self._tiles[key] = made
-        if len(self._tiles) > KEPT:
-            self._tiles.popitem(last=False)
+        self._kept_tiles += made.number
+        while len(self._tiles) > 1 and (len(self._tiles) > KEPT or self._kept_tiles > KEPT_TILES):
+            self._kept_tiles -= self._tiles.popitem(last=False)[1].number
         return made
 
     def sent(self, numbers: NDArray[Any]) -> Tensor:

@@ -126,7 +126,7 @@ def tally(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Count, for units that are not done, what is in each bin (`counts`, int32) and below all of them (`below`)."""
+    """Count, for units that are not done, what is in each bin (`counts`) and below all of them (`below`)."""
     _, row, start, numel = place(table, tiles, WIDTH, BLOCK)
     unit = tl.load(row + UNIT)
     state = states + unit * STATE
@@ -179,7 +179,7 @@ def advance(states, counts, below):
                 tl.store(state + DONE, low * 0 + 1)
             else:
                 tl.store(state + SHIFT, tl.where(shift > 11, shift - 11, 0))
-        tl.store(counts + unit * BINS + bins, (bins * 0).to(tl.int32))
+        tl.store(counts + unit * BINS + bins, bins * 0)
         tl.store(below + unit, low * 0)
 
 
