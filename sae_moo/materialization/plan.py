@@ -58,7 +58,8 @@ WORKSPACE = 64
 """On a GPU, intermediate tensors of a band may take one such part of its memory beside two of the largest tensor in
 float32."""
 AHEAD = 1 << 26
-"""Most elements of a band where experts are sent to the device: the next band is on its way meanwhile."""
+"""Most elements of a band where experts, or parents, are sent to the device: of experts the next band is on its way
+meanwhile."""
 PARTS = 6
 """In how many bands a large model is worked on at least."""
 FEW = 1 << 16
@@ -122,7 +123,9 @@ class Plan:
         self._feed = Feed(pool, device, self._read())
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
-        self._most = self._band_size(max(sizes)) if self._engine.batched else min(FEW, max(sizes))
+        few = min(FEW, max(sizes))
+        self._most = self._band_size(max(sizes)) if self._engine.batched else few
+        self._most_kept = self._band_size(max(sizes), kept=True) if self._engine.batched else few
         self._known = known or Known()
         self._units: dict[Prune, list[Tensor]] = {}
 
@@ -148,7 +151,7 @@ class Plan:
         empty = [info for info in infos if not info.numel]
         if empty:
             yield empty, [torch.empty(0, device=self._device) for _ in empty]
-        for band, following in self._bands([info for info in infos if info.numel]):
+        for band, following in self._bands([info for info in infos if info.numel], self._most_kept):
             todo = band
             while todo:
                 values = self._values(todo, following)
@@ -178,7 +181,7 @@ class Plan:
         todo = [info for info, _ in places if info.numel]  # of no elements, no method has anything to say
         while todo:
             later = []
-            for band, following in self._bands(todo):
+            for band, following in self._bands(todo, self._most):
                 values = self._values(band, following)
                 there = [(info, value) for info, value in zip(band, values, strict=True) if value is not None]
                 later += [info for info, value in zip(band, values, strict=True) if value is None]
@@ -215,15 +218,21 @@ class Plan:
             experts[BASE] = None
         return list(experts)
 
-    def _band_size(self, largest: int) -> int:
-        """Return how many elements to work on at once, so that intermediate tensors stay within their room."""
+    def _band_size(self, largest: int, *, kept: bool = False) -> int:
+        """Return how many elements to work on at once, so that intermediate tensors stay within their room.
+
+        Args:
+            largest: elements of the largest tensor.
+            kept: whether results lie beside them, and not where somebody has room for the whole model.
+        """
         left, live, most, scratch = dict(self._uses), set[Recipe](), 0, 0
+        rounded_on = {child for user, inputs in self._inputs.items() if isinstance(user, Cast) for child in inputs}
         for node in self._order:
-            inside = isinstance(node, (Cast, Prune, Merge)) and node not in self._cached and node != self._order[-1]
-            rounded_on = self._uses[node] == 1 and any(
-                isinstance(user, Cast) and node in inputs for user, inputs in self._inputs.items()
-            )
-            if inside and not rounded_on:
+            inside = isinstance(node, (Cast, Prune, Merge)) and node not in self._cached
+            if node == self._order[-1]:
+                most = max(most, (len(live) + 2) * (inside and kept))  # those of the band before are in use, too
+                inside = False
+            if inside and not (self._uses[node] == 1 and node in rounded_on):
                 live.add(node)
             most = max(most, len(live))
             scratch = max(scratch, self._written_down(node))
@@ -232,10 +241,17 @@ class Plan:
                 if not left[child]:
                     live.discard(child)
         # the host lines up the next part while the device works on this one
-        bound = max(AHEAD, self._offsets[-1] // PARTS) if self._feed.complete else AHEAD
+        there = self._feed.complete and not self._parents_elsewhere
+        bound = max(AHEAD, self._offsets[-1] // PARTS) if there else AHEAD
         if not most + scratch:
             return bound
         return min(bound, (2 * largest + _workspace(self._device) // 4) // (most + scratch))
+
+    @functools.cached_property
+    def _parents_elsewhere(self) -> bool:
+        """Whether weights of candidates have to be sent to the device."""
+        kind = self._device.type
+        return any(weight.device.type != kind for held in self._cached.values() for weight in held.values())
 
     def _written_down(self, node: Recipe) -> int:
         """Return how many float32 tensors the work of a node writes beside its result: scores, variances, masks."""
@@ -244,14 +260,16 @@ class Plan:
         if node not in self._work or not isinstance(node, Merge):
             return 0
         settings = self._work[node].method.settings
-        return int("epsilon" in settings or "select_topk" in settings)
+        if "epsilon" in settings:
+            return -(-len(node.inputs) // 4)  # a byte of each input's mask
+        return int("select_topk" in settings)
 
-    def _bands(self, infos: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], list[TensorInfo]]]:
-        """Yield the tensors to work on at once, with those that come after them."""
+    def _bands(self, infos: Sequence[TensorInfo], most: int) -> Iterator[tuple[list[TensorInfo], list[TensorInfo]]]:
+        """Yield the tensors to work on at once, of `most` elements or one, with those that come after them."""
         bands: list[list[TensorInfo]] = []
         size = 0
         for info in infos:
-            if not bands or size + info.numel > self._most:
+            if not bands or size + info.numel > most:
                 bands.append([])
                 size = 0
             bands[-1].append(info)

@@ -76,7 +76,7 @@ def test_a_recipe_on_bands_gives_the_bits_of_a_tensor_at_a_time(name, elements, 
         weight.fill_(7.0)
     monkeypatch.setattr(plan, "engine_on", engine)
     if elements is not None:
-        monkeypatch.setattr(plan.Plan, "_band_size", lambda self, largest: elements)
+        monkeypatch.setattr(plan.Plan, "_band_size", lambda self, largest, kept=False: elements)
     waits = CARD.waits
     found = materialize(recipe, pool, model)
     assert CARD.waits - waits <= 3 if name != "a lineage that asks" else 4  # twice three in a row: two questions deep
@@ -98,6 +98,35 @@ def test_an_experts_cuts_and_products_are_fetched_once(pool, live, monkeypatch):
     materialize(Merge("ties", (MATH, CODE), (0.4, 0.6), {"density": 0.5}), pool, live[1])
     assert CARD.launches - launches - first == 1  # nothing but the vote: the cuts are known
     assert CARD.waits - waits == 2
+
+
+def test_results_that_lie_on_the_device_until_they_are_used_count_into_the_room(pool, monkeypatch):
+    monkeypatch.setattr(plan, "engine_on", engine)
+    monkeypatch.setattr(plan, "SMALL", 0)
+    monkeypatch.setattr(plan.Feed, "complete", True)
+    everything = sum(info.numel for info in pool.tensors)
+    for recipe, written, kept in ((MATH, everything, everything), (LINEAR, everything, 1000), (SPHERE, 1000, 500)):
+        made = plan.Plan(recipe, pool, "cpu", None)
+        assert (made._band_size(1000), made._band_size(1000, kept=True)) == (written, kept)
+    monkeypatch.setattr(plan.Plan, "_band_size", lambda self, largest, kept=False: 2000 if kept else everything)
+    bands = [band for band, _ in plan.Plan(LINEAR, pool, "cpu", None).tensors(pool.tensors)]
+    assert all(len(band) == 1 or sum(info.numel for info in band) <= 2000 for band in bands)
+
+
+def test_parents_that_are_sent_to_the_device_are_sent_some_tensors_at_a_time(pool, live, monkeypatch):
+    monkeypatch.setattr(plan, "engine_on", engine)
+    monkeypatch.setattr(plan, "AHEAD", 3000)
+    monkeypatch.setattr(plan.Feed, "complete", True)
+    parents, cache = [Cast(Prune(expert, 0.5), "float32") for expert in (MATH, CODE)], WeightCache(1 << 30)
+    for parent in parents:
+        materialize(parent, pool, live[1], cache)
+    everything, sizes = sum(info.numel for info in pool.tensors), []
+    for elsewhere in (False, True):
+        child = plan.Plan(Merge("linear", tuple(parents), (0.5, 0.5)), pool, "cpu", cache)
+        child.__dict__.pop("_parents_elsewhere", None)
+        child._device = torch.device("meta" if elsewhere else "cpu")
+        sizes.append(child._band_size(1))
+    assert sizes == [everything, 3000]
 
 
 def test_cuts_among_nan_are_an_error_and_what_is_written_is_not_kept(pool, live, monkeypatch):

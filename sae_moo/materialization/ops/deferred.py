@@ -68,3 +68,12 @@ def restored(cut: Cut | CutRef) -> Cut:
     settled = cut.settled
     assert settled is not None
     return settled
+
+
+def fetched(number: float | NumberRef) -> float:
+    """Return a number of the host; waits for the device if it was not fetched yet."""
+    if not isinstance(number, NumberRef):
+        return number
+    if number.table.host is None:
+        number.table.host = number.table.values.cpu().numpy()
+    return float(number.table.host[number.index])

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sae_moo.materialization.ops.deferred import CutRef, NumberRef, restored
+from sae_moo.materialization.ops.deferred import CutRef, NumberRef, fetched, restored
 from sae_moo.materialization.ops.operands import Operands
 from sae_moo.materialization.ops.prune import Scoring, write_without
 from sae_moo.materialization.ops.select import NOTHING, Cut
@@ -62,8 +62,7 @@ class Pruned:
 
     def write(self, out: Tensor) -> Count:
         """See `Job`."""
-        assert isinstance(self.factor, float)
-        return write_pruned(self.source, restored(self.cut), out, self.scores, self.factor)
+        return write_pruned(self.source, restored(self.cut), out, self.scores, fetched(self.factor))
 
     @property
     def scores(self) -> ScorePart | None:

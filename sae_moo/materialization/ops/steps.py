@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sae_moo.materialization.ops.deferred import CutRef, NumberRef, restored
+from sae_moo.materialization.ops.deferred import CutRef, NumberRef, fetched, restored
 from sae_moo.materialization.ops.random import Draws
 from sae_moo.materialization.ops.select import Cut
 
@@ -231,8 +231,7 @@ class Vote:
     @property
     def factors(self) -> tuple[float, ...]:
         """Per input its weight times its rescaling."""
-        growths = [growth for growth in self.growths if isinstance(growth, float)]
-        return tuple(weight * growth for weight, growth in zip(self.weights, growths, strict=True))
+        return tuple(weight * fetched(growth) for weight, growth in zip(self.weights, self.growths, strict=True))
 
     def chunk(self, inputs: Sequence[Tensor], base: Tensor | None, start: int) -> Tensor:
         """See `Step`."""

@@ -12,6 +12,7 @@ import test_merge as merging
 from sae_moo.errors import WeightsError
 from sae_moo.experts.memory import Remembered
 from sae_moo.materialization.ops import fused
+from sae_moo.materialization.ops.deferred import NumberRef, Numbers
 from sae_moo.materialization.ops.device import cuts, tables
 from sae_moo.materialization.ops.device.cuts import Scored, Search
 from sae_moo.materialization.ops.device.engine import Banded
@@ -22,6 +23,7 @@ from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitude
 from sae_moo.materialization.ops.questions import Trim
 from sae_moo.materialization.ops.select import Cut
+from sae_moo.materialization.ops.steps import Thinning, Vote
 from sae_moo.recipe.methods import METHODS
 from sae_moo.testing import experts
 
@@ -145,6 +147,19 @@ def test_every_method_on_a_band_gives_the_bits_of_the_plain_path(method, setting
             merged(ours, method, band, out, **settings)
         return
     found, zeros = merged(ours, method, band, out, **settings)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert alike(mine, theirs)
+    assert zeros == counted
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("densities", [(0.5, 1.0), (1.0, 0.5), (0.5, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "della", "breadcrumbs", "breadcrumbs_ties"])
+def test_inputs_that_are_thinned_out_differently_give_the_bits_of_the_plain_path(method, densities):
+    if method == "della" and 0.0 in densities:
+        densities = (0.5, 0.2)
+    band = [odd(size, 2, [BF16, F32], False) for size in ((2,), (7, 9))]
+    (found, zeros), (wanted, counted) = (merged(each, method, band, F32, density=densities) for each in engines())
     for mine, theirs in zip(found, wanted, strict=True):
         assert alike(mine, theirs)
     assert zeros == counted
@@ -335,6 +350,42 @@ def test_more_zeros_than_int32_counts_are_counted_in_a_unit_of_billions():
     search.tally(search.shown([Scored(last)], [0]))
     search.advance()
     assert search.states[0, :2].tolist() == [0, 9]  # it is in the first bin
+
+
+def test_numbers_of_the_device_are_fetched_where_no_kernel_is_for_a_job():
+    ref = NumberRef(Numbers(torch.tensor([7.0, 1.5], dtype=torch.float64, device=CARD.device)), 1)
+    x, base = torch.arange(4.0, device=CARD.device), torch.ones(4, device=CARD.device)
+    votes = [Vote((Thinning(),), (growth,), (0.5,), 1.0, False, False) for growth in (ref, 1.5)]
+    assert torch.equal(*[vote.chunk([x], base, 0) for vote in votes])
+    written = torch.empty(4, dtype=torch.float64, device=CARD.device)
+    Pruned(x, factor=ref).write(written)
+    assert written.tolist() == [0.0, 1.5, 3.0, 4.5]
+
+
+def test_nan_stays_nan_beside_an_input_whose_largest_elements_go():
+    nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # as a GPU makes it
+    whole, base = torch.ones(4, device=CARD.device), torch.zeros(4, device=CARD.device)
+    operands = Operands((whole, torch.cat([torch.ones(3), nan]).to(CARD.device)), base, (4,), (None,) * 2, ("x", "y"))
+    step = Vote((Thinning(under=Cut(9.0, 0)), Thinning()), (1.0, 1.0), (1.0, 1.0), 1.0, False, False)
+    out = torch.empty(4, device=CARD.device)
+    engines()[0].write([(Stepped(step, operands), out)])
+    assert out.isnan().tolist() == [False] * 3 + [True]
+
+
+class Largest:
+    """A guest's question."""
+
+    def key(self, x, place):
+        return None
+
+    def answer(self, x, place):
+        return float(x.inputs[0].max())
+
+
+def test_a_guests_question_is_answered_by_itself():
+    engine, _ = engines()
+    operands = Operands((torch.arange(4.0, device=CARD.device),), None, (4,), (None,), ("x",))
+    assert engine.answers([Asked(Largest(), operands, Place("w", True, {}), 0)]) == [3.0]
 
 
 def test_too_little_memory_to_order_an_experts_scores_is_no_failure(monkeypatch):

@@ -33,6 +33,7 @@ from sae_moo.materialization.ops.engine import PENDING, Asked, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned
 from sae_moo.materialization.ops.prune import Scoring
 from sae_moo.materialization.ops.questions import DIGITS, Fences, Gram, Growth, Overlaps, Selection, Trim
+from sae_moo.materialization.ops.questions import asked as answered
 from sae_moo.materialization.ops.select import NOTHING, Cut
 from sae_moo.materialization.ops.steps import importance
 
@@ -121,7 +122,9 @@ class Banded:
         new = [i for i, reply in enumerate(replies) if reply is None]
         for kind, at in grouped([questions[i] for i in new], lambda each: type(each.question)):
             mine = [new[i] for i in at]
-            for i, reply in zip(mine, _ANSWERS[kind](self, [questions[i] for i in mine]), strict=True):
+            for i, reply in zip(
+                mine, _ANSWERS.get(kind, Banded._one_by_one)(self, [questions[i] for i in mine]), strict=True
+            ):
                 replies[i] = reply
         return replies
 
@@ -251,6 +254,10 @@ class Banded:
             self._answered[(asked.by, asked.question)] = answer
         else:
             self._remembered.put(key, answer)
+
+    def _one_by_one(self, asked: Sequence[Asked]) -> Sequence[Any]:
+        """Answer questions that no kernel is for: a guest's."""
+        return [answered(each.question, each.operands, each.place) for each in asked]
 
     def _trims(self, asked: Sequence[Asked]) -> Sequence[Cut | CutRef]:
         scored, counts = [], []

@@ -51,7 +51,8 @@ def distances(card: Card, asked: Sequence[tuple[Operands, int, Thinning]], masks
         bases = [x.inputs[0] if x.base is None else x.base for x, _, _ in jobs]
         table.addresses(3, bases)
         alone = [Operands((x.inputs[i],), x.base, x.shape, (None,), (x.keys[i],)) for x, i, _ in jobs]
-        put_thinnings(table, 6, alone, 0, [thinning for _, _, thinning in jobs], [masks[i] for i in at])
+        thinnings = [thinning for _, _, thinning in jobs]
+        put_thinnings(table, 6, alone, 0, thinnings, [masks[i] for i in at], under=under)
         sums = _summed(card, table, tiles, 2, reducing.distances, ABOVE=above, UNDER=under, CHANCE=chance, CODES=codes)
         _put(card, found, at, sums)
     return found

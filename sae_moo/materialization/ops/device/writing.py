@@ -5,7 +5,6 @@ A job that no kernel is for (a guest's step, a line too long) has none here; it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_moo.materialization.ops.deferred import value_of
 from sae_moo.materialization.ops.device.chances import Chance
 from sae_moo.materialization.ops.device.kernels import elementwise, lines
 from sae_moo.materialization.ops.device.scores import GIVEN, MAGNITUDES, NORMS, put_norms, scores_of
@@ -186,20 +186,23 @@ def _zero_aware(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, mask
     )  # fmt: skip
 
 
-EVERYTHING = Cut(math.nan, 1 << 62)
-"""Every score is below it, whatever it is."""
+EVERYTHING = Cut(value_of(0x7FFFFFFF), 1 << 62)
+"""Every score is below it, whatever it is: its bits are the largest that a NaN has, those of NaN made on a GPU."""
 EACH = 11
 """Columns for each input of a vote."""
 
 
 def put_thinnings(
     table: Table, column: int, operands: Sequence[Operands], k: int, thinnings: Sequence[Thinning],
-    masks: Sequence[Tensor | None],
+    masks: Sequence[Tensor | None], *, under: bool,
 ) -> None:  # fmt: skip
-    """Fill the columns of input k of a vote that say what stays of it."""
+    """Fill the columns of input k of a vote that say what stays of it; `under`: whether the kernel looks at that cut.
+
+    It does so at all inputs if one has such a cut.
+    """
     table.addresses(column, [x.inputs[k] for x in operands])
     table.cuts(column + 1, [NOTHING if each.above is None else each.above for each in thinnings])
-    if any(each.under is not None for each in thinnings):
+    if under:
         table.cuts(column + 3, [EVERYTHING if each.under is None else each.under for each in thinnings])
     keys = [(0, 0) if each.stream is None else each.stream.keys for each in thinnings]
     table.put(column + 5, [first for first, _ in keys])
@@ -221,7 +224,7 @@ def _vote(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, masks: Mas
         held = masks([(x, k, s.thinnings[k]) for x, s in zip(operands, steps, strict=True) for k in range(inputs)])
     for k in range(inputs):
         column = 6 + EACH * k
-        put_thinnings(table, column, operands, k, [s.thinnings[k] for s in steps], held[k::inputs])
+        put_thinnings(table, column, operands, k, [s.thinnings[k] for s in steps], held[k::inputs], under=under)
         table.factors(column + 8, [s.growths[k] for s in steps], [s.weights[k] for s in steps])
         table.floats(column + 9, [s.weights[k] for s in steps])
     card.launch(
