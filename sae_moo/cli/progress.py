@@ -47,6 +47,7 @@ class SearchView:
         self._now: tuple[int, float] | None = None  # the trial that is being evaluated, and since when
         self._said: list[str] = []
         self._merging = ""
+        self._begun = False
         self._looked = False
         self._start = clock()
         self._next_line = -1.0
@@ -100,11 +101,12 @@ class SearchView:
                 self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
             case Opened():
                 self._merging = event.merging
-                if self._canvas is None:
-                    self._say(f"merging: {event.merging}")
             case PutAside():
                 self._say(f"the earlier run was put aside: {event.folder}")
             case Begun():
+                if self._merging and self._canvas is None and not self._begun:  # not where nothing is evaluated
+                    self._say(f"merging: {self._merging}")
+                self._begun = True
                 self._pace.begin()
                 self._now = event.number, self._clock()
                 self._standing.generation = max(self._standing.generation, event.proposal.generation)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,11 +95,12 @@ def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:
     What it has no place for is the base's.
     """
     parameters = pool.parameters(model)
-    zeros = {}
-    for info in pool.tensors:
-        if info.prunable:
-            weights = parameters[info.name] if info.name in parameters else pool.load(BASE, info.name)
-            zeros[info.name] = info.numel - int(torch.count_nonzero(weights))
+    prunable = [info for info in pool.tensors if info.prunable]
+    counts = _numbers(
+        torch.count_nonzero(parameters[info.name] if info.name in parameters else pool.load(BASE, info.name))
+        for info in prunable
+    )
+    zeros = {info.name: info.numel - int(count) for info, count in zip(prunable, counts, strict=True)}
     return fractions(pool, zeros)[0]
 
 
@@ -120,13 +121,17 @@ def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapp
     """
     parameters = pool.parameters(model)
     ones, twos, sizes, before = (np.zeros(len(pool.groups)) for _ in range(4))
-    for info in pool.tensors:
-        if info.prunable and info.name in parameters:
-            weights = parameters[info.name].float()
-            ones[info.group] += float(torch.linalg.vector_norm(weights, 1, dtype=torch.float64))
-            twos[info.group] += float(torch.linalg.vector_norm(weights, 2, dtype=torch.float64)) ** 2
-            sizes[info.group] += info.numel
-            before[info.group] += reference.get(info.name, 0.0)
+    there = [info for info in pool.tensors if info.prunable and info.name in parameters]
+    norms = _numbers(
+        torch.linalg.vector_norm(parameters[info.name].float(), order, dtype=torch.float64)
+        for info in there
+        for order in (1, 2)
+    )
+    for info, one, two in zip(there, norms[::2], norms[1::2], strict=True):
+        ones[info.group] += one
+        twos[info.group] += two**2
+        sizes[info.group] += info.numel
+        before[info.group] += reference.get(info.name, 0.0)
     rows = [np.concatenate([[row.sum()], row]) for row in (ones, twos, sizes, before)]
     if measure == "l1":
         found = 1.0 - np.divide(rows[0], rows[3], out=np.ones_like(rows[0]), where=rows[3] > 0)
@@ -135,6 +140,17 @@ def sparseness(pool: ExpertPool, model: nn.Module, measure: str, reference: Mapp
         ratio = np.divide(rows[0], np.sqrt(rows[1]), out=root.copy(), where=rows[1] > 0)
         found = np.divide(root - ratio, root - 1, out=np.zeros_like(root), where=root > 1)
     return tuple(float(value) for value in np.round(found, 9))
+
+
+def _numbers(found: Iterable[Tensor]) -> list[float]:
+    """Return numbers that were found on a device, fetched at once."""
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for i, number in enumerate(found):
+        by_device.setdefault(number.device, []).append((i, number))
+    numbers: dict[int, float] = {}
+    for each in by_device.values():
+        numbers |= dict(zip((i for i, _ in each), torch.stack([number for _, number in each]).tolist(), strict=True))
+    return [numbers[i] for i in range(len(numbers))]
 
 
 def l1_norms(pool: ExpertPool, name: str) -> dict[str, float]:

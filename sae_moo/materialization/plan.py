@@ -60,6 +60,8 @@ float32."""
 AHEAD = 1 << 26
 """Most elements of a band where experts, or parents, are sent to the device: of experts the next band is on its way
 meanwhile."""
+PARTS = 6
+"""In how many bands a large model is worked on at least."""
 FEW = 1 << 16
 """Most elements worked on together on the CPU: of small tensors many, of others one."""
 
@@ -238,7 +240,9 @@ class Plan:
                 left[child] -= 1
                 if not left[child]:
                     live.discard(child)
-        bound = self._offsets[-1] if self._feed.complete and not self._parents_elsewhere else AHEAD
+        # the host lines up the next part while the device works on this one
+        there = self._feed.complete and not self._parents_elsewhere
+        bound = max(AHEAD, self._offsets[-1] // PARTS) if there else AHEAD
         if not most + scratch:
             return bound
         return min(bound, (2 * largest + _workspace(self._device) // 4) // (most + scratch))

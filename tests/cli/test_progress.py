@@ -153,6 +153,9 @@ def test_what_merges_is_told_once_it_is_known_in_the_picture_or_in_a_line():
     console = terminal(force_terminal=False)
     with SearchView(config(), console) as view:
         view(Opened("compiled loops (numba) on cpu"))
+        assert console.file.getvalue() == "", "there may be nothing to evaluate"
+        view(begun(0))
+        view(begun(1))
     assert console.file.getvalue() == "merging: compiled loops (numba) on cpu\n"
 
 

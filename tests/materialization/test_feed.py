@@ -251,6 +251,9 @@ def test_ctrl_c_while_waiting_leaves_nothing_on_its_way(monkeypatch):
     monkeypatch.setattr(models, "load", slow)
 
     feed.begin(models.tensors[:8], models.tensors[8:])
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # shells ignore it for what runs in the background
     try:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
@@ -258,6 +261,7 @@ def test_ctrl_c_while_waiting_leaves_nothing_on_its_way(monkeypatch):
         del feed
         gc.collect()
     finally:
+        signal.signal(signal.SIGINT, before)
         go_on.set()
     assert slots_back(staging)
     assert device.sends == 0, "what was not asked for yet is not asked for any more"

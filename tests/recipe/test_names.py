@@ -25,7 +25,6 @@ KINDS_OF_ROWS = [
             "searchers/",  # who merges by them, and algorithms called after them
             "testing/",  # what the suites merge by
             "materialization/ops/merge.py",  # `rankmean` reads its ranks
-            "materialization/ops/task_vectors.py",  # `sce` remembers under its name
         ),
     ),
     (CRITERIA, "recipe/criteria.py", ("experts/updates.py",)),  # DoRA's own word

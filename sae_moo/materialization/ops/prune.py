@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops.measure import magnitudes
-from sae_moo.materialization.ops.operands import CHUNK
+from sae_moo.materialization.ops.operands import DEVICE_CHUNK, chunk_size
 from sae_moo.materialization.ops.select import Chunked, Importances
 from sae_moo.materialization.ops.write import Count, counted
 
@@ -75,7 +75,7 @@ class Grid:
         """Yield views of blocks of lines, shape (lines, inputs), of flat tensors of this shape; may be written to."""
         matrices = [tensor.view(self.shape) for tensor in tensors]
         matrices = [matrix.t() if self.transposed else matrix for matrix in matrices]
-        size = max(1, LINES // max(1, self.inputs))
+        size = max(1, _lines(matrices[0]) // max(1, self.inputs))
         for start in range(0, matrices[0].shape[0], size):
             yield tuple(matrix[start : start + size] for matrix in matrices)
 
@@ -154,8 +154,9 @@ class Scoring:
 
     def _chunks(self) -> Iterator[tuple[int, Tensor]]:
         numel = self.source.numel()
-        for start in range(0, numel, CHUNK):
-            yield start, self.part(start, min(start + CHUNK, numel))
+        size = chunk_size(self.source)
+        for start in range(0, numel, size):
+            yield start, self.part(start, min(start + size, numel))
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
@@ -171,7 +172,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 def squares(tensor: Tensor, axis: int) -> Tensor:
     """Return the sum of squares of a matrix for each index of an axis, float64, in a fixed order of blocks of rows."""
-    rows = max(1, LINES // tensor.shape[1])
+    rows = max(1, _lines(tensor) // tensor.shape[1])
     total = torch.zeros(tensor.shape[axis], dtype=torch.float64, device=tensor.device)
     for start in range(0, len(tensor), rows):
         block = tensor[start : start + rows].double().square()
@@ -180,6 +181,11 @@ def squares(tensor: Tensor, axis: int) -> Tensor:
         else:
             total += block.sum(dim=0)
     return total
+
+
+def _lines(tensor: Tensor) -> int:
+    """Return how many elements of whole lines to take at a time, where a tensor is."""
+    return LINES if tensor.is_cpu else DEVICE_CHUNK
 
 
 def write_without(source: Tensor, shape: Sequence[int], axis: int, gone: Tensor, out: Tensor) -> Count:

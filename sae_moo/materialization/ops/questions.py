@@ -150,7 +150,7 @@ class Selection:
 
     def key(self, x: Operands, place: Place) -> Hashable | None:
         """See `Question`."""
-        return ("sce", place.tensor, x.names, self.share) if _of_experts(x) else None
+        return ("selection", place.tensor, x.names, self.share) if _of_experts(x) else None
 
     def answer(self, x: Operands, place: Place) -> tuple[Cut | CutRef, tuple[float, ...]]:  # noqa: ARG002
         """See `Question`."""

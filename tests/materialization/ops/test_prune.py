@@ -27,7 +27,7 @@ SHAPES = [(1, 1), (1, 2), (2, 1), (1, 64), (64, 1), (8, 8), (5, 24), (300, 40)]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(pruning, "LINES", 256)
-    monkeypatch.setattr(pruning, "CHUNK", 100)
+    monkeypatch.setattr("sae_moo.materialization.ops.operands.CHUNK", 100)
 
 
 def weights(shape, dtype=torch.float32) -> torch.Tensor:

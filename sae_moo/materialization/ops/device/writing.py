@@ -122,7 +122,7 @@ def _step_kind(step: Step, operands: Operands, result: int) -> Hashable | None:
         return ("combine", len(step.others), codes_of([origin, *(inputs[i] for i in step.others)]), result)
     codes = codes_in(operands)
     if isinstance(step, ZeroAware):
-        return ("zero_aware", len(inputs), step.scale != 1.0, codes, result)
+        return ("nonzero", len(inputs), step.scale != 1.0, codes, result)
     if isinstance(step, Vote):
         above = any(each.above is not None for each in step.thinnings)
         under = any(each.under is not None for each in step.thinnings)
@@ -355,7 +355,7 @@ def _neighbours(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, mask
 
 _LAUNCHES: dict[str, Callable[[Card, Any, Sequence[Work], Tensor, Masks], None]] = {
     "combine": _combine,
-    "zero_aware": _zero_aware,
+    "nonzero": _zero_aware,
     "vote": _vote,
     "select": _select,
     "prune": _prune,

@@ -357,30 +357,23 @@ def variances(
 
 
 @triton.jit
-def cut_off(row, x, at, mask, SCORES: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return which elements' scores are below the cut; SCORES: 0 magnitudes, 1 weighed by activations, 2 given."""
+def pruned_key(row, x, at, mask, SCORES: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the keys that a pruning goes by; columns as for `prune`."""
     if SCORES == 0:
         key = key_of(x)
     elif SCORES == 1:
         key = key_of(activated(x, factor_of(row, at, mask, BASE + 4, FULL)))
     else:
         key = key_of(read(row, BASE + 4, at, mask, 0, FULL, ALIGNED))
-    return below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
+    return key
 
 
 @triton.jit
-def _pruned(
-    row,
-    at,
-    mask,
-    SCORES: tl.constexpr,
-    SOURCE: tl.constexpr,
-    FULL: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+def _pruned(row, at, mask, SCORES: tl.constexpr, SOURCE: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr):
     """Columns: output, source, bits and position of the cut, factor, then norms or the address of scores."""
     x = read(row, BASE, at, mask, SOURCE, FULL, ALIGNED)
-    gone = cut_off(row, x, at, mask, SCORES, FULL, ALIGNED)
+    key = pruned_key(row, x, at, mask, SCORES, FULL, ALIGNED)
+    gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
     return tl.where(gone, 0.0, x) * float_at(row, BASE + 3)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, cut_off, difference, spread
+from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, difference, pruned_key, spread
 from sae_moo.materialization.ops.device.kernels.loading import (
     below,
     float_at,
@@ -23,7 +23,8 @@ def _kept(
     row, at, mask, parts, number, SCORES: tl.constexpr, SOURCE: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr
 ):
     x = read(row, BASE, at, mask, SOURCE, FULL, ALIGNED)
-    gone = cut_off(row, x, at, mask, SCORES, FULL, ALIGNED)
+    key = pruned_key(row, x, at, mask, SCORES, FULL, ALIGNED)
+    gone = below(key, at, tl.load(row + BASE + 1), tl.load(row + BASE + 2))
     square = x.to(tl.float64) * x.to(tl.float64)
     tile = tl.program_id(0)
     tl.store(parts + tile, tl.sum(square, axis=0))
