@@ -103,6 +103,8 @@ def test_an_experts_cuts_and_products_are_fetched_once(pool, live, monkeypatch):
 def test_results_that_lie_on_the_device_until_they_are_used_count_into_the_room(pool, monkeypatch):
     monkeypatch.setattr(plan, "engine_on", engine)
     monkeypatch.setattr(plan, "_workspace", lambda device: 0)
+    monkeypatch.setattr(plan, "AHEAD", 3000)
+    monkeypatch.setattr(plan, "PARTS", 1)
     monkeypatch.setattr(plan.Feed, "complete", True)
     everything = sum(info.numel for info in pool.tensors)
     for recipe, written, kept in ((MATH, everything, everything), (LINEAR, everything, 1000), (SPHERE, 1000, 500)):
@@ -116,6 +118,7 @@ def test_results_that_lie_on_the_device_until_they_are_used_count_into_the_room(
 def test_parents_that_are_sent_to_the_device_are_sent_some_tensors_at_a_time(pool, live, monkeypatch):
     monkeypatch.setattr(plan, "engine_on", engine)
     monkeypatch.setattr(plan, "AHEAD", 3000)
+    monkeypatch.setattr(plan, "PARTS", 1)
     monkeypatch.setattr(plan.Feed, "complete", True)
     parents, cache = [Cast(Prune(expert, 0.5), "float32") for expert in (MATH, CODE)], WeightCache(1 << 30)
     for parent in parents:
