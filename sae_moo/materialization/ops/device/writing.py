@@ -5,7 +5,6 @@ A job that no kernel is for (a guest's step, a line too long) has none here; it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_moo.materialization.ops.deferred import value_of
 from sae_moo.materialization.ops.device.chances import Chance
 from sae_moo.materialization.ops.device.kernels import elementwise, lines
 from sae_moo.materialization.ops.device.scores import GIVEN, MAGNITUDES, NORMS, put_norms, scores_of
@@ -186,8 +186,8 @@ def _zero_aware(card: Card, kind: Any, work: Sequence[Work], zeros: Tensor, mask
     )  # fmt: skip
 
 
-EVERYTHING = Cut(math.nan, 1 << 62)
-"""Every score is below it, whatever it is."""
+EVERYTHING = Cut(value_of(0x7FFFFFFF), 1 << 62)
+"""Every score is below it, whatever it is: its bits are the largest, those of the NaN that a GPU makes."""
 EACH = 11
 """Columns for each input of a vote."""
 
@@ -199,8 +199,8 @@ def put_thinnings(
     """Fill the columns of input k of a vote that say what stays of it."""
     table.addresses(column, [x.inputs[k] for x in operands])
     table.cuts(column + 1, [NOTHING if each.above is None else each.above for each in thinnings])
-    if any(each.under is not None for each in thinnings):
-        table.cuts(column + 3, [EVERYTHING if each.under is None else each.under for each in thinnings])
+    # that of another input may be limited: then all are asked for their limits
+    table.cuts(column + 3, [EVERYTHING if each.under is None else each.under for each in thinnings])
     keys = [(0, 0) if each.stream is None else each.stream.keys for each in thinnings]
     table.put(column + 5, [first for first, _ in keys])
     table.put(column + 6, [second for _, second in keys])
