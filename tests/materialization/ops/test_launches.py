@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from test_device import BF16, CARD, F16, F32, alike, both, engines, same
 from sae_moo.experts.memory import Remembered
 from sae_moo.experts.pool import TensorInfo
 from sae_moo.materialization import thresholds
+from sae_moo.materialization.merging import Given, Merging
 from sae_moo.materialization.ops.deferred import restored
 from sae_moo.materialization.ops.device import cuts as searching
 from sae_moo.materialization.ops.device import sums
@@ -29,6 +33,7 @@ from sae_moo.materialization.ops.questions import Trim, rounded
 from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import Cut
 from sae_moo.materialization.ops.steps import Combination, Selected, Spliced, Thinning, Vote, ZeroAware
+from sae_moo.recipe import Expert, Merge
 
 pytestmark = band.pytestmark
 plain = band.plain
@@ -76,10 +81,8 @@ def rounds_until_found(search, tensors):
 
 
 def test_a_sample_leaves_few_rounds_and_known_scores_one():
-    tensors = [
-        drawn(20_000),
-        1 + torch.randint(0, 1 << 20, (9000,), generator=torch.Generator().manual_seed(1)) * 2**-23,
-    ]
+    apart = torch.randperm(9000, generator=torch.Generator().manual_seed(1)) * 900  # in keys: three lie in one range
+    tensors = [drawn(20_000), 1 + apart * 2**-23]
     tensors = [searching.Scored(x.to(CARD.device)) for x in tensors]
     sizes = [each.source.numel() for each in tensors]
     for share in (0.01, 0.5, 0.93):
@@ -283,3 +286,19 @@ def test_zeros_are_counted_for_their_tensor_where_a_step_is_written_in_two_parts
     zeros = engine.write(work)
     engine.settle()
     assert list(zeros.counts) == [0, 60]
+
+
+def test_a_step_that_looks_at_the_tensor_is_made_for_each():
+    made = []
+
+    def looking(x, weights, place):
+        made.append(place.tensor)
+        return Combination(0, float(x.inputs[0].sum()), (), ())
+
+    work = Merging.of(Merge("linear", (Expert("a"), Expert("b")), (0.5, 0.5)))
+    work = dataclasses.replace(work, method=SimpleNamespace(function=looking, weighted_sum=False, guest=None))
+    given = Given([0.5, 0.5], {}, False)
+    for name in ("w0", "w1"):
+        x = Operands((drawn(4), drawn(4)), None, (4,), (None, None), ("a", "b"))
+        work.begun(given, x, Place(name, True, {}, 0, 4, Remembered()))
+    assert made == ["w0", "w1"]
