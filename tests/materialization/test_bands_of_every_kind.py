@@ -24,6 +24,7 @@ from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.device.engine import Banded
 from sae_moo.materialization.ops.device.tables import Card
 from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.resolve import resolve
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -54,7 +55,8 @@ class Both:
         self._patch, self._elements = patch, elements
 
     def alike(self, recipe: Recipe, cache: tuple[WeightCache | None, WeightCache | None] = (None, None)) -> None:
-        wanted = materialize(recipe, self.plainly, self.model, cache[0])
+        replayed = resolve(recipe, self.plainly, cache=cache[0])  # what resolving found beside it is known no more
+        wanted = materialize(replayed, self.plainly, self.model, cache[0])
         weights = weights_of(self.plainly, self.model)
         with torch.no_grad():
             for weight in self.plainly.parameters(self.model).values():
