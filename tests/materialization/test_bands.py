@@ -72,8 +72,8 @@ def test_a_recipe_on_bands_gives_the_bits_of_a_tensor_at_a_time(name, elements, 
     recipe, model = RECIPES[name], live[elements is None]
     wanted = materialize(recipe, tiny, model)
     weights = {tensor: weight.clone() for tensor, weight in weights_of(tiny, model).items()}
-    for weight in weights_of(tiny, model).values():
-        weight.fill_(7.0)
+    for weight in tiny.parameters(model).values():
+        weight.data.fill_(7.0)
     monkeypatch.setattr(plan, "engine_on", engine)
     if elements is not None:
         monkeypatch.setattr(plan.Plan, "_band_size", lambda self, largest, kept=False: elements)

@@ -442,6 +442,18 @@ def test_a_cast_to_another_dtype_than_the_live_models_is_not_mistaken_for_its_we
     assert all(torch.equal(plain[name], weight) for name, weight in weights_of(tiny, model).items())
 
 
+def test_a_cast_to_another_dtype_than_the_live_models_rounds_before_it(tiny):
+    model = tiny.live_model(torch.bfloat16)
+    merged = Merge("linear", (MATH, CODE), (0.3, 0.7))
+    materialize(Cast(merged, "float16"), tiny, model)
+    work, once = plan.Plan(merged, tiny, "cpu", None), 0
+    for info in tiny.tensors:
+        exact, weight = work.tensor(info), tiny.parameters(model)[info.name]
+        assert torch.equal(weight, exact.half().bfloat16())
+        once += int((weight != exact.bfloat16()).sum())
+    assert once > 0
+
+
 def test_one_input_listed_twice_may_change_places_too(tiny, tiny_model):
     found = []
     for weights in ((0.3, 0.5, 0.2), (0.2, 0.5, 0.3)):

@@ -168,7 +168,7 @@ def advance(states, counts, below):
         elif bin_ == BINS:  # or among the higher ones
             first = low + (((low * 0) + BINS) << shift)
             tl.store(state + LOW, first)
-            tl.store(state + SHIFT, _shift_for(KEYS - first))
+            tl.store(state + SHIFT, _shift_for((low * 0) + KEYS - first))
         else:
             here = tl.sum(tl.where(bins == bin_, found, 0), axis=0)
             before = tl.sum(tl.where(bins == bin_, until - found, 0), axis=0)
