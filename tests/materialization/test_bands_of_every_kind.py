@@ -63,7 +63,7 @@ class Both:
                 weight.fill_(7.0)
         with self._patch.context() as patch:
             patch.setattr(plan, "engine_on", engine)
-            patch.setattr(plan.Plan, "_band_size", lambda plan, largest: self._elements)
+            patch.setattr(plan.Plan, "_band_size", lambda plan, largest, kept=False: self._elements)
             found = materialize(recipe, self.banded, self.model, cache[1])
         assert dataclasses.replace(found, seconds=0.0) == dataclasses.replace(wanted, seconds=0.0)
         for name, weight in weights_of(self.banded, self.model).items():
@@ -214,7 +214,7 @@ def test_a_band_is_so_large_that_what_it_holds_at_once_has_room(recipe, tensors,
     largest = max(info.numel for info in tiny.tensors)
     work = plan.Plan(recipe, tiny, "cpu", None)
     assert work._most == min(plan.AHEAD, (2 * largest + 1000) // tensors)
-    bands = list(work._bands(tiny.tensors))
+    bands = list(work._bands(tiny.tensors, work._most))
     assert [info for band, _ in bands for info in band] == list(tiny.tensors)
     assert all(sum(info.numel for info in band) <= max(work._most, band[0].numel) for band, _ in bands)
     # what follows is on its way meanwhile
