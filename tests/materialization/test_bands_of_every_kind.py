@@ -140,9 +140,9 @@ def test_parents_that_are_held(both):
     both.alike(Cast(Merge("zero_aware", (parent, CODE), (0.5, 0.7)), "bfloat16"), caches)
 
 
-def test_a_later_candidate_of_another_count_has_its_own_cuts(both):
-    for share in (0.5, 0.2):
-        both.alike(Prune(MATH, share))
+def test_a_later_candidate_of_another_count_or_expert_has_its_own_cuts(both):
+    for recipe in (Prune(MATH, 0.5), Prune(MATH, 0.2), Prune(CODE, 0.2)):
+        both.alike(recipe)
 
 
 def test_scores_that_are_equal_across_tensors_go_in_order(both):

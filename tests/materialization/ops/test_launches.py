@@ -29,7 +29,7 @@ from sae_moo.materialization.ops.engine import Asked, OneByOne, Sought
 from sae_moo.materialization.ops.jobs import Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.prune import Grid, Scoring, activated, magnitude
-from sae_moo.materialization.ops.questions import Trim, rounded
+from sae_moo.materialization.ops.questions import Fences, Gram, Overlaps, Selection, Trim, rounded
 from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import Cut
 from sae_moo.materialization.ops.steps import Combination, Selected, Spliced, Thinning, Vote, ZeroAware
@@ -302,3 +302,25 @@ def test_a_step_that_looks_at_the_tensor_is_made_for_each():
         x = Operands((drawn(4), drawn(4)), None, (4,), (None, None), ("a", "b"))
         work.begun(given, x, Place(name, True, {}, 0, 4, Remembered()))
     assert made == ["w0", "w1"]
+
+
+def test_what_is_remembered_of_experts_goes_by_tensor_experts_and_question():
+    x = drawn(4)
+    questions = [
+        Gram(True),
+        Gram(False),
+        Trim(0, 1),
+        Trim(0, 2),
+        Selection(0.5),
+        Selection(0.6),
+        Overlaps(0.1),
+        Fences(),
+    ]
+    keys = []
+    for names in (("a", "b"), ("c", "b")):
+        for tensor in ("w0", "w1"):
+            place = Place(tensor, True, {}, 0, 4, Remembered())
+            keys += [each.key(Operands((x, x), x, (4,), names, ("a", "b")), place) for each in questions]
+    assert len(set(keys)) == len(keys)
+    computed = Operands((x, x), x, (4,), (None, None), ("a", "b"))
+    assert {each.key(computed, place) for each in questions} == {None}
