@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops.measure import magnitudes
 from sae_moo.materialization.ops.operands import DEVICE_CHUNK, chunk_size
-from sae_moo.materialization.ops.select import Chunked, Importances
+from sae_moo.materialization.ops.select import Chunked, Importances, among_nan
 from sae_moo.materialization.ops.write import Count, counted
 
 LEAST = torch.finfo(torch.float32).tiny
@@ -160,10 +160,16 @@ class Scoring:
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Return which are the `count` smallest along the last dimension, exactly; equal ones go in order of position."""
+    """Return which are the `count` smallest along the last dimension, exactly; equal ones go in order of position.
+
+    Raises:
+        WeightsError: if that falls among NaN somewhere.
+    """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     border = scores.kthvalue(count, dim=-1, keepdim=True).values
+    if bool(border.isnan().any()):
+        raise among_nan(scores.shape[-1], count)
     below = scores < border
     tied = scores == border
     left = count - below.sum(dim=-1, keepdim=True)

@@ -420,3 +420,21 @@ def test_squares_by_unit_are_those_of_the_plain_path(axis):
     for found, (matrix, _) in zip(unit_squares(CARD, there), given, strict=True):
         found = found.cpu()
         torch.testing.assert_close(found, squares(matrix, axis), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_line_that_loses_nan_is_an_error_by_either_engine(rescale):
+    matrix = torch.ones(3, 8)
+    matrix[1, 1:4] = torch.nan
+
+    def written(engine, keep, gone):
+        source = matrix.to(device_of(engine))
+        engine.write([(Lines(Scoring(source.flatten(), Grid((3, 8))), keep, gone, rescale), source.flatten().clone())])
+        engine.settle()
+
+    for engine in engines():
+        written(engine, 4, 4)  # the line holds five numbers: NaN stays
+        with pytest.raises(WeightsError, match="no order among 4 scores to take the 2 smallest"):
+            written(engine, 2, 2)
+        with pytest.raises(WeightsError, match="no order among 8 scores to take the 6 smallest"):
+            written(engine, 2, 6)

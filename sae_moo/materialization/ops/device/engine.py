@@ -71,10 +71,16 @@ class Banded:
             counts[each.owner] += each.job.write(each.out)
         zeros = Zeros()
 
+        # lines have no cut that is watched: what they drop of NaN makes their count negative
+        lines = [(i, job) for i, (job, _) in enumerate(work) if isinstance(job, Lines)]
+
         def fetched(found: NDArray[Any]) -> None:
+            for i, job in lines:
+                if found[i] < 0:
+                    raise among_nan(job.keep + job.gone, job.gone)
             zeros.counts = found.tolist()
 
-        if counted:
+        if counted or lines:
             self._later(counts, fetched)
         return zeros
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from sae_moo.materialization.ops.device.kernels.elementwise import BASE, INPUTS, OUT, draw
-from sae_moo.materialization.ops.device.kernels.loading import activated, key_of, read, write
+from sae_moo.materialization.ops.device.kernels.loading import INFINITE, activated, key_of, read, write
 
 LINES, LENGTH, LINE_STEP, STEP, GONE = (
     tl.constexpr(4),
@@ -21,6 +21,8 @@ LINES, LENGTH, LINE_STEP, STEP, GONE = (
 """Columns, after output and source: number of lines, their length, steps between and within them, how many go."""
 SCORED = tl.constexpr(9)
 """Column of the address of the features' norms, or of given scores."""
+AMONG_NAN = tl.constexpr(-(1 << 44))
+"""Less than all zeros that a tensor may have."""
 
 
 @triton.jit
@@ -33,6 +35,13 @@ def _scores(row, x, feature, at, mask, SCORES: tl.constexpr):
     else:
         key = key_of(read(row, SCORED, at, mask, 0, False, False))
     return key
+
+
+@triton.jit
+def _count(zeros, job, zero, dropped, key):
+    """Add the zeros to those of a job, and `AMONG_NAN` for each NaN that was dropped: it has no place in an order."""
+    found = zero.to(tl.int64) + (dropped & (key > INFINITE)).to(tl.int64) * AMONG_NAN
+    tl.atomic_add(zeros + job, tl.sum(tl.sum(found, axis=1), axis=0))
 
 
 @triton.jit
@@ -71,7 +80,7 @@ def rows(
     dropped = (key < border[:, None]) | (tied & (rank <= (gone - under)[:, None]))
     dropped = dropped & (gone > 0)
     zero = write(row, OUT, at, mask, tl.where(dropped, 0.0, x), RESULT, False, False)
-    tl.atomic_add(zeros + job, tl.sum(tl.sum(zero.to(tl.int32), axis=1), axis=0).to(tl.int64))
+    _count(zeros, job, zero, dropped & mask, key)
 
 
 @triton.jit
@@ -108,7 +117,7 @@ def neighbours(
         rank += ((against < key) | ((against == key) & (column[None, :] > k))).to(tl.int32)
     dropped = rank < tl.load(row + GONE).to(tl.int32)
     zero = write(row, OUT, at, mask, tl.where(dropped, 0.0, x), RESULT, False, False)
-    tl.atomic_add(zeros + job, tl.sum(tl.sum(zero.to(tl.int32), axis=1), axis=0).to(tl.int64))
+    _count(zeros, job, zero, dropped & mask, key)
 
 
 @triton.jit
