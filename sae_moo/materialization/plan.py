@@ -22,7 +22,7 @@ from sae_moo.materialization.feed import Feed
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.merging import Merging
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.materialization.ops.engine import Engine, Sought, Zeros
+from sae_moo.materialization.ops.engine import Engine, OneByOne, Sought, Zeros
 from sae_moo.materialization.ops.jobs import Job, Lines, Pruned, Stepped, Without
 from sae_moo.materialization.ops.operands import Operands, Place
 from sae_moo.materialization.ops.select import Cut
@@ -88,6 +88,7 @@ class Plan:
         device: where to work.
         cache: weights of candidates already materialized; read only.
         known: what resolving the recipe has found.
+        engine: who does the arithmetic; None: the device's own.
     """
 
     def __init__(
@@ -97,10 +98,13 @@ class Plan:
         device: torch.device | str,
         cache: WeightCache | None,
         known: Known | None = None,
+        engine: Engine | None = None,
     ) -> None:
+        self._recipe = recipe
         self._pool = pool
+        self._cache = cache
         self._device = torch.device(device)
-        self._engine = engine_on(self._device, pool)
+        self._engine = engine_on(self._device, pool) if engine is None else engine
         self._prunable = {info.name: i for i, info in enumerate(t for t in pool.tensors if t.prunable)}
         held = cache if cache is not None else ()
         self._order = list(walk(recipe, stop=held))
@@ -123,9 +127,10 @@ class Plan:
         self._feed = Feed(pool, device, self._read())
         self._index = {info.name: i for i, info in enumerate(pool.tensors)}
         self._offsets = [0, *accumulate(sizes)]
-        few = min(FEW, max(sizes))
-        self._most = self._band_size(max(sizes)) if self._engine.batched else few
-        self._most_kept = self._band_size(max(sizes), kept=True) if self._engine.batched else few
+        self._largest = max(sizes)
+        few = min(FEW, self._largest)
+        self._most = self._band_size(self._largest) if self._engine.batched else few
+        self._most_kept = self._band_size(self._largest, kept=True) if self._engine.batched else few
         self._known = known or Known()
         self._units: dict[Prune, list[Tensor]] = {}
 
@@ -151,7 +156,10 @@ class Plan:
         empty = [info for info in infos if not info.numel]
         if empty:
             yield empty, [torch.empty(0, device=self._device) for _ in empty]
-        for band, following in self._bands([info for info in infos if info.numel], self._most_kept):
+        for info in filter(self._beyond, infos):
+            yield [info], [self._beside.tensor(info).flatten().to(self._device)]
+        here = [info for info in infos if info.numel and not self._beyond(info)]
+        for band, following in self._bands(here, self._most_kept):
             todo = band
             while todo:
                 values = self._values(todo, following)
@@ -178,7 +186,8 @@ class Plan:
         """
         outs = {info.name: out for info, out in places}
         written: list[tuple[list[str], Zeros]] = []
-        todo = [info for info, _ in places if info.numel]  # of no elements, no method has anything to say
+        # of no elements, no method has anything to say
+        todo = [info for info, _ in places if info.numel and not self._beyond(info)]
         while todo:
             later = []
             for band, following in self._bands(todo, self._most):
@@ -191,6 +200,11 @@ class Plan:
             self._engine.settle()
             todo = later
         found = {name: count for names, zeros in written for name, count in zip(names, zeros.counts, strict=True)}
+        for info, out in places:
+            if self._beyond(info):
+                held = torch.empty(info.shape, dtype=out.dtype, device="cpu")
+                (found[info.name],) = self._beside.write([(info, held)])
+                out.copy_(held)
         return [found.get(info.name, 0) for info, _ in places]
 
     def _write_out(self, values: Sequence[Value], outs: Sequence[Tensor]) -> Zeros:
@@ -225,6 +239,34 @@ class Plan:
             largest: elements of the largest tensor.
             kept: whether results lie beside them, and not where somebody has room for the whole model.
         """
+        # the host lines up the next part while the device works on this one
+        there = self._feed.complete and not self._parents_elsewhere
+        bound = max(AHEAD, self._offsets[-1] // PARTS) if there else AHEAD
+        held = self._held(kept=kept)
+        return min(bound, self._room(largest) // held) if held else bound
+
+    def _room(self, largest: int) -> int:
+        """Return how many elements of float32 there is room for beside experts and live model."""
+        return 2 * largest + _workspace(self._device) // 4
+
+    def _beyond(self, info: TensorInfo) -> bool:
+        """Whether a tensor alone has more intermediate ones than there is room for on a device: the CPU has files."""
+        return info.numel > self._limit
+
+    @functools.cached_property
+    def _limit(self) -> int:
+        """Most elements of a tensor that the device has room to work on."""
+        held = self._held(kept=False) if self._engine.batched else 0
+        return self._room(self._largest) // held if held else self._offsets[-1]
+
+    @functools.cached_property
+    def _beside(self) -> Plan:
+        """The same recipe's plan on the CPU: the same bits."""
+        known = Known(cuts=self._known.cuts)
+        return Plan(self._recipe, self._pool, "cpu", self._cache, known, OneByOne(self._pool.remembered))
+
+    def _held(self, *, kept: bool) -> int:
+        """Return how many intermediate tensors of a band there are at once, in float32; `kept` as for `_band_size`."""
         left, live, most, scratch = dict(self._uses), set[Recipe](), 0, 0
         rounded_on = {child for user, inputs in self._inputs.items() if isinstance(user, Cast) for child in inputs}
         for node in self._order:
@@ -240,12 +282,7 @@ class Plan:
                 left[child] -= 1
                 if not left[child]:
                     live.discard(child)
-        # the host lines up the next part while the device works on this one
-        there = self._feed.complete and not self._parents_elsewhere
-        bound = max(AHEAD, self._offsets[-1] // PARTS) if there else AHEAD
-        if not most + scratch:
-            return bound
-        return min(bound, (2 * largest + _workspace(self._device) // 4) // (most + scratch))
+        return most + scratch
 
     @functools.cached_property
     def _parents_elsewhere(self) -> bool:
@@ -305,7 +342,8 @@ class Plan:
                 raise TypeError(f"not a recipe node: {type(node).__name__}")
 
     def _stored(self, tensor: Tensor, users: int) -> Value:
-        flat = tensor.to(self._device, non_blocking=True).reshape(-1)
+        # to the CPU it has to have come before it is read
+        flat = tensor.to(self._device, non_blocking=self._device.type != "cpu").reshape(-1)
         return Value(flat.dtype, flat.numel(), users, flat)
 
     def _expert(self, name: str, info: TensorInfo, users: int) -> Value:

@@ -219,3 +219,20 @@ def test_a_band_is_so_large_that_what_it_holds_at_once_has_room(recipe, tensors,
     assert all(sum(info.numel for info in band) <= max(work._most, band[0].numel) for band, _ in bands)
     # what follows is on its way meanwhile
     assert [following for _, following in bands] == [*(band for band, _ in bands[1:]), []]
+
+
+@pytest.mark.parametrize("recipe", [THREE, Cast(THREE, "bfloat16"), Prune(THREE, 0.5, scope="global")])
+def test_a_tensor_that_alone_holds_more_than_there_is_room_for_is_worked_on_beside(recipe, both, monkeypatch):
+    monkeypatch.setattr(plan, "_workspace", lambda device: 0)
+    beside = []
+    write = plan.Plan.write
+
+    def writing(self, places):
+        if isinstance(self.engine, plan.OneByOne) and self._pool is both.banded:
+            beside.extend(info.name for info, _ in places)
+        return write(self, places)
+
+    monkeypatch.setattr(plan.Plan, "write", writing)
+    both.alike(recipe)
+    largest = max(info.numel for info in both.banded.tensors)
+    assert {info.name for info in both.banded.tensors if 4 * info.numel > 2 * largest} <= set(beside)
