@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sae_moo.experts.pool import ExpertPool, TensorInfo
-from sae_moo.materialization.ops.measure import WHOLE, l1_norm
+from sae_moo.materialization.ops.measure import distance, numbers_of
+from sae_moo.materialization.ops.questions import rounded
 from sae_moo.recipe import BASE
 from sae_moo.recipe.groups import in_block
 
@@ -28,11 +29,11 @@ def ranks(
     """
     columns = []
     for model in models:
-        changes = []
+        found = []
         for info in pool.tensors:
-            base = pool.load(BASE, info.name).to(device).flatten()
-            change = l1_norm(model(info).flatten(), base, WHOLE, 1)
-            changes.append(float(f"{change:.9e}"))  # the order of a sum decides no rank
+            base = pool.load_on(BASE, info.name, device).flatten()
+            found.append(distance(model(info).flatten(), base))
+        changes = [rounded(change) for change in numbers_of(found)]  # the order of a sum decides no rank
         inside = [i for i, info in enumerate(pool.tensors) if in_block(pool.groups[info.group])]
         column = [1.0] * len(pool.tensors)
         for place, i in enumerate(sorted(inside, key=lambda i: (changes[i], i)), start=1):

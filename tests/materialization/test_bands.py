@@ -49,6 +49,8 @@ RECIPES = {
 
 
 CARD = Card(torch.device("cpu"), tile=512)
+WAITS = {"by group": 3, "global": 3, "a lineage that asks": 3, "a split": 2}
+"""How often the host waits for the device where that is more than once: for answers, for whole models."""
 
 
 def engine(device, pool):
@@ -79,7 +81,7 @@ def test_a_recipe_on_bands_gives_the_bits_of_a_tensor_at_a_time(name, elements, 
         monkeypatch.setattr(plan.Plan, "_band_size", lambda self, largest, kept=False: elements)
     waits = CARD.waits
     found = materialize(recipe, pool, model)
-    assert CARD.waits - waits <= 3 if name != "a lineage that asks" else 4  # twice three in a row: two questions deep
+    assert CARD.waits - waits == WAITS.get(name, 1)
     for tensor, weight in weights_of(tiny, model).items():
         assert torch.equal(weight, weights[tensor]), tensor
     assert found.recipe == wanted.recipe
@@ -91,7 +93,7 @@ def test_an_experts_cuts_and_products_are_fetched_once(pool, live, monkeypatch):
     monkeypatch.setattr(plan, "engine_on", engine)
     recipe = Merge("slerp", (Prune(MATH, 0.5), CODE), (0.5, 0.5))
     materialize(recipe, pool, live[1])
-    assert CARD.waits - (waits := CARD.waits) == 0
+    waits = CARD.waits
     launches = CARD.launches
     materialize(Merge("ties", (MATH, CODE), (0.3, 0.6), {"density": 0.5}), pool, live[1])
     first = CARD.launches - launches

@@ -84,6 +84,26 @@ def l1_norm(tensor: Tensor, base: Tensor, thinning: Thinning, row: int) -> float
     return math.fsum(sums)
 
 
+def distance(tensor: Tensor, base: Tensor) -> float | Tensor:
+    """Return the L1 norm of a task vector; on a device that is not the CPU a number there, nobody has waited for it."""
+    if tensor.is_cpu:
+        return l1_norm(tensor, base, WHOLE, 1)
+    size = chunk_size(tensor)
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for start in range(0, tensor.numel(), size):
+        total += _difference(tensor, base, slice(start, start + size)).abs().double().sum()
+    return total
+
+
+def numbers_of(found: Sequence[float | Tensor]) -> list[float]:
+    """Return numbers, those on a device fetched at once."""
+    there = [number for number in found if isinstance(number, Tensor)]
+    if not there:
+        return [float(number) for number in found]
+    fetched = iter(torch.stack(there).tolist())
+    return [next(fetched) if isinstance(number, Tensor) else float(number) for number in found]
+
+
 def varying(inputs: Sequence[Tensor], base: Tensor) -> tuple[Importances, int]:
     """Return the variances of task vectors over the inputs as scores to select by, and how many are not 0.
 

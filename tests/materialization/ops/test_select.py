@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from elsewhere import DEVICE, Elsewhere
 
 from sae_moo.errors import WeightsError
 from sae_moo.materialization.ops import fused
-from sae_moo.materialization.ops.measure import magnitudes
+from sae_moo.materialization.ops.measure import WHOLE, distance, l1_norm, magnitudes, numbers_of
 from sae_moo.materialization.ops.prune import target_count
 from sae_moo.materialization.ops.random import Draws, threshold
 from sae_moo.materialization.ops.select import NOTHING, compact, from_bits, lowest
 from sae_moo.materialization.ops.write import write_pruned
+from sae_moo.testing import experts
 
 SIZES = [1, 2, 3, 64, 1000, 70_000]
 
@@ -173,3 +175,13 @@ def test_an_interrupt_waits_for_the_threads_that_still_work(monkeypatch, path):
         fused._spread(part, 4 * fused.GRAIN)
     assert done.is_set()
     assert len(waits) == 2
+
+
+def test_distances_elsewhere_are_fetched_once_and_are_those_of_the_cpu():
+    base, *models = (tensor.flatten() for tensor in experts(3, (40, 33)))
+    wanted = [distance(model, base) for model in models]
+    assert wanted == [l1_norm(model, base, WHOLE, 1) for model in models]
+    with Elsewhere() as elsewhere:
+        ground, *there = (tensor.to(DEVICE) for tensor in (base, *models))
+        assert numbers_of([distance(model, ground) for model in there]) == pytest.approx(wanted, rel=1e-13)
+    assert elsewhere.waits.total() == 1
