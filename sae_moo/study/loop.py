@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from sae_moo.errors import Hint, InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Prune, Recipe, digest
+from sae_moo.recipe import Recipe, digest
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.structure import chain
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
@@ -285,5 +286,5 @@ class Study:
 
 def _asked_sparsity(recipe: Recipe, groups: int) -> NDArray[np.float64]:
     """Return the sparsity per group that a candidate's last pruning asks for; zeros if it ends in none."""
-    inner = recipe.input if isinstance(recipe, Cast) else recipe
-    return np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (groups,)).astype(float)
+    last = chain(recipe)[-1:]
+    return np.broadcast_to(np.array(last[0].sparsity if last else 0.0), (groups,)).astype(float)
