@@ -252,6 +252,7 @@ class Bench:
             rescale=config.rescale,
             submodels=self.pool.pruned,
             most=min([MOST_SPARSE, *highest]),
+            tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
         )
 
     def assignment(self) -> Assignment:

@@ -35,6 +35,8 @@ class Ground:
         most: largest sparsity ever asked for, in (0, 1).
         rescale: whether what pruning leaves of a tensor is multiplied so that it keeps its L2 norm.
         submodels: what is pruned beside the text model.
+        tensors: parameter group and number of prunable weights of each tensor, in the pool's order; empty where they
+            are not known: every prunable group is then taken to hold as many.
     """
 
     experts: tuple[str, ...]
@@ -47,6 +49,17 @@ class Ground:
     most: float = 0.95
     rescale: bool = False
     submodels: tuple[str, ...] = ()
+    tensors: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sizes(self) -> Array:
+        """Number of prunable weights of each group, shape (groups,); what budgets of zeros are kept by."""
+        if not self.tensors:
+            return np.array(self.prunable, dtype=np.float64)
+        sizes = np.zeros(self.groups)
+        for group, size in self.tensors:
+            sizes[group] += size
+        return sizes
 
     @property
     def groups(self) -> int:

@@ -39,6 +39,11 @@ def test_what_is_asked(changes, asked, given):
         assert recipe == Prune(MATH, given, scope=changes.get("scope", "tensor"))
 
 
+def test_sizes_are_those_of_the_tensors_of_a_group_and_alike_where_these_are_not_known():
+    assert ground().sizes.tolist() == [0, 1, 1, 0]
+    assert ground(tensors=((0, 0), (1, 40), (1, 2), (2, 7), (2, 0), (3, 0))).sizes.tolist() == [0, 42, 7, 0]
+
+
 def test_the_calibration_is_bound_in():
     norms = "ab" * 32
     recipe = ground(criterion="wanda", scope="row", calibration=norms).pruned(MATH, np.full(4, 0.3))
