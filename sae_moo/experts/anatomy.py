@@ -1,4 +1,4 @@
-"""Which way a block's matrices lie, and which rows and columns belong to one neuron or one group of heads."""
+"""What a block is made of: which way its matrices lie, what of them belongs to one neuron or group of heads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
-from sae_moo.experts.layout import BLOCK, stored_turned
+from sae_moo.experts.layout import BLOCK, stored_turned, text_config
 from sae_moo.experts.pool import ExpertPool, TensorInfo
-from sae_moo.recipe import BASE, STRUCTURED
+from sae_moo.recipe import BASE, BLOCKS, STRUCTURED
 from sae_moo.recipe.groups import in_block
 
 # One module of an MLP or an attention: its name in the block, the side on which units lie, and what each unit takes
@@ -46,6 +46,19 @@ _LAYOUTS: Mapping[str, Mapping[str, tuple[_Module, ...]]] = {
         "heads": (("attention.query_key_value", "out", ("qkv",)), ("attention.dense", "in", ("q",))),
     },
 }
+RESIDUAL = frozenset(
+    (
+        "afmoe", "apertus", "arcee", "aria_text", "bitnet", "bloom", "cohere", "cohere2", "cohere2_moe", "cwm",
+        "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "exaone_moe", "falcon_mamba", "flex_olmo", "gemma", "gemma2",
+        "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gpt_oss",
+        "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jais2", "jamba",
+        "jetmoe", "lfm2", "llama", "mamba", "mimo_v2_flash", "minimax_m2", "ministral", "ministral3", "mistral",
+        "mixtral", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon",
+        "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+        "qwen3_next", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma",
+    )
+)  # fmt: skip
+"""Architectures whose block hands on what it reads, to the bit, where all its tensors are zero: each was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,7 @@ class Part:
         block: position of its block among the blocks.
         axis: of the tensor, along which units lie.
         sections: offset and width: unit u holds the indices from ``offset + u * width``, `width` of them, in each.
-        output: whether this is the matrix that reads the units' outputs.
+        output: whether this is the matrix that reads the units' outputs; of whole blocks, any matrix.
     """
 
     info: TensorInfo
@@ -87,7 +100,7 @@ class Anatomy:
     """The units of all blocks.
 
     Args:
-        units: number of units in each block.
+        units: number of units in each block; a whole block is one.
         blocks: number of blocks.
         parts: of all blocks, in the pool's order.
     """
@@ -108,7 +121,8 @@ def anatomy(pool: ExpertPool, scope: str) -> Anatomy:
     Args:
         pool: the experts.
         scope: ``neurons``: the hidden units of every block's MLP, with their biases; ``heads``: its key/value groups,
-            each with all query heads that read it.
+            each with all query heads that read it; ``blocks``: a block with all its tensors, norms and biases too,
+            without which it adds nothing to the residual stream.
 
     Raises:
         InputError: for an architecture not known to it, mixtures of experts among them, or tensors of other shapes.
@@ -119,19 +133,17 @@ def anatomy(pool: ExpertPool, scope: str) -> Anatomy:
 def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
     if scope not in STRUCTURED:
         raise ValueError(f"scope: expected one of {', '.join(STRUCTURED)}, got {scope!r}")
-    kind = str(pool.checkpoints[BASE].config.get("model_type"))
+    if scope == BLOCKS:
+        return _whole_blocks(pool)
+    kind = _kind(pool)
     modules = _LAYOUTS.get(kind, {}).get(scope)
     if modules is None:
         known = ", ".join(sorted(name for name, layout in _LAYOUTS.items() if scope in layout))
         raise InputError(f"scope {scope!r} knows the architectures {known}; the base is {kind!r}")
-    blocks: dict[int, dict[str, TensorInfo]] = {}  # group -> name within its block -> tensor
-    for info in pool.tensors:
-        name = BLOCK.search(info.name)
-        if name is not None and in_block(pool.groups[info.group]):
-            blocks.setdefault(info.group, {})[info.name[name.end() :]] = info
     parts: list[Part] = []
     found = set()
-    for block, (group, own) in enumerate(sorted(blocks.items())):
+    blocks = _by_block(pool)
+    for block, (group, own) in enumerate(blocks.items()):
         missing = [stem for stem, _, _ in modules if len(_shape(own, f"{stem}.weight")) != 2]
         if missing:
             raise InputError(f"scope {scope!r}: {pool.groups[group]} has no matrix {missing[0]}.weight")
@@ -157,6 +169,39 @@ def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
     if len(found) != 1:
         raise InputError(f"scope {scope!r}: expected as many units in every block, got {sorted(found)}")
     return Anatomy(found.pop(), len(blocks), tuple(parts))
+
+
+def _whole_blocks(pool: ExpertPool) -> Anatomy:
+    kind = _kind(pool)
+    if kind not in RESIDUAL:
+        raise InputError(
+            f"scope {BLOCKS!r} knows the architectures {', '.join(sorted(RESIDUAL))}; the base is {kind!r}: whether a "
+            "block of zeros leaves what it reads as it is was not tried there"
+        )
+    parts = []
+    for block, own in enumerate(_by_block(pool).values()):
+        for info in own.values():
+            matrix = len(info.shape) > 1
+            # of matrices, also of a stack of them, along what they read
+            axis = len(info.shape) - 1 if matrix and not transposed(pool) else 0
+            if info.shape:
+                parts.append(Part(info, block, axis, ((0, info.shape[axis]),), matrix))
+    return Anatomy(1, 1 + max(part.block for part in parts), tuple(parts))
+
+
+def _kind(pool: ExpertPool) -> str:
+    """Return the architecture of the text model."""
+    return str(text_config(pool.checkpoints[BASE].config).get("model_type"))
+
+
+def _by_block(pool: ExpertPool) -> dict[int, dict[str, TensorInfo]]:
+    """Return group -> name within its block -> tensor, blocks in order."""
+    blocks: dict[int, dict[str, TensorInfo]] = {}
+    for info in pool.tensors:
+        name = BLOCK.search(info.name)
+        if name is not None and in_block(pool.groups[info.group]):
+            blocks.setdefault(info.group, {})[info.name[name.end() :]] = info
+    return dict(sorted(blocks.items()))
 
 
 def _shape(own: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:

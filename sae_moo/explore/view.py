@@ -309,7 +309,7 @@ def _plain(node: Recipe) -> bool:
         case Merge():
             return METHODS.find(node.method).weighted_sum
         case Prune():
-            return not any(Rows.by_group(node.sparsity).numbers)
+            return not (any(Rows.of_places(node.sparsity).numbers) or any(node.counts or ()) or any(node.units or ()))
         case _:
             return True
 

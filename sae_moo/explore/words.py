@@ -12,7 +12,7 @@ import numpy as np
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.objectives import Constraint, Objective, Sparsity, TaskMean
-from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, walk
+from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
 from sae_moo.study.record import Ended, ended
@@ -27,6 +27,8 @@ WITHIN = {
     "row": "within each row",
     "neurons": "by whole neurons",
     "heads": "by whole attention heads",
+    "moe-experts": "by whole experts of the mixtures",
+    "blocks": "by whole blocks",
 }
 
 
@@ -275,7 +277,10 @@ def _merge_words(node: Merge, inputs: Sequence[str]) -> str:
 
 
 def _prune_words(node: Prune) -> str:
-    asked = np.asarray(Rows.by_group(node.sparsity).numbers, dtype=float)
+    if node.scope == BLOCKS and node.units is not None:
+        gone = [i for i, row in enumerate(node.units) if row]
+        return f"without {count(len(gone), 'block')}" + (f": {listed([str(i) for i in gone], 12)}" if gone else "")
+    asked = np.asarray(Rows.of_places(node.sparsity).numbers, dtype=float)
     some = asked[asked > 0]
     how = f"by {node.criterion} " + WITHIN.get(node.scope, f"in the pattern {node.scope}")
     if not some.size:

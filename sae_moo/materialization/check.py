@@ -41,11 +41,13 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
     if criterion.unavailable is not None:
         raise InputError(f"Prune: {criterion.unavailable}")
     check_implemented(CRITERIA, criterion, criterion.score)
-    sparsity = Rows.by_group(node.sparsity)
-    if sparsity.placed and node.scope in ("global", *STRUCTURED):
-        raise InputError(f"Prune: scope {node.scope!r} takes one sparsity, got one per group")
-    if not sparsity.fits(groups):
-        raise InputError(f"Prune: expected {groups} sparsities, one per group, got {len(sparsity.rows)}")
+    sparsity = Rows.of_places(node.sparsity)
+    if sparsity.placed and node.scope == "global":
+        raise InputError(f"Prune: scope {node.scope!r} takes one sparsity, got {len(sparsity.rows)}")
+    alone = node.scope not in ("group", *STRUCTURED)  # tensors compete with nobody
+    if not sparsity.fits(groups, *[len(pool.tensors)] * alone):
+        each = f" or {len(pool.tensors)}, one per tensor," if alone else ""
+        raise InputError(f"Prune: expected {groups} sparsities, one per group,{each} got {len(sparsity.rows)}")
     if node.counts is not None and len(node.counts) != len(prunable):
         raise InputError(f"Prune: expected {len(prunable)} counts, one per tensor, got {len(node.counts)}")
     for count, info in zip(node.counts or (), prunable, strict=False):
@@ -71,8 +73,10 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
         digest = node.calibration
         pool.remembered.get(("norms checked", digest), lambda: _check_norms(pool, digest))
     kept = pattern(node.scope)
-    for info in prunable if kept is not None or node.scope == "row" else ():
-        asked = sparsity.of_group(info.group)
+    for position, info in enumerate(pool.tensors) if kept is not None or node.scope == "row" else ():
+        if not info.prunable:
+            continue
+        (asked,) = sparsity.at(position, info.group, groups)
         if asked and len(info.shape) != 2:
             raise InputError(
                 f"Prune: scope {node.scope!r} needs matrices, {info.name} has shape {info.shape}; tensor, group and "

@@ -72,11 +72,11 @@ class Known:
 
     Args:
         cuts: pruning -> tensor name -> cut.
-        units: pruning -> the units that go, on the device; int64, shape (blocks, units).
+        units: pruning -> the units that go of each block, on the device; int64.
     """
 
     cuts: dict[Prune, dict[str, Cut]] = field(default_factory=dict)
-    units: dict[Prune, Tensor] = field(default_factory=dict)
+    units: dict[Prune, list[Tensor]] = field(default_factory=dict)
 
 
 class Plan:
@@ -386,8 +386,8 @@ class Plan:
     def _pruned(self, node: Prune, values: Values, band: Sequence[TensorInfo], users: int) -> Values:
         if node.scope in STRUCTURED:
             return self._without_units(node, values, band, users)
-        rows = Rows.by_group(node.sparsity)
-        asked = [rows.of_group(info.group) for info in band]
+        rows, groups = Rows.of_places(node.sparsity), len(self._pool.groups)
+        asked = [float(rows.at(self._index[info.name], info.group, groups)[0]) for info in band]
         touched = [
             value is not None and info.prunable and (share != 0.0 or node.counts is not None)
             for value, info, share in zip(values, band, asked, strict=True)
@@ -456,7 +456,7 @@ class Plan:
             assert node.units is not None
             known = self._known.units.get(node)
             if known is not None:
-                self._units[node] = list(known)
+                self._units[node] = known
             else:  # all of them in one piece: a transfer for every tensor would take longer than the work
                 flat = torch.tensor([unit for row in node.units for unit in row], dtype=torch.int64, device="cpu")
                 sent = flat.to(self._device, non_blocking=True)

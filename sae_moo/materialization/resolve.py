@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import WeightsError
-from sae_moo.experts.anatomy import anatomy
+from sae_moo.experts.anatomy import Part, anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
@@ -22,7 +22,7 @@ from sae_moo.materialization.ops.select import Cut, Importances, rank
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Known, Plan, scoring_of
 from sae_moo.materialization.thresholds import counts as counts_at_once
-from sae_moo.recipe import STRUCTURED, Cast, Expert, Merge, Prune, Recipe, walk
+from sae_moo.recipe import BLOCKS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, walk
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS, Method, WholeModel
@@ -72,7 +72,8 @@ def resolve(
                 elif node.scope in STRUCTURED:
                     units, there = _resolved_units(pruned, pool, device, cache, known)
                     node_now = replace(pruned, units=units)
-                    known.units[node_now] = there
+                    if there is not None:
+                        known.units[node_now] = there
                 else:
                     counts, cuts = _resolved_counts(pruned, pool, device, cache, known)
                     node_now = replace(pruned, counts=counts)
@@ -131,7 +132,7 @@ def _resolved_counts(
     units: dict[int, list[int]] = {}  # positions within `prunable` that compete with each other
     for position, info in enumerate(prunable):
         units.setdefault(info.group if node.scope == "group" else 0, []).append(position)
-    rows = Rows.by_group(node.sparsity)
+    rows = Rows.of_places(node.sparsity)
     asked = {
         unit: pruning.target_count(rows.of_group(unit), sum(prunable[position].numel for position in members))
         for unit, members in units.items()
@@ -167,27 +168,46 @@ def _resolved_counts(
 
 def _resolved_units(
     node: Prune, pool: ExpertPool, device: torch.device | str, cache: WeightCache | None, known: Known
-) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
-    """Return the lowest units of every block, the same number in each, and the same on the device; equal scores go in
-    order.
+) -> tuple[tuple[tuple[int, ...], ...], list[Tensor] | None]:
+    """Return the lowest units of every block, and, where that is as many in each, the same on the device; equal scores
+    go in order.
 
     A unit's score is the L2 norm of its weights in all its matrices; weighed by activations, it is the norm of what its
     columns of the reading matrix hold, each times its feature's norm (for a neuron: the norm of its output times that
-    of its column). Sums are float64.
+    of its column). Units compete within their block; whole blocks, all of whose matrices count, with each other. Sums
+    are float64.
     """
-    assert isinstance(node.sparsity, float)  # the recipe was checked
     whole = anatomy(pool, node.scope)
     weighed = CRITERIA.find(node.criterion).calibrated
     plan = Plan(node.input, pool, device, cache, known)
     totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
-    parts = {part.info.name: part for part in whole.parts if len(part.info.shape) == 2 and (part.output or not weighed)}
+    parts = {part.info.name: part for part in whole.parts if len(part.info.shape) > 1 and (part.output or not weighed)}
     for infos, tensors in plan.tensors([part.info for part in parts.values()]):
         mine = [parts[info.name] for info in infos]
-        scorings = [
-            (scoring_of(node, part.info, tensor, pool), part.axis) for part, tensor in zip(mine, tensors, strict=True)
-        ]
+        scorings = [_unit_scoring(node, part, tensor, pool) for part, tensor in zip(mine, tensors, strict=True)]
         for part, squares in zip(mine, plan.engine.unit_squares(scorings), strict=True):
             totals[part.block] += part.per_unit(squares, whole.units)
-    count = pruning.target_count(node.sparsity, whole.units)
-    order = torch.argsort(totals, dim=1, stable=True)[:, :count].sort(dim=1).values
-    return tuple(tuple(row) for row in order.tolist()), order
+    rows = Rows.of_places(node.sparsity)
+    if node.scope == BLOCKS:
+        count = pruning.target_count(rows.of_group(0), whole.blocks)
+        lowest = set(torch.argsort(totals.flatten(), stable=True)[:count].tolist())
+        return tuple((0,) if block in lowest else () for block in range(whole.blocks)), None
+    group = {part.block: part.info.group for part in whole.parts}
+    counts = [pruning.target_count(rows.of_group(group[block]), whole.units) for block in range(whole.blocks)]
+    order = torch.argsort(totals, dim=1, stable=True)[:, : max(counts)]
+    if min(counts) == max(counts):
+        there = order.sort(dim=1).values
+        return tuple(tuple(row) for row in there.tolist()), list(there)
+    chosen = zip(order.tolist(), counts, strict=True)
+    return tuple(tuple(sorted(row[:count])) for row, count in chosen), None
+
+
+def _unit_scoring(node: Prune, part: Part, tensor: Tensor, pool: ExpertPool) -> tuple[pruning.Scoring, int]:
+    """Return the scores of a tensor's weights and the axis along which its units lie; a stack of matrices is one."""
+    shape = part.info.shape
+    if len(shape) == 2:
+        return scoring_of(node, part.info, tensor, pool), part.axis
+    if part.axis != len(shape) - 1:
+        raise ValueError(f"{part.info.name}: expected units along the last dimension of {shape}, got {part.axis}")
+    flat = replace(part.info, shape=(part.info.numel // shape[-1], shape[-1]))
+    return scoring_of(node, flat, tensor, pool), 1

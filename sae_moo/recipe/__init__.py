@@ -2,6 +2,7 @@
 
 from sae_moo.recipe.nodes import (
     BASE,
+    BLOCKS,
     COUNTED,
     DTYPES,
     SCOPES,
@@ -27,6 +28,7 @@ from sae_moo.recipe.rows import Param, Weights, rounded
 
 __all__ = [
     "BASE",
+    "BLOCKS",
     "COUNTED",
     "DTYPES",
     "SCOPES",

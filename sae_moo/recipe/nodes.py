@@ -25,12 +25,14 @@ BASE = "base"
 DTYPES = ("float32", "bfloat16", "float16")
 STORED = "stored"
 """What a `Cast` rounds to where checkpoints mix dtypes: every tensor to the dtype that the base stores it in."""
-SCOPES = ("tensor", "group", "global", "row", "neurons", "heads")
+BLOCKS = "blocks"
+"""The scope that removes whole transformer blocks: a block is one unit."""
+STRUCTURED = ("neurons", "heads", "moe-experts", BLOCKS)
+"""Scopes that remove whole units of blocks, or the blocks themselves."""
+SCOPES = ("tensor", "group", "global", "row", *STRUCTURED)
 """Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
 COUNTED = ("tensor", "group", "global")
 """Scopes that come down to one count per tensor."""
-STRUCTURED = ("neurons", "heads")
-"""Scopes that remove whole units, the same number in every block."""
 
 
 class HasFingerprints(Protocol):
@@ -180,19 +182,24 @@ class Prune(Recipe):
 
     Args:
         input: the recipe to prune.
-        sparsity: fraction of zeros asked for, in [0, 1): one number, or one per parameter group. With a scope ``N:M``
-            it is the pattern's 1 - N/M (a group may ask 0.0 and is left alone); with `neurons` and `heads` it is the
-            fraction of units, one number for all blocks.
+        sparsity: fraction of zeros asked for, in [0, 1): one number, one per parameter group, or, where tensors do not
+            compete with each other (``tensor``, ``row``, ``N:M``), one per tensor, in the pool's order. With a scope
+            ``N:M`` it is the pattern's 1 - N/M (a group or tensor may ask 0.0 and is left alone). With ``neurons``,
+            ``heads`` and ``moe-experts`` it is the fraction of a block's units, with ``blocks`` that of all blocks, one
+            number.
         criterion: name of one of `criteria.CRITERIA`, ``magnitude`` or ``wanda``; of an installed package's,
             ``package/name``.
         scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights); ``row``, the inputs
             of one output, the same number in each; ``N:M``, every M consecutive weights of a row, of which N stay;
-            ``neurons``, whole neurons of a block's MLP; ``heads``, whole key/value groups of its attention heads.
+            ``neurons``, whole neurons of a block's MLP; ``heads``, whole key/value groups of its attention heads;
+            ``moe-experts``, whole experts of a mixture; ``blocks``, whole transformer blocks, which are then the
+            identity on the residual stream.
         counts: exact number of zeros per prunable tensor in the pool's order, or None. Group and global scopes are
             resolved to counts once (`resolve.resolve`), so that replaying a lineage takes one pass.
         calibration: digest of the activation norms that ``wanda`` weighs by (`calibration.calibrate`), else None.
         units: indices of the units removed, ascending, a row per block in the pool's order, or None: what structured
-            scopes are resolved to. In JSON a row is a hexadecimal number whose bit i stands for unit i.
+            scopes are resolved to. With ``blocks`` a block is unit 0 of its row: ``(0,)`` removes it, ``()`` does not.
+            In JSON a row is a hexadecimal number whose bit i stands for unit i.
         rescale: multiply what is left of every tensor so that it keeps the L2 norm it had. Not with structured scopes:
             what is left of a block would be scaled once for each of its matrices.
         submodels: sub-models whose blocks are pruned beside the text model's, by name, sorted; the pool was opened with
@@ -217,7 +224,7 @@ class Prune(Recipe):
         if isinstance(self.sparsity, (Sequence, tuple)) and not isinstance(self.sparsity, str):
             asked = numbers(self.sparsity, "Prune: sparsity")
             if not asked or any(isinstance(value, tuple) for value in asked):
-                raise InputError(f"Prune: expected one sparsity or one per group, got {self.sparsity!r}")
+                raise InputError(f"Prune: expected one sparsity, or one per group or tensor, got {self.sparsity!r}")
         else:
             asked = (number(self.sparsity, "Prune: sparsity"),)
         for value in asked:
@@ -499,6 +506,8 @@ def _check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
     for value in asked if share is not None else ():
         if value != share and (single or value != 0.0):
             raise InputError(f"Prune: scope {scope!r} has sparsity {share}, got {value}")
+    if scope == BLOCKS and not single:
+        raise InputError(f"Prune: scope {scope!r} takes one sparsity, the share of blocks, got {len(asked)}")
 
 
 def _counts(given: Any, scope: str) -> tuple[int, ...]:
@@ -553,9 +562,9 @@ def _describe(node: Recipe, depth: int) -> str:
             weights = f"<{len(node.weights)} rows>" if Rows.of(node.weights).placed else node.weights
             return f"Merge({node.method!r}, ({inner}), weights={weights})"
         case Prune():
-            rows = Rows.by_group(node.sparsity)
-            asked = f"<{len(rows.rows)} groups>" if rows.placed else rows.of_group(0)
-            rest = ", rescale=True" if node.rescale else ""
+            rows = Rows.of_places(node.sparsity)
+            asked = f"<{len(rows.rows)} rows>" if rows.placed else rows.at(0, 0, 1)[0]
+            rest = (f", scope={node.scope!r}" if node.scope in STRUCTURED else "") + ", rescale=True" * node.rescale
             return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked}{rest})"
         case Cast():
             return f"Cast({_describe(node.input, depth - 1)}, {node.dtype!r})"

@@ -43,8 +43,8 @@ class Rows:
         return cls(given if placed else (given,), placed)
 
     @classmethod
-    def by_group(cls, given: float | tuple[float, ...]) -> Rows:
-        """Read the sparsity of a pruning: one number, or one for each parameter group."""
+    def of_places(cls, given: float | tuple[float, ...]) -> Rows:
+        """Read the sparsity of a pruning: one number, or one for each parameter group or tensor."""
         if isinstance(given, tuple):
             return cls(tuple((value,) for value in given), placed=True)
         return cls(((given,),), placed=False)
@@ -93,7 +93,7 @@ class Rows:
         return self.rows[group if len(self.rows) == groups else position]
 
     def of_group(self, group: int) -> float:
-        """Return the one number of a parameter group, of what `by_group` has read."""
+        """Return the one number of a parameter group, of what `of_places` has read by group."""
         return float(self.rows[group if self.placed else 0][0])
 
     def per_group(self, groups: int) -> NDArray[np.float64]:

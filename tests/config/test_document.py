@@ -242,10 +242,13 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
     [
         (
             "{scope: neuron}",
-            "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M such as 2:4, got "
+            "pruning.scope: expected tensor, group, global, row, neurons, heads, moe-experts, blocks, or N:M with N < M such as 2:4, got "
             "'neuron' (did you mean 'neurons'?)",
         ),
-        ("{scope: 4:2}", "pruning.scope: expected tensor, group, global, row, neurons, heads, or N:M with N < M"),
+        (
+            "{scope: 4:2}",
+            "pruning.scope: expected tensor, group, global, row, neurons, heads, moe-experts, blocks, or N:M with N < M",
+        ),
         (
             "{criterion: wnda}",
             "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",

@@ -16,7 +16,7 @@ from sae_moo.materialization.calibration import add_norms
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.prune import target_count
 from sae_moo.materialization.resolve import resolve
-from sae_moo.recipe import Cast, Expert, Merge, Prune
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
 
 MATH = Expert("math")
 SMALL = {
@@ -120,6 +120,79 @@ def test_zeroed_units_are_as_good_as_gone(pools, kind, scope):
     assert zeros == held * len(units[0]) // whole.units, "nothing else is zero"
 
 
+@pytest.mark.parametrize("kind", MAKES)
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_removed_block_hands_on_what_it_reads(pools, kind, gone):
+    pool = pools(kind)
+    model = pool.live_model()
+    rows = tuple((0,) if block == gone else () for block in range(2))
+    report = materialize(Prune(MATH, 0.5, scope="blocks", units=rows), pool, model)
+    through = []
+    stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 2)
+    stack[gone].register_forward_hook(
+        lambda module, args, given, out: through.append((args[0], out if torch.is_tensor(out) else out[0])),
+        with_kwargs=True,
+    )
+    logits(model)
+    ((read, written),) = through
+    assert torch.equal(read, written)
+    assert [report.group_sparsity[f"block.{block}"] for block in range(2)] == [float(bool(row)) for row in rows]
+    kept = {name: weight for name, weight in weights_of(pool, model).items() if f".{gone}." not in name}
+    assert all(torch.equal(weight, pool.load("math", name)) for name, weight in kept.items())
+
+
+def test_blocks_compete_with_each_other_by_all_their_matrices(pools):
+    pool = pools("mistral")
+    norms = [
+        sum(float(pool.load("math", info.name).double().square().sum()) for info in pool.tensors
+            if info.prunable and info.name.startswith(f"model.layers.{block}."))
+        for block in range(2)
+    ]  # fmt: skip
+    least = min(range(2), key=lambda block: norms[block])
+    found = resolve(Prune(MATH, 0.5, scope="blocks"), pool)
+    assert found.units == tuple((0,) if block == least else () for block in range(2))
+    assert resolve(Prune(MATH, 0.2, scope="blocks"), pool).units == ((), ()), "the nearest whole number of blocks"
+    factors = add_norms(
+        pool, {i.name: torch.full(i.shape[1:], 1.0 + (".0." in i.name)) for i in pool.tensors if i.prunable}
+    )
+    weighed = resolve(Prune(MATH, 0.5, "wanda", "blocks", calibration=factors), pool).units
+    assert weighed == (((), (0,)) if 4 * norms[0] > norms[1] else ((0,), ()))
+
+
+@pytest.mark.parametrize("scope", ["neurons", "heads"])
+def test_blocks_may_lose_different_numbers_of_units(pools, scope):
+    pool = pools("llama")
+    model = pool.live_model()
+    whole = anatomy(pool, scope)
+    asked = tuple({"block.0": 0.5, "block.1": 0.0}.get(name, 0.0) for name in pool.groups)
+    found = materialize(Prune(MATH, asked, scope=scope), pool, model).recipe
+    alike = resolve(Prune(MATH, 0.5, scope=scope), pool)
+    assert found.units == (alike.units[0], ())
+    assert Recipe.from_json(found.to_json()) == found
+    first = weights_of(pool, model)
+    materialize(found, pool, model)
+    assert all(torch.equal(first[name], weight) for name, weight in weights_of(pool, model).items())
+    for part in whole.parts:
+        lines = first[part.info.name].movedim(part.axis, 0).reshape(part.info.shape[part.axis], -1)
+        assert int((lines == 0).all(dim=1).sum()) == len(part.indices(torch.tensor(found.units[part.block])))
+
+
+def test_blocks_neurons_and_scattered_zeros_in_one_candidate(pools):
+    """Zeros that are there count: a later pruning asks for a share of all, and takes them first."""
+    pool = pools("llama")
+    model = pool.live_model()
+    by_group = tuple({"block.0": 0.5, "block.1": 0.6}.get(name, 0.0) for name in pool.groups)
+    without = Prune(MATH, 0.5, scope="blocks", units=((0,), ()))
+    narrow = Prune(without, tuple({"block.1": 0.5}.get(name, 0.0) for name in pool.groups), scope="neurons")
+    for rescale in (False, True):
+        report = materialize(Cast(Prune(narrow, by_group, rescale=rescale), "float32"), pool, model)
+        assert report.group_sparsity["block.0"] == 1.0
+        assert report.group_sparsity["block.1"] == pytest.approx(0.6, abs=0.01)
+        assert all(weight.isfinite().all() for weight in weights_of(pool, model).values()), "0 / 0 is no factor"
+        down = weights_of(pool, model)["model.layers.1.mlp.down_proj.weight"]
+        assert int((down == 0).all(dim=0).sum()) >= 6, "whole neurons"
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
 def test_removed_heads_say_nothing(pools, kind):
     """Their settings cannot name a smaller number of heads of the same width: look at what the heads write instead."""
@@ -219,8 +292,9 @@ def test_half_precision(pools, dtype):
 def test_what_is_refused_is_named(pools, tiny):
     with pytest.raises(InputError, match=r"scope 'heads' knows the architectures gemma, .*; the base is 'olmo2'"):
         materialize(Prune(MATH, 0.5, scope="heads"), pools("olmo2"), pools("olmo2").live_model())
-    with pytest.raises(InputError, match="scope 'neurons' takes one sparsity, got one per group"):
-        materialize(Prune(MATH, (0, 0.5, 0.5, 0), scope="neurons"), tiny, tiny.live_model())
+    groups = len(tiny.groups)
+    with pytest.raises(InputError, match=f"expected {groups} sparsities, one per group, got {len(tiny.tensors)}"):
+        materialize(Prune(MATH, (0.5,) * len(tiny.tensors), scope="neurons"), tiny, tiny.live_model())
     with pytest.raises(InputError, match="expected units below 24 for each of 2 blocks, got 1 rows up to 3"):
         materialize(Prune(MATH, 0.5, scope="neurons", units=((3,),)), tiny, tiny.live_model())
     with pytest.raises(InputError, match="expected units below 24 for each of 2 blocks, got 2 rows up to 24"):

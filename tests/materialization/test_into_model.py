@@ -165,6 +165,26 @@ def test_sparsity_per_group(tiny, tiny_model):
     assert list(report.group_sparsity.values()) == pytest.approx([0, 0.2, 0.7, 0], abs=0.002)
 
 
+@pytest.mark.parametrize("scope", ["tensor", "row", "2:4"])
+def test_sparsity_per_tensor(tiny, tiny_model, scope):
+    """Each tensor is what it is if one number is asked of all; zeros asked leave it alone."""
+    ratios = {info.name: (0.5, 0.0, 0.5 if scope == "2:4" else 0.25)[i % 3] for i, info in enumerate(tiny.tensors)}
+    asked = Cast(Prune(MATH, tuple(ratios.values()), scope=scope), "float32")
+    assert Recipe.from_json(asked.to_json()) == asked
+    materialize(asked, tiny, tiny_model)
+    found = weights_of(tiny, tiny_model)
+    for ratio in sorted(set(ratios.values())):
+        materialize(Prune(MATH, ratio, scope=scope) if ratio else MATH, tiny, tiny_model)
+        alike = weights_of(tiny, tiny_model)
+        assert all(torch.equal(found[name], alike[name]) for name, own in ratios.items() if own == ratio)
+    with pytest.raises(
+        InputError, match=f"expected 4 sparsities, one per group, or {len(tiny.tensors)}, one per tensor"
+    ):
+        check(Prune(MATH, (0.5,) * 5, scope=scope), tiny)
+    with pytest.raises(InputError, match=f"expected 4 sparsities, one per group, got {len(tiny.tensors)}"):
+        check(Prune(MATH, (0.5,) * len(tiny.tensors), scope="group"), tiny)
+
+
 @pytest.mark.parametrize("scope", ["group", "global"])
 def test_resolved_recipes_give_the_same_weights_in_one_pass(tiny, tiny_model, scope):
     asked = Cast(Prune(Merge("linear", (Prune(MATH, 0.3, scope=scope), CODE), (1, 1)), 0.5, scope=scope), "float32")
@@ -352,7 +372,7 @@ def test_memory_is_bounded_at_any_width_and_the_rest_lies_in_files(tiny, tiny_mo
         (Merge("linear", (MATH, CODE), (1e308, 1e308)), "linear: expected weights that float32 can hold"),
         (Merge("model_stock", (MATH,), (1,)), "model_stock: expected at least 2 inputs, got 1"),
         (Merge("arcee_fusion", (MATH, CODE), (1, 1)), "arcee_fusion: expected 1 inputs, got 2"),
-        (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, got 2"),
+        (Prune(MATH, (0.1, 0.2)), "expected 4 sparsities, one per group, or 20, one per tensor, got 2"),
         (Prune(MATH, (0.1, 0.2, 0.1, 0.1), scope="global"), "scope 'global' takes one sparsity"),
         (
             Prune(MATH, 0.1, "wnda"),

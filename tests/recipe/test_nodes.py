@@ -105,7 +105,7 @@ def test_a_pattern_has_its_own_sparsity():
     [
         (
             {"scope": "rows"},
-            "among tensor, group, global, row, neurons, heads, or N:M with N < M such as 2:4, got 'rows'",
+            "among tensor, group, global, row, neurons, heads, moe-experts, blocks, or N:M with N < M such as 2:4, got 'rows'",
         ),
         ({"scope": "4:2"}, "N:M with N < M such as 2:4, got '4:2'"),
         ({"scope": "0:4"}, "got '0:4'"),
@@ -114,12 +114,13 @@ def test_a_pattern_has_its_own_sparsity():
         ({"scope": "2:4", "sparsity": 0.0}, "scope '2:4' has sparsity 0.5, got 0.0"),
         ({"scope": "2:4", "sparsity": (0.5, 0.4)}, "scope '2:4' has sparsity 0.5, got 0.4"),
         ({"scope": "row", "counts": (1,)}, "counts belong to the scopes tensor, group, global, got them with 'row'"),
-        ({"units": ((1,),)}, "units belong to the scopes neurons, heads, got them with 'tensor'"),
+        ({"units": ((1,),)}, "units belong to the scopes neurons, heads, moe-experts, blocks, got them with 'tensor'"),
         (
             {"scope": "heads", "units": ((2, 1),)},
             r"expected ascending whole numbers from 0 as units of a block, got \(2, 1\)",
         ),
         ({"scope": "heads", "units": ((1, 1),)}, r"got \(1, 1\)"),
+        ({"scope": "blocks", "sparsity": (0.5, 0.5)}, "scope 'blocks' takes one sparsity, the share of blocks, got 2"),
         ({"scope": "heads", "units": ((-1,),)}, r"got \(-1,\)"),
         ({"rescale": 1}, "expected true or false as rescale, got 1"),
         (
@@ -259,7 +260,7 @@ def test_a_child_stores_its_own_nodes_and_refers_to_its_parents():
         (lambda: Merge("linear", (Expert("a"),), (1,), {"x": None}), "expected a number, truth value or text"),
         (lambda: Prune(Expert("a"), 1.0), r"expected a sparsity in \[0, 1\), got 1.0"),
         (lambda: Prune(Expert("a"), -0.1), r"expected a sparsity in \[0, 1\), got -0.1"),
-        (lambda: Prune(Expert("a"), ()), "expected one sparsity or one per group"),
+        (lambda: Prune(Expert("a"), ()), "expected one sparsity, or one per group or tensor"),
         (lambda: Prune(Expert("a"), 0.5, scope="layer"), "expected a scope among tensor, group, global"),
         (lambda: Prune(Expert("a"), 0.5, counts=(-1,)), "expected whole numbers from 0"),
         (lambda: Prune("a", 0.5), "expected a recipe as input"),

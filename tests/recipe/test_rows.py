@@ -62,11 +62,11 @@ def test_a_column_is_what_belongs_to_one_input():
 
 
 def test_sparsities_are_one_or_by_group():
-    assert [Rows.by_group(0.5).of_group(group) for group in range(3)] == [0.5] * 3
-    assert [Rows.by_group((0.1, 0.2, 0.3)).of_group(group) for group in range(3)] == [0.1, 0.2, 0.3]
-    assert Rows.by_group((0.1,)).placed
-    assert not Rows.by_group(0.1).placed
-    assert Rows.by_group((0.1, 0.2)).numbers == (0.1, 0.2)
+    assert [Rows.of_places(0.5).of_group(group) for group in range(3)] == [0.5] * 3
+    assert [Rows.of_places((0.1, 0.2, 0.3)).of_group(group) for group in range(3)] == [0.1, 0.2, 0.3]
+    assert Rows.of_places((0.1,)).placed
+    assert not Rows.of_places(0.1).placed
+    assert Rows.of_places((0.1, 0.2)).numbers == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def configuration_text(recipe: Recipe, pool: ExpertPool) -> tuple[str, list[str]
 def _plain(node: Recipe) -> Recipe:
     """Pass over prunings that ask for no zeros; others are refused."""
     while isinstance(node, Prune):
-        if any(Rows.by_group(node.sparsity).numbers) or any(node.counts or ()) or any(node.units or ()):
+        if any(Rows.of_places(node.sparsity).numbers) or any(node.counts or ()) or any(node.units or ()):
             raise InputError(f"mergekit cannot say this: it does not prune, this is {_called(node)}")
         node = node.input
     return node
@@ -82,7 +82,7 @@ def _called(node: Recipe) -> str:
         case Merge():
             return f"Merge by {node.method} of {inputs}"
         case Prune():
-            asked = Rows.by_group(node.sparsity).numbers
+            asked = Rows.of_places(node.sparsity).numbers
             least, most = min(asked), max(asked)
             return (
                 f"Prune to {most:.3g} of {inputs}"
