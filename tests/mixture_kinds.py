@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from sae_moo.experts.pool import ExpertPool
+
+EXPERTS = 6
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -62,3 +68,22 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "hunyuan_v1_moe": ({"num_experts": 6, "moe_topk": 2}, (0, 1, 2)),
     "lfm2_moe": ({**THIN, **FULL, "num_experts": 6, "num_dense_layers": 1}, (1, 2)),
 }
+
+
+def opened(root: Path, kind: str) -> ExpertPool:
+    """Return a pool of a base and the expert ``math``, of random weights; correction biases are below any score."""
+    import transformers
+
+    settings, _ = KINDS[kind]
+    for seed, name in enumerate(("base", "math")):
+        torch.manual_seed(seed)
+        config = transformers.AutoConfig.for_model(kind, **{**SMALL, **settings})
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for which, weight in model.named_parameters():
+                weight.copy_(torch.randn_like(weight) * 0.3 + ("norm" in which))
+            for which, buffer in model.named_buffers():
+                if "bias" in which:
+                    buffer.copy_(torch.randn_like(buffer) * 0.5 - 1.5)
+        model.save_pretrained(root / name)
+    return ExpertPool.open(str(root / "base"), {"math": str(root / "math")})
