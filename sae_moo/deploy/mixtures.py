@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,22 +26,31 @@ class FewerExperts:
     Args:
         gone: how many experts go of each mixture.
         experts: how many each has.
-        names: the tensors that are one expert's: name -> the name of what is written; None: it goes.
+        numbers: the tensors that are one expert's: name -> the number that this expert has now; None: it goes.
         kept: the tensors that hold all experts: name -> axis, and the indices along it that stay.
         config: what changes in ``config.json``.
     """
 
     gone: int
     experts: int
-    names: Mapping[str, str | None]
+    numbers: Mapping[str, int | None]
     kept: Mapping[str, tuple[int, Tensor]]
     config: Mapping[str, Any]
 
 
-def fewer_experts(stream: Stream) -> FewerExperts:
+def as_expert(name: str, expert: int) -> str:
+    """Return what a tensor of an expert is called when this has another number."""
+    return _NUMBER.sub(str(expert), name)
+
+
+def fewer_experts(stream: Stream, without: Collection[int] = ()) -> FewerExperts:
     """Return what is left of the mixtures of a stream's model.
 
     Of a mixture without any expert, which writes nothing, the last ones go.
+
+    Args:
+        stream: the weights.
+        without: positions of blocks that are left out, mixture and all.
 
     Raises:
         InputError: if its mixtures are not known, lack no experts, or not as many each: a configuration has one number
@@ -51,6 +60,7 @@ def fewer_experts(stream: Stream) -> FewerExperts:
     removed = removed_experts(mixtures, stream.tensor)
     empty = _empty(mixtures, stream, removed)
     counts = {block: int(removed[block].sum()) if block in removed else 0 for block in mixtures.routers}
+    counts = {block: count for block, count in counts.items() if block not in without}
     going = {count for block, count in counts.items() if block not in empty}
     if len(going) > 1:
         raise InputError(
@@ -61,19 +71,19 @@ def fewer_experts(stream: Stream) -> FewerExperts:
     gone = going.pop() if going else 0
     if not gone:
         raise InputError(f"no expert of a mixture of {mixtures.experts} is zero together with its row of the router")
-    names: dict[str, str | None] = {}
+    numbers: dict[str, int | None] = {}
     kept: dict[str, tuple[int, Tensor]] = {}
     left = mixtures.experts - gone
     for block, held in mixtures.held.items():
         staying = (~removed[block]).nonzero().flatten() if block in removed else torch.arange(left)
-        place = {int(expert): str(i) for i, expert in enumerate(staying)}
+        place = {int(expert): i for i, expert in enumerate(staying)}
         for each in held:
             name = each.info.name
             if each.expert is None:
                 kept[name] = each.axis, staying
             else:
-                names[name] = _NUMBER.sub(place[each.expert], name) if each.expert in place else None
-    return FewerExperts(gone, mixtures.experts, names, kept, dict.fromkeys(mixtures.settings, left))
+                numbers[name] = place.get(each.expert)
+    return FewerExperts(gone, mixtures.experts, numbers, kept, dict.fromkeys(mixtures.settings, left))
 
 
 def check_whole(stream: Stream, what: str) -> None:

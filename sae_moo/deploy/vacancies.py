@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError
-from sae_moo.experts.anatomy import Anatomy
+from sae_moo.experts.anatomy import RESIDUAL, Anatomy
 from sae_moo.experts.layout import BLOCK
 from sae_moo.recipe import BASE
 from sae_moo.recipe.groups import in_block
@@ -30,7 +30,7 @@ _WRITERS: Mapping[str, str] = {
 
 Where all of them are zero the block adds zero, which leaves every number as it is: where norms come first (Llama),
 where they come last, have no bias and so keep zero at zero (Gemma2, Gemma3, OLMo2), and where attention and MLP stand
-side by side (GPT-NeoX).
+side by side (GPT-NeoX). Of other architectures all tensors of a block have to be zero.
 """
 
 
@@ -54,22 +54,22 @@ class Vacancies:
         """Return the numbers of the blocks that are the identity on the residual stream, ascending.
 
         Raises:
-            InputError: for an architecture of which it is not known what writes to the residual stream, mixtures of
-                experts among them.
+            InputError: for an architecture of which it is not known that a block of zeros is the identity.
         """
         pool = self._stream.pool
         kind = str(pool.checkpoints[BASE].config.get("model_type"))
-        if kind not in _WRITERS:
-            known = ", ".join(sorted(_WRITERS))
+        if kind not in _WRITERS and kind not in RESIDUAL:
+            known = ", ".join(sorted({*_WRITERS, *RESIDUAL}))
             raise InputError(f"blocks can be judged in the architectures {known}; the base is {kind!r}")
+        writers = _WRITERS.get(kind, ".+")
         silent: dict[int, bool] = {}
         for info in pool.tensors:
             name = BLOCK.search(info.name)
             if name is None or not in_block(pool.groups[info.group]):
                 continue
             number = int(name[1])
-            if silent.get(number, True) and re.fullmatch(_WRITERS[kind], info.name[name.end() :]):
-                silent[number] = not bool(self._alive(info.name)[0].any())
+            if silent.get(number, True) and re.fullmatch(writers, info.name[name.end() :]):
+                silent[number] = not any(bool(alive.any()) for alive in self._alive(info.name))
         return tuple(number for number, alone in sorted(silent.items()) if alone)
 
     def units(self, whole: Anatomy) -> Tensor:
