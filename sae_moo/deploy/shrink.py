@@ -23,14 +23,14 @@ from sae_moo.deploy.widths import is_read, one_for_each, settings
 from sae_moo.errors import InputError, itemized
 from sae_moo.experts.anatomy import Anatomy, anatomy
 from sae_moo.experts.layers import Relaid
-from sae_moo.experts.layout import content_digest, raw
-from sae_moo.experts.mixtures import known_mixture
+from sae_moo.experts.layout import content_digest, raw, text_config
 from sae_moo.recipe import BASE
 
 UNITS = {"neurons": "neurons", "heads": "key/value groups of heads"}
 """Scope -> what its units are called; those that blocks can lose, in the order in which they are looked for."""
 NAMES_HEAD_SIZE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
 """Model types whose ``config.json`` can hold fewer heads of the same size (``head_dim``)."""
+_WITHOUT_ATTENTION = "linear_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +211,13 @@ class Shrunk:
         if not rest:
             raise InputError(f"format structured: all {self.blocks} blocks are zero, and without them no model is left")
         relaid = Relaid(base, rest)
+        kinds, before = (set(text_config(each.config).get("layer_types") or ()) for each in (relaid, base))
+        if kinds == {_WITHOUT_ATTENTION} != before:
+            raise InputError(f"format structured: of the blocks that are left none has attention; {idle} are zero")
         now = {own: name for name, own in relaid.names.items() if own is not None}
         self._names = {name: now[name] for name in self._names if name in now}
         self.config |= {key: value for key, value in relaid.config.items() if base.config.get(key) != value}
         self.gone = idle
-        if known_mixture(self.stream.pool) is not None and not self._is_read({}):
-            raise InputError(
-                f"format structured: without the blocks {', '.join(map(str, idle))} config.json cannot say which of "
-                "the others are mixtures of experts and which are dense"
-            )
 
     def _drop_experts(self) -> None:
         """Leave experts out of mixtures, and number the others anew."""

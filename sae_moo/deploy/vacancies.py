@@ -12,25 +12,24 @@ import torch
 from torch import Tensor
 
 from sae_moo.deploy.stream import Stream
-from sae_moo.errors import InputError
-from sae_moo.experts.anatomy import RESIDUAL, Anatomy
-from sae_moo.experts.layout import BLOCK
-from sae_moo.recipe import BASE
+from sae_moo.experts.anatomy import Anatomy, anatomy
+from sae_moo.experts.layout import BLOCK, text_config
+from sae_moo.recipe import BASE, BLOCKS
 from sae_moo.recipe.groups import in_block
 
-_SEPARATE = r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)"
-_WRITERS: Mapping[str, str] = {
+_SEPARATE = re.compile(r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)")
+_WRITERS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi3"), _SEPARATE
     ),
-    "gpt2": r"(attn|mlp)\.c_proj\.(weight|bias)",
-    "gpt_neox": r"(attention\.dense|mlp\.dense_4h_to_h)\.(weight|bias)",
+    "gpt2": re.compile(r"(attn|mlp)\.c_proj\.(weight|bias)"),
+    "gpt_neox": re.compile(r"(attention\.dense|mlp\.dense_4h_to_h)\.(weight|bias)"),
 }
 """Model type -> what the tensors are called, within a block, whose products are added to the residual stream.
 
 Where all of them are zero the block adds zero, which leaves every number as it is: where norms come first (Llama),
 where they come last, have no bias and so keep zero at zero (Gemma2, Gemma3, OLMo2), and where attention and MLP stand
-side by side (GPT-NeoX). Of other architectures all tensors of a block have to be zero.
+side by side (GPT-NeoX). Of the other architectures that have the scope ``blocks`` all tensors of a block are asked.
 """
 
 
@@ -54,22 +53,17 @@ class Vacancies:
         """Return the numbers of the blocks that are the identity on the residual stream, ascending.
 
         Raises:
-            InputError: for an architecture of which it is not known that a block of zeros is the identity.
+            InputError: for an architecture of which it is not known whether blocks of zeros are.
         """
         pool = self._stream.pool
-        kind = str(pool.checkpoints[BASE].config.get("model_type"))
-        if kind not in _WRITERS and kind not in RESIDUAL:
-            known = ", ".join(sorted({*_WRITERS, *RESIDUAL}))
-            raise InputError(f"blocks can be judged in the architectures {known}; the base is {kind!r}")
-        writers = _WRITERS.get(kind, ".+")
+        writers = _WRITERS.get(text_config(pool.checkpoints[BASE].config).get("model_type", ""))
         silent: dict[int, bool] = {}
-        for info in pool.tensors:
-            name = BLOCK.search(info.name)
-            if name is None or not in_block(pool.groups[info.group]):
-                continue
+        for part in anatomy(pool, BLOCKS).parts:
+            name = BLOCK.search(part.info.name)
+            assert name is not None
             number = int(name[1])
-            if silent.get(number, True) and re.fullmatch(writers, info.name[name.end() :]):
-                silent[number] = not any(bool(alive.any()) for alive in self._alive(info.name))
+            if silent.get(number, True) and (writers is None or writers.fullmatch(part.info.name, name.end())):
+                silent[number] = not bool(self._alive(part.info.name)[0].any())
         return tuple(number for number, alone in sorted(silent.items()) if alone)
 
     def units(self, whole: Anatomy) -> Tensor:

@@ -23,10 +23,17 @@ Order = Sequence[int | None]
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Settings that say how many layers come before those of another kind.
-_FIRST = ("first_k_dense_replace", "max_window_layers")
+_FIRST = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
+_LAST = "moe_layer_end_index"
 _OVERRIDES = "per_layer_config"
-# Settings that make what a layer computes depend on its number.
-_BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
+# Settings by which every so many layers are of another kind, and which of these that is; the last where none says.
+_PERIODS = {
+    "attn_layer_period": "attn_layer_offset",
+    "decoder_sparse_step": "",
+    "expert_layer_period": "expert_layer_offset",
+    "moe_layer_interval": "",
+}
+_BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 # Settings that list layers by number, where others have an entry for every layer.
 _NUMBERED = (
     "attn_layer_indices",
@@ -61,10 +68,9 @@ class Relaid:
         wrong = [layer for layer in self.order if layer is not None and not 0 <= layer < count]
         if wrong:
             raise InputError(f"expected layers 0 to {count - 1}, those that {weights.source} has, got {wrong[0]}")
-        moves = any(layer not in (None, place) for place, layer in enumerate(self.order))
-        counting = [key for key in _BY_NUMBER if text_config(weights.config).get(key)]
-        if moves and counting:
-            raise InputError(f"{weights.source}: layers compute by their number ({counting[0]}), so that none can move")
+        settings = dict(text_config(parsed_config(weights.folder) or {})) | dict(text_config(weights.config))
+        if (key := _misplaced(settings, self.order)) is not None:
+            raise InputError(f"{weights.source}: what a layer computes depends on its number ({key}), so none can move")
         inside: dict[int, list[tuple[str, str]]] = {}
         self._own: dict[str, str | None] = {}  # name -> the model's own name of it; None: the base's tensor
         moved = _in_layers(weights)
@@ -183,11 +189,32 @@ def with_layers(config: Mapping[str, Any], parsed: Mapping[str, Any], order: Seq
             changed[key] = [place for place, layer in enumerate(order) if layer in value]
         elif len(value) == count:
             changed[key] = [value[layer] for layer in order]
+    known = {**parsed, **config}
     for key in _FIRST:
-        first = config.get(key)
+        first = known.get(key)
         if isinstance(first, int) and not isinstance(first, bool):
             changed[key] = next((i for i, layer in enumerate(order) if layer >= first), len(order))
+    last = known.get(_LAST)
+    if isinstance(last, int) and last >= 0:
+        before = [i for i, layer in enumerate(order) if layer <= last]
+        changed[_LAST] = max(before, default=0)
+        if not before:  # that none comes before the last cannot be said, only that none comes after the first
+            changed["moe_layer_start_index"] = len(order)
     if config.get(_OVERRIDES):
         own = {int(layer): settings for layer, settings in config[_OVERRIDES].items()}
         changed[_OVERRIDES] = {str(place): own[layer] for place, layer in enumerate(order) if layer in own}
     return changed
+
+
+def _misplaced(settings: Mapping[str, Any], order: Order) -> str | None:
+    """Return the setting that makes something else of a layer that moves, by its number alone; None: there is none."""
+    moved = [(place, layer) for place, layer in enumerate(order) if layer is not None and layer != place]
+    if moved and settings.get(_BY_NUMBER):
+        return _BY_NUMBER
+    for key, offset in _PERIODS.items():
+        period = settings.get(key)
+        if isinstance(period, int) and period > 1:
+            kind = settings.get(offset, period - 1)
+            if any((place % period == kind) != (layer % period == kind) for place, layer in moved):
+                return key
+    return None
