@@ -42,7 +42,7 @@ from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, BLOCKS, Cast, Expert, Prune
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune
 from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.recipe.groups import in_block
 from sae_moo.searchers.ground import Ground
@@ -121,7 +121,7 @@ class Bench:
         ground = self.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.5, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
@@ -259,13 +259,21 @@ class Bench:
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
-            most=min([MOST_SPARSE, *highest]),
+            most=min([MOST_SPARSE, *highest, *self._most_experts()]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
             structured=structured,
             blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
             protected=(0, 0) if protect is None else (protect.first, protect.last),
             units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
+            staying=tuple((scope, anatomy(self.pool, scope).least) for scope in structured if scope == MOE_EXPERTS),
         )
+
+    def _most_experts(self) -> list[float]:
+        """Return the largest share of a mixture's experts that may go, where nothing else does."""
+        if self.config.pruning.scope != MOE_EXPERTS:
+            return []
+        whole = anatomy(self.pool, MOE_EXPERTS)
+        return [(whole.units - whole.least) / whole.units]
 
     def assignment(self) -> Assignment:
         """Return what the configured algorithm is to search."""
