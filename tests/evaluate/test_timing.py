@@ -14,7 +14,7 @@ from sae_moo.experts.pool import ExpertPool
 @pytest.fixture
 def seen(monkeypatch, tmp_path):
     """Models that are timed, by what they are; nothing depends on how fast this machine is."""
-    models, make = {}, timing._pass
+    models, make = {}, timing.forward
 
     def taken(model, mode, batch, length):
         ready = make(model, mode, batch, length)
@@ -29,8 +29,8 @@ def seen(monkeypatch, tmp_path):
         size = {key: sum(p.numel() for p in model.parameters()) for key, model in passes.items()}
         return {key: 1e-6 * count for key, count in size.items()}
 
-    monkeypatch.setattr(timing, "_pass", taken)
-    monkeypatch.setattr(timing, "_fastest", fastest)
+    monkeypatch.setattr(timing, "forward", taken)
+    monkeypatch.setattr(timing, "fastest", fastest)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return models
 

@@ -22,8 +22,8 @@ def clock(monkeypatch, tmp_path):
         asked.append(len(passes))
         return {key: 1e-6 * sum(p.numel() for p in model.parameters()) for key, model in passes.items()}
 
-    monkeypatch.setattr(timing, "_pass", lambda model, *given: model)
-    monkeypatch.setattr(timing, "_fastest", fastest)
+    monkeypatch.setattr(timing, "forward", lambda model, *given: model)
+    monkeypatch.setattr(timing, "fastest", fastest)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 
@@ -71,7 +71,7 @@ def test_a_study_goes_on_with_the_table_it_began_with_wherever_it_is(configured,
     first = sm.search(configured(8), root=tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     monkeypatch.setattr("platform.node", lambda: "another")
-    monkeypatch.setattr(timing, "_fastest", lambda passes, device: pytest.fail("it is measured again"))
+    monkeypatch.setattr(timing, "fastest", lambda passes, device: pytest.fail("it is measured again"))
     caplog.clear()
     again = sm.search(configured(14), root=tmp_path)
     assert again.costs == first.costs
