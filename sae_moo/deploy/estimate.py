@@ -129,11 +129,17 @@ class Mergekit(Sizing):
 
 
 class Structured(Sizing):
-    """The weights without the units that are zero as a whole. Costs a pass over the matrices that hold units."""
+    """The weights without what is zero as a whole. Costs a pass over the matrices that hold units."""
 
     def nbytes(self) -> int:
         """Return the size of the smaller tensors."""
-        return sum(entry.nbytes for entry in Shrunk(self.stream).entries)
+        small = Shrunk(self.stream)
+        self._notes = (f"{small.dropped} dropped", *small.left())
+        return sum(entry.nbytes for entry in small.entries)
+
+    def notes(self) -> Sequence[str]:
+        """Return what is dropped, and where blocks differ what both ways to write their widths take."""
+        return self._notes
 
 
 def estimates(stream: Stream, formats: Sequence[Format]) -> list[Estimate]:
