@@ -246,6 +246,7 @@ def test_a_search_that_prunes_the_tower(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bench = Bench.open(settings(saved("gemma3"), submodels=["vision_tower"]))
     assert bench.ground().prunable == (False, True, True, True, False, False, True)
+    assert bench.ground().sizes.sum() == sum(info.numel for info in bench.pool.tensors if info.prunable)
     with pytest.raises(ValueError, match=r"pruning\.submodels"):
         bench.configured(settings(saved("gemma3")))
 

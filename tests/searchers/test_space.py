@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sae_moo.recipe import Expert, Prune
-from sae_moo.searchers.space import CoefficientSpace, Ground
+from sae_moo.searchers.ground import Ground
+from sae_moo.searchers.space import CoefficientSpace
 
 MATH = Expert("math")
 
@@ -37,6 +38,11 @@ def test_what_is_asked(changes, asked, given):
         assert recipe is MATH
     else:
         assert recipe == Prune(MATH, given, scope=changes.get("scope", "tensor"))
+
+
+def test_sizes_are_those_of_the_tensors_of_a_group_and_alike_where_these_are_not_known():
+    assert ground().sizes.tolist() == [0, 1, 1, 0]
+    assert ground(tensors=((0, 0), (1, 40), (1, 2), (2, 7), (2, 0), (3, 0))).sizes.tolist() == [0, 42, 7, 0]
 
 
 def test_the_calibration_is_bound_in():
