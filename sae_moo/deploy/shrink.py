@@ -1,4 +1,4 @@
-"""Dropping what is zero as a whole: blocks, neurons of MLPs and groups of attention heads, for a smaller model.
+"""Dropping what is zero as a whole: blocks, neurons, groups of attention heads, experts of mixtures: a smaller model.
 
 Judged by the weights themselves, however they came to be zero: a block whose products are all zero is the identity, a
 unit all of whose rows, columns and biases are zero adds nothing to what the model computes. Where a configuration names
@@ -7,28 +7,27 @@ one size for all blocks, as many units go from each as the block with the fewest
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sae_moo.deploy.mixtures import FewerExperts, as_expert, fewer_experts
 from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config
 from sae_moo.deploy.tensor_files import Entry, in_bytes
 from sae_moo.deploy.vacancies import Vacancies
-from sae_moo.deploy.widths import is_read, one_for_each, settings
 from sae_moo.errors import InputError, itemized
 from sae_moo.experts.anatomy import Anatomy, anatomy
 from sae_moo.experts.layers import Relaid
 from sae_moo.experts.layout import content_digest, raw, text_config
+from sae_moo.experts.widths import NAMES_HEAD_SIZE, is_read, one_for_each, settings
 from sae_moo.recipe import BASE
 
 UNITS = {"neurons": "neurons", "heads": "key/value groups of heads"}
 """Scope -> what its units are called; those that blocks can lose, in the order in which they are looked for."""
-NAMES_HEAD_SIZE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-"""Model types whose ``config.json`` can hold fewer heads of the same size (``head_dim``)."""
 _WITHOUT_ATTENTION = "linear_attention"
 
 
@@ -76,6 +75,7 @@ class Shrunk:
         blocks: how many blocks there were.
         gone: numbers of the blocks that are dropped, ascending.
         cuts: scope -> what of its units is zero, and what of that is dropped.
+        fewer: what is dropped of mixtures of experts; None: nothing.
         digests: name -> SHA-256 of the smaller tensor's bytes, of those that have passed.
 
     Raises:
@@ -88,6 +88,7 @@ class Shrunk:
         self.config: dict[str, Any] = {}
         self.gone: tuple[int, ...] = ()
         self.cuts: dict[str, Cut] = {}
+        self.fewer: FewerExperts | None = None
         self._names = {entry.name: entry.name for entry in stream.entries}  # the stream's -> what it is called now
         self._indices: dict[str, tuple[int, Tensor]] = {}  # the stream's name -> axis, and what is left along it
         vacancies = Vacancies(stream)
@@ -106,10 +107,14 @@ class Shrunk:
                 self._drop_units(scope, vacancies)
             except InputError as error:
                 reasons.append(f"{scope}: {error}")
-        if not self.gone and not any(sum(cut.dropped) for cut in self.cuts.values()):
+        try:
+            self._drop_experts()
+        except InputError as error:
+            reasons.append(f"moe-experts: {error}")
+        if not self.gone and self.fewer is None and not any(sum(cut.dropped) for cut in self.cuts.values()):
             title = (
                 "format structured: nothing can be dropped, neither a block nor units of every block; prune with the "
-                "scope blocks, neurons or heads"
+                "scope blocks, neurons, heads or moe-experts"
             )
             raise InputError(itemized(title, reasons))
         self.entries = self._entries()
@@ -144,7 +149,8 @@ class Shrunk:
                 said.append(f"{fewest if fewest == most else f'{fewest} to {most}'} of {cut.units} {UNITS[scope]}")
         blocks = [f"{len(self.gone)} of {self.blocks} blocks"] if self.gone else []
         units = [f"{' and '.join(said)} of every {'other ' if self.gone else ''}block"] if said else []
-        return ", ".join(blocks + units)
+        experts = [] if self.fewer is None else [f"{self.fewer.gone} of {self.fewer.experts} experts of every mixture"]
+        return ", ".join(blocks + units + experts)
 
     def left(self) -> tuple[str, ...]:
         """Return what to know of units that are zero and stay, or of blocks that differ in width, a sentence each."""
@@ -211,6 +217,23 @@ class Shrunk:
         self.config |= {key: value for key, value in relaid.config.items() if base.config.get(key) != value}
         self.gone = idle
 
+    def _drop_experts(self) -> None:
+        """Leave experts out of mixtures, and number the others anew."""
+        fewer = fewer_experts(self.stream, self.gone)
+        before = self._names, self._indices
+        moved = {name: fewer.numbers.get(name) for name in self._names}
+        self._names = {
+            name: now if (expert := moved[name]) is None else as_expert(now, expert)
+            for name, now in self._names.items()
+            if name not in fewer.numbers or moved[name] is not None
+        }
+        self._indices = {**self._indices, **fewer.kept}
+        if not self._is_read(fewer.config):
+            self._names, self._indices = before
+            raise InputError(f"transformers does not read {fewer.config} as the number of experts")
+        self.config |= fewer.config
+        self.fewer = fewer
+
     def _drop_units(self, scope: str, vacancies: Vacancies) -> None:
         """Leave units out of the blocks that are left: all that are zero, or as many as ``config.json`` can say."""
         whole = self._anatomy(scope)
@@ -253,16 +276,19 @@ class Shrunk:
 
     def _say(self, scope: str, whole: Anatomy, dropped: tuple[int, ...]) -> bool:
         """Say in ``config.json`` how many units go from every block, if transformers reads it; return whether."""
-        pool = self.stream.pool
         blocks = [self._said(scope, whole, whole.units - count) for count in dropped]
         alike = len(set(dropped)) == 1
-        config = deployed_config(pool, self.stream.dtype, self.config)
-        entries = self._entries()
+        config = deployed_config(self.stream.pool, self.stream.dtype, self.config)
         for changes in [blocks[0]] if alike else one_for_each(config, blocks):
-            if is_read(config | changes, entries):
+            if self._is_read(changes):
                 self.config |= changes
                 return True
         return False
+
+    def _is_read(self, changes: Mapping[str, Any]) -> bool:
+        """Say whether transformers reads a further changed ``config.json`` as that of the tensors that are left."""
+        config = deployed_config(self.stream.pool, self.stream.dtype, self.config)
+        return is_read({**config, **changes}, self._entries())
 
     def _said(self, scope: str, whole: Anatomy, left: int) -> dict[str, int]:
         reader = next(part for part in whole.parts if part.output)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from sae_moo.evaluate.scorer import Scorer
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import l1_norms, materialize, sparseness
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.objectives import Evaluation, Stopped
+from sae_moo.objectives import Evaluation, Stopped, TaskMean
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import BASE, Recipe
 
@@ -33,6 +35,7 @@ class Evaluator:
         known: what is known of unmerged experts, or None.
         measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`into_model.sparseness`); None:
             nothing.
+        speed: a resolved recipe -> how fast its structured export is (`costs.CostTable.speed`); None: that is not told.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Evaluator:
         racing: Racing | None = None,
         known: ExpertScores | None = None,
         measure: str | None = None,
+        speed: Callable[[Recipe], float] | None = None,
     ) -> None:
         self.pool = pool
         self.model = model
@@ -53,6 +57,7 @@ class Evaluator:
         self.racing = racing
         self.known = known if measure is None else None  # what is kept of experts has no other measure
         self.measure = measure
+        self.speed = speed
         self._base_norms = l1_norms(pool, BASE) if measure == "l1" else {}
 
     def evaluate(self, recipe: Recipe, rivals: Front[Evaluation] | None = None) -> Evaluation:
@@ -67,14 +72,15 @@ class Evaluator:
         """
         found = None if self.known is None else self.known.find(recipe)
         if found is not None:
-            return found
+            return replace(found, speed=self._speed(recipe))
         merged, reason = recipe, None
         merging: float | None = None
         start = time.perf_counter()
         try:
             report = materialize(recipe, self.pool, self.model, self.cache)
             merged, merging, start = report.recipe, report.seconds, time.perf_counter()
-            scores, stopped = self._scores(report.sparsity, rivals)
+            counted = Evaluation(merged, sparsity=report.sparsity, speed=self._speed(merged))
+            scores, stopped = self._scores(counted, rivals)
         except (TaskError, WeightsError) as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
@@ -97,21 +103,31 @@ class Evaluator:
             sparseness=()
             if self.measure is None
             else sparseness(self.pool, self.model, self.measure, self._base_norms),
+            speed=counted.speed,
         )
         if self.known is not None:
             self.known.keep(evaluation)
         return evaluation
 
+    def _speed(self, recipe: Recipe) -> float | None:
+        return None if self.speed is None else self.speed(recipe)
+
     def _scores(
-        self, sparsity: float, rivals: Front[Evaluation] | None
+        self, counted: Evaluation, rivals: Front[Evaluation] | None
     ) -> tuple[dict[str, NDArray[np.float64]], Stopped | None]:
-        """Return the scores per instance of each task; none, and why, if the candidate was stopped."""
+        """Return the scores per instance of each task; none, and why, if the candidate was stopped.
+
+        Args:
+            counted: what is known of the candidate without asking it.
+            rivals: the front it races against, or None.
+        """
         dealt = self.scorer.order("search")
         order = {task.name: np.concatenate([part[task.name] for part in dealt]) for task in self.scorer.tasks}
         race = None
         if self.racing is not None and rivals is not None and rivals.members:
             looks = {name: np.cumsum([len(part[name]) for part in dealt]).tolist() for name in order}
-            race = Race(self.racing, rivals, order=order, looks=looks, sparsity=sparsity)
+            known = {o.name: o.value(counted) for o in rivals.objectives if not isinstance(o, TaskMean)}
+            race = Race(self.racing, rivals, order=order, looks=looks, counted=known)
         seen = {name: np.empty(0) for name in order}
         for scores in self.scorer.score_parts(self.model, "search"):
             seen = {name: np.concatenate([row, scores[name]]) for name, row in seen.items()}

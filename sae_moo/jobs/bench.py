@@ -21,6 +21,7 @@ from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
@@ -29,6 +30,7 @@ from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
+from sae_moo.evaluate.timing import cost_table, measured_by
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.anatomy import anatomy
@@ -43,7 +45,7 @@ from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, BLOCKS, Cast, Expert, Prune, Repair
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune, Repair
 from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.recipe.groups import in_block
 from sae_moo.searchers.finishing import Finishing
@@ -66,6 +68,8 @@ class Bench:
         repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
+        costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
+            nothing asks for it.
     """
 
     config: Config
@@ -75,6 +79,7 @@ class Bench:
     calibration: str | None = None
     repair: str | None = None
     batches: Mapping[str, int] = field(default_factory=dict)
+    costs: CostTable | None = None
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -123,17 +128,18 @@ class Bench:
         return bench
 
     def check(self) -> None:
-        """Raise InputError if the experts cannot be pruned as configured."""
+        """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
         most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
         check(most, self.pool)
         if self.repair is not None and isinstance(most, Prune):
             check(Cast(Repair(most, self.repair), self.rounding), self.pool)
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.5, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
+        self._origin()
 
     def tell_twins(self) -> None:
         """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
@@ -178,6 +184,42 @@ class Bench:
     def sized(self, batches: Mapping[str, int]) -> Bench:
         """Return a bench that computes as many tokens at once as a study did so far."""
         return replace(self, batches=batches)
+
+    def cost_table(self) -> CostTable | None:
+        """Return what a token costs here, by the table that is at hand, else measured: a study begins with it.
+
+        Returns:
+            None if the configuration asks for no speed.
+
+        Raises:
+            InputError: if it cannot be measured.
+        """
+        work = self.config.modelled
+        if work is None or self.costs is not None:
+            return None if work is None else self.costs
+        return cost_table(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def costed(self, costs: CostTable | None) -> Bench:
+        """Return a bench that models the speed of candidates by a table; by none where nothing asks for speed."""
+        return replace(self, costs=None if self.config.modelled is None else costs)
+
+    def tell_other_costs(self) -> None:
+        """Warn if speed is modelled by what was measured elsewhere, or by other versions: it is of there, not here."""
+        here = self._origin()
+        if self.costs is None:
+            return
+        changed = [
+            f"{name} {was}, not {here[name]}" for name, was in self.costs.origin.items() if was != here.get(name)
+        ]
+        if changed:
+            log.warning("speed is that of where the study began, which had: %s", "; ".join(changed))
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a table of costs would be measured by here; empty if nothing asks for speed."""
+        work = self.config.modelled
+        if work is None:
+            return {}
+        return measured_by(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
 
     def repairing(self) -> str:
         """Give the pool the texts that a repair reads; return their digest.
@@ -249,6 +291,7 @@ class Bench:
             racing=self.config.evaluation.racing,
             known=known,
             measure=needs.sparseness,
+            speed=None if self.costs is None else self.costs.speed,
         )
 
     @property
@@ -281,13 +324,21 @@ class Bench:
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
-            most=min([MOST_SPARSE, *highest]),
+            most=min([MOST_SPARSE, *highest, *self._most_experts()]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
             structured=structured,
             blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
             protected=(0, 0) if protect is None else (protect.first, protect.last),
             units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
+            staying=tuple((scope, anatomy(self.pool, scope).least) for scope in structured if scope == MOE_EXPERTS),
         )
+
+    def _most_experts(self) -> list[float]:
+        """Return the largest share of a mixture's experts that may go, where nothing else does."""
+        if self.config.pruning.scope != MOE_EXPERTS:
+            return []
+        whole = anatomy(self.pool, MOE_EXPERTS)
+        return [(whole.units - whole.least) / whole.units]
 
     def assignment(self) -> Assignment:
         """Return what the configured algorithm is to search."""

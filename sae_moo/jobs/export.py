@@ -11,6 +11,7 @@ from sae_moo.deploy.card import Card
 from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.formats import FORMATS, USUAL, Format
 from sae_moo.deploy.order import Order
+from sae_moo.deploy.pace import Pace
 from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import missing_code, tokenizer_of
 from sae_moo.deploy.tensor_files import SHARD_BYTES
@@ -43,6 +44,7 @@ class Exported:
         scores: split -> task -> score, as found by verifying; empty without.
         prompt: what one may ask the model to see that it works: a short prompt of the search split, if there is one.
         base: where the base was taken from.
+        paces: how fast the written model is beside the base, as found by verifying; empty where that is not measured.
         repaired: the trial as it was written, where it was repaired first.
     """
 
@@ -50,6 +52,7 @@ class Exported:
     scores: Scored
     prompt: str
     base: str
+    paces: Sequence[Pace] = ()
     repaired: Ended | None = None
 
 
@@ -109,6 +112,7 @@ def export(
     expected = None if mended is None else record.evaluation.scores
     prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
+    paces: list[Pace] = []
 
     def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Scored:
         scores.update(verify_apart(run, record.number, folder, digests, exact, tell, expected))
@@ -130,12 +134,14 @@ def export(
         check=check if verify else None,
         tell=tell,
         stage=stage,
+        timed=paces.extend,
     )
     try:
         order.write()
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted: nothing was left at {output}, the same command begins anew") from None
-    return Exported(row, scores, prompt, bench.pool.checkpoints[BASE].origin, record if repair else None)
+    repaired = record if repair else None
+    return Exported(row, scores, prompt, bench.pool.checkpoints[BASE].origin, paces, repaired)
 
 
 def _check_asked(row: Format, output: Path, verify: bool, tokenizer_from: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
+from sae_moo.experts.removed_experts import mask_removed_experts_
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
 from sae_moo.materialization.repair import repair
@@ -109,6 +110,7 @@ def write(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache 
     for info, written in places:
         if info.name in parameters and written is not parameters[info.name]:
             parameters[info.name].copy_(written)
+    mask_removed_experts_(into, pool, parameters, zeros)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
     if cache is not None and rounded and worth_holding(recipe) and repair_of(recipe) is None:  # nothing is bred of it
         cache.put(recipe, exact.items(), size)

@@ -27,7 +27,9 @@ STORED = "stored"
 """What a `Cast` rounds to where checkpoints mix dtypes: every tensor to the dtype that the base stores it in."""
 BLOCKS = "blocks"
 """The scope that removes whole transformer blocks: a block is one unit."""
-STRUCTURED = ("neurons", "heads", "moe-experts", BLOCKS)
+MOE_EXPERTS = "moe-experts"
+"""The scope that removes whole experts of a mixture, the same number from each."""
+STRUCTURED = ("neurons", "heads", MOE_EXPERTS, BLOCKS)
 """Scopes that remove whole units of blocks, or the blocks themselves."""
 SCOPES = ("tensor", "group", "global", "row", *STRUCTURED)
 """Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""

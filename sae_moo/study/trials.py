@@ -164,6 +164,8 @@ class TrialStorage:
         if evaluation.scores or evaluation.stopped is not None:
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
+            if evaluation.speed is not None:
+                attributes["speed"] = evaluation.speed
         if evaluation.stopped is not None:
             attributes["stopped"] = asdict(evaluation.stopped)
         if evaluation.sparseness:
@@ -288,4 +290,5 @@ def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> 
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
         tuple(attrs.get("sparseness", ())),
+        attrs.get("speed"),
     )

@@ -165,6 +165,7 @@ def _exported_json(run: Run, done: Exported, *, trial: Ended, why: str, output: 
         "scores": {split: scores_json(tasks) for split, tasks in scores.items()},
         "objectives": {split: scores_json(tasks) for split, tasks in means.items()},
         "optimism": deciding.optimism_json(scores),
+        "speed": [asdict(pace) | {"times": pace.times} for pace in done.paces],
     }
 
 
