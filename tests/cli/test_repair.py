@@ -87,7 +87,7 @@ def test_a_search_finishes_with_repaired_members_of_its_front(finished, here):
 
 
 def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_folders):
-    (here / "short.txt").write_text("a\n")
+    (here / "short.txt").write_text("a")
     pruning = {"calibration": {"data": "short.txt"}}
     search = {"population": 6, "evaluations": BUDGET, "finish": 1}
     (here / "s.yaml").write_text(written(config_for(tiny_folders, search=search, pruning=pruning)))
