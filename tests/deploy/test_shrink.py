@@ -183,7 +183,9 @@ def test_what_cannot_be_dropped_is_refused_with_its_reasons(pool):
 @pytest.mark.parametrize("pool", ["llama"], indirect=True)
 def test_an_architecture_that_is_not_known_is_refused_by_name(pool, monkeypatch):
     monkeypatch.setitem(pool.checkpoints["base"].config, "model_type", "zamba")
-    with pytest.raises(InputError, match=r"blocks: scope 'blocks' knows the architectures afmoe, .*; the base is 'zamba'"):
+    with pytest.raises(
+        InputError, match=r"blocks: scope 'blocks' knows the architectures afmoe, .*; the base is 'zamba'"
+    ):
         Shrunk(Stream(Cast(MATH, "float32"), pool, torch.float32))
 
 
