@@ -187,8 +187,12 @@ def _storage_that_lasts(draft: Config) -> Iterator[Fault]:
 
 def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
     pruning = draft.pruning
-    if pruning.calibration is not None and pruning.criterion is not None and not _calibrated(pruning.criterion):
-        yield ("pruning", "calibration"), f"criterion: {pruning.criterion} is not calibrated; leave it out"
+    reads = pruning.criterion is None or _calibrated(pruning.criterion) or draft.search.finish != 0
+    if pruning.calibration is not None and not reads:
+        yield (
+            ("pruning", "calibration"),
+            f"criterion: {pruning.criterion} is not calibrated, and search.finish repairs nothing; leave it out",
+        )
     if pruning.rescale and pruning.scope is not None and pruning.scattered is None:
         yield ("pruning", "rescale"), f"scope: {', '.join(pruning.scopes)} is not rescaled; leave it out"
     model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
@@ -260,9 +264,10 @@ def _compared_methods(draft: Config) -> Iterator[Fault]:
                 once = f"expected every method once, with a name of its own, got {name!r} again"
                 yield ("compare", "methods", i), once
             names.setdefault(slug(name), name)
-        if isinstance(entry, MethodSection) and "evaluations" in (entry.search or {}):
-            every = "every method has the same budget; set search.evaluations for all"
-            yield ("compare", "methods", i, "search", "evaluations"), every
+        for key in ("evaluations", "finish"):
+            if isinstance(entry, MethodSection) and key in (entry.search or {}):
+                every = f"every method has the same budget; set search.{key} for all"
+                yield ("compare", "methods", i, "search", key), every
     reference = None if draft.compare is None else draft.compare.reference
     known = names.values()
     if reference is not None and names and reference not in known:

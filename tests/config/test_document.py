@@ -219,7 +219,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, finish, pace, weights, operators, ablation",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -265,7 +265,10 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
             "{criterion: wnda}",
             "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",
         ),
-        ("{calibration: {tokens: 64}}", "pruning.calibration: criterion: magnitude is not calibrated; leave it out"),
+        (
+            "{calibration: {tokens: 64}}",
+            "pruning.calibration: criterion: magnitude is not calibrated, and search.finish",
+        ),
         (
             "{criterion: wanda, calibration: {model: maths}}",
             "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
@@ -497,3 +500,10 @@ def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, al
         load(tmp_path, GOOD, *changes)
     else:
         assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]
+
+
+def test_a_finish_reads_calibration_texts_and_changes_no_identity(tmp_path):
+    plain = load(tmp_path, GOOD)
+    finished = load(tmp_path, GOOD + "pruning: {calibration: {tokens: 64}}\n", "search.finish=3")
+    assert finished.search.trials == finished.search.evaluations + 3
+    assert finished.identity() == plain.identity()
