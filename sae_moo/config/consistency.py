@@ -381,6 +381,9 @@ def _what_the_algorithm_can(draft: Config, algorithm: Algorithm) -> Iterator[Fau
 
 
 def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    ablation = getattr(draft.search, "ablation", None)
+    if _apart(draft) and draft.pruning.scattered is None and ablation is not None and ablation.ladder:
+        yield ("search", "ablation", "ladder"), "is for a scope of scattered zeros"
     if algorithm.combines:
         return
     able = _names(lambda row: row.combines)
@@ -392,19 +395,24 @@ def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) ->
         yield ("pruning", "protect"), f"is for {able}; {lowest}"
 
 
+def _apart(draft: Config) -> list[str]:
+    """Return the scopes of whole parts that are searched apart: of several scopes, or blocks."""
+    pruning = draft.pruning
+    whole = [] if pruning.scope is None else [scope for scope in pruning.scopes if scope in STRUCTURED]
+    return whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+
+
 def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     own = getattr(draft.search, OPERATORS, None)
     if not isinstance(own, Operators) or own.unread or draft.pruning.scope is None or not algorithm.combines:
         return
-    pruning = draft.pruning
-    whole = [scope for scope in pruning.scopes if scope in STRUCTURED]
-    apart = whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+    pruning, apart = draft.pruning, _apart(draft)
     units = [scope for scope in apart if scope != BLOCKS]
-    by_tensor = pruning.scattered is not None and (pruning.scattered in ("tensor", "row") or ":" in pruning.scattered)
+    by_tensor = pruning.scattered in ("tensor", "row")
     one = draft.space.granularity == "model"
     reasons = {
         "switch": "is for space.granularity: block" if one else None,
-        "tensors": None if by_tensor and not one else "is for scope: tensor, row or N:M, and space.granularity: block",
+        "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
         "drop": "is for space.granularity: block" if one else None,
         "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
     }
