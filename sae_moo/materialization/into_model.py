@@ -45,7 +45,9 @@ class Report:
 
 
 @torch.no_grad()
-def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None) -> Report:
+def materialize(
+    recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None, *, hold: bool = True
+) -> Report:
     """Write the weights of a recipe into a live model, in that model's dtypes and on its device.
 
     Args:
@@ -53,6 +55,7 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         pool: the experts.
         into: a model of the pool's architecture (`ExpertPool.live_model`); its parameters are overwritten.
         cache: weights of candidates already materialized; read and, if `recipe` is a `Cast`, added to.
+        hold: whether the cache is added to: not by what nothing will be bred from.
 
     Returns:
         What was written, sparsity counted on it.
@@ -84,7 +87,7 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         if info.name in parameters and written is not parameters[info.name]:
             parameters[info.name].copy_(written)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
-    if cache is not None and rounded and worth_holding(recipe):
+    if cache is not None and hold and rounded and worth_holding(recipe):
         cache.put(recipe, exact.items(), size)
     return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
 

@@ -35,6 +35,26 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Screened:
+    """How a candidate was chosen, without labels, among several allocations of one budget of zeros.
+
+    Args:
+        candidates: how many allocations there were.
+        chosen: which of them is the best, from 0 in the order of the proposal.
+        similarity: of the chosen one to its teacher, by the configured measure; None if nothing could be told, since
+            logits were not finite: then the first one is chosen.
+        tokens: how many tokens models read for it, the teacher's among them.
+        seconds: wall time spent, merging included.
+    """
+
+    candidates: int
+    chosen: int
+    similarity: float | None
+    tokens: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What evaluating one recipe gave; a value.
 
@@ -51,6 +71,9 @@ class Evaluation:
         seconds_score: wall time spent scoring.
         sparseness: another measure of sparsity than the share of zeros, where the search asks for one: of the whole
             model, then per parameter group; else empty.
+        tokens: how many tokens the model read while it was scored, those it wrote among them; None if that is not
+            known, as in studies of builds that did not count them.
+        screened: how the candidate was chosen before; None where it was the only one.
     """
 
     recipe: Recipe
@@ -62,6 +85,8 @@ class Evaluation:
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
     sparseness: tuple[float, ...] = ()
+    tokens: int | None = None
+    screened: Screened | None = None
 
     def __post_init__(self) -> None:
         scores: dict[str, tuple[float, ...]] = {}
@@ -76,6 +101,11 @@ class Evaluation:
     def ok(self) -> bool:
         """Whether there are scores to use."""
         return self.reason is None
+
+    @property
+    def spent(self) -> int | None:
+        """Forward tokens in all, of screening and of scoring; None if that is not known."""
+        return None if self.tokens is None else self.tokens + (0 if self.screened is None else self.screened.tokens)
 
     def mean(self, task: str) -> float:
         """Return the mean score of a task, in [0, 1]."""
