@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import create_model
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.asking import Racing
+from sae_moo.evaluate.asking import Racing, ScreeningSection
 from sae_moo.recipe import BASE, SCOPES, pattern
 from sae_moo.recipe.criteria import CRITERIA, USUAL
 from sae_moo.recipe.section import Amount, Count, Field, Section, Sparsity, field_validator
@@ -187,6 +187,11 @@ class SearchSection(Section):
     evaluations: Count = Field(
         default=400, description="the budget: trials in all, earlier ones of a resumed study counted"
     )
+    tokens: Count | None = Field(
+        default=None,
+        description="a second budget: forward tokens, of screening and of scoring; when so many are spent, no more "
+        "candidates are asked for. null: no such limit",
+    )
     pace: Pace | None = Field(
         default=None,
         description="when children enter the population: all of a generation at once, or each as it is evaluated; "
@@ -262,6 +267,11 @@ class EvaluationSection(Section):
         default=None,
         description="share of each task's search split that stands for all of it; null: all instances are asked",
     )
+    screening: ScreeningSection | None = Field(
+        default=None,
+        description="several allocations of each child's sparsity are ranked without labels, and the best is "
+        "evaluated; null: no, `{}`: yes, with the defaults below",
+    )
     generation: Literal["transformers", "vllm"] = Field(
         default="transformers",
         description="what continues the prompts of tasks that let models write; `vllm` is experimental",
@@ -289,6 +299,9 @@ class MethodSection(Section):
     space: dict[str, Any] = Field(default={}, description="what it changes of `space`")
     pruning: dict[str, Any] = Field(default={}, description="what it changes of `pruning`")
     annealing: dict[str, Any] = Field(default={}, description="what it changes of `annealing`")
+    evaluation: dict[str, Any] = Field(
+        default={}, description="what it changes of `evaluation`: `screening`, all else is the same for all"
+    )
 
 
 class CompareSection(Section):

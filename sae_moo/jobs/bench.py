@@ -26,6 +26,7 @@ from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
 from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.screening import Screening
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
@@ -35,7 +36,7 @@ from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.places import located
-from sae_moo.materialization.calibration import calibrate, read_texts
+from sae_moo.materialization.calibration import LONGEST, calibrate, read_texts, tokenised
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import Evaluation, Sparsity
@@ -59,6 +60,7 @@ class Bench:
         tasks: the tasks, tokenised.
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
+        screened: texts that allocations are screened on, as token ids; empty where they are not.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
     """
@@ -68,6 +70,7 @@ class Bench:
     tasks: tuple[Task, ...]
     device: str
     calibration: str | None = None
+    screened: tuple[tuple[int, ...], ...] = ()
     batches: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -92,7 +95,8 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
+        calibration = _calibrated(config, pool, tasks, device)
+        bench = cls(config, pool, tasks, device, calibration, _screened(config, pool, tasks))
         bench.check()
         return bench
 
@@ -100,17 +104,23 @@ class Bench:
         """Return a bench for another configuration of the same models, tasks and evaluation; neither is opened again.
 
         Raises:
-            ValueError: if the configuration has others.
+            ValueError: if the configuration has others; how allocations are screened may differ.
         """
-        for section in ("models", "tasks", "evaluation"):
+        for section in ("models", "tasks"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ValueError(f"{section}: expected those that were opened")
+        alike = [each.evaluation.model_copy(update={"screening": None}) for each in (config, self.config)]
+        if alike[0] != alike[1]:
+            raise ValueError("evaluation: expected that which was opened")
         if config.pruning.submodels != self.config.pruning.submodels:
             raise ValueError("pruning.submodels: expected those that the models were opened with")
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
-        bench = replace(self, config=config, calibration=calibrated)
+        screened = self.screened
+        if config.evaluation.screening != self.config.evaluation.screening:
+            screened = _screened(config, self.pool, self.tasks)
+        bench = replace(self, config=config, calibration=calibrated, screened=screened)
         bench.check()
         return bench
 
@@ -212,14 +222,16 @@ class Bench:
         writer = self.config.evaluation.generation
         sizes = self._sizes(tell)
         known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer, sizes=sizes)
+        model, section = self.live_model(), self.config.evaluation.screening
         return Evaluator(
             self.pool,
-            self.live_model(),
+            model,
             self._scorer(sizes),
             cache=cache,
             racing=self.config.evaluation.racing,
             known=known,
             measure=needs.sparseness,
+            screening=None if section is None else Screening(section, self.pool, model, self.screened, cache),
         )
 
     @property
@@ -268,6 +280,7 @@ class Bench:
             weights=config.search.weights,
             schedule=schedule.learning() if schedule.adapts else schedule,
             pace=config.pace,
+            allocations=1 if config.evaluation.screening is None else config.evaluation.screening.candidates,
             population=config.search.population,
             seed=config.study.seed,
             settings=config.search.settings,
@@ -297,6 +310,7 @@ class Bench:
             **{f"kind of {name}": str(guest) for name, guest in self._guests()},
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
+            **({} if not self.screened else {"texts screened on": _digest(self.screened)}),
             "device": torch.device(self.device).type,
         }
 
@@ -376,13 +390,32 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
     section = config.pruning.calibrated
     if section is None:
         return None
-    texts: Sequence[str | Sequence[int]]
-    if section.data is not None:
-        texts = read_texts(located(section.data, config.directory))
-    else:  # the search split's prompts, a task after another, each once; the test split stays unseen
-        prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
-        texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+    texts = _texts(section.data, config.directory, tasks)
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
+
+
+def _texts(data: str | None, directory: Path, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
+    """Return the texts of a file; of None the search split's prompts, which leaves the test split unseen."""
+    if data is not None:
+        return read_texts(located(data, directory))
+    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]  # each once
+    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]  # a task after another
+
+
+def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
+    """Return what allocations are screened on, as token ids; nothing if they are not."""
+    section = config.evaluation.screening
+    if section is None:
+        return ()
+    texts = _texts(section.data, config.directory, tasks)
+    tokenizer = pool.tokenizer() if section.data is not None else None
+    longest = min(LONGEST, longest_input(pool.checkpoints[BASE].config) or LONGEST)
+    sequences = tokenised(tokenizer, texts, max(section.tokens, section.more), longest, "evaluation.screening")
+    return tuple(map(tuple, sequences))
+
+
+def _digest(sequences: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps(sequences).encode()).hexdigest()
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

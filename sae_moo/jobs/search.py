@@ -157,15 +157,17 @@ def _study(
     listener: Listener,
     sized: Callable[[Mapping[str, int]], None],
 ) -> Study:
+    evaluator = bench.evaluator(sized)
     return Study(
         trials,
         searcher,
-        LocalExecutor(bench.evaluator(sized).evaluate),
+        LocalExecutor(evaluator.evaluate, None if evaluator.screening is None else evaluator.best_of),
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
         evaluations=bench.config.search.evaluations,
         versions=versions(),
         listener=listener,
         rivals=bench.rivals(),
+        tokens=bench.config.search.tokens,
         failures=bench.config.executor.failures,
     )

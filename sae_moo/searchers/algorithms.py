@@ -80,6 +80,7 @@ class Algorithm(Row):
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
+        screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
@@ -101,6 +102,7 @@ class Algorithm(Row):
     paces: bool = False
     anneals: bool = False
     races: bool = False
+    screens: bool = False
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
@@ -198,6 +200,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         paces=True,
         anneals=True,
         races=True,
+        screens=True,
         schedule="constant",
         high=0.8,
         rescales=True,
