@@ -358,6 +358,9 @@ def _what_there_is_to_screen(draft: Config, algorithm: Algorithm) -> Iterator[Fa
         yield key, f"pruning.scope: {scope} leaves no allocation to choose; expected tensor, group or row"
     elif draft.space.granularity == "model":
         yield key, "space.granularity: model prunes all blocks alike, which leaves no allocation to choose"
+    operators = getattr(draft.search, "operators", None)
+    if operators is not None and operators.prune_after is False:
+        yield key, "search.operators.prune_after: false prunes no child"
 
 
 def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:

@@ -103,6 +103,11 @@ class Evaluation:
         return self.reason is None
 
     @property
+    def seconds(self) -> float:
+        """Wall time in all, of screening, merging and scoring."""
+        return self.seconds_merge + self.seconds_score + (0.0 if self.screened is None else self.screened.seconds)
+
+    @property
     def spent(self) -> int | None:
         """Forward tokens in all, of screening and of scoring; None if that is not known."""
         return None if self.tokens is None else self.tokens + (0 if self.screened is None else self.screened.tokens)

@@ -37,7 +37,7 @@ def alternatives(
     last = child.input if isinstance(child, Cast) else child
     if not isinstance(last, Prune) or not isinstance(last.sparsity, tuple) or len(last.sparsity) != ground.groups:
         return ()
-    levels, sizes, here = np.array(last.sparsity), ground.sizes, np.array(ground.prunable)
+    levels, sizes = np.array(last.sparsity), np.where(ground.prunable, ground.sizes, 0.0)
     found: dict[Recipe, None] = {}
     for i in range(count):
         if i % 2 == 0:
@@ -47,8 +47,7 @@ def alternatives(
             drawn = levelled(
                 levels + slope + rng.normal(0.0, settings.noise, ground.groups), sizes, levels, ground.most
             )
-        row = tuple(float(level) if prunable else 0.0 for level, prunable in zip(drawn, here, strict=True))
-        found[ground.candidate(replace(last, sparsity=row))] = None
+        found[ground.candidate(replace(last, sparsity=tuple(drawn.tolist())))] = None
     found.pop(child, None)
     return tuple(found)
 

@@ -99,7 +99,22 @@ class Exhausted:
     budget: int
 
 
-Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The budget of forward tokens is used up before that of evaluations.
+
+    Args:
+        evaluations: trials that were made.
+        tokens: forward tokens that they took.
+        budget: forward tokens that they might take.
+    """
+
+    evaluations: int
+    tokens: int
+    budget: int
+
+
+Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted | Spent
 Listener = Callable[[Event], None]
 
 
@@ -197,6 +212,8 @@ class Study:
                     return
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
+            if self._asked < self._budget and self._tokens is not None:
+                self._listener(Spent(self._asked, self._spent, self._tokens))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"

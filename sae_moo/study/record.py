@@ -107,3 +107,10 @@ def told(records: Iterable[TrialRecord]) -> list[Ended]:
 def evaluations(records: Iterable[TrialRecord]) -> int:
     """Return how many evaluations have ended: with a result, failed or stopped."""
     return len(ended(records))
+
+
+def tokens(records: Iterable[TrialRecord]) -> int | None:
+    """Return how many forward tokens the evaluations took, repeated ones once; None if one does not tell."""
+    spent = [record.evaluation.spent for record in ended(records) if record.repeats is None]
+    known = [count for count in spent if count is not None]
+    return sum(known) if len(known) == len(spent) else None

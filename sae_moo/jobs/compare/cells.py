@@ -22,7 +22,7 @@ from sae_moo.jobs.search import search
 from sae_moo.objectives.front import Accuracy
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
-from sae_moo.study.record import evaluations, told
+from sae_moo.study.record import evaluations, tokens, told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +157,9 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     run = Run.open(place.path)
     view = run.view()
     made, budget = evaluations(view.records), config.search.evaluations
-    complete = made == budget or (made < budget and view.exhausted)
+    spent, most = tokens(view.records), config.search.tokens
+    used = most is not None and spent is not None and spent >= most
+    complete = made == budget or (made < budget and (view.exhausted or used))
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)
@@ -177,9 +179,14 @@ def outcome_of(cell: Cell, run: Run) -> Outcome:
         scores = judged[record.digest]
         front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
     own = [record.evaluation for record in records if record.repeats is None]
-    seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
-    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
+    seconds = sum(evaluation.seconds for evaluation in own)
+    progress = np.stack([volume, best], axis=1)
+    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, progress, tokens(records))
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {**config.identity(), "models": config.models.model_dump_json(), "budget": config.search.evaluations}
+    return {**config.identity(), "models": config.models.model_dump_json(), **_budgets(config)}
+
+
+def _budgets(config: Config) -> dict[str, int | None]:
+    return {"budget": config.search.evaluations, "budget of tokens": config.search.tokens}
