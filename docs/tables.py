@@ -54,6 +54,8 @@ SCOPE_WORDS = {
     "row": "the weights of one output; the same number goes from each",
     "neurons": "whole neurons of an MLP, with their biases; as many in every block",
     "heads": "whole key/value groups of attention heads, with their biases; as many in every block",
+    "moe-experts": "whole experts of a mixture, with their rows of the router; as many in every block",
+    "blocks": "whole transformer blocks; a removed one passes on what it is given",
 }
 SCHEDULE_WORDS = {
     "constant": "always `high`",
@@ -261,8 +263,9 @@ def _section_of(value: Mapping[str, Any]) -> str:
 
 def _values(value: Mapping[str, Any]) -> str:
     """Return what values a key of the schema takes."""
-    if "anyOf" in value:
-        return " or ".join(_values(each) for each in value["anyOf"] if each.get("type") != "null")
+    choices = value.get("anyOf", value.get("oneOf"))
+    if choices is not None:
+        return " or ".join(_values(each) for each in choices if each.get("type") != "null")
     if "enum" in value or "const" in value:
         return ", ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
     match value.get("type"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
     from sae_moo.searchers.annealing import CyclicAnnealing
+    from sae_moo.searchers.ground import Ground
     from sae_moo.searchers.nsga import NsgaSearcher
     from sae_moo.searchers.operators import (
         AttractionMating,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from sae_moo.searchers.problem import MergeProblem
     from sae_moo.searchers.schedule import Schedule
     from sae_moo.searchers.searcher import Proposal, Searcher
-    from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+    from sae_moo.searchers.space import CoefficientSpace, LineageSpace
     from sae_moo.study.record import Ended, Running
 
 _HOMES = {
@@ -67,7 +68,8 @@ _HOMES = {
         "ZeroAwareCrossover",
     ),
     "searchers.problem": ("MergeProblem",),
-    "searchers.space": ("CoefficientSpace", "Ground", "LineageSpace"),
+    "searchers.ground": ("Ground",),
+    "searchers.space": ("CoefficientSpace", "LineageSpace"),
     "study.record": ("Ended", "Running"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from stand_ins import Landscape
 
 from sae_moo.objectives import Constraint, Sparsity, TaskMean
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study

@@ -19,13 +19,16 @@ from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY
-from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
+from sae_moo.recipe import BASE, BLOCKS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
+from sae_moo.searchers.breeding import Operators
 
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
 
+OPERATORS = "operators"  # key of `search`
+UNITS = tuple(scope for scope in STRUCTURED if scope != BLOCKS)  # scopes of units of blocks
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
 
 
@@ -177,8 +180,8 @@ def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
     pruning = draft.pruning
     if pruning.calibration is not None and pruning.criterion is not None and not _calibrated(pruning.criterion):
         yield ("pruning", "calibration"), f"criterion: {pruning.criterion} is not calibrated; leave it out"
-    if pruning.rescale and pruning.scope in STRUCTURED:
-        yield ("pruning", "rescale"), f"scope: {pruning.scope} is not rescaled; leave it out"
+    if pruning.rescale and pruning.scope is not None and pruning.scattered is None:
+        yield ("pruning", "rescale"), f"scope: {', '.join(pruning.scopes)} is not rescaled; leave it out"
     model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
     models += draft.models.experts or {}
     if model is not None and model not in models:
@@ -186,6 +189,26 @@ def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
             ("pruning", "calibration", "model"),
             f"expected one of {', '.join(models)}, got {model!r}{nearest(model, models)}",
         )
+
+
+def _scopes_together(draft: Config) -> Iterator[Fault]:
+    pruning = draft.pruning
+    scattered: list[str] = []
+    before: set[str] = set()
+    for i, scope in enumerate(pruning.scope if isinstance(pruning.scope, list) else ()):
+        if scope in before:
+            yield ("pruning", "scope", i), f"expected every scope once, {scope!r} came before"
+        elif scope not in STRUCTURED:
+            if scattered:
+                yield (
+                    ("pruning", "scope", i),
+                    f"expected one scope of scattered zeros at most, {scattered[0]!r} came before; together go "
+                    f"{', '.join(STRUCTURED)}, and one of the others",
+                )
+            scattered.append(scope)
+        before.add(scope)
+    if pruning.protect is not None and pruning.scope is not None and BLOCKS not in pruning.scopes:
+        yield ("pruning", "protect"), f"is for scope: {BLOCKS}; leave it out"
 
 
 def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
@@ -264,6 +287,7 @@ RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _room_in_the_first_population,
     _storage_that_lasts,
     _what_pruning_reads,
+    _scopes_together,
     _evaluation_of_parts,
     _stages_of_screening,
     _compared_methods,
@@ -300,7 +324,9 @@ def _one_sparsity_for_all(draft: Config, algorithm: Algorithm) -> Iterator[Fault
     if _over(draft, algorithm) != "coefficients":
         yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
     scope = draft.pruning.scope
-    pattern = None if scope is None else pattern_sparsity(scope)
+    if isinstance(scope, list) and sparsity:
+        yield ("space", "sparsity"), f"is for one scope; of {', '.join(draft.pruning.scopes)} each has its own"
+    pattern = pattern_sparsity(scope) if isinstance(scope, str) else None
     if pattern is not None and sparsity not in (0, pattern):
         yield ("space", "sparsity"), f"expected 0 or {pattern:g}, what scope: {scope} prunes to, got {sparsity}"
     limit = draft.constraints.get(SPARSITY)
@@ -353,14 +379,56 @@ def _what_there_is_to_screen(draft: Config, algorithm: Algorithm) -> Iterator[Fa
         return
     if _over(draft, algorithm) != "lineage":
         yield key, "is for space.kind: lineage; over coefficients the allocation is a part of the vector"
-    scope = draft.pruning.scope
-    if scope is not None and (scope == "global" or scope in STRUCTURED or pattern_sparsity(scope) is not None):
-        yield key, f"pruning.scope: {scope} leaves no allocation to choose; expected tensor, group or row"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if (scopes and not set(scopes) - {BLOCKS} <= {"tensor", "group", "row"}) or scopes == (BLOCKS,):
+        beside = f"expected tensor, group or row, beside them {BLOCKS} if you like"
+        yield key, f"pruning.scope: {', '.join(scopes)} leaves no allocation to choose that keeps the budget; {beside}"
     elif draft.space.granularity == "model":
         yield key, "space.granularity: model prunes all blocks alike, which leaves no allocation to choose"
     operators = getattr(draft.search, "operators", None)
     if operators is not None and operators.prune_after is False:
         yield key, "search.operators.prune_after: false prunes no child"
+
+
+def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    if algorithm.combines:
+        return
+    able = _names(lambda row: row.combines)
+    if isinstance(draft.pruning.scope, list):
+        one = f"expected one scope; several are for {able}, algorithm: {algorithm.name} prunes by one"
+        yield ("pruning", "scope"), one
+    if draft.pruning.protect is not None:
+        lowest = f"algorithm: {algorithm.name} removes the blocks of the lowest scores, whichever they are"
+        yield ("pruning", "protect"), f"is for {able}; {lowest}"
+
+
+def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    own = getattr(draft.search, OPERATORS, None)
+    if not isinstance(own, Operators) or own.unread or draft.pruning.scope is None or not algorithm.combines:
+        return
+    pruning = draft.pruning
+    whole = [scope for scope in pruning.scopes if scope in STRUCTURED]
+    apart = whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+    units = [scope for scope in apart if scope != BLOCKS]
+    by_tensor = pruning.scattered is not None and (pruning.scattered in ("tensor", "row") or ":" in pruning.scattered)
+    one = draft.space.granularity == "model"
+    reasons = {
+        "switch": "is for space.granularity: block" if one else None,
+        "tensors": None if by_tensor and not one else "is for scope: tensor, row or N:M, and space.granularity: block",
+        "drop": "is for space.granularity: block" if one else None,
+        "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
+    }
+    if not reasons["tensors"] and not own.switch:
+        reasons["tensors"] = "is for switch above 0"
+    if not reasons["switch"] and not units and pruning.scattered in (None, "global"):
+        reasons["switch"] = f"scope: {', '.join(pruning.scopes)} has one level for all blocks; there is none to switch"
+    for key in ("remove", "removable", "contiguous", "edit"):
+        reasons[key] = None if BLOCKS in apart else f"is for pruning.scope: {BLOCKS}"
+    for key in ("narrow", "narrowest"):
+        reasons[key] = None if units else f"is for a list of scopes with {', '.join(UNITS)}"
+    for key, reason in reasons.items():
+        if reason is not None and key not in own.unsaid:
+            yield ("search", OPERATORS, key), reason
 
 
 def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
@@ -383,6 +451,8 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _what_one_number_is_made_of,
     _what_the_algorithm_can,
     _what_there_is_to_screen,
+    _what_of_pruning_the_algorithm_reads,
+    _what_operators_of_pruning_read,
     _what_the_algorithm_says,
 )
 """What its row says of a search algorithm."""

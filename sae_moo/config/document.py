@@ -35,7 +35,7 @@ from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
 from sae_moo.objectives import SPARSITY, Constraint, Objective, Sparsity, TaskMean, named_quantities
-from sae_moo.recipe import STRUCTURED
+from sae_moo.recipe import BLOCKS, STRUCTURED
 from sae_moo.recipe.section import Field, Section, field_validator
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
 from sae_moo.searchers.schedule import ADAPTIVE, Schedule
@@ -221,7 +221,15 @@ class Config(Section):
     def rescale(self) -> bool:
         """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
         asked = self.pruning.rescale
-        return self.algorithm.rescales and self.pruning.scope not in STRUCTURED if asked is None else asked
+        return self.algorithm.rescales and self.pruning.scattered is not None if asked is None else asked
+
+    @property
+    def structured(self) -> tuple[str, ...]:
+        """The scopes of whole parts that are searched apart, in the order of pruning: of several scopes, or blocks."""
+        pruning = self.pruning
+        apart = isinstance(pruning.scope, list) or pruning.scope == BLOCKS
+        searched = apart and self.algorithm.combines
+        return tuple(scope for scope in pruning.scopes if scope in STRUCTURED) if searched else ()
 
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
@@ -256,6 +264,12 @@ class Config(Section):
             document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
         if self.evaluation.screening is not None:
             del document["evaluation"]["screening"]["data"]
+        document["pruning"]["scope"] = ", ".join(self.pruning.scopes)
+        for key in self.pruning.unsaid:
+            del document["pruning"][key]
+        for name, settings in self.search.settings.items():
+            for key in settings.unsaid if document["search"].get(name) is not None else ():
+                del document["search"][name][key]
         tasks = document.pop("tasks")
         document["tasks"] = {  # prompts and items are bound by their contents
             t["name"]: {

@@ -9,12 +9,25 @@ from pydantic import create_model
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.asking import Racing, ScreeningSection
-from sae_moo.recipe import BASE, SCOPES, pattern
+from sae_moo.recipe import BASE, SCOPES, STRUCTURED, pattern
 from sae_moo.recipe.criteria import CRITERIA, USUAL
-from sae_moo.recipe.section import Amount, Count, Field, Section, Sparsity, field_validator
+from sae_moo.recipe.section import (
+    Amount,
+    BeforeValidator,
+    Count,
+    Discriminator,
+    Field,
+    Section,
+    Sparsity,
+    Tag,
+    field_validator,
+)
 from sae_moo.searchers import algorithms
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.searcher import Pace
+
+ONE, SEVERAL = "one scope", "several scopes"
+"""What pydantic calls the two forms of ``pruning.scope`` in the location of a fault."""
 
 
 class StudySection(Section):
@@ -122,22 +135,55 @@ class CalibrationSection(Section):
     model: str = Field(default=BASE, description="whose activations are measured: `base`, or an expert's name")
 
 
+def _scope(scope: Any) -> Any:
+    """Return the name of a scope; YAML reads 2:4 as two minutes and four seconds."""
+    if type(scope) is int and scope > 60:
+        scope = f"{scope // 60}:{scope % 60}"
+    if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
+        near = nearest(str(scope), SCOPES)
+        raise ValueError(f"expected {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}{near}")
+    return scope
+
+
+Scope = Annotated[str, BeforeValidator(_scope)]
+
+
+class ProtectSection(Section):
+    """``pruning.protect``: how many blocks at either end are never removed."""
+
+    first: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0, description="how many of the first blocks are never removed"
+    )
+    last: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0, description="how many of the last blocks are never removed"
+    )
+
+
 class PruningSection(Section):
     """``pruning``: by what weights are ranked, what competes with what, whether what is left keeps a tensor's norm."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"protect"})
 
     criterion: str = Field(
         default=USUAL,
         description="how weights are ranked; see the page on pruning, or `package/name` of an installed package",
     )
-    scope: str = Field(
+    scope: Annotated[
+        Annotated[Scope, Tag(ONE)] | Annotated[list[Scope], Tag(SEVERAL), Field(min_length=1)],
+        Discriminator(lambda given: SEVERAL if isinstance(given, (list, tuple)) else ONE),
+    ] = Field(
         default="tensor",
-        description="what competes for the zeros: `tensor`, `group` (a block), `global`, `row`, `N:M` such as `2:4`, "
-        "`neurons`, or `heads`",
+        description="what competes for the zeros: `tensor`, `group` (a block), `global`, `row`, `N:M` such as `2:4`; "
+        "or what goes whole: `neurons`, `heads`, `moe-experts`, `blocks`. A list such as `[blocks, neurons, row]` "
+        "searches all of these together, each block with its own numbers",
+    )
+    protect: ProtectSection | None = Field(
+        default=None, description="blocks at either end that are never removed; null: any may be"
     )
     rescale: bool | None = Field(
         default=None,
         description="whether what is left of a tensor is multiplied so that it keeps its L2 norm; null: yes in our own "
-        "search, no in the methods of others, and never for neurons and heads",
+        "search, no in the methods of others, and never for what goes whole",
     )
     submodels: list[str] = Field(
         default_factory=list,
@@ -156,15 +202,17 @@ class PruningSection(Section):
             raise ValueError(row.unavailable)
         return row.name
 
-    @field_validator("scope", mode="before")
-    @classmethod
-    def _known(cls, scope: Any) -> Any:
-        if type(scope) is int and scope > 60:  # YAML reads 2:4 as two minutes and four seconds
-            scope = f"{scope // 60}:{scope % 60}"
-        if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
-            near = nearest(str(scope), SCOPES)
-            raise ValueError(f"expected {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}{near}")
-        return scope
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes in the order of pruning: blocks, then what goes whole within them, then scattered weights."""
+        given = [self.scope] if isinstance(self.scope, str) else self.scope
+        order = ["blocks", *(scope for scope in STRUCTURED if scope != "blocks")]
+        return tuple(sorted(given, key=lambda scope: order.index(scope) if scope in order else len(order)))
+
+    @property
+    def scattered(self) -> str | None:
+        """The scope of scattered zeros; None where only what goes whole is pruned."""
+        return next((scope for scope in self.scopes if scope not in STRUCTURED), None)
 
     @property
     def calibrated(self) -> CalibrationSection | None:

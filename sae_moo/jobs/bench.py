@@ -32,6 +32,7 @@ from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
+from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
@@ -42,10 +43,11 @@ from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, Cast, Expert
+from sae_moo.recipe import BASE, BLOCKS, Cast, Expert, Prune
 from sae_moo.recipe.catalogue import Guest, release
+from sae_moo.recipe.groups import in_block
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment, Searcher
-from sae_moo.searchers.space import Ground
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,11 @@ class Bench:
         """Raise InputError if the experts cannot be pruned as configured."""
         ground = self.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
+        for scope in ground.structured:
+            check(Prune(Expert(BASE), 0.5, ground.criterion, scope, calibration=ground.calibration), self.pool)
+        count, kept = len(ground.blocks), sum(ground.protected)
+        if BLOCKS in ground.structured and kept >= count:
+            raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
 
     def tell_twins(self) -> None:
         """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
@@ -253,18 +260,23 @@ class Bench:
             if isinstance(limit.objective, Sparsity) and limit.high is not None
         ]
         prunable = {info.group for info in self.pool.tensors if info.prunable}
+        structured, protect = config.structured, config.pruning.protect
         return Ground(
             experts=tuple(name for name in self.pool.names if name != BASE),
             prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
             dtype=self.rounding,
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
-            scope=config.pruning.scope,
+            scope=config.pruning.scattered if structured else config.pruning.scopes[0],
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
             most=min([MOST_SPARSE, *highest]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
+            structured=structured,
+            blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
+            protected=(0, 0) if protect is None else (protect.first, protect.last),
+            units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
         )
 
     def assignment(self) -> Assignment:

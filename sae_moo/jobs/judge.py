@@ -18,7 +18,7 @@ from sae_moo.objectives import Evaluation, TaskMean
 from sae_moo.objectives.front import Accuracy
 from sae_moo.objectives.scores import Scores, Split
 from sae_moo.recipe import BASE, Recipe
-from sae_moo.searchers.space import AVERAGE
+from sae_moo.searchers.ground import AVERAGE
 from sae_moo.study.folder import RunFolder
 from sae_moo.study.record import Ended
 

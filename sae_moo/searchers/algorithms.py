@@ -81,6 +81,7 @@ class Algorithm(Row):
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
         screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
+        combines: whether it searches several scopes of pruning together.
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
@@ -103,6 +104,7 @@ class Algorithm(Row):
     anneals: bool = False
     races: bool = False
     screens: bool = False
+    combines: bool = False
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
@@ -201,6 +203,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         anneals=True,
         races=True,
         screens=True,
+        combines=True,
         schedule="constant",
         high=0.8,
         rescales=True,
@@ -232,6 +235,7 @@ def _optuna(sampler: str, summary: str, *, single: bool = False) -> Algorithm:
         fixed={"sampler": sampler, "single": single},
         spaces=("coefficients",),
         scalar=True if single else None,
+        combines=True,
         faults=_package_of_cmaes if single else None,
     )
 
@@ -304,6 +308,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             settings={"pso": Swarm},
             spaces=("coefficients",),
             scalar=True,
+            combines=True,
             faults=_room_for_experts,
         ),
         Algorithm(
@@ -313,6 +318,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:covariance_adaptation",
             spaces=("coefficients",),
             scalar=True,
+            combines=True,
         ),
         Algorithm(
             name="random",
@@ -320,6 +326,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:random_draws",
             spaces=("coefficients",),
             races=True,
+            combines=True,
         ),
         _optuna("TPESampler", "Optuna's tree-structured Parzen estimator"),
         _optuna("GPSampler", "Optuna's Gaussian process; seconds a trial"),

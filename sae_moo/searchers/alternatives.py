@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from sae_moo.recipe import Cast, Prune, Recipe
+from sae_moo.recipe.structure import removed_blocks
 from sae_moo.searchers.allocation import switched
 from sae_moo.searchers.breeding import Operators
-from sae_moo.searchers.space import DIGITS, Array, Ground
+from sae_moo.searchers.ground import DIGITS, Array, Ground
 
 HALVINGS = 60  # of the interval in which the common shift of levels lies: beyond float64's digits
 
@@ -17,10 +18,12 @@ HALVINGS = 60  # of the interval in which the common shift of levels lies: beyon
 def alternatives(
     ground: Ground, child: Recipe, count: int, settings: Operators, rng: np.random.Generator
 ) -> tuple[Recipe, ...]:
-    """Return recipes that differ from a child in how its last pruning spreads its zeros over the groups.
+    """Return recipes that differ from a child in how its last pruning spreads its scattered zeros.
+
+    They are spread over the groups, or the tensors where the child asks by tensor; what goes whole stays as it is.
 
     Every second one is a level switch (`allocation.switched`); the others have another slope from the first block to
-    the last, N(0, `slope`) more, and N(0, `noise`) more in every group, as shapes are inherited. As many zeros are
+    the last, N(0, `slope`) more, and N(0, `noise`) more in every place, as shapes are inherited. As many zeros are
     asked for in all, up to the rounding of levels to `DIGITS` digits.
 
     Args:
@@ -32,21 +35,26 @@ def alternatives(
 
     Returns:
         At most `count` candidates, all different; none for a child that ends in no pruning, or in one that asks the
-        same of all groups.
+        same of all groups, or in one of whole parts.
     """
     last = child.input if isinstance(child, Cast) else child
-    if not isinstance(last, Prune) or not isinstance(last.sparsity, tuple) or len(last.sparsity) != ground.groups:
+    if not isinstance(last, Prune) or not isinstance(last.sparsity, tuple) or last.scope != ground.scope:
         return ()
-    levels, sizes = np.array(last.sparsity), np.where(ground.prunable, ground.sizes, 0.0)
+    levels, group = np.array(last.sparsity), np.arange(ground.groups)
+    sizes = ground.sizes
+    if len(levels) != ground.groups:  # by tensor
+        group, sizes = np.array(ground.tensors, dtype=np.int64).T
+    gone = [ground.blocks[block] for block in sorted(removed_blocks(child))]
+    here = np.array(ground.prunable)[group] & ~np.isin(group, gone)
+    sizes = np.where(here, sizes, 0.0)
     found: dict[Recipe, None] = {}
     for i in range(count):
         if i % 2 == 0:
             drawn = switched(levels, sizes, ground.most, rng)
         else:
-            slope = rng.normal(0.0, settings.slope) * ground.depth
-            drawn = levelled(
-                levels + slope + rng.normal(0.0, settings.noise, ground.groups), sizes, levels, ground.most
-            )
+            shape = levels + rng.normal(0.0, settings.slope) * ground.depth[group]
+            shape = shape + rng.normal(0.0, settings.noise, len(levels))
+            drawn = levelled(shape, sizes, levels, ground.most)
         found[ground.candidate(replace(last, sparsity=tuple(drawn.tolist())))] = None
     found.pop(child, None)
     return tuple(found)

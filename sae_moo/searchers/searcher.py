@@ -10,8 +10,9 @@ from sae_moo.errors import Hint, RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.section import Section
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.space import CoefficientSpace, Ground
+from sae_moo.searchers.space import CoefficientSpace
 
 Pace = Literal["generational", "steady-state"]
 SpaceKind = Literal["lineage", "coefficients"]

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from sae_moo.errors import Hint, InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Prune, Recipe, digest, dumps
+from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe, digest, dumps
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.rows import Rows
+from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
@@ -320,7 +322,7 @@ class Study:
             first, last = int(part[0]), int(part[-1])
             label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"
             params[f"sparsity {label}"] = round(float(asked[part].mean()), 4)
-        return params
+        return params | _whole(recipe, blocks, len(self._groups))
 
     def _tokens_of(self, record: Ended) -> int:
         if record.evaluation.spent is None:
@@ -341,6 +343,29 @@ def _allocations(proposal: Proposal) -> str | None:
 
 
 def _asked_sparsity(recipe: Recipe, groups: int) -> NDArray[np.float64]:
-    """Return the sparsity per group that a candidate's last pruning asks for; zeros if it ends in none."""
-    inner = recipe.input if isinstance(recipe, Cast) else recipe
-    return np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (groups,)).astype(float)
+    """Return the scattered sparsity per group that a candidate asks for, or else what its last pruning does.
+
+    The mean of all where it differs by tensor; zeros where only blocks go, or nothing.
+    """
+    prunings = [node for node in chain(recipe) if node.scope != BLOCKS]
+    scattered = [node for node in prunings if node.scope not in STRUCTURED] or prunings
+    return Rows.of_places(scattered[-1].sparsity if scattered else 0.0).per_group(groups)[:, 0]
+
+
+def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float]:
+    """Return how many blocks a candidate lacks, and which share of the units of the others: of what is asked of it.
+
+    Args:
+        recipe: the candidate.
+        groups: those that are blocks.
+        count: number of groups.
+    """
+    params: dict[str, float] = {}
+    for node in chain(recipe):
+        asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
+        if node.scope == BLOCKS:
+            params["blocks removed"] = float(len(removed_blocks(recipe)) or round(asked[0] * len(groups)))
+        elif node.scope in STRUCTURED:
+            stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
+            params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)
+    return params

@@ -8,6 +8,7 @@ from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.objectives import Sparsity, TaskMean
 from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.searchers.breeding import Operators
 
 GOOD = """\
 study: {name: good}
@@ -268,6 +269,79 @@ def test_faults_of_pruning(tmp_path, section, fault):
     found = faults(tmp_path, GOOD + f"pruning: {section}\n")
     assert len(found) == 1
     assert fault in found[0]
+
+
+SEVERAL = "[blocks, neurons, row]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (["pruning.scope=[blocks, blok]"], "pruning.scope[1]: expected tensor, group, global, row, neurons, heads, moe-experts, blocks, or N:M with N < M such as 2:4, got 'blok'"),
+        (["pruning.scope=[blocks, 3]"], "pruning.scope[1]: expected tensor, "),
+        (["pruning.scope={blocks: 1}"], "pruning.scope: expected tensor, "),
+        (["pruning.scope=[]"], "pruning.scope: expected at least one entry, got an empty list"),
+        (["pruning.scope=[neurons, row, neurons]"], "pruning.scope[2]: expected every scope once, 'neurons' came before"),
+        (["pruning.scope=[row, row]"], "pruning.scope[1]: expected every scope once, 'row' came before"),
+        (["pruning.scope=[row, blocks, 2:4]"], "pruning.scope[2]: expected one scope of scattered zeros at most, 'row' came before; together go neurons, heads, moe-experts, blocks, and one of the others"),
+        (["pruning.scope=[blocks, heads]", "pruning.rescale=true"], "pruning.rescale: scope: blocks, heads is not rescaled; leave it out"),
+        (["pruning.protect={first: 1}"], "pruning.protect: is for scope: blocks; leave it out"),
+        (["pruning.scope=[neurons, row]", "pruning.protect={}"], "pruning.protect: is for scope: blocks; leave it out"),
+        (["pruning.scope=blocks", "pruning.protect.first=-1"], "pruning.protect.first: expected greater than or equal to 0, got -1"),
+        (["pruning.scope=blocks", "pruning.protect.frist=1"], "pruning.protect.frist: no such key (did you mean 'first'?)"),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=sae-local"], "pruning.scope: expected one scope; several are for nsga2, nsga3, pso, "),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=ties"], "pruning.scope: expected one scope; several are for nsga2, "),
+        (["pruning.scope=blocks", "pruning.protect={last: 1}", "search.algorithm=ties"], "pruning.protect: is for nsga2, nsga3, pso, cmaes, random, optuna:TPESampler"),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0.3"], "space.sparsity: is for one scope; of blocks, neurons, row each has its own"),
+        (["search.operators.edit=0.5"], "search.operators.edit: is for pruning.scope: blocks"),
+        (["search.operators.narrow=0.7", "pruning.scope=blocks"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
+        (["search.operators.narrow=0.7", "pruning.scope=neurons"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
+        (["search.operators.restructure=0.7"], "search.operators.restructure: is for pruning.scope: blocks, or a list"),
+        (["search.operators.tensors=true"], "search.operators.tensors: is for switch above 0"),
+        (["search.operators={tensors: true, switch: 0.2}", "pruning.scope=group"], "search.operators.tensors: is for scope: tensor, row or N:M, and space.granularity: block"),
+        (["search.operators.switch=0.2", "pruning.scope=global"], "search.operators.switch: scope: global has one level for all blocks; there is none to switch"),
+        (["search.operators.switch=0.2", "space.granularity=model"], "search.operators.switch: is for space.granularity: block"),
+        (["search.operators.drop=0.2", "space.granularity=model"], "search.operators.drop: is for space.granularity: block"),
+    ],
+)  # fmt: skip
+def test_faults_of_scopes_that_are_searched_together(tmp_path, changes, fault):
+    found = faults(tmp_path, GOOD, *changes)
+    assert len(found) == 1, found
+    assert fault in found[0]
+
+
+def test_several_scopes_are_taken_in_the_order_of_pruning(tmp_path):
+    config = load(tmp_path, GOOD + "pruning: {scope: [2:4, heads, neurons, blocks]}\n")
+    assert config.pruning.scopes == ("blocks", "neurons", "heads", "2:4")
+    assert config.structured == ("blocks", "neurons", "heads")
+    assert config.pruning.scattered == "2:4"
+    assert config.rescale, "what is scattered keeps the norms"
+    assert not load(tmp_path, GOOD, "pruning.scope=[blocks, heads]").rescale
+    assert load(tmp_path, GOOD, "pruning.scope=blocks").structured == ("blocks",)
+    assert load(tmp_path, GOOD, "pruning.scope=blocks", "search.algorithm=ties").structured == ()
+    assert load(tmp_path, GOOD, "pruning.scope=neurons").structured == (), "as many in every block, as ever"
+    assert load(tmp_path, GOOD, "pruning.scope=[neurons]").structured == ("neurons",)
+    load(tmp_path, GOOD, "pruning.scope=[neurons, global]", "search.operators.switch=0.2")
+    load(tmp_path, GOOD, f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0")
+
+
+def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_default(tmp_path):
+    plain = load(tmp_path, GOOD).identity()
+    assert plain["pruning.scope"] == "tensor"
+    assert not any("protect" in key for key in plain)
+    told = load(tmp_path, GOOD, "search.operators.keep=0.5").identity()
+    assert "search.operators.noise" in told
+    assert not {f"search.operators.{key}" for key in Operators.later} & told.keys()
+    (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
+    assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
+    blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
+    assert blocks["pruning.scope"] == "blocks, row"
+    assert blocks == load(tmp_path, GOOD, "pruning.scope=[blocks, row]").identity()
+    kept = load(tmp_path, GOOD, "pruning.scope=[blocks, row]", "pruning.protect={first: 1}").identity()
+    assert [str(each) for each in differences(blocks, kept)] == [
+        "pruning.protect.first: the study has None, now it is 1",
+        "pruning.protect.last: the study has None, now it is 0",
+    ]
 
 
 def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):

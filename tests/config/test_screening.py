@@ -57,6 +57,8 @@ def test_the_defaults(tmp_path):
         (["space.kind=coefficients"], "evaluation.screening: is for space.kind: lineage"),
         (["pruning.scope=global"], "evaluation.screening: pruning.scope: global leaves no allocation to choose"),
         (["pruning.scope=neurons"], "evaluation.screening: pruning.scope: neurons leaves no allocation to choose"),
+        (["pruning.scope=blocks"], "evaluation.screening: pruning.scope: blocks leaves no allocation to choose"),
+        (["pruning.scope=[blocks, heads, tensor]"], "evaluation.screening: pruning.scope: blocks, heads, tensor leaves no"),
         (["pruning.scope='2:4'"], "evaluation.screening: pruning.scope: 2:4 leaves no allocation to choose"),
         (["space.granularity=model"], "evaluation.screening: space.granularity: model prunes all blocks alike"),
         (["search.operators.prune_after=false"], "evaluation.screening: search.operators.prune_after: false prunes no child"),
@@ -67,6 +69,11 @@ def test_what_cannot_be_screened_is_refused(tmp_path, changes, fault):
     found = faults(tmp_path, SCREENED, *changes)
     assert len(found) == 1
     assert fault in found[0]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "group", "row", "[tensor, blocks]"])
+def test_scattered_zeros_are_screened_beside_blocks_that_go(tmp_path, scope):
+    assert load(tmp_path, SCREENED, f"pruning.scope={scope}").evaluation.screening is not None
 
 
 def test_a_single_stage_reads_no_more(tmp_path):

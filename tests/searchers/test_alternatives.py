@@ -41,6 +41,29 @@ def test_as_many_zeros_are_asked_for_over_the_same_merge(seed):
         assert abs(((row - child.input.sparsity) * WIDE.sizes)[1:7].sum()) <= 0.51e-4 * WIDE.sizes.sum()
 
 
+@pytest.mark.parametrize("by_tensor", [False, True])
+def test_blocks_that_go_stay_away_and_tensors_may_be_the_places(by_tensor):
+    ground = replace(WIDE, structured=("blocks",), blocks=tuple(range(1, 7)))
+    merge = Prune(MERGE, 1 / 6, scope="blocks", units=((), (), (0,), (), (), ()))
+    levels = np.array([0.0, 0.5, 0.4, 0.0, 0.5, 0.6, 0.5, 0.0])
+    place = np.array([group for group, _ in WIDE.tensors])
+    here = (place > 0) & (place < 7) & (place != 3)
+    child = ground.candidate(Prune(merge, tuple(levels[place].tolist())) if by_tensor else ground.pruned(merge, levels))
+    found = drawn(child, ground=ground)
+    assert len(found) == 7
+    sizes = np.array([size for _, size in WIDE.tensors], dtype=float)
+    for other in found:
+        assert other.input.input == merge
+        row = np.array(other.input.sparsity)
+        row = row if by_tensor else row[place]
+        assert (row[~here] == 0).all()
+        assert abs((row - levels[place])[here] @ sizes[here]) <= 0.51e-4 * sizes.sum()
+
+
+def test_what_goes_whole_last_is_left_alone():
+    assert drawn(Cast(Prune(MERGE, (0.0, *[0.25] * 6, 0.0), scope="heads"), "float32")) == ()
+
+
 def test_half_of_them_move_two_levels_or_few_and_half_move_all():
     child = WIDE.candidate(WIDE.pruned(MERGE, np.full(8, 0.5)))
     moved = [int((np.array(other.input.sparsity)[1:7] != 0.5).sum()) for other in drawn(child, 40)]
