@@ -4,7 +4,7 @@
 
 First, for a few random merges of the zoo's experts, many random allocations of one budget of zeros over the blocks: what
 screening has to rank. Then many merges, each pruned once to one budget for all and once to a budget of its own. Pruned
-merges are scored with labels on the test split (400 instances a task, then 200) and compared with their own unpruned
+merges are scored with labels on the test split and compared with their own unpruned
 merge on unlabelled texts. What a search gains is in `screening.yaml`.
 """
 
@@ -20,9 +20,8 @@ CONFIG = Path(__file__).with_name("screening.yaml")
 BUDGET, MIXED = 0.5, (0.1, 0.8)
 TOKENS = (128, 512, 2048, 16384)
 MEASURES = ("tv", "kl")
-TEACHERS, ALLOCATIONS = 5, 20
-FAR = 40  # of many merges, how many are compared on more than `NEAR` sets of texts
-NEAR = 3
+ALLOCATIONS = 20
+NEAR = 3  # sets of texts that all merges are compared on
 RESAMPLES = 1000
 ONE_MERGE, MANY = "many allocations of one merge", "one allocation of many merges"
 
@@ -47,7 +46,7 @@ def texts(tokens: int) -> list[tuple[int, ...]]:
     return list(found)
 
 
-def recipes(ground, count: int) -> list[tuple[str, int, list]]:
+def recipes(ground, teachers: int, count: int) -> list[tuple[str, int, list]]:
     """Return for each unpruned merge its setting, its number in it, and pruned merges over it."""
     from sae_moo.searchers.alternatives import levelled
 
@@ -63,7 +62,7 @@ def recipes(ground, count: int) -> list[tuple[str, int, list]]:
         return ground.task_arithmetic(weights)
 
     found = []
-    for i in range(TEACHERS):
+    for i in range(teachers):
         own = merge()
         found.append((ONE_MERGE, i, [allocation(own, BUDGET) for _ in range(ALLOCATIONS)]))
     for i in range(count):
@@ -72,7 +71,7 @@ def recipes(ground, count: int) -> list[tuple[str, int, list]]:
     return found
 
 
-def measure(output: Path, count: int) -> None:
+def measure(output: Path, teachers: int, count: int, far: int, test: int) -> None:
     """Score and compare every merge; those that are there already are left alone."""
     import torch
 
@@ -81,7 +80,7 @@ def measure(output: Path, count: int) -> None:
 
     torch.set_num_threads(1)
     bench = sm.Bench.open(sm.Config.load(CONFIG))
-    fewer = sm.Bench.open(sm.Config.load(CONFIG, [f"tasks.{i}.test=200" for i in range(3)]))
+    fewer = sm.Bench.open(sm.Config.load(CONFIG, [f"tasks.{i}.test={test}" for i in range(3)]))
     pool, model, scorers = bench.pool, bench.live_model(), {ONE_MERGE: bench.scorer(), MANY: fewer.scorer()}
     vocabulary = model.get_input_embeddings().weight.shape[0]
     stages, rest = [], texts(TOKENS[-1])
@@ -91,11 +90,11 @@ def measure(output: Path, count: int) -> None:
     done = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     measured = {(row["setting"], row["merge"]) for row in done}
     with output.open("a") as kept:
-        for setting, number, pruned in recipes(bench.ground(), count):
+        for setting, number, pruned in recipes(bench.ground(), teachers, count):
             if (setting, number) in measured:
                 continue
             sm.materialize(teacher(pruned[0]), pool, model)
-            read = stages[:NEAR] if setting == MANY and number >= FAR else stages
+            read = stages[:NEAR] if setting == MANY and number >= far else stages
             unpruned = [log_probabilities(model, each) for each in read]
             lines = []
             for recipe in pruned:
@@ -190,10 +189,13 @@ def gain(ranked: np.ndarray, test: np.ndarray) -> list[float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", type=int, default=5, help="merges with many allocations")
+    parser.add_argument("--far", type=int, default=40, help="of many merges, how many are compared on 16k tokens")
+    parser.add_argument("--test", type=int, default=200, help="test instances a task of many merges; of few it is 400")
     parser.add_argument("--count", type=int, default=200, help="merges that are pruned once to each budget")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines; what is found there is not done again")
     arguments = parser.parse_args()
-    measure(arguments.output, arguments.count)
+    measure(arguments.output, arguments.teachers, arguments.count, arguments.far, arguments.test)
     show(arguments.output)
 
 
