@@ -179,7 +179,11 @@ def formats(page: Path) -> str:  # noqa: ARG001
 
 def gains(page: Path) -> str:  # noqa: ARG001
     """Return what zeros are good for where a model runs, by how they lie."""
-    rows = [("scattered", zeros.SCATTERED), ("`2:4`", zeros.TWO_FOUR), ("whole neurons and heads", zeros.STRUCTURED)]
+    rows = [
+        ("scattered", zeros.SCATTERED),
+        ("`2:4`", zeros.TWO_FOUR),
+        ("whole blocks, neurons and heads", zeros.STRUCTURED),
+    ]
     return _table(("zeros", "where a model runs"), rows)
 
 

@@ -18,7 +18,7 @@ from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
-from sae_moo.objectives import SPARSITY
+from sae_moo.objectives import SPARSITY, SPEED
 from sae_moo.recipe import BASE, BLOCKS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 OPERATORS = "operators"  # key of `search`
 UNITS = tuple(scope for scope in STRUCTURED if scope != BLOCKS)  # scopes of units of blocks
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
+COUNTED = (SPARSITY, SPEED)
+"""Objectives that are not scored on tasks."""
+QUICKENS = ("neurons", "heads", "blocks")
+"""Scopes whose pruning makes the structured export faster. Experts of a mixture that go leave as much to compute."""
 
 
 def slug(name: str) -> str:
@@ -74,8 +78,8 @@ def _every_task_once(draft: Config) -> Iterator[Fault]:
     for i, name in enumerate(task.name for task in draft.tasks):
         if name is not None and name in names:
             yield ("tasks", i, "name"), f"expected every task once, {name!r} came before"
-        if name == SPARSITY:
-            yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
+        if name in COUNTED:
+            yield ("tasks", i, "name"), f"{name!r} is an objective of its own; give the task another name"
         if name is not None:
             names.add(name)
 
@@ -128,10 +132,10 @@ def _settings_of_the_harness(draft: Config) -> Iterator[Fault]:
 
 def _objectives_are_tasks(draft: Config) -> Iterator[Fault]:
     tasks, unnamed = dict.fromkeys(_tasks(draft)), _unnamed(draft)
-    valid = {**tasks, SPARSITY: None}
+    valid = {**tasks, **dict.fromkeys(COUNTED)}
     for i, entry in enumerate(draft.objectives):
         if isinstance(entry, str) and entry not in valid and not unnamed:
-            yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
+            yield ("objectives", i), f"expected a task, {SPARSITY!r} or {SPEED!r}, got {entry!r}{nearest(entry, valid)}"
         if isinstance(entry, MeanSection):
             before: set[str] = set()
             for j, task in enumerate(entry.mean or ()):
@@ -151,13 +155,18 @@ def _every_objective_once(draft: Config) -> Iterator[Fault]:
 
 
 def _what_is_limited(draft: Config) -> Iterator[Fault]:
-    limited = dict.fromkeys([*_tasks(draft), SPARSITY, *_objectives(draft)])
+    limited = dict.fromkeys([*_tasks(draft), *COUNTED, *_objectives(draft)])
     for name, limit in draft.constraints.items():
         if name not in limited and not _unnamed(draft):
             yield (
                 ("constraints", name),
-                f"expected a task, an objective or {SPARSITY!r}, got {name!r}{nearest(name, limited)}",
+                f"expected a task, an objective, {SPARSITY!r} or {SPEED!r}, got {name!r}{nearest(name, limited)}",
             )
+        for side, value in (("min", limit.min), ("max", limit.max)):
+            if value is not None and name != SPEED and value > 1:
+                yield ("constraints", name, side), f"expected less than or equal to 1, got {value}"
+            if value is not None and name == SPEED and value < 1:
+                yield ("constraints", name, side), f"expected 1, as fast as the base, or more, got {value}"
         if limit.min is not None and limit.max is not None and limit.min > limit.max:
             yield ("constraints", name), f"expected min <= max, got {limit.min} > {limit.max}"
 
@@ -211,10 +220,22 @@ def _scopes_together(draft: Config) -> Iterator[Fault]:
         yield ("pruning", "protect"), f"is for scope: {BLOCKS}; leave it out"
 
 
+def _what_is_fast(draft: Config) -> Iterator[Fault]:
+    if draft.pruning.scope is None or {*draft.pruning.scopes} & {*QUICKENS}:
+        return
+    asked = ", ".join(draft.pruning.scopes)
+    why = f"is 1 of every candidate with pruning.scope: {asked}; expected one that removes {', '.join(QUICKENS)}"
+    for i, entry in enumerate(draft.objectives):
+        if entry == SPEED:
+            yield ("objectives", i), f"{SPEED!r} {why}"
+    if SPEED in draft.constraints:
+        yield ("constraints", SPEED), f"{SPEED!r} {why}"
+
+
 def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
     evaluation, called = draft.evaluation, _objectives(draft)
-    if evaluation.racing is not None and called and set(called) == {SPARSITY}:
-        yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
+    if evaluation.racing is not None and called and set(called) <= {*COUNTED}:
+        yield ("evaluation", "racing"), f"expected an objective that is scored on instances; {called[0]} is not"
     if evaluation.anchors is not None and evaluation.generation == "vllm":
         yield (
             ("evaluation", "anchors"),
@@ -288,6 +309,7 @@ RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _storage_that_lasts,
     _what_pruning_reads,
     _scopes_together,
+    _what_is_fast,
     _evaluation_of_parts,
     _stages_of_screening,
     _compared_methods,
@@ -355,7 +377,7 @@ def _what_one_number_is_made_of(draft: Config, algorithm: Algorithm) -> Iterator
             yield ("search", "weights", name), f"expected an objective, got {name!r}{nearest(name, objectives)}"
     if weights is not None and not any(weights.values()):
         yield ("search", "weights"), "expected at least one weight above 0"
-    if algorithm.scalar and weights is None and objectives and set(objectives) == {SPARSITY}:
+    if algorithm.scalar and weights is None and objectives and set(objectives) <= {*COUNTED}:
         yield ("objectives",), f"algorithm: {algorithm.name} needs one that is scored on tasks, or search.weights"
 
 

@@ -25,6 +25,7 @@ from sae_moo.config.sections import (
     PruningSection,
     SearchSection,
     SpaceSection,
+    SpeedSection,
     StudySection,
     read_search,
     search_section_of,
@@ -34,7 +35,7 @@ from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
-from sae_moo.objectives import SPARSITY, Constraint, Objective, Sparsity, TaskMean, named_quantities
+from sae_moo.objectives import SPARSITY, SPEED, Constraint, Objective, Sparsity, Speed, TaskMean, named_quantities
 from sae_moo.recipe import BLOCKS, STRUCTURED
 from sae_moo.recipe.section import Field, Section, field_validator
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
@@ -50,6 +51,7 @@ class Config(Section):
     tasks: Annotated[list[TaskSection], Field(min_length=1)]
     objectives: Annotated[list[str | MeanSection], Field(min_length=1)]
     constraints: dict[str, LimitSection] = Field(default={})
+    speed: SpeedSection | None = None
     space: SpaceSection = SpaceSection()
     pruning: PruningSection = PruningSection()
     annealing: Schedule = Schedule()
@@ -238,13 +240,26 @@ class Config(Section):
             if isinstance(entry, MeanSection)
             else Sparsity()
             if entry == SPARSITY
+            else Speed()
+            if entry == SPEED
             else TaskMean(entry, (entry,))
             for entry in self.objectives
         )
 
+    @property
+    def modelled(self) -> SpeedSection | None:
+        """What work the modelled speed of candidates is of; None if nothing asks for it."""
+        asked = self.speed is not None or SPEED in self.objectives or SPEED in self.constraints
+        return (self.speed or SpeedSection()) if asked else None
+
+    def quantities(self) -> dict[str, Objective]:
+        """Return every quantity that has a name: tasks, objectives, sparsity, speed where it is modelled."""
+        tasks = [task.name for task in self.tasks]
+        return named_quantities(tasks, self.objective_list(), speed=self.modelled is not None)
+
     def constraint_list(self) -> tuple[Constraint, ...]:
         """Return the limits, in order."""
-        known = named_quantities([task.name for task in self.tasks], self.objective_list())
+        known = self.quantities()
         return tuple(Constraint(known[name], limit.min, limit.max) for name, limit in self.constraints.items())
 
     def identity(self) -> dict[str, Any]:
@@ -279,6 +294,9 @@ class Config(Section):
             }
             for t in tasks
         }
+        del document["speed"]
+        if self.modelled is not None:
+            document["speed"] = self.modelled.model_dump(mode="json")
         document["pruning"]["rescale"] = self.rescale
         document["annealing"] = self.schedule.model_dump(mode="json")
         document["space"]["kind"] = self.space_kind

@@ -97,11 +97,28 @@ class MeanSection(Section):
 class LimitSection(Section):
     """Limits on one quantity."""
 
-    min: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        default=None, description="a candidate below it is infeasible; null: no lower limit"
+    min: Annotated[float, Field(ge=0.0, le=1e6)] | None = Field(
+        default=None,
+        description="a candidate below it is infeasible; null: no lower limit. From 0 to 1, of `speed` from 1",
     )
-    max: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        default=None, description="a candidate above it is infeasible; null: no upper limit"
+    max: Annotated[float, Field(ge=0.0, le=1e6)] | None = Field(
+        default=None, description="a candidate above it is infeasible; null: no upper limit. Likewise"
+    )
+
+
+class SpeedSection(Section):
+    """``speed``: of what work the modelled speed is; null: as below, where an objective or a limit names `speed`."""
+
+    mode: Literal["decode", "prompt"] = Field(
+        default="decode",
+        description="`decode`: writing, a token of every row after those that stand before it; `prompt`: reading, all "
+        "tokens of a row at once",
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="rows that are computed at once")
+    length: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        default=None,
+        description="tokens of a row that are read, or that stand before the one that is written; null: 256, or as "
+        "many as the base takes",
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.formats import Format
+from sae_moo.deploy.mixtures import check_whole
 from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import RECIPE_FILE, deployed_config, write_origin, write_surroundings
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry
@@ -82,6 +83,8 @@ class Order:
             InputError: if the output is taken or cannot be written, or the format cannot hold the model.
             RunError: if the writer fails, writes nothing, or leaves unverified what was to be verified.
         """
+        if not self.format.smaller:
+            check_whole(self.stream, f"format {self.format.name}")
         checked: list[Path] = []
 
         def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Mapping[Any, Mapping[str, Any]]:

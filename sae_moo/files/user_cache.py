@@ -9,7 +9,7 @@ a name must be what would be computed anew, whatever was done to the files meanw
 * ``batches``, how many tokens a GPU computes at once the fastest: the base's configuration, dtype, the device's name,
   the tasks and the libraries' versions. Measured anew it may be another number, which is why it is kept.
 * ``calibrations``, norms of activations: the model's fingerprint, the base's configuration, dtype, kind of device and
-  the token ids that were read; the norms themselves under their own digest.
+  the token ids that were read; the norms themselves under their own digest, and so sequences of token ids.
 """
 
 from __future__ import annotations

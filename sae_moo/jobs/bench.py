@@ -21,6 +21,7 @@ from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
@@ -30,6 +31,7 @@ from sae_moo.evaluate.screening import Screening
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
+from sae_moo.evaluate.timing import cost_table, measured_by
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.anatomy import anatomy
@@ -37,9 +39,10 @@ from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.places import located
-from sae_moo.materialization.calibration import LONGEST, calibrate, read_texts, tokenised
+from sae_moo.materialization.calibration import calibrate
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.texts import read_texts, sequences_of, texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
@@ -65,6 +68,8 @@ class Bench:
         screened: texts that allocations are screened on, as token ids; empty where they are not.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
+        costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
+            nothing asks for it.
     """
 
     config: Config
@@ -74,6 +79,7 @@ class Bench:
     calibration: str | None = None
     screened: tuple[tuple[int, ...], ...] = ()
     batches: Mapping[str, int] = field(default_factory=dict)
+    costs: CostTable | None = None
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -127,7 +133,7 @@ class Bench:
         return bench
 
     def check(self) -> None:
-        """Raise InputError if the experts cannot be pruned as configured."""
+        """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
         check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
         for scope in ground.structured:
@@ -135,6 +141,7 @@ class Bench:
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
+        self._origin()
 
     def tell_twins(self) -> None:
         """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
@@ -179,6 +186,42 @@ class Bench:
     def sized(self, batches: Mapping[str, int]) -> Bench:
         """Return a bench that computes as many tokens at once as a study did so far."""
         return replace(self, batches=batches)
+
+    def cost_table(self) -> CostTable | None:
+        """Return what a token costs here, by the table that is at hand, else measured: a study begins with it.
+
+        Returns:
+            None if the configuration asks for no speed.
+
+        Raises:
+            InputError: if it cannot be measured.
+        """
+        work = self.config.modelled
+        if work is None or self.costs is not None:
+            return None if work is None else self.costs
+        return cost_table(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def costed(self, costs: CostTable | None) -> Bench:
+        """Return a bench that models the speed of candidates by a table; by none where nothing asks for speed."""
+        return replace(self, costs=None if self.config.modelled is None else costs)
+
+    def tell_other_costs(self) -> None:
+        """Warn if speed is modelled by what was measured elsewhere, or by other versions: it is of there, not here."""
+        here = self._origin()
+        if self.costs is None:
+            return
+        changed = [
+            f"{name} {was}, not {here[name]}" for name, was in self.costs.origin.items() if was != here.get(name)
+        ]
+        if changed:
+            log.warning("speed is that of where the study began, which had: %s", "; ".join(changed))
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a table of costs would be measured by here; empty if nothing asks for speed."""
+        work = self.config.modelled
+        if work is None:
+            return {}
+        return measured_by(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -239,6 +282,7 @@ class Bench:
             known=known,
             measure=needs.sparseness,
             screening=None if section is None else Screening(section, self.pool, model, self.screened, cache),
+            speed=None if self.costs is None else self.costs.speed,
         )
 
     @property
@@ -322,7 +366,7 @@ class Bench:
             **{f"kind of {name}": str(guest) for name, guest in self._guests()},
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
-            **({} if not self.screened else {"texts screened on": _digest(self.screened)}),
+            **({} if not self.screened else {"texts screened on": texts_digest(self.screened)}),
             "device": torch.device(self.device).type,
         }
 
@@ -420,14 +464,8 @@ def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[
     if section is None:
         return ()
     texts = _texts(section.data, config.directory, tasks)
-    tokenizer = pool.tokenizer() if section.data is not None else None
-    longest = min(LONGEST, longest_input(pool.checkpoints[BASE].config) or LONGEST)
-    sequences = tokenised(tokenizer, texts, max(section.tokens, section.more), longest, "evaluation.screening")
+    sequences = sequences_of(pool, texts, max(section.tokens, section.more), "evaluation.screening")
     return tuple(map(tuple, sequences))
-
-
-def _digest(sequences: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(json.dumps(sequences).encode()).hexdigest()
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

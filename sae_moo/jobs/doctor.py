@@ -354,6 +354,9 @@ def _contradictions(
             yield f"it repeats trial {record.repeats}, which has another recipe"
     if not 0 <= evaluation.sparsity < 1:
         yield f"its sparsity {evaluation.sparsity} is outside of [0, 1)"
+    if bool(header.costs) != (evaluation.speed is not None) and (evaluation.ok or evaluation.stopped is not None):
+        yield f"its speed is {evaluation.speed}, the study models {'every' if header.costs else 'no'} candidate's"
+        return
     if not evaluation.ok:
         if evaluation.reason == "unknown":
             yield "it failed without a reason"

@@ -182,6 +182,8 @@ class TrialStorage:
         if evaluation.scores or evaluation.stopped is not None:
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
+            if evaluation.speed is not None:
+                attributes["speed"] = evaluation.speed
         if evaluation.stopped is not None:
             attributes["stopped"] = asdict(evaluation.stopped)
         if evaluation.sparseness:
@@ -313,6 +315,7 @@ def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> 
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
         tuple(attrs.get("sparseness", ())),
+        attrs.get("speed"),
         attrs.get("tokens"),
         Screened(**attrs["screened"]) if "screened" in attrs else None,
     )

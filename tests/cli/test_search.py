@@ -160,7 +160,7 @@ def test_what_was_pruned_by_neurons_is_dropped(here):
     model = AutoModelForCausalLM.from_pretrained(here / "out")
     left = model.config.intermediate_size
     assert 0 < left < 24
-    assert f"{24 - left} of 24 neurons dropped from every block" in dropped
+    assert f"{24 - left} of 24 neurons of every block dropped" in dropped
     assert "times as fast as dense" in faster
     card = (here / "out/README.md").read_text()
     assert f"were exact zeros before {24 - left} of 24 neurons of every block were dropped" in card

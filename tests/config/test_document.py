@@ -89,7 +89,7 @@ serch: 3
         "c.yaml:8: tasks[1].kind: expected multiple_choice, exact_match, likelihood beside data",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
-        "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
+        "c.yaml:9: objectives[1]: expected a task, 'sparsity' or 'speed', got 'sparsty' (did you mean 'sparsity'?)",
         "c.yaml:10: constraints.sparsity.max: expected less than or equal to 1, got 1.5",
         "c.yaml:11: annealing.high: expected low <= high, got 0.7 > 0.2",
         "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
@@ -98,7 +98,7 @@ serch: 3
         "mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
-        "constraints, space, pruning, annealing, search, evaluation, executor, compare",
+        "constraints, speed, space, pruning, annealing, search, evaluation, executor, compare",
     ]
     assert found == expected
 
@@ -113,6 +113,14 @@ RACES = "evaluation: {racing: {}}"
         (("experts: {math", "experts: {base"), "models.experts: 'base' names the base model"),
         (("name: mine", "name: zoo_math"), "tasks[1].name: expected every task once, 'zoo_math' came before"),
         (("name: mine", "name: sparsity"), "tasks[1].name: 'sparsity' is an objective of its own"),
+        (("name: mine", "name: speed"), "tasks[1].name: 'speed' is an objective of its own"),
+        (("}, sparsity]", "}, speed]"), "objectives[1]: 'speed' is 1 of every candidate with pruning.scope: tensor"),
+        (("sparsity: {max: 0.9}", "speed: {min: 2}"), "constraints.speed: 'speed' is 1 of every candidate"),
+        (("sparsity: {max: 0.9}", "speed: {min: 0.9}"), "constraints.speed.min: expected 1, as fast as the base, or"),
+        (
+            ("constraints:", "speed: {mode: both}\nconstraints:"),
+            "speed.mode: expected 'decode' or 'prompt', got 'both'",
+        ),
         (("zoo_math, search", "zoo_math, kind: likelihood, search"), "tasks[0].kind: a built-in task has its own kind"),
         (("name: accuracy", "name: mine"), "objectives[0].name: expected a name of its own, 'mine' is taken"),
         (
@@ -120,7 +128,10 @@ RACES = "evaluation: {racing: {}}"
             "objectives: expected every objective once, 'sparsity' comes 2 times",
         ),
         (("{max: 0.9}", "{min: 0.95, max: 0.9}"), "constraints.sparsity: expected min <= max, got 0.95 > 0.9"),
-        (("mine: {min", "mien: {min"), "constraints.mien: expected a task, an objective or 'sparsity', got 'mien'"),
+        (
+            ("mine: {min", "mien: {min"),
+            "constraints.mien: expected a task, an objective, 'sparsity' or 'speed', got 'mien'",
+        ),
         (("  base: zoo:base\n", ""), "models.base: expected this key, it is missing"),
         (("search: 10", "search: 10.5"), "tasks[0].search: expected integer, got 10.5"),
         (("mean: [zoo_math, mine]", "mean: [mine, mine]"), "mean[1]: expected every task once, 'mine' came before"),
@@ -441,8 +452,8 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
     assert [line for line in found if "a task, an objective" not in line] == [
         "c.yaml:4: models.experts.str: expected string, got a mapping",
         "c.yaml:4: models.experts[key]: expected string, got 3",
-        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
         "c.yaml:9: constraints.MethodSection.low: no such key; expected one of min, max",
+        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
     ]
     (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
     assert found == "c.yaml:4: models.experts[1]: expected string, got 1"

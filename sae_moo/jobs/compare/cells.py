@@ -12,6 +12,7 @@ import numpy as np
 from sae_moo.config.document import Config, differences
 from sae_moo.config.sections import MethodSection
 from sae_moo.errors import InputError, Interrupted, RunError, StorageError
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.run import Run
 from sae_moo.files.disks import unplaced
@@ -127,7 +128,7 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
         raise InputError(
             f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
         )
-    configured = bench().configured(config)
+    configured = bench().configured(config).costed(_costs(folder))
     try:
         run = search(config, heard, root=folder.path, bench=configured)
     except InputError as error:
@@ -135,6 +136,12 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
             f"{cell}: {error.message}\n  give the comparison another study.name, or remove {place.path}"
         ) from error
     judge(run, configured, {record.digest: record.recipe for record in run.front()})
+
+
+def _costs(folder: ComparisonFolder) -> CostTable | None:
+    """Return what a token costs as the first of the searches measured it, so that all know one; None before that."""
+    tables = (Run.open(search.path).costs for search in folder.searches if search.begun)
+    return next((CostTable.read(table) for table in tables if table), None)
 
 
 def failure_of(work: Callable[[], None]) -> str | None:
@@ -177,7 +184,8 @@ def outcome_of(cell: Cell, run: Run) -> Outcome:
     front = []
     for record in view.front:
         scores = judged[record.digest]
-        front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
+        found = record.evaluation
+        front.append(Point(record.number, accuracy.value(record), found.sparsity, scores, found.speed))
     own = [record.evaluation for record in records if record.repeats is None]
     seconds = sum(evaluation.seconds for evaluation in own)
     progress = np.stack([volume, best], axis=1)
