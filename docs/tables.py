@@ -123,9 +123,10 @@ def algorithms(page: Path) -> str:  # noqa: ARG001
     rows = []
     for name, row in ALGORITHMS.items():
         reads = ", ".join(f"`{key}`" for key in (*(["pace"] if row.paces else []), *row.settings))
-        able = "yes" if row.races else ""
-        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, able))
-    return _table(("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race"), rows)
+        able = ["yes" if able else "" for able in (row.races, row.screens)]
+        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, *able))
+    heads = ("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race", "can screen")
+    return _table(heads, rows)
 
 
 def merge_methods(page: Path) -> str:  # noqa: ARG001

@@ -253,6 +253,17 @@ def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
         )
 
 
+def _stages_of_screening(draft: Config) -> Iterator[Fault]:
+    section, key = draft.evaluation.screening, ("evaluation", "screening")
+    if section is None:
+        return
+    survivors, candidates = section.survivors, section.candidates
+    if survivors is not None and candidates is not None and survivors > candidates:
+        yield (*key, "survivors"), f"expected at most {candidates}, all candidates, got {survivors}"
+    if section.more is not None and section.tokens is not None and survivors != 1 and section.more < section.tokens:
+        yield (*key, "more"), f"expected at least {section.tokens}, the tokens of the first stage, got {section.more}"
+
+
 def _compared_methods(draft: Config) -> Iterator[Fault]:
     names: dict[str, str] = {}  # by what their folders are called
     for i, entry in enumerate(() if draft.compare is None else draft.compare.methods):
@@ -264,10 +275,14 @@ def _compared_methods(draft: Config) -> Iterator[Fault]:
                 once = f"expected every method once, with a name of its own, got {name!r} again"
                 yield ("compare", "methods", i), once
             names.setdefault(slug(name), name)
-        for key in ("evaluations", "finish"):
-            if isinstance(entry, MethodSection) and key in (entry.search or {}):
-                every = f"every method has the same budget; set search.{key} for all"
-                yield ("compare", "methods", i, "search", key), every
+        for budget in ("evaluations", "tokens", "finish"):
+            if isinstance(entry, MethodSection) and budget in (entry.search or {}):
+                every = f"every method has the same budget; set search.{budget} for all"
+                yield ("compare", "methods", i, "search", budget), every
+        for key in (entry.evaluation or {}) if isinstance(entry, MethodSection) else ():
+            if key != "screening":
+                every = f"every method is asked alike but for screening; set evaluation.{key} for all"
+                yield ("compare", "methods", i, "evaluation", key), every
     reference = None if draft.compare is None else draft.compare.reference
     known = names.values()
     if reference is not None and names and reference not in known:
@@ -306,6 +321,7 @@ RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _scopes_together,
     _what_is_fast,
     _evaluation_of_parts,
+    _stages_of_screening,
     _compared_methods,
     _what_a_comparison_needs,
 )
@@ -385,7 +401,31 @@ def _what_the_algorithm_can(draft: Config, algorithm: Algorithm) -> Iterator[Fau
         yield ("evaluation", "racing"), needs
 
 
+def _what_there_is_to_screen(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    key = ("evaluation", "screening")
+    if draft.evaluation.screening is None:
+        return
+    if not algorithm.screens:
+        able = _names(lambda row: row.screens)
+        yield key, f"is for {able}; algorithm: {algorithm.name} proposes one allocation for each candidate"
+        return
+    if _over(draft, algorithm) != "lineage":
+        yield key, "is for space.kind: lineage; over coefficients the allocation is a part of the vector"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if (scopes and not set(scopes) - {BLOCKS} <= {"tensor", "group", "row"}) or scopes == (BLOCKS,):
+        beside = f"expected tensor, group or row, beside them {BLOCKS} if you like"
+        yield key, f"pruning.scope: {', '.join(scopes)} leaves no allocation to choose that keeps the budget; {beside}"
+    elif draft.space.granularity == "model":
+        yield key, "space.granularity: model prunes all blocks alike, which leaves no allocation to choose"
+    operators = getattr(draft.search, "operators", None)
+    if operators is not None and operators.prune_after is False:
+        yield key, "search.operators.prune_after: false prunes no child"
+
+
 def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    ablation = getattr(draft.search, "ablation", None)
+    if _apart(draft) and draft.pruning.scattered is None and ablation is not None and ablation.ladder:
+        yield ("search", "ablation", "ladder"), "is for a scope of scattered zeros"
     if algorithm.combines:
         return
     able = _names(lambda row: row.combines)
@@ -397,19 +437,24 @@ def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) ->
         yield ("pruning", "protect"), f"is for {able}; {lowest}"
 
 
+def _apart(draft: Config) -> list[str]:
+    """Return the scopes of whole parts that are searched apart: of several scopes, or blocks."""
+    pruning = draft.pruning
+    whole = [] if pruning.scope is None else [scope for scope in pruning.scopes if scope in STRUCTURED]
+    return whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+
+
 def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     own = getattr(draft.search, OPERATORS, None)
     if not isinstance(own, Operators) or own.unread or draft.pruning.scope is None or not algorithm.combines:
         return
-    pruning = draft.pruning
-    whole = [scope for scope in pruning.scopes if scope in STRUCTURED]
-    apart = whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+    pruning, apart = draft.pruning, _apart(draft)
     units = [scope for scope in apart if scope != BLOCKS]
-    by_tensor = pruning.scattered is not None and (pruning.scattered in ("tensor", "row") or ":" in pruning.scattered)
+    by_tensor = pruning.scattered in ("tensor", "row")
     one = draft.space.granularity == "model"
     reasons = {
         "switch": "is for space.granularity: block" if one else None,
-        "tensors": None if by_tensor and not one else "is for scope: tensor, row or N:M, and space.granularity: block",
+        "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
         "drop": "is for space.granularity: block" if one else None,
         "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
     }
@@ -445,6 +490,7 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _annealing_of_the_algorithm,
     _what_one_number_is_made_of,
     _what_the_algorithm_can,
+    _what_there_is_to_screen,
     _what_of_pruning_the_algorithm_reads,
     _what_operators_of_pruning_read,
     _what_the_algorithm_says,

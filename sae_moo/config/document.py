@@ -185,7 +185,7 @@ class Config(Section):
         read -= {"weights"} if algorithm.scalar is False else set()
         search = {key: value for key, value in search.items() if key in read or key in method.search}
         raw |= {"search": search, "space": space}
-        for section in ("pruning", "annealing"):
+        for section in ("pruning", "annealing", "evaluation"):
             raw[section] = {**raw.get(section, {}), **getattr(method, section)}
         unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(space.get("kind"))
         if unread and method.annealing.get("schedule") != ADAPTIVE:
@@ -267,16 +267,18 @@ class Config(Section):
 
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
-        The budget of evaluations and of repairs, the place of storage, the cache and the executor change no result and
-        are left out; so are places of models, items and calibration texts, whose contents a study is bound to instead.
+        The budgets of evaluations, tokens and repairs, the place of storage, the cache and the executor change no
+        result and are left out; so are places of models, items and texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["search"]["evaluations"], document["search"]["finish"]
-        del document["executor"], document["compare"]
+        del document["study"]["storage"], document["executor"], document["compare"]
+        del document["search"]["evaluations"], document["search"]["tokens"], document["search"]["finish"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:
             document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
+        if self.evaluation.screening is not None:
+            del document["evaluation"]["screening"]["data"]
         document["pruning"]["scope"] = ", ".join(self.pruning.scopes)
         for key in self.pruning.unsaid:
             del document["pruning"][key]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import create_model
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.asking import Racing
+from sae_moo.evaluate.asking import Racing, ScreeningSection
 from sae_moo.recipe import BASE, SCOPES, STRUCTURED, pattern
 from sae_moo.recipe.criteria import CRITERIA, USUAL
 from sae_moo.recipe.section import (
@@ -252,6 +252,11 @@ class SearchSection(Section):
     evaluations: Count = Field(
         default=400, description="the budget: trials in all, earlier ones of a resumed study counted"
     )
+    tokens: Count | None = Field(
+        default=None,
+        description="a second budget: forward tokens, of screening and of scoring; when so many are spent, no more "
+        "candidates are asked for. null: no such limit",
+    )
     finish: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=0,
         description="how many members of the front, those that stand for it best, are repaired after the search and "
@@ -337,6 +342,11 @@ class EvaluationSection(Section):
         default=None,
         description="share of each task's search split that stands for all of it; null: all instances are asked",
     )
+    screening: ScreeningSection | None = Field(
+        default=None,
+        description="several allocations of each child's sparsity are ranked without labels, and the best is "
+        "evaluated; null: no, `{}`: yes, with the defaults below",
+    )
     generation: Literal["transformers", "vllm"] = Field(
         default="transformers",
         description="what continues the prompts of tasks that let models write; `vllm` is experimental",
@@ -364,6 +374,9 @@ class MethodSection(Section):
     space: dict[str, Any] = Field(default={}, description="what it changes of `space`")
     pruning: dict[str, Any] = Field(default={}, description="what it changes of `pruning`")
     annealing: dict[str, Any] = Field(default={}, description="what it changes of `annealing`")
+    evaluation: dict[str, Any] = Field(
+        default={}, description="what it changes of `evaluation`: `screening`, all else is the same for all"
+    )
 
 
 class CompareSection(Section):

@@ -97,3 +97,32 @@ class Racing(Section):
     margin: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.01, description="how far beyond the front a candidate must promise to be, in some objective, to go on"
     )
+
+
+class ScreeningSection(Section):
+    """``evaluation.screening``: of how many allocations of a child's budget which one is evaluated with labels.
+
+    All are ranked by how alike their next-token distributions are to those of the same merge unpruned.
+    """
+
+    candidates: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=8, description="allocations of the same budget that are proposed for each pruned child"
+    )
+    tokens: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        default=2048, description="tokens of text that all of them read, at most"
+    )
+    survivors: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=2, description="how many of them go on to more tokens; 1: the best is chosen at once"
+    )
+    more: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        default=16384, description="tokens that the survivors have read in the end, at most"
+    )
+    measure: Literal["tv", "kl"] = Field(
+        default="tv",
+        description="what two distributions are compared by: `tv`, one minus their total variation; `kl`, minus the "
+        "divergence of the pruned from the unpruned",
+    )
+    data: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="texts to compare on, `.txt` or `.jsonl` with `text`; null: the prompts of the tasks' search split",
+    )

@@ -48,6 +48,8 @@ class Batches:
     Attributes:
         batch_tokens: as it is now.
         reading: how the model is read; None before the first with finite logits.
+        tokens: how many were read in all so far: what rows share counts once, padding not at all, nor what was read to
+            find out how, or again for lack of memory.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Batches:
         self._sizes = sizes
         self.batch_tokens = sizes.first(PASSES)
         self.reading: Reading | None = None
+        self.tokens = 0
         self.requests = tuple(requests)
         self._device = device
         self._lengths = np.array([len(request.continuation) for request in self.requests], dtype=np.int64)
@@ -102,6 +105,7 @@ class Batches:
         # nothing of a batch is looked at before all are on their way: a device that is waited for has nothing to do
         asked = [self._asked(self._logits(model, batch, head), batch) for batch in batches]
         gold, greedy = torch.cat(asked, dim=1).cpu().double().numpy()
+        self.tokens += sum(batch.tokens for batch in batches)
         request = np.concatenate([batch.request for batch in batches])
         logprob = np.zeros(len(self.requests))
         agreed = np.zeros(len(self.requests), dtype=np.int64)

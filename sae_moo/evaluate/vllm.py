@@ -150,6 +150,7 @@ class VllmWriter:
         self._tokenizer = tokenizer
         self._engine = engine
         self._ends: tuple[int, ...] = ()
+        self.tokens = 0
 
     def load(self, model: Any) -> None:
         """Take over the weights of a candidate; see `Engine.load`.
@@ -176,5 +177,7 @@ class VllmWriter:
         found: dict[int, str] = {}
         for (_, stops), chosen in alike.items():
             written = self._engine.write([self.requests[i] for i in chosen], self._ends)
-            found |= {i: text_of(self._tokenizer, tokens, stops) for i, tokens in zip(chosen, written, strict=True)}
+            for i, tokens in zip(chosen, written, strict=True):
+                self.tokens += len(self.requests[i].context) + len(tokens) - 1
+                found[i] = text_of(self._tokenizer, tokens, stops)
         return [found[i] for i in which]

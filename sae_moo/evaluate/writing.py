@@ -51,8 +51,14 @@ class Writer(Protocol):
     """Continues prompts greedily.
 
     Promises: `load` is called with every candidate before its first prompts; `write` then gives one text per prompt,
-    special tokens left out, cut before its first stop text.
+    special tokens left out, cut before its first stop text. `tokens` is how many were read in all so far, prompts and
+    what was written, all of it again where nothing is kept from token to token; not padding, nor what was read to find
+    out how to write. The last token written is not read.
     """
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens models have read in all so far."""
 
     def load(self, model: Any) -> None:
         """Take in a candidate, a transformers causal LM whose weights stay as they are until it is called again."""
@@ -115,6 +121,7 @@ class TransformersWriter:
         self._device = device
         self._sent: dict[tuple[Prompt, ...], tuple[Tensor, Tensor]] = {}
         self.way: Way | None = None
+        self.tokens = 0
         self._look_back = {
             stop: len(tokenizer.encode(stop, add_special_tokens=False)) + LOOK_BACK
             for request in self.requests
@@ -153,8 +160,20 @@ class TransformersWriter:
                 self._sent.clear()
                 continue
             for i, tokens in zip(chosen, written, strict=True):
+                self.tokens += self._read(model, self.requests[i], tokens)
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
         return [found[i] for i in which]
+
+    def _read(self, model: Any, request: Prompt, written: Sequence[int]) -> int:
+        """Return how many tokens were read to write; rows that ended before others are filled up with padding."""
+        ends, padding = end_tokens(model), self._tokenizer.pad_token_id
+        length = next((i + 1 for i, token in enumerate(written) if token in ends), len(written))
+        while length > 1 and written[length - 1] == padding and written[length - 1] not in ends:
+            length -= 1
+        before = len(request.context)
+        if self._way_of(model) is Way.ANEW:
+            return length * before + length * (length - 1) // 2
+        return before + length - 1
 
     def _size(self, model: Any) -> None:
         """Take as many tokens a batch as was chosen; find out first how many there is room for, if nobody did."""

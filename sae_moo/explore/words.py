@@ -11,11 +11,11 @@ import numpy as np
 
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.objectives import Constraint, Objective, Sparsity, Speed, TaskMean
+from sae_moo.objectives import Constraint, Objective, Screened, Sparsity, Speed, TaskMean
 from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
-from sae_moo.study.record import Ended, ended
+from sae_moo.study.record import Ended, ended, tokens
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
 MOST_NAMES = 4
@@ -243,6 +243,7 @@ def _cost(view: View) -> str:
     made = ended(view.records)
     fresh = [record.evaluation for record in made if record.repeats is None]
     merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
+    screened = [each.screened for each in fresh if each.screened is not None]
     states = Counter(record.state for record in view.records)
     asides = [
         (states["failed"], "failed"),
@@ -255,7 +256,19 @@ def _cost(view: View) -> str:
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)
     return (
         f"{len(made):,}{budget} evaluations{f' ({told})' if told else ''}, "
-        f"{duration(merging)} of merging and {duration(scoring)} of scoring."
+        f"{duration(merging)} of merging and {duration(scoring)} of scoring.{_screened(screened, tokens(view.records))}"
+    )
+
+
+def _screened(screened: Sequence[Screened], everything: int | None) -> str:
+    """Return what screening took, a sentence with a blank before it; nothing where nothing was screened."""
+    if not screened:
+        return ""
+    read, candidates = sum(each.tokens for each in screened), sum(each.candidates for each in screened)
+    share = f", {read / everything:.0%} of all {everything:,}" if everything else ""
+    return (
+        f" Screening chose {count(len(screened), 'candidate')} among {candidates:,} allocations: {read:,} forward "
+        f"tokens{share}, and {duration(sum(each.seconds for each in screened))}."
     )
 
 

@@ -27,6 +27,7 @@ from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
 from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.screening import Screening
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
@@ -41,7 +42,7 @@ from sae_moo.files.places import located
 from sae_moo.materialization.calibration import calibrate
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts
+from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts, sequences_of, texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
@@ -66,6 +67,7 @@ class Bench:
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
         repair: digest of the texts that repairs read, or None where no member of the front is repaired.
+        screened: texts that allocations are screened on, as token ids; empty where they are not.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
@@ -78,6 +80,7 @@ class Bench:
     device: str
     calibration: str | None = None
     repair: str | None = None
+    screened: tuple[tuple[int, ...], ...] = ()
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
 
@@ -103,8 +106,9 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
+        calibration = _calibrated(config, pool, tasks, device)
         repair = _repairing(config, pool, tasks) if config.search.finish else None
-        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device), repair)
+        bench = cls(config, pool, tasks, device, calibration, repair, _screened(config, pool, tasks))
         bench.check()
         return bench
 
@@ -112,18 +116,24 @@ class Bench:
         """Return a bench for another configuration of the same models, tasks and evaluation; neither is opened again.
 
         Raises:
-            ValueError: if the configuration has others.
+            ValueError: if the configuration has others; how allocations are screened may differ.
         """
-        for section in ("models", "tasks", "evaluation"):
+        for section in ("models", "tasks"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ValueError(f"{section}: expected those that were opened")
+        alike = [each.evaluation.model_copy(update={"screening": None}) for each in (config, self.config)]
+        if alike[0] != alike[1]:
+            raise ValueError("evaluation: expected that which was opened")
         if config.pruning.submodels != self.config.pruning.submodels:
             raise ValueError("pruning.submodels: expected those that the models were opened with")
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
         repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
-        bench = replace(self, config=config, calibration=calibrated, repair=repair)
+        screened = self.screened
+        if config.evaluation.screening != self.config.evaluation.screening:
+            screened = _screened(config, self.pool, self.tasks)
+        bench = replace(self, config=config, calibration=calibrated, repair=repair, screened=screened)
         bench.check()
         return bench
 
@@ -283,14 +293,16 @@ class Bench:
         writer = self.config.evaluation.generation
         sizes = self._sizes(tell)
         known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer, sizes=sizes)
+        model, section = self.live_model(), self.config.evaluation.screening
         return Evaluator(
             self.pool,
-            self.live_model(),
+            model,
             self._scorer(sizes),
             cache=cache,
             racing=self.config.evaluation.racing,
             known=known,
             measure=needs.sparseness,
+            screening=None if section is None else Screening(section, self.pool, model, self.screened, cache),
             speed=None if self.costs is None else self.costs.speed,
         )
 
@@ -353,6 +365,7 @@ class Bench:
             weights=config.search.weights,
             schedule=schedule.learning() if schedule.adapts else schedule,
             pace=config.pace,
+            allocations=1 if config.evaluation.screening is None else config.evaluation.screening.candidates,
             population=config.search.population,
             seed=config.study.seed,
             settings=config.search.settings,
@@ -382,6 +395,7 @@ class Bench:
             **{f"kind of {name}": str(guest) for name, guest in self._guests()},
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
+            **({} if not self.screened else {"texts screened on": texts_digest(self.screened)}),
             "device": torch.device(self.device).type,
         }
 
@@ -478,6 +492,16 @@ def _repairing(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> str:
     section = config.pruning.calibration
     data, tokens = (None, TOKENS) if section is None else (section.data, section.tokens)
     return calibration_texts(pool, _texts(data, config, tasks), tokens)
+
+
+def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
+    """Return what allocations are screened on, as token ids; nothing if they are not."""
+    section = config.evaluation.screening
+    if section is None:
+        return ()
+    texts = _texts(section.data, config, tasks)
+    sequences = sequences_of(pool, texts, max(section.tokens, section.more), "evaluation.screening")
+    return tuple(map(tuple, sequences))
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

@@ -59,8 +59,8 @@ def repair_trial(
         scorer = bench.scorer()
         stage("scoring what was repaired")
         scores = {task: tuple(row.tolist()) for task, row in scorer.score(stream.model, "search").items()}
-        # what goes whole is the same, and so is how fast it is
-        evaluation = Evaluation(stream.recipe, scores, stream.sparsity(), speed=record.evaluation.speed)
+        fast = record.evaluation.speed  # what is repaired has the same structure
+        evaluation = Evaluation(stream.recipe, scores, stream.sparsity(), speed=fast)
         digest = stream.recipe.digest(bench.pool)
         if test:
             keep_judged(run, bench, digest, scorer.score(stream.model, "test"))

@@ -161,10 +161,11 @@ def _study(
     listener: Listener,
     sized: Callable[[Mapping[str, int]], None],
 ) -> Study:
+    evaluator = bench.evaluator(sized)
     return Study(
         trials,
         searcher,
-        LocalExecutor(bench.evaluator(sized).evaluate),
+        LocalExecutor(evaluator.evaluate, None if evaluator.screening is None else evaluator.best_of),
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
         evaluations=bench.config.search.evaluations,
@@ -172,5 +173,6 @@ def _study(
         listener=listener,
         rivals=bench.rivals(),
         finishing=bench.finishing(),
+        tokens=bench.config.search.tokens,
         failures=bench.config.executor.failures,
     )

@@ -47,7 +47,9 @@ class Report:
     seconds: float
 
 
-def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None) -> Report:
+def materialize(
+    recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None, *, hold: bool = True
+) -> Report:
     """Write the weights of a recipe into a live model, in that model's dtypes and on its device.
 
     Args:
@@ -55,6 +57,7 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         pool: the experts.
         into: a model of the pool's architecture (`ExpertPool.live_model`); its parameters are overwritten.
         cache: weights of candidates already materialized; read and, if `recipe` is a `Cast`, added to.
+        hold: whether the cache is added to: not by what nothing will be bred from.
 
     Returns:
         What was written, sparsity counted on it.
@@ -63,7 +66,7 @@ def materialize(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: Weight
         InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
     """
     start = time.perf_counter()
-    written = write(recipe, pool, into, cache)
+    written = write(recipe, pool, into, cache, hold=hold)
     return Report(written.recipe, *fractions(pool, written.zeros), seconds=time.perf_counter() - start)
 
 
@@ -83,7 +86,9 @@ class Written:
 
 
 @torch.no_grad()
-def write(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None) -> Written:
+def write(
+    recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None, *, hold: bool = True
+) -> Written:
     """Do what `materialize` does, and return the tensors instead of their sparsity."""
     parameters = pool.parameters(into)
     first = next(iter(parameters.values()))
@@ -112,7 +117,8 @@ def write(recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache 
             parameters[info.name].copy_(written)
     mask_removed_experts_(into, pool, parameters, zeros)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
-    if cache is not None and rounded and worth_holding(recipe) and repair_of(recipe) is None:  # nothing is bred of it
+    bred = hold and repair_of(recipe) is None  # nothing is bred of what was repaired
+    if cache is not None and bred and rounded and worth_holding(recipe):
         cache.put(recipe, exact.items(), size)
     return Written(recipe, exact, zeros)
 

@@ -51,11 +51,13 @@ def calibration_texts(pool: ExpertPool, texts: Sequence[str | Sequence[int]], to
     return digest
 
 
-def sequences_of(pool: ExpertPool, texts: Sequence[str | Sequence[int]], tokens: int) -> list[list[int]]:
+def sequences_of(
+    pool: ExpertPool, texts: Sequence[str | Sequence[int]], tokens: int, where: str = "calibration"
+) -> list[list[int]]:
     """Return the sequences of token ids that a pool's models are given of texts; see `tokenised`."""
     longest = longest_input(pool.checkpoints[BASE].config)
     tokenizer = pool.tokenizer() if any(isinstance(text, str) for text in texts) else None
-    return tokenised(tokenizer, texts, tokens, min(LONGEST, longest or LONGEST))
+    return tokenised(tokenizer, texts, tokens, min(LONGEST, longest or LONGEST), where)
 
 
 def texts_digest(sequences: Sequence[Sequence[int]]) -> str:
@@ -116,14 +118,16 @@ def _read(file: Path) -> Sequences | None:
     return tuple(tuple(row) for row in rows)
 
 
-def tokenised(tokenizer: Any, texts: Sequence[str | Sequence[int]], tokens: int, longest: int) -> list[list[int]]:
+def tokenised(
+    tokenizer: Any, texts: Sequence[str | Sequence[int]], tokens: int, longest: int, where: str = "calibration"
+) -> list[list[int]]:
     """Return sequences of token ids, at least 2 and at most `longest` each, at most `tokens` in all.
 
     Raises:
-        InputError: if there is no such sequence, saying what came.
+        InputError: if there is no such sequence, saying `where`, and what came.
     """
     if tokens < 2:
-        raise InputError(f"calibration: expected at least 2 tokens, got {tokens}")
+        raise InputError(f"{where}: expected at least 2 tokens, got {tokens}")
     sequences: list[list[int]] = []
     left, most = tokens, 0
     for text in texts:
@@ -132,7 +136,7 @@ def tokenised(tokenizer: Any, texts: Sequence[str | Sequence[int]], tokens: int,
         elif isinstance(text, Sequence) and all(isinstance(each, int) and each >= 0 for each in text):
             ids = list(text)
         else:
-            raise InputError(f"calibration: expected texts, or token ids, got {text!r}")
+            raise InputError(f"{where}: expected texts, or token ids, got {text!r}")
         most = max(most, len(ids))
         for start in range(0, len(ids), longest):
             sequence = ids[start : min(start + longest, start + left)]
@@ -143,7 +147,7 @@ def tokenised(tokenizer: Any, texts: Sequence[str | Sequence[int]], tokens: int,
             break
     if not sequences:
         given = f"the longest has {most}" if texts else "there is none"
-        raise InputError(f"calibration: expected texts of at least 2 tokens; of {len(texts)} texts {given}")
+        raise InputError(f"{where}: expected texts of at least 2 tokens; of {len(texts)} texts {given}")
     return sequences
 
 

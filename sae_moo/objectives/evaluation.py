@@ -35,6 +35,26 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Screened:
+    """How a candidate was chosen, without labels, among several allocations of one budget of zeros.
+
+    Args:
+        candidates: how many allocations there were.
+        chosen: which of them is the best, from 0 in the order of the proposal.
+        similarity: of the chosen one to its teacher, by the configured measure; None if nothing could be told, since
+            logits were not finite: then the first one is chosen.
+        tokens: how many tokens models read for it, the teacher's among them.
+        seconds: wall time spent, merging included.
+    """
+
+    candidates: int
+    chosen: int
+    similarity: float | None
+    tokens: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What evaluating one recipe gave; a value.
 
@@ -53,6 +73,9 @@ class Evaluation:
             model, then per parameter group; else empty.
         speed: modelled tokens per second of the structured export over those of the base, above 0; at least 1 wherever
             nothing is added to the model. None where nobody asked for it.
+        tokens: how many tokens the model read while it was scored, those it wrote among them; None if that is not
+            known, as in studies of builds that did not count them.
+        screened: how the candidate was chosen before; None where it was the only one.
     """
 
     recipe: Recipe
@@ -65,6 +88,8 @@ class Evaluation:
     seconds_score: float = 0.0
     sparseness: tuple[float, ...] = ()
     speed: float | None = None
+    tokens: int | None = None
+    screened: Screened | None = None
 
     def __post_init__(self) -> None:
         scores: dict[str, tuple[float, ...]] = {}
@@ -81,6 +106,16 @@ class Evaluation:
     def ok(self) -> bool:
         """Whether there are scores to use."""
         return self.reason is None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time in all, of screening, merging and scoring."""
+        return self.seconds_merge + self.seconds_score + (0.0 if self.screened is None else self.screened.seconds)
+
+    @property
+    def spent(self) -> int | None:
+        """Forward tokens in all, of screening and of scoring; None if that is not known."""
+        return None if self.tokens is None else self.tokens + (0 if self.screened is None else self.screened.tokens)
 
     def mean(self, task: str) -> float:
         """Return the mean score of a task, in [0, 1]."""

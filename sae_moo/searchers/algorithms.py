@@ -80,6 +80,7 @@ class Algorithm(Row):
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
+        screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
         combines: whether it searches several scopes of pruning together.
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
@@ -102,6 +103,7 @@ class Algorithm(Row):
     paces: bool = False
     anneals: bool = False
     races: bool = False
+    screens: bool = False
     combines: bool = False
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     schedule: str = PUBLISHED[0]
@@ -200,6 +202,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         paces=True,
         anneals=True,
         races=True,
+        screens=True,
         combines=True,
         schedule="constant",
         high=0.8,

@@ -26,6 +26,7 @@ from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers import fitness
 from sae_moo.searchers.allocation import inherited
+from sae_moo.searchers.alternatives import alternatives
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.ground import DIGITS, RANDOM, Ground
 from sae_moo.searchers.problem import EVALUATION
@@ -36,6 +37,7 @@ from sae_moo.searchers.structure import Structure, Structures, built, structure_
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
+ALTERNATIVES = "alternatives"  # key of other allocations of an individual's budget
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
 OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
 
@@ -86,7 +88,8 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         """Return `n_samples` individuals; see the class."""
         rng, ground, settings = _required(random_state), self.ground, self.settings
         if ground.structured:
-            drawn = ground.starting_recipes()[:n_samples]
+            count = min(n_samples, len(ground.starting_recipes()) + self.ablation.ladder)
+            drawn = ground.first(count, rng, self.sparsest, self.ablation.ladder)
             structures = Structures(ground, settings)
             for number in range(n_samples - len(drawn)):
                 merged = ground.task_arithmetic(ground.random_weights(rng, settings.tilt))
@@ -330,6 +333,7 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
             the level of each child.
         settings: `prune_after` (whether the child is pruned), and all that `allocation` and `structure` read.
         ablation: `prune_before`, whether the parents are.
+        allocations: with how many allocations of its budget a child is proposed; above 1 others are set beside it.
     """
 
     def __init__(
@@ -338,12 +342,14 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         ratio: float | Callable[[Rng], float] = 0.0,
         settings: Operators = OPERATORS,
         ablation: Ablation = ABLATION,
+        allocations: int = 1,
     ) -> None:
         super().__init__(prob=1.0)
         self.ground = ground
         self.ratio = ratio
         self.settings = settings
         self.ablation = ablation
+        self.allocations = allocations
         self._structures = Structures(ground, settings)
 
     def do(
@@ -354,7 +360,11 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         for individual in pop:
             origin = individual.get(ORIGIN) or Origin("mutation")
             eta = self.ratio(rng) if callable(self.ratio) else self.ratio
-            individual.set("X", _objects([self.mutated(individual.get("X")[0], origin, eta, rng)])[0])
+            child = self.mutated(individual.get("X")[0], origin, eta, rng)
+            individual.set("X", _objects([child])[0])
+            if self.allocations > 1:
+                others = alternatives(self.ground, child, self.allocations - 1, self.settings, rng)
+                individual.set(ALTERNATIVES, others)
             individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, RATIO: eta}))
         return pop
 
@@ -379,7 +389,7 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         here = np.array(ground.prunable)
         # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
         parents = [] if ground.scope in STRUCTURED else [np.array(each.group_sparsity) for each in origin.parents]
-        if parents and (settings.switch or settings.tensors):
+        if parents and settings.switch:
             asked = [structure_of(each.recipe, ground) for each in origin.parents]
             levels, offsets = self._structures.scattered(asked, here, self._level(eta, rng), rng)
             return built(recipe, Structure(levels=levels, offsets=offsets), ground)
@@ -391,13 +401,15 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         return eta if callable(self.ratio) else eta * float(rng.random())
 
 
-def lineage_operators(ground: Ground, sparsest: float, settings: Operators, ablation: Ablation) -> dict[str, Any]:
+def lineage_operators(
+    ground: Ground, sparsest: float, settings: Operators, ablation: Ablation, allocations: int = 1
+) -> dict[str, Any]:
     """Return pymoo's arguments that make an algorithm breed as our own search does; `sparsest` of the first ones."""
     return {
         "sampling": LineageSampling(ground, sparsest, settings, ablation),
         "selection": AttractionMating(ablation),
         "crossover": ZeroAwareCrossover(ground, settings, ablation),
-        "mutation": PruneMergeMutation(ground, settings=settings, ablation=ablation),
+        "mutation": PruneMergeMutation(ground, settings=settings, ablation=ablation, allocations=allocations),
     }
 
 

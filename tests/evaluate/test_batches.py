@@ -70,6 +70,20 @@ def test_a_score_does_not_depend_on_its_batch(math_model, requests, batch_tokens
         assert answer.greedy == usual[i].greedy
 
 
+@pytest.mark.parametrize("batch_tokens", [64, 1024, 100_000])
+def test_tokens_that_rows_share_count_once_and_those_not_read_never(math_model, batch_tokens):
+    prompt = tuple(range(3, 15))
+    batches = Batches(
+        [Request(prompt, (20, 21, 22)), Request(prompt, (20, 23)), Request(prompt, (24,)), Request((5, 6), (7, 8, 9))],
+        batch_tokens=batch_tokens,
+    )
+    batches.score(math_model)
+    once = 12 + 2 + (2 + 2)  # the prompt, then 20 and 21; of every answer the last token is not read
+    assert batches.tokens == once
+    batches.score(math_model)
+    assert batches.tokens == 2 * once
+
+
 def test_one_forward_pass_says_what_generation_would(math_model, tokenizer, requests):
     ends = end_tokens(tokenizer)
     for request, answer in zip(requests, Batches(requests).score(math_model), strict=True):

@@ -6,7 +6,7 @@ import torch
 from sae_moo.errors import TaskError
 from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.tasks import zoo_items
-from sae_moo.evaluate.writing import TransformersWriter
+from sae_moo.evaluate.writing import TransformersWriter, Way
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
 
@@ -103,6 +103,36 @@ def test_rows_that_have_ended_leave_the_batch(math_model, tokenizer, prompts, mo
     assert rows[0] == len(alike)
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < rows[0]
+
+
+@pytest.mark.parametrize("way", [Way.PADDED, Way.ANEW])
+def test_tokens_that_were_read_are_counted_without_padding(math_model, tokenizer, prompts, way, monkeypatch):
+    writer, read = TransformersWriter(prompts, tokenizer, batch_tokens=200), []
+    writer.write(math_model)
+    writer.way, before, forward = way, writer.tokens, type(math_model).forward
+
+    def counting(self, input_ids, attention_mask=None, **rest):
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        read.append(int(there.sum()))
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **rest)
+
+    counting.__signature__ = __import__("inspect").signature(forward)
+    monkeypatch.setattr(type(math_model), "forward", counting)
+    writer.write(math_model)
+    assert writer.tokens - before == sum(read) > 0
+    assert way is Way.PADDED or sum(read) > 2 * before
+
+
+def test_tokens_of_a_writer_with_a_penalty_end_with_each_text(math_model, tokenizer, prompts, monkeypatch):
+    monkeypatch.setattr(math_model.generation_config, "repetition_penalty", 1.8)
+    writer, lengths = TransformersWriter(prompts, tokenizer), []
+    writer.write(math_model)
+    for prompt in prompts:
+        own = TransformersWriter([prompt], tokenizer)
+        own.way = Way.EVEN
+        (tokens,) = own._decoded(math_model, own.requests)
+        lengths.append(len(prompt.context) + len(tokens) - 1)
+    assert writer.tokens == sum(lengths)
 
 
 def test_a_repetition_penalty_is_obeyed(math_model, tokenizer, prompts):

@@ -21,9 +21,10 @@ from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
 from sae_moo.objectives.front import Accuracy
+from sae_moo.searchers.finishing import REPAIR
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
-from sae_moo.study.record import evaluations, told
+from sae_moo.study.record import evaluations, tokens, told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,7 +165,11 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     run = Run.open(place.path)
     view = run.view()
     made, budget = evaluations(view.records), config.search.trials
-    complete = made == budget or (made < budget and view.exhausted)
+    spent, most = tokens(view.records), config.search.tokens
+    used = most is not None and spent is not None and spent >= most
+    repaired = sum(record.operator == REPAIR for record in view.records)
+    over = view.exhausted or (used and repaired == config.search.finish)
+    complete = made == budget or (made < budget and over)
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)
@@ -185,9 +190,14 @@ def outcome_of(cell: Cell, run: Run) -> Outcome:
         found = record.evaluation
         front.append(Point(record.number, accuracy.value(record), found.sparsity, scores, found.speed))
     own = [record.evaluation for record in records if record.repeats is None]
-    seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
-    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
+    seconds = sum(evaluation.seconds for evaluation in own)
+    progress = np.stack([volume, best], axis=1)
+    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, progress, tokens(records))
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {**config.identity(), "models": config.models.model_dump_json(), "budget": config.search.trials}
+    return {**config.identity(), "models": config.models.model_dump_json(), **_budgets(config)}
+
+
+def _budgets(config: Config) -> dict[str, int | None]:
+    return {"budget": config.search.trials, "budget of tokens": config.search.tokens}

@@ -58,9 +58,10 @@ class Outcome:
         seed: seed of the search.
         front: the models that nothing dominated on the search split; may be empty.
         evaluations: trials made.
-        seconds: spent merging and scoring in them.
+        seconds: spent screening, merging and scoring in them.
         progress: after each evaluation, hypervolume of the front and best mean of the objectives scored on tasks, both
             on the search split; shape (evaluations, 2).
+        tokens: forward tokens that they took, of screening and of scoring; None where these were not counted.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Outcome:
     evaluations: int
     seconds: float
     progress: Array
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
