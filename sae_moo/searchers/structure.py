@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Prune, Recipe
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Prune, Recipe, pattern_sparsity
 from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.allocation import STEP, inherited, switched
@@ -161,7 +161,9 @@ class Structures:
         if settings.switch and parents and parents[0].levels is not None and rng.random() < settings.switch:
             if settings.tensors and rng.random() < 0.5:
                 return asked[0], self._switched_inside(asked[0], offsets, here, rng)
-            return switched(asked[0], ground.sizes * here, ground.most, rng), offsets
+            fixed = None if ground.scope is None else pattern_sparsity(ground.scope)
+            most, step = (ground.most, STEP) if fixed is None else (fixed, fixed)  # a block has the pattern or not
+            return switched(asked[0], ground.sizes * here, most, rng, step=step), offsets
         return inherited(asked, here, ground.depth, rng, settings, level), offsets
 
     def _switched_inside(self, levels: Array, offsets: Array | None, here: NDArray[np.bool_], rng: Rng) -> Array:

@@ -11,7 +11,7 @@ from pymoo.core.individual import Individual
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BLOCKS, MOE_EXPERTS, Cast, Expert, Prune
 from sae_moo.recipe.structure import chain, removed_blocks
-from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.operators import LineageSampling, Origin, PruneMergeMutation, ZeroAwareCrossover
 from sae_moo.searchers.space import CoefficientSpace
@@ -209,6 +209,16 @@ def test_one_scope_of_scattered_zeros_switches_levels_too(scope):
     assert 2 <= (asked != own.levels).sum() <= 6
 
 
+def test_patterns_switch_whole_blocks():
+    ground = replace(GROUND, scope="2:4", structured=(), units=())
+    own = Structure(levels=np.array([0, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0, 0]))
+    mutation = PruneMergeMutation(ground, 0.8, STILL.model_copy(update={"switch": 1.0}))
+    origin = Origin("x", (parent(own, ground),))
+    asked = [mutation.mutated(Cast(MATH, "float32"), origin, 0.8, rng(seed)).input.sparsity for seed in range(20)]
+    assert all(sum(each) == 2.0 for each in asked)
+    assert len(set(asked)) > 10
+
+
 def test_mutation_prunes_by_what_parents_lack():
     mutation = PruneMergeMutation(GROUND, 0.5, STILL)
     mutated = mutation.mutated(Cast(MATH, "float32"), Origin("x", (parent(structure()),)), 0.5, rng())
@@ -219,6 +229,12 @@ def test_a_first_population_has_members_of_each_scope_alone_and_of_all():
     population = LineageSampling(GROUND).do(None, 40, random_state=rng())
     kinds = {tuple(node.scope for node in chain(each.X[0])) for each in population}
     assert {(BLOCKS,), ("neurons",), ("heads",), ("tensor",), (BLOCKS, "neurons", "heads", "tensor"), ()} <= kinds
+    rungs = LineageSampling(GROUND, 0.6, ablation=Ablation(ladder=3)).do(None, 12, random_state=rng())
+    assert [each.get("origin").operator for each in rungs][7:] == [
+        "task arithmetic",
+        *["pruned average"] * 3,
+        "random merge",
+    ]
     only = LineageSampling(replace(GROUND, structured=(BLOCKS,), units=(), scope=None)).do(
         None, 20, random_state=rng(1)
     )
