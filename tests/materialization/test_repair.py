@@ -179,6 +179,24 @@ def test_as_many_zeros_and_less_lost(pools, kind, scope):
     assert all(torch.equal(weights[name], weight) for name, weight in weights_of(pool, model).items())
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_each_block_reads_what_the_repaired_ones_before_it_make(pools, kind):
+    pool = pools(kind)
+    model = pool.live_model()
+    materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
+    stem = {"llama": "layers.2.self_attn.q_proj", "gpt2": "h.2.attn.c_attn"}[kind]
+    layer, moments = model.base_model.get_submodule(stem), torch.zeros(16, 16)
+    layer.register_forward_pre_hook(lambda _, args: add_moments(moments, args[0].flatten(0, 1)))
+    for row in texts():
+        model.base_model(input_ids=torch.tensor([row]))
+    merged_model = pool.live_model()
+    materialize(MERGE, pool, merged_model)
+    dense = merged_model.base_model.get_submodule(stem).weight
+    before, after = (each if kind == "gpt2" else each.t() for each in (dense, layer.weight))
+    expected = swept(before.contiguous(), factorized(moments, 0.01), Cheapest(before.numel() // 2, 16))
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", MAKES)
 @pytest.mark.parametrize("scope", ["neurons", "heads", "blocks"])
 def test_what_is_removed_stays_removed(pools, kind, scope):
