@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from sae_moo.materialization.calibration import calibrate, load_calibration
     from sae_moo.materialization.into_model import Report, materialize
     from sae_moo.materialization.parents import WeightCache
+    from sae_moo.materialization.texts import calibration_texts
     from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
-    from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+    from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, Repair
     from sae_moo.searchers.annealing import CyclicAnnealing
     from sae_moo.searchers.ground import Ground
     from sae_moo.searchers.nsga import NsgaSearcher
@@ -53,8 +54,9 @@ _HOMES = {
     "evaluate.task": ("Task",),
     "materialization.into_model": ("Report", "materialize"),
     "materialization.parents": ("WeightCache",),
+    "materialization.texts": ("calibration_texts",),
     "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "TaskMean"),
-    "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
+    "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe", "Repair"),
     "explore.run": ("Run",),
     "searchers.schedule": ("Schedule",),
     "searchers.searcher": ("Proposal", "Searcher"),
@@ -100,6 +102,7 @@ __all__ = [
     "PruneMergeMutation",
     "Recipe",
     "RecipeDuplicates",
+    "Repair",
     "Report",
     "Run",
     "RunError",
@@ -114,6 +117,7 @@ __all__ = [
     "WeightCache",
     "ZeroAwareCrossover",
     "calibrate",
+    "calibration_texts",
     "export",
     "load_calibration",
     "materialize",

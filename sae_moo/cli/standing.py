@@ -65,7 +65,7 @@ class Standing:
     def __init__(self, config: Config) -> None:
         self.tasks = tuple(task.name for task in config.tasks)
         self.objectives = config.objective_list()
-        self.budget = config.search.evaluations
+        self.budget = config.search.trials
         self.front: Front[Ended] = Front(self.objectives)
         self.volume = 0.0
         self.ended = self.replayed = self.stopped = self.generation = self.grew = 0

@@ -19,7 +19,7 @@ from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY, SPEED
-from sae_moo.recipe import BASE, BLOCKS, STRUCTURED, pattern_sparsity
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
 from sae_moo.searchers.breeding import Operators
@@ -236,6 +236,12 @@ def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
     evaluation, called = draft.evaluation, _objectives(draft)
     if evaluation.racing is not None and called and set(called) <= {*COUNTED}:
         yield ("evaluation", "racing"), f"expected an objective that is scored on instances; {called[0]} is not"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if evaluation.generation == "vllm" and MOE_EXPERTS in scopes:
+        yield (
+            ("evaluation", "generation"),
+            f"not vllm with scope: {MOE_EXPERTS}; given zeros in place of experts, it lets routers choose them",
+        )
     if evaluation.anchors is not None and evaluation.generation == "vllm":
         yield (
             ("evaluation", "anchors"),
@@ -407,6 +413,7 @@ def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iter
     reasons = {
         "switch": "is for space.granularity: block" if one else None,
         "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
+        "graft": None if apart or pruning.scattered else f"is for scattered zeros, {BLOCKS}, or a list of scopes",
         "drop": "is for space.granularity: block" if one else None,
         "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
     }

@@ -267,11 +267,12 @@ class Config(Section):
 
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
-        The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
-        so are places of models, items and calibration texts, whose contents a study is bound to instead.
+        The budget of evaluations and of repairs, the place of storage, the cache and the executor change no result and
+        are left out; so are places of models, items and calibration texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["search"]["evaluations"], document["executor"], document["compare"]
+        del document["study"]["storage"], document["search"]["evaluations"], document["search"]["finish"]
+        del document["executor"], document["compare"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:

@@ -19,17 +19,15 @@ from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config
 from sae_moo.deploy.tensor_files import Entry, in_bytes
 from sae_moo.deploy.vacancies import Vacancies
-from sae_moo.deploy.widths import is_read, one_for_each, settings
 from sae_moo.errors import InputError, itemized
 from sae_moo.experts.anatomy import Anatomy, anatomy
 from sae_moo.experts.layers import Relaid
 from sae_moo.experts.layout import content_digest, raw, text_config
+from sae_moo.experts.widths import NAMES_HEAD_SIZE, is_read, one_for_each, settings
 from sae_moo.recipe import BASE
 
 UNITS = {"neurons": "neurons", "heads": "key/value groups of heads"}
 """Scope -> what its units are called; those that blocks can lose, in the order in which they are looked for."""
-NAMES_HEAD_SIZE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-"""Model types whose ``config.json`` can hold fewer heads of the same size (``head_dim``)."""
 _WITHOUT_ATTENTION = "linear_attention"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.objectives import Constraint, Objective, Sparsity, Speed, TaskMean
-from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, children, walk
+from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
 from sae_moo.study.record import Ended, ended
@@ -113,6 +113,9 @@ def recipe_words(recipe: Recipe, known: Mapping[Recipe, int]) -> list[str]:
             case Prune():
                 lines.append(f"{inputs[0]} pruned {_prune_words(node)}")
                 names[node] = inputs[0].removesuffix(", pruned") + ", pruned"
+            case Repair():
+                lines.append(f"{inputs[0]} repaired: what is left is moved to make up for the zeros")
+                names[node] = f"{inputs[0]} and repaired"
             case Cast():
                 names[node] = inputs[0]
     if isinstance(recipe, Cast):

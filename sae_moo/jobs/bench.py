@@ -38,15 +38,17 @@ from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.places import located
-from sae_moo.materialization.calibration import calibrate, read_texts
+from sae_moo.materialization.calibration import calibrate
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, BLOCKS, Cast, Expert, Prune
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune, Repair
 from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.recipe.groups import in_block
+from sae_moo.searchers.finishing import Finishing
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment, Searcher
 
@@ -63,6 +65,7 @@ class Bench:
         tasks: the tasks, tokenised.
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
+        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
@@ -74,6 +77,7 @@ class Bench:
     tasks: tuple[Task, ...]
     device: str
     calibration: str | None = None
+    repair: str | None = None
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
 
@@ -99,7 +103,8 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
+        repair = _repairing(config, pool, tasks) if config.search.finish else None
+        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device), repair)
         bench.check()
         return bench
 
@@ -117,16 +122,20 @@ class Bench:
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
-        bench = replace(self, config=config, calibration=calibrated)
+        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
+        bench = replace(self, config=config, calibration=calibrated, repair=repair)
         bench.check()
         return bench
 
     def check(self) -> None:
         """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
-        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
+        most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
+        check(most, self.pool)
+        if self.repair is not None and isinstance(most, Prune):
+            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.5, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
@@ -211,6 +220,19 @@ class Bench:
         if work is None:
             return {}
         return measured_by(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def repairing(self) -> str:
+        """Give the pool the texts that a repair reads; return their digest.
+
+        Raises:
+            InputError: if there are none, or too short ones.
+        """
+        return self.repair or _repairing(self.config, self.pool, self.tasks)
+
+    def finishing(self) -> Finishing:
+        """Return what asks for repaired members of the front once a search is over."""
+        config = self.config
+        return Finishing(config.search.finish, self.repair, config.objective_list(), config.constraint_list())
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -302,13 +324,21 @@ class Bench:
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
-            most=min([MOST_SPARSE, *highest]),
+            most=min([MOST_SPARSE, *highest, *self._most_experts()]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
             structured=structured,
             blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
             protected=(0, 0) if protect is None else (protect.first, protect.last),
             units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
+            staying=tuple((scope, anatomy(self.pool, scope).least) for scope in structured if scope == MOE_EXPERTS),
         )
+
+    def _most_experts(self) -> list[float]:
+        """Return the largest share of a mixture's experts that may go, where nothing else does."""
+        if self.config.pruning.scope != MOE_EXPERTS:
+            return []
+        whole = anatomy(self.pool, MOE_EXPERTS)
+        return [(whole.units - whole.least) / whole.units]
 
     def assignment(self) -> Assignment:
         """Return what the configured algorithm is to search."""
@@ -431,13 +461,23 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
     section = config.pruning.calibrated
     if section is None:
         return None
-    texts: Sequence[str | Sequence[int]]
-    if section.data is not None:
-        texts = read_texts(located(section.data, config.directory))
-    else:  # the search split's prompts, a task after another, each once; the test split stays unseen
-        prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
-        texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+    texts = _texts(section.data, config, tasks)
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
+
+
+def _texts(data: str | None, config: Config, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
+    """Return the texts of a file, or the search split's prompts, a task after another; the test split stays unseen."""
+    if data is not None:
+        return read_texts(located(data, config.directory))
+    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
+    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+
+
+def _repairing(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> str:
+    """Give the pool the texts that a repair reads: the calibration's, else prompts; return their digest."""
+    section = config.pruning.calibration
+    data, tokens = (None, TOKENS) if section is None else (section.data, section.tokens)
+    return calibration_texts(pool, _texts(data, config, tasks), tokens)
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

@@ -171,5 +171,6 @@ def _study(
         versions=versions(),
         listener=listener,
         rivals=bench.rivals(),
+        finishing=bench.finishing(),
         failures=bench.config.executor.failures,
     )

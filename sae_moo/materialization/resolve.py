@@ -22,7 +22,7 @@ from sae_moo.materialization.ops.select import Cut, Importances, rank
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Known, Plan, scoring_of
 from sae_moo.materialization.thresholds import counts as counts_at_once
-from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, walk
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, Repair, walk
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS, Method, WholeModel
@@ -78,6 +78,8 @@ def resolve(
                     counts, cuts = _resolved_counts(pruned, pool, device, cache, known)
                     node_now = replace(pruned, counts=counts)
                     known.cuts[node_now] = cuts
+            case Repair():
+                node_now = replace(node, input=new[node.input])
             case Cast():
                 node_now = Cast(new[node.input], node.dtype)
             case _:

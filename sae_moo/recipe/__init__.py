@@ -1,4 +1,4 @@
-"""What a candidate is: an immutable expression of experts, merges and prunings; needs no torch."""
+"""What a candidate is: an immutable expression of experts, merges, prunings and repairs; needs no torch."""
 
 from sae_moo.recipe.nodes import (
     BASE,
@@ -14,6 +14,7 @@ from sae_moo.recipe.nodes import (
     Merge,
     Prune,
     Recipe,
+    Repair,
     children,
     decode,
     digest,
@@ -42,6 +43,7 @@ __all__ = [
     "Param",
     "Prune",
     "Recipe",
+    "Repair",
     "Weights",
     "children",
     "decode",

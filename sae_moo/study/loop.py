@@ -18,6 +18,7 @@ from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.structure import chain, removed_blocks
+from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
@@ -133,6 +134,7 @@ class Study:
         listener: told of every event.
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
+        finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
 
@@ -148,6 +150,7 @@ class Study:
         versions: str,
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
+        finishing: Finishing | None = None,
         failures: int = 0,
     ) -> None:
         self._storage = storage
@@ -159,8 +162,10 @@ class Study:
         self._versions = versions
         self._listener = listener
         self._rivals = rivals
+        self._finishing = Finishing() if finishing is None else finishing
         self._streak = Streak(failures)
-        self._asked = 0
+        self._asked = 0  # of the searcher
+        self._dry = False  # the searcher has nothing left to try
         self._told = 0
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
@@ -178,7 +183,7 @@ class Study:
         """
         try:
             self._replay()
-            while self._proposals or self._asked < self._budget:
+            while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(
                         f"stopped after {self._told} evaluations: {self._streak.diagnosis()}. All are saved, and the "
@@ -186,23 +191,38 @@ class Study:
                     )
                 self._submit()
                 if not self._executor.busy:
-                    if self._proposals or self._asked >= self._budget:
+                    if self._proposals:
                         continue
-                    self._listener(Exhausted(self._asked, self._budget))
-                    return
+                    break
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
+            asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
+            if asked < budget:
+                self._listener(Exhausted(asked, budget))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
             ) from None
 
-    def _submit(self) -> None:
-        while self._executor.free and self._asked < self._budget:
+    @property
+    def _wanting(self) -> bool:
+        """Whether there are candidates to ask for: of the search, then of those that finish it."""
+        return (self._asked < self._budget and not self._dry) or self._finishing.left
+
+    def _next(self) -> Proposal | None:
+        """Ask for a candidate; None if there is none until others have ended, or none at all."""
+        if self._asked < self._budget and not self._dry:
             proposals = self._searcher.ask(1)
-            if not proposals:
+            if proposals:
+                return proposals[0]
+            self._dry = not self._proposals
+        return None if self._proposals else self._finishing.ask()  # of the whole front
+
+    def _submit(self) -> None:
+        while self._executor.free:
+            proposal = self._next()
+            if proposal is None:
                 return
-            proposal = proposals[0]
             name = digest(proposal.recipe, self._fingerprints)
             number = self._storage.begin(
                 proposal,
@@ -216,8 +236,10 @@ class Study:
             self._launch(number)
 
     def _out(self, number: int, proposal: Proposal, name: str) -> None:
-        self._asked += 1
-        self._proposals[number] = _Out(proposal, name, self._rivals if proposal.generation > 0 else None)
+        finishes = proposal.operator == REPAIR
+        self._asked += not finishes
+        races = proposal.generation > 0 and not finishes
+        self._proposals[number] = _Out(proposal, name, self._rivals if races else None)
 
     def _launch(self, number: int) -> None:
         out = self._proposals[number]
@@ -243,7 +265,10 @@ class Study:
         self._number_of.setdefault(record.recipe, record.number)
         if self._rivals is not None and record.repeats is None:
             self._rivals = self._rivals.after(record.evaluation)
-        self._searcher.tell(self._proposals.pop(record.number).proposal, record.evaluation)
+        proposal = self._proposals.pop(record.number).proposal
+        self._finishing.tell(proposal, record.evaluation)
+        if proposal.operator != REPAIR:
+            self._searcher.tell(proposal, record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
@@ -252,8 +277,11 @@ class Study:
         for record in records:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
-            if isinstance(self._searcher, Recalling):
-                proposals: Sequence[Proposal] = [self._searcher.recall(record.vector)]
+            if record.operator == REPAIR:
+                again = self._finishing.recall(record.asked)
+                proposals: Sequence[Proposal] = [] if again is None else [again]
+            elif isinstance(self._searcher, Recalling):
+                proposals = [self._searcher.recall(record.vector)]
             else:
                 proposals = self._searcher.ask(1)
             if not proposals or proposals[0].recipe != record.asked:

@@ -219,7 +219,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, finish, pace, weights, operators, ablation",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -312,6 +312,7 @@ SEVERAL = "[blocks, neurons, row]"
         (["search.operators={tensors: true, switch: 0.2}", "pruning.scope=group"], "search.operators.tensors: is for scope: tensor or row, and space.granularity: block"),
         (["search.operators.switch=0.2", "pruning.scope=global"], "search.operators.switch: scope: global has one level for all blocks; there is none to switch"),
         (["search.operators.switch=0.2", "space.granularity=model"], "search.operators.switch: is for space.granularity: block"),
+        (["search.operators.graft=0.2", "pruning.scope=heads"], "search.operators.graft: is for scattered zeros, blocks, or a list of scopes"),
         (["search.ablation.ladder=3", "pruning.scope=[blocks, heads]"], "search.ablation.ladder: is for a scope of scattered zeros"),
         (["search.operators.drop=0.2", "space.granularity=model"], "search.operators.drop: is for space.granularity: block"),
     ],

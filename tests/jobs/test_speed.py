@@ -24,6 +24,7 @@ def clock(monkeypatch, tmp_path):
 
     monkeypatch.setattr(timing, "forward", lambda model, *given: model)
     monkeypatch.setattr(timing, "fastest", fastest)
+    monkeypatch.setattr(timing, "reads_one_for_each", lambda pool, scope: False)  # takes seconds
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 

@@ -9,7 +9,7 @@ import pytest
 from pymoo.core.individual import Individual
 
 from sae_moo.objectives import Evaluation
-from sae_moo.recipe import BLOCKS, Cast, Expert, Prune
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, Cast, Expert, Prune
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.ground import Ground
@@ -225,6 +225,19 @@ def test_mutation_prunes_by_what_parents_lack():
     assert mutated == parent(structure()).recipe
 
 
+@pytest.mark.parametrize("ground", [GROUND, replace(GROUND, structured=(), units=())])
+def test_grafted_children_are_pruned_as_their_second_parent_is(ground):
+    first, second = structure((), None, 0.3), structure(() if not ground.structured else (2, 3), None, 0.6)
+    parents = (parent(first, ground), parent(second, ground))
+    grafting = PruneMergeMutation(ground, 0.5, STILL.model_copy(update={"graft": 0.5}))
+    own = rng()
+    born = [grafting.mutated(Cast(MATH, "float32"), Origin("x", parents), 0.5, own) for _ in range(60)]
+    assert np.mean([each == parents[1].recipe for each in born]) == pytest.approx(0.5, abs=0.2)
+    alone = [grafting.mutated(Cast(MATH, "float32"), Origin("x", parents[:1]), 0.5, own) for _ in range(9)]
+    assert len({*alone}) == 1
+    assert parents[1].recipe not in alone
+
+
 def test_a_first_population_has_members_of_each_scope_alone_and_of_all():
     population = LineageSampling(GROUND).do(None, 40, random_state=rng())
     kinds = {tuple(node.scope for node in chain(each.X[0])) for each in population}
@@ -305,3 +318,20 @@ def test_dropped_experts_are_inherited_where_they_were_dropped_and_taken_back():
     assert (drawn[:, 1:9] == 0).any(axis=(0,)).all(), "every expert is dropped in every block at times"
     assert (drawn[:, [0, 9]] != 0).all(), "what is no block keeps its experts"
     assert (weights(0.0)[:, 3:5, 1] != 0).mean() > 0.4, "off: a zero is a number like any other"
+
+
+def test_all_mixtures_lose_as_many_experts_and_keep_what_routers_choose():
+    ground = replace(GROUND, structured=(BLOCKS, MOE_EXPERTS), units=((MOE_EXPERTS, 8),), staying=((MOE_EXPERTS, 3),))
+    shares = np.array([0.9, *[0.25, 0.5] * 4, 0.9])  # of embeddings and head nothing is read
+    uneven = Structure(frozenset({2}), {MOE_EXPERTS: shares})
+    assert chain(Cast(built(MATH, uneven, ground), "float32"))[-1].sparsity == 0.375
+    many = built(MATH, Structure(shares={MOE_EXPERTS: np.ones(10)}), ground)
+    assert many == Prune(MATH, 0.625, scope=MOE_EXPERTS)
+    assert CoefficientSpace(replace(ground, staying=((MOE_EXPERTS, 6),))).shares == {MOE_EXPERTS: 0.25}
+    draws = Structures(ground, STILL.model_copy(update={"shift": 0.1}))
+    own = structure_of(ground.candidate(built(MATH, uneven, ground)), ground)
+    found = [draws.child([own], 0.8, 0.5, rng(i)).shares[MOE_EXPERTS] for i in range(40)]
+    assert all(len(set(row.tolist())) == 1 for row in found)
+    counts = {round(row[0] * 8) for row in found}
+    assert len(counts) >= 3, "inherited numbers move"
+    assert max(counts) <= 5
