@@ -54,7 +54,7 @@ SCOPE_WORDS = {
     "row": "the weights of one output; the same number goes from each",
     "neurons": "whole neurons of an MLP, with their biases; as many in every block",
     "heads": "whole key/value groups of attention heads, with their biases; as many in every block",
-    "moe-experts": "whole experts of a mixture, with their rows of the router; as many in every block",
+    "moe-experts": "whole experts of a mixture, with their rows of the router; as many of every mixture",
     "blocks": "whole transformer blocks; a removed one passes on what it is given",
 }
 SCHEDULE_WORDS = {

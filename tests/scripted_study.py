@@ -5,6 +5,7 @@ from __future__ import annotations
 from stand_ins import Landscape
 
 from sae_moo.objectives import Constraint, Sparsity, TaskMean
+from sae_moo.searchers.finishing import Finishing
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
@@ -29,6 +30,7 @@ class Setup:
         self.searcher = searcher
         self.landscape = Landscape()
         self.rivals = None
+        self.finish = 0
 
     def storage(self) -> TrialStorage:
         opened = open_storage(self.where or self.path, write=True)
@@ -43,7 +45,8 @@ class Setup:
             searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
         rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
-        Study(storage, searcher, executor, **LANDSCAPE, **rest).run()
+        finishing = Finishing(self.finish, "ab" * 32, OBJECTIVES, LIMITS)
+        Study(storage, searcher, executor, **LANDSCAPE, **rest, finishing=finishing).run()
         return self.facts()
 
     def facts(self):

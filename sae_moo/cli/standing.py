@@ -68,7 +68,7 @@ class Standing:
     def __init__(self, config: Config) -> None:
         self.tasks = tuple(task.name for task in config.tasks)
         self.objectives = config.objective_list()
-        self.budget = config.search.evaluations
+        self.budget = config.search.trials
         self.tokens = config.search.tokens
         self.spent = self.screening = 0
         self.front: Front[Ended] = Front(self.objectives)

@@ -19,7 +19,7 @@ from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY, SPEED
-from sae_moo.recipe import BASE, BLOCKS, STRUCTURED, pattern_sparsity
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
 from sae_moo.searchers.breeding import Operators
@@ -187,8 +187,12 @@ def _storage_that_lasts(draft: Config) -> Iterator[Fault]:
 
 def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
     pruning = draft.pruning
-    if pruning.calibration is not None and pruning.criterion is not None and not _calibrated(pruning.criterion):
-        yield ("pruning", "calibration"), f"criterion: {pruning.criterion} is not calibrated; leave it out"
+    reads = pruning.criterion is None or _calibrated(pruning.criterion) or draft.search.finish != 0
+    if pruning.calibration is not None and not reads:
+        yield (
+            ("pruning", "calibration"),
+            f"criterion: {pruning.criterion} is not calibrated, and search.finish repairs nothing; leave it out",
+        )
     if pruning.rescale and pruning.scope is not None and pruning.scattered is None:
         yield ("pruning", "rescale"), f"scope: {', '.join(pruning.scopes)} is not rescaled; leave it out"
     model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
@@ -236,6 +240,12 @@ def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
     evaluation, called = draft.evaluation, _objectives(draft)
     if evaluation.racing is not None and called and set(called) <= {*COUNTED}:
         yield ("evaluation", "racing"), f"expected an objective that is scored on instances; {called[0]} is not"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if evaluation.generation == "vllm" and MOE_EXPERTS in scopes:
+        yield (
+            ("evaluation", "generation"),
+            f"not vllm with scope: {MOE_EXPERTS}; given zeros in place of experts, it lets routers choose them",
+        )
     if evaluation.anchors is not None and evaluation.generation == "vllm":
         yield (
             ("evaluation", "anchors"),
@@ -265,7 +275,7 @@ def _compared_methods(draft: Config) -> Iterator[Fault]:
                 once = f"expected every method once, with a name of its own, got {name!r} again"
                 yield ("compare", "methods", i), once
             names.setdefault(slug(name), name)
-        for budget in ("evaluations", "tokens"):
+        for budget in ("evaluations", "tokens", "finish"):
             if isinstance(entry, MethodSection) and budget in (entry.search or {}):
                 every = f"every method has the same budget; set search.{budget} for all"
                 yield ("compare", "methods", i, "search", budget), every
@@ -413,6 +423,9 @@ def _what_there_is_to_screen(draft: Config, algorithm: Algorithm) -> Iterator[Fa
 
 
 def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    ablation = getattr(draft.search, "ablation", None)
+    if _apart(draft) and draft.pruning.scattered is None and ablation is not None and ablation.ladder:
+        yield ("search", "ablation", "ladder"), "is for a scope of scattered zeros"
     if algorithm.combines:
         return
     able = _names(lambda row: row.combines)
@@ -424,19 +437,24 @@ def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) ->
         yield ("pruning", "protect"), f"is for {able}; {lowest}"
 
 
+def _apart(draft: Config) -> list[str]:
+    """Return the scopes of whole parts that are searched apart: of several scopes, or blocks."""
+    pruning = draft.pruning
+    whole = [] if pruning.scope is None else [scope for scope in pruning.scopes if scope in STRUCTURED]
+    return whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+
+
 def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     own = getattr(draft.search, OPERATORS, None)
     if not isinstance(own, Operators) or own.unread or draft.pruning.scope is None or not algorithm.combines:
         return
-    pruning = draft.pruning
-    whole = [scope for scope in pruning.scopes if scope in STRUCTURED]
-    apart = whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+    pruning, apart = draft.pruning, _apart(draft)
     units = [scope for scope in apart if scope != BLOCKS]
-    by_tensor = pruning.scattered is not None and (pruning.scattered in ("tensor", "row") or ":" in pruning.scattered)
+    by_tensor = pruning.scattered in ("tensor", "row")
     one = draft.space.granularity == "model"
     reasons = {
         "switch": "is for space.granularity: block" if one else None,
-        "tensors": None if by_tensor and not one else "is for scope: tensor, row or N:M, and space.granularity: block",
+        "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
         "drop": "is for space.granularity: block" if one else None,
         "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
     }

@@ -267,12 +267,13 @@ class Config(Section):
 
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
-        The budgets of evaluations and tokens, the place of storage, the cache and the executor change no result and are
-        left out; so are places of models, items and texts, whose contents a study is bound to instead.
+        The budgets of evaluations, tokens and repairs, the place of storage, the cache and the executor change no
+        result and are left out; so are places of models, items and texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
         del document["study"]["storage"], document["executor"], document["compare"]
-        del document["search"]["evaluations"], document["search"]["tokens"]
+        for budget in ("evaluations", "tokens", "finish"):
+            del document["search"][budget]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:

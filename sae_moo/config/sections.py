@@ -257,6 +257,11 @@ class SearchSection(Section):
         description="a second budget: forward tokens, of screening and of scoring; when so many are spent, no more "
         "candidates are asked for. null: no such limit",
     )
+    finish: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0,
+        description="how many members of the front, those that stand for it best, are repaired after the search and "
+        "evaluated as further trials, on top of `evaluations`",
+    )
     pace: Pace | None = Field(
         default=None,
         description="when children enter the population: all of a generation at once, or each as it is evaluated; "
@@ -273,6 +278,11 @@ class SearchSection(Section):
     def _known(cls, algorithm: str) -> str:
         search_section(algorithm)  # refused there if what it reads is called like what every search has
         return ALGORITHMS.find(algorithm).name
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be: of the search, then of repaired members of its front."""
+        return self.evaluations + self.finish
 
     @property
     def settings(self) -> dict[str, Section]:

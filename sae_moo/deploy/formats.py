@@ -141,11 +141,11 @@ FORMATS: Catalogue[Format] = Catalogue(
         ),
         Format(
             name="structured",
-            summary="a folder without blocks, neurons and heads that are zero as a whole",
+            summary="a folder without blocks, neurons, heads and experts of mixtures that are zero as a whole",
             write="sae_moo.deploy.writers:structured",
             smaller=True,
             loads=_ANY_LOADER,
-            needs="blocks that are zero as a whole, or neurons or heads in every block, as pruning.scope leaves them",
+            needs="blocks that are zero as a whole, or neurons, heads or experts of each, as pruning.scope has it",
             verified="loaded as it is; scores may differ by rounding where units are gone",
             estimate="sae_moo.deploy.estimate:Structured",
             gains=f"all: {zeros.STRUCTURED}",

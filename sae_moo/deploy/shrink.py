@@ -19,17 +19,16 @@ from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config
 from sae_moo.deploy.tensor_files import Entry, in_bytes
 from sae_moo.deploy.vacancies import Vacancies
-from sae_moo.deploy.widths import is_read, one_for_each, settings
 from sae_moo.errors import InputError, itemized
 from sae_moo.experts.anatomy import Anatomy, anatomy
 from sae_moo.experts.layers import Relaid
 from sae_moo.experts.layout import content_digest, raw, text_config
+from sae_moo.experts.live import parsed_config
+from sae_moo.experts.widths import NAMES_HEAD_SIZE, is_read, one_for_each, settings
 from sae_moo.recipe import BASE
 
 UNITS = {"neurons": "neurons", "heads": "key/value groups of heads"}
 """Scope -> what its units are called; those that blocks can lose, in the order in which they are looked for."""
-NAMES_HEAD_SIZE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-"""Model types whose ``config.json`` can hold fewer heads of the same size (``head_dim``)."""
 _WITHOUT_ATTENTION = "linear_attention"
 
 
@@ -155,8 +154,11 @@ class Shrunk:
         return ", ".join(blocks + units + experts)
 
     def left(self) -> tuple[str, ...]:
-        """Return what to know of units that are zero and stay, or of blocks that differ in width, a sentence each."""
-        said = []
+        """Return what to know of what is left, a sentence each.
+
+        That is units that are zero and stay, blocks that differ in width, and runtimes that take blocks for others.
+        """
+        said = list(self._counted_off())
         padded = {scope: cut for scope, cut in self.cuts.items() if cut.inside}
         if padded:
             weights = sum(
@@ -186,6 +188,27 @@ class Shrunk:
                 f"{in_bytes(self.nbytes(even=True))}"
             )
         return tuple(said)
+
+    def _counted_off(self) -> Iterator[str]:
+        """Yield what a runtime gets wrong that goes by the numbers of blocks instead of by ``config.json``."""
+        if not self.gone:
+            return
+        base = self.stream.pool.checkpoints[BASE]
+        whole, own = (dict(text_config(each)) for each in (parsed_config(base.folder) or {}, base.config))
+        kinds = (whole | own).get("layer_types") or ()
+        left = text_config(self.config).get("layer_types", kinds)
+        if list(left) != list(kinds[: len(left)]):
+            yield (
+                f"blocks are of several kinds ({', '.join(sorted(set(kinds)))}), each as config.json lists it, which "
+                "transformers and vLLM read; llama.cpp counts the kinds of some architectures off instead (Gemma2 and "
+                "Gemma3 among them), and computes another model of this one"
+            )
+        scale = (whole | own).get("query_pre_attn_scalar")
+        if scale is not None and scale != (whole | own).get("head_dim"):
+            yield (
+                "llama.cpp takes the scale of this model's attention by the number of blocks, and computes another "
+                "model of this one"
+            )
 
     def content(self, entry: Entry) -> Iterator[memoryview]:
         """Yield the bytes of one smaller tensor, as `tensor_files.write_shards` asks for them.

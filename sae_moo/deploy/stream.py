@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -68,7 +68,10 @@ class Stream:
         self._device = torch.device(device)
         self._plan = ready.plan
         self.model: Any = None if repair_of(recipe) is None else pool.live_model(dtype, device)
-        self._held = {} if self.model is None else write(ready.recipe, pool, self.model).exact
+        self._held: Mapping[str, Tensor] = {}
+        if self.model is not None:
+            written = write(ready.recipe, pool, self.model)
+            self._held, self._zeros = written.exact, dict(written.zeros)
 
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
@@ -108,6 +111,8 @@ class Stream:
 
     def sparsity(self) -> float:
         """Return the fraction of exact zeros over all prunable weights, in [0, 1], once all tensors have passed.
+
+        Where there is a live model it is known before.
 
         Raises:
             WeightsError: naming tensors that hold NaN or an infinity.

@@ -10,7 +10,7 @@ from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import FORMATS
 from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.order import Order
-from sae_moo.deploy.pace import speed_up
+from sae_moo.deploy.pace import pace_words, paces
 from sae_moo.deploy.packing import Packer, unpack
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.surroundings import CARD_FILE, RECIPE_FILE
@@ -155,12 +155,15 @@ def structured(order: Order, folder: Path) -> None:
         order.tell(sentence)
     write_shards(folder, small.entries, order.content(small), order.shard_bytes)
     order.surround(folder, small.config)
-    _certify(folder, order.verified(folder, small.digests, exact=not small.narrower))
     if order.verifies:
-        order.stage("timed beside the dense model")
+        order.stage("timed beside the base")
         base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.dtype
-        faster = speed_up(folder, base, dtype, order.device)
-        order.tell(f"a forward pass over 4 x 64 tokens on {order.device} is {faster:.2f} times as fast as dense")
+        measured = paces(folder, base, dtype, order.device)
+        order.timed(measured)
+        faster = pace_words(measured, order.device)
+        order.tell(faster)
+        order = replace(order, card=replace(card, notes=(*card.notes, f"{faster[0].upper()}{faster[1:]}.")))
+    _certify(folder, order.verified(folder, small.digests, exact=not small.narrower))
 
 
 def _certify(folder: Path, card: str | None) -> None:

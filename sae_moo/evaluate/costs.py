@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,30 @@ DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
+class Widths:
+    """What a block takes by how many units of a scope it has, and how many the structured export can leave it.
+
+    Args:
+        units: how many units, ascending; the last is the whole block.
+        seconds: what a block takes with so many, ascending.
+        each: whether every block can have a number of its own; else all are as wide as the widest.
+        able: the numbers that a ``config.json`` can say, ascending, the whole among them; empty: any.
+    """
+
+    units: tuple[int, ...]
+    seconds: tuple[float, ...]
+    each: bool = False
+    able: tuple[int, ...] = ()
+
+    def exported(self, kept: Sequence[int]) -> list[int]:
+        """Return how many units the structured export leaves to blocks that need so many; as many blocks."""
+        if self.each and (not self.able or set(kept) <= {*self.able}):
+            return list(kept)
+        widest = max(kept, default=0)
+        return [next((count for count in self.able if count >= widest), widest)] * len(kept)
+
+
+@dataclass(frozen=True, slots=True)
 class CostTable:
     """Seconds that a token takes, by what it passes; measured once (`timing.measured`), and kept with a study.
 
@@ -29,17 +54,14 @@ class CostTable:
         blocks: how many blocks the base has.
         outside: of embeddings, final norm, head, and what a forward pass takes besides.
         block: of one whole block.
-        widths: scope -> what a block takes by how many units it has: rows of units and seconds, both ascending, the
-            last is the whole block. Scopes that are not there change nothing.
-        padded: whether every block of the structured export is as wide as the widest.
+        widths: scope -> what a block takes by how many units it has. Scopes that are not there change nothing.
         origin: by what it was measured, in words, by name: machine, device, versions, settings.
     """
 
     blocks: int
     outside: float
     block: float
-    widths: Mapping[str, tuple[tuple[int, float], ...]]
-    padded: bool
+    widths: Mapping[str, Widths]
     origin: Mapping[str, str]
 
     @property
@@ -56,12 +78,10 @@ class CostTable:
         """
         left = [block for block in range(self.blocks) if block not in removed]
         total = self.outside + len(left) * self.block
-        for scope, row in self.widths.items():
-            units, seconds = zip(*row, strict=True)
-            kept = [units[-1] - gone[scope][block] if gone.get(scope) else units[-1] for block in left]
-            if self.padded:
-                kept = [max(kept, default=0)] * len(kept)
-            total -= sum(self.block - float(taken) for taken in np.interp(kept, units, seconds))
+        for scope, known in self.widths.items():
+            whole = known.units[-1]
+            kept = known.exported([max(1, whole - gone[scope][block]) if gone.get(scope) else whole for block in left])
+            total -= sum(self.block - float(taken) for taken in np.interp(kept, known.units, known.seconds))
         return max(total, self.outside)
 
     def speed(self, recipe: Recipe) -> float:
@@ -75,7 +95,8 @@ class CostTable:
 
     def document(self) -> dict[str, Any]:
         """Return the table as JSON has it, bit for bit."""
-        return {**asdict(self), "widths": {scope: [list(each) for each in row] for scope, row in self.widths.items()}}
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
 
     @classmethod
     def read(cls, document: object) -> CostTable:
@@ -88,8 +109,13 @@ class CostTable:
             if not isinstance(document, Mapping):
                 raise TypeError("expected a mapping")
             widths = {
-                str(scope): tuple((int(units), float(seconds)) for units, seconds in row)
-                for scope, row in document["widths"].items()
+                str(scope): Widths(
+                    tuple(map(int, each["units"])),
+                    tuple(map(float, each["seconds"])),
+                    bool(each["each"]),
+                    tuple(map(int, each["able"])),
+                )
+                for scope, each in document["widths"].items()
             }
             origin = {str(name): str(words) for name, words in document["origin"].items()}
             table = cls(
@@ -97,7 +123,6 @@ class CostTable:
                 float(document["outside"]),
                 float(document["block"]),
                 widths,
-                bool(document["padded"]),
                 origin,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -107,14 +132,15 @@ class CostTable:
         return table
 
 
-def _ascends(row: Sequence[tuple[int, float]]) -> bool:
-    numbers = np.array(row, dtype=np.float64)
-    return bool(len(row) and (np.diff(numbers[:, 0]) > 0).all() and (np.diff(numbers[:, 1]) >= 0).all())
+def _ascends(widths: Widths) -> bool:
+    alike = 0 < len(widths.units) == len(widths.seconds)
+    rising = all(bool((np.diff(row) > 0).all()) for row in (widths.units, widths.able))
+    return alike and rising and bool((np.diff(widths.seconds) >= 0).all())
 
 
 def fitted(
     times: Mapping[int, float], widths: Mapping[str, Mapping[int, float]], units: Mapping[str, int]
-) -> tuple[float, float, dict[str, tuple[tuple[int, float], ...]]]:
+) -> tuple[float, float, dict[str, Widths]]:
     """Return what measured times of small models say: outside of the blocks, of a whole one, and by width.
 
     What is less must not take longer: where noise says so, it takes as long as what has more.
@@ -134,7 +160,8 @@ def fitted(
     rows = {}
     for scope, measured in widths.items():
         row = [(units[scope], block)]
-        for left, seconds in sorted(measured.items(), reverse=True):
-            row.append((left, min(max((seconds - outside) / many, 0.0), row[-1][1])))
-        rows[scope] = tuple(reversed(row))
+        for left, total in sorted(measured.items(), reverse=True):
+            row.append((left, min(max((total - outside) / many, 0.0), row[-1][1])))
+        counts, seconds = zip(*reversed(row), strict=True)
+        rows[scope] = Widths(counts, seconds)
     return outside, block, rows

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,10 +23,10 @@ from sae_moo.evaluate.passes import takes
 from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.built import built_model
 from sae_moo.experts.layers import with_layers
-from sae_moo.experts.layout import dtype_of, longest_input, text_config
+from sae_moo.experts.layout import dtype_of, longest_input
 from sae_moo.experts.live import parsed_config
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.experts.widths import narrower, padded
+from sae_moo.experts.widths import narrower, reads_one_for_each, said
 from sae_moo.files.user_cache import keep, kept
 from sae_moo.recipe import BASE
 from sae_moo.recipe.groups import in_block
@@ -118,7 +119,7 @@ def measured(
 
     def config(count: int, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         order = [i * len(blocks) // count for i in range(count)]
-        return _changed(with_layers(checkpoint.config, parsed, order), changes or {})
+        return {**with_layers(checkpoint.config, parsed, order), **(changes or {})}
 
     whole = built_model(config(many), dtype_of(dtype), device)
     models: dict[tuple[str, int], Any] = {("blocks", many): whole}
@@ -126,13 +127,9 @@ def measured(
     units = _units(pool)
     for scope, count in units.items():
         for left in sorted({max(1, round(share * count)) for share in SHARES} - {count}):
-            changes = narrower(checkpoint.config, scope, count, left)
-            if changes is None:
-                continue
-            try:
+            changes = narrower(pool, scope, left)
+            if changes is not None and said({**checkpoint.config, **changes}):
                 models[scope, left] = _like(config(many, changes), whole, dtype, device)
-            except InputError as error:  # some widths are refused, such as heads that do not divide the hidden size
-                log.info("speed: %d %s are not measured: %s", left, scope, error)
     best = fastest({key: forward(model, mode, batch, length) for key, model in models.items()}, device)
     tokens = batch * (length if mode == "prompt" else 1)
     times = {key: seconds / tokens for key, seconds in best.items()}
@@ -143,7 +140,11 @@ def measured(
     }
     counted = {left: seconds for (what, left), seconds in times.items() if what == "blocks"}
     outside, block, rows = fitted(counted, widths, units)
-    return CostTable(len(blocks), outside, block, rows, padded(checkpoint.config), dict(origin))
+    rows = {
+        scope: replace(row, each=reads_one_for_each(pool, scope), able=_able(pool, scope))
+        for scope, row in rows.items()
+    }
+    return CostTable(len(blocks), outside, block, rows, dict(origin))
 
 
 def _blocks(pool: ExpertPool) -> dict[int, int]:
@@ -168,13 +169,14 @@ def _units(pool: ExpertPool) -> dict[str, int]:
     return {scope: count for scope, count in found.items() if count > 1}
 
 
-def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a ``config.json`` with changes of its text model's settings."""
-    inner = text_config(config)
-    if inner is config:
-        return {**config, **changes}
-    key = next(key for key, value in config.items() if isinstance(value, Mapping) and text_config(value) is inner)
-    return {**config, key: _changed(dict(config[key]), changes)}
+def _able(pool: ExpertPool, scope: str) -> tuple[int, ...]:
+    """Return the numbers of units that a ``config.json`` can say; empty where it can say any."""
+    if scope == "neurons":
+        return ()
+    config = pool.checkpoints[BASE].config
+    count = anatomy(pool, scope).units
+    rows = {left: narrower(pool, scope, left) for left in range(1, count)}
+    return (*(left for left, row in rows.items() if row is not None and said({**config, **row})), count)
 
 
 def _like(config: Mapping[str, Any], whole: Any, dtype: str, device: str) -> Any:

@@ -116,7 +116,7 @@ class Anatomy:
         units: number of units in each block; a whole block is one.
         blocks: number of blocks.
         parts: of all blocks, in the pool's order.
-        least: how many units have to stay in each block.
+        least: how many units have to stay in each block, where something depends on it.
         bare: blocks that have no units: the dense ones of a mixture.
     """
 
@@ -211,6 +211,11 @@ def _whole_blocks(pool: ExpertPool) -> Anatomy:
 
 def _mixed_experts(pool: ExpertPool) -> Anatomy:
     found = mixture(pool)
+    if found.experts <= found.least:
+        raise InputError(
+            f"scope {MOE_EXPERTS!r}: the router of the base chooses {found.least} of {found.experts} experts for every "
+            "token: none can go"
+        )
     parts = [
         Part(each.info, block, each.axis, ((0, 1),), False, each.expert)
         for block, held in found.held.items()

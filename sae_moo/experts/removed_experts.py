@@ -45,18 +45,17 @@ def removed_experts(
     zeros = {} if zeros is None else zeros
     rows = _on_cpu({block: load(info.name).ne(0).any(dim=1) for block, info in mixtures.routers.items()})
     silent = {block: ~row for block, row in rows.items() if not row.all()}
-    alive: dict[int, list[Tensor]] = {}
+    alive: dict[int, Tensor] = {}
     for block, row in silent.items():
         for each in mixtures.held[block]:
             if each.expert is None:
-                rest = [axis for axis in range(len(each.info.shape)) if axis != each.axis]
-                found = load(each.info.name) != 0
-                alive.setdefault(block, []).append(found.any(dim=rest) if rest else found)
+                found = _holding(load(each.info.name), each.axis, row)
+                alive[block] = found | alive[block] if block in alive else found
             elif row[each.expert]:
                 count = zeros.get(each.info.name)
                 if bool(load(each.info.name).any()) if count is None else count < each.info.numel:
                     row[each.expert] = False
-    for block, row in _on_cpu({block: torch.stack(each).any(dim=0) for block, each in alive.items()}).items():
+    for block, row in _on_cpu(alive).items():
         silent[block] &= ~row
     silent = {block: row for block, row in silent.items() if row.any() and not row.all()}
     for block, row in silent.items():
@@ -151,3 +150,12 @@ def _on_cpu(rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
     if not rows:
         return {}
     return dict(zip(rows, torch.stack(list(rows.values())).cpu(), strict=True))
+
+
+def _holding(tensor: Tensor, axis: int, asked: Tensor) -> Tensor:
+    """Return which indices along an axis hold a number that is not zero, of those asked for; False for the others.
+
+    One after another: a truth value for every weight of a stack of experts would take much room.
+    """
+    none = torch.zeros((), dtype=torch.bool, device=tensor.device)
+    return torch.stack([tensor.select(axis, i).any() if here else none for i, here in enumerate(asked.tolist())])

@@ -99,7 +99,7 @@ class Run:
             name=self.name,
             algorithm=self.config.search.algorithm,
             space=self.config.space_kind,
-            budget=self.config.search.evaluations,
+            budget=self.config.search.trials,
             objectives=tuple(self.objectives),
             constraints=tuple(self.config.constraint_list()),
             quantities=self.quantities,

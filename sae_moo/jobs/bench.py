@@ -42,13 +42,14 @@ from sae_moo.files.places import located
 from sae_moo.materialization.calibration import calibrate
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.texts import read_texts, sequences_of, texts_digest
+from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts, sequences_of, texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, BLOCKS, Cast, Expert, Prune
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune, Repair
 from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.recipe.groups import in_block
+from sae_moo.searchers.finishing import Finishing
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment, Searcher
 
@@ -66,6 +67,7 @@ class Bench:
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
         screened: texts that allocations are screened on, as token ids; empty where they are not.
+        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
@@ -78,6 +80,7 @@ class Bench:
     device: str
     calibration: str | None = None
     screened: tuple[tuple[int, ...], ...] = ()
+    repair: str | None = None
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
 
@@ -103,8 +106,9 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
+        repair = _repairing(config, pool, tasks) if config.search.finish else None
         calibration = _calibrated(config, pool, tasks, device)
-        bench = cls(config, pool, tasks, device, calibration, _screened(config, pool, tasks))
+        bench = cls(config, pool, tasks, device, calibration, _screened(config, pool, tasks), repair)
         bench.check()
         return bench
 
@@ -128,16 +132,20 @@ class Bench:
         screened = self.screened
         if config.evaluation.screening != self.config.evaluation.screening:
             screened = _screened(config, self.pool, self.tasks)
-        bench = replace(self, config=config, calibration=calibrated, screened=screened)
+        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
+        bench = replace(self, config=config, calibration=calibrated, screened=screened, repair=repair)
         bench.check()
         return bench
 
     def check(self) -> None:
         """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
-        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
+        most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
+        check(most, self.pool)
+        if self.repair is not None and isinstance(most, Prune):
+            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.5, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
@@ -222,6 +230,19 @@ class Bench:
         if work is None:
             return {}
         return measured_by(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def repairing(self) -> str:
+        """Give the pool the texts that a repair reads; return their digest.
+
+        Raises:
+            InputError: if there are none, or too short ones.
+        """
+        return self.repair or _repairing(self.config, self.pool, self.tasks)
+
+    def finishing(self) -> Finishing:
+        """Return what asks for repaired members of the front once a search is over."""
+        config = self.config
+        return Finishing(config.search.finish, self.repair, config.objective_list(), config.constraint_list())
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -315,13 +336,21 @@ class Bench:
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
-            most=min([MOST_SPARSE, *highest]),
+            most=min([MOST_SPARSE, *highest, *self._most_experts()]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
             structured=structured,
             blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
             protected=(0, 0) if protect is None else (protect.first, protect.last),
             units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
+            staying=tuple((scope, anatomy(self.pool, scope).least) for scope in structured if scope == MOE_EXPERTS),
         )
+
+    def _most_experts(self) -> list[float]:
+        """Return the largest share of a mixture's experts that may go, where nothing else does."""
+        if self.config.pruning.scope != MOE_EXPERTS:
+            return []
+        whole = anatomy(self.pool, MOE_EXPERTS)
+        return [(whole.units - whole.least) / whole.units]
 
     def assignment(self) -> Assignment:
         """Return what the configured algorithm is to search."""
@@ -446,16 +475,23 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
     section = config.pruning.calibrated
     if section is None:
         return None
-    texts = _texts(section.data, config.directory, tasks)
+    texts = _texts(section.data, config, tasks)
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
 
 
-def _texts(data: str | None, directory: Path, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
-    """Return the texts of a file; of None the search split's prompts, which leaves the test split unseen."""
+def _texts(data: str | None, config: Config, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
+    """Return the texts of a file, or the search split's prompts, a task after another; the test split stays unseen."""
     if data is not None:
-        return read_texts(located(data, directory))
-    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]  # each once
-    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]  # a task after another
+        return read_texts(located(data, config.directory))
+    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
+    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+
+
+def _repairing(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> str:
+    """Give the pool the texts that a repair reads: the calibration's, else prompts; return their digest."""
+    section = config.pruning.calibration
+    data, tokens = (None, TOKENS) if section is None else (section.data, section.tokens)
+    return calibration_texts(pool, _texts(data, config, tasks), tokens)
 
 
 def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
@@ -463,7 +499,7 @@ def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[
     section = config.evaluation.screening
     if section is None:
         return ()
-    texts = _texts(section.data, config.directory, tasks)
+    texts = _texts(section.data, config, tasks)
     sequences = sequences_of(pool, texts, max(section.tokens, section.more), "evaluation.screening")
     return tuple(map(tuple, sequences))
 

@@ -173,5 +173,6 @@ def _study(
         listener=listener,
         rivals=bench.rivals(),
         tokens=bench.config.search.tokens,
+        finishing=bench.finishing(),
         failures=bench.config.executor.failures,
     )

@@ -9,6 +9,7 @@ from sae_moo.errors import InputError, nearest
 from sae_moo.experts.anatomy import Anatomy, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.ops import prune as pruning
+from sae_moo.materialization.texts import held_texts
 from sae_moo.recipe import MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
 from sae_moo.recipe.catalogue import check_implemented
 from sae_moo.recipe.criteria import CRITERIA
@@ -136,7 +137,7 @@ def _check_repair(node: Repair, recipe: Recipe, pool: ExpertPool) -> None:
             f"Repair: {mixture.name} is an expert of a mixture, which reads only the tokens that are sent to it; "
             "mixtures are not repaired yet"
         )
-    if node.calibration not in pool.texts:
+    if held_texts(pool, node.calibration) is None:
         known = ", ".join(each[:12] for each in pool.texts) or "none"
         raise InputError(
             f"Repair: the pool holds no texts {node.calibration}; it holds {known}. sae_moo.calibration_texts makes "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +88,22 @@ def load_texts(recipe: Recipe, pool: ExpertPool, folder: Path) -> None:
         InputError: if a file in the folder holds other sequences than its name says.
     """
     for digest in texts_of(recipe):
-        if digest in pool.texts:
-            continue
-        for file in _files(digest, folder):
+        file = folder / texts_file(digest)
+        if held_texts(pool, digest) is None and file.exists():
             sequences = _read(file)
-            if sequences is not None and texts_digest(sequences) == digest:
-                pool.texts[digest] = sequences
-                break
-            if file.parent == folder and file.exists():
+            if sequences is None or texts_digest(sequences) != digest:
                 raise InputError(f"{file}: expected the token sequences {digest}, it holds others")
+            pool.texts[digest] = sequences
 
 
-def _files(digest: str, folder: Path) -> Iterator[Path]:
-    yield folder / texts_file(digest)
-    yield user_cache.folder("calibrations") / texts_file(digest)
+def held_texts(pool: ExpertPool, digest: str) -> Sequences | None:
+    """Return the sequences of a digest that a pool holds, or is given now from the user's cache; None if neither."""
+    if digest not in pool.texts:
+        sequences = _read(user_cache.folder("calibrations") / texts_file(digest))
+        if sequences is None or texts_digest(sequences) != digest:
+            return None
+        pool.texts[digest] = sequences
+    return pool.texts[digest]
 
 
 def _read(file: Path) -> Sequences | None:

@@ -42,6 +42,7 @@ class Ground:
         blocks: the groups that are transformer blocks, in order; they are what whole parts are of.
         protected: how many blocks are never removed, of the first and of the last ones.
         units: how many units a block has, by scope of `structured`, of those that are units of blocks.
+        staying: how many of them have to stay in each block, by scope; one, where it is not said.
     """
 
     experts: tuple[str, ...]
@@ -59,6 +60,7 @@ class Ground:
     blocks: tuple[int, ...] = ()
     protected: tuple[int, int] = (0, 0)
     units: tuple[tuple[str, int], ...] = ()
+    staying: tuple[tuple[str, int], ...] = ()
 
     @property
     def sizes(self) -> Array:
@@ -69,6 +71,10 @@ class Ground:
         for group, size in self.tensors:
             sizes[group] += size
         return sizes
+
+    def stay(self, scope: str) -> int:
+        """Return how many units of a scope have to stay in each block."""
+        return dict(self.staying).get(scope, 1)
 
     @property
     def removable(self) -> range:

@@ -88,7 +88,8 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         """Return `n_samples` individuals; see the class."""
         rng, ground, settings = _required(random_state), self.ground, self.settings
         if ground.structured:
-            drawn = ground.starting_recipes()[:n_samples]
+            count = min(n_samples, len(ground.starting_recipes()) + self.ablation.ladder)
+            drawn = ground.first(count, rng, self.sparsest, self.ablation.ladder)
             structures = Structures(ground, settings)
             for number in range(n_samples - len(drawn)):
                 merged = ground.task_arithmetic(ground.random_weights(rng, settings.tilt))
@@ -388,7 +389,7 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         here = np.array(ground.prunable)
         # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
         parents = [] if ground.scope in STRUCTURED else [np.array(each.group_sparsity) for each in origin.parents]
-        if parents and (settings.switch or settings.tensors):
+        if parents and settings.switch:
             asked = [structure_of(each.recipe, ground) for each in origin.parents]
             levels, offsets = self._structures.scattered(asked, here, self._level(eta, rng), rng)
             return built(recipe, Structure(levels=levels, offsets=offsets), ground)

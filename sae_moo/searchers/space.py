@@ -62,7 +62,7 @@ class CoefficientSpace:
         fixed = sparsity is not None
         ratios = 1 if ground.one_ratio else sum(ground.prunable)
         self.ratios = 0 if fixed or ground.scope is None else ratios
-        self.shares = {} if fixed else {scope: (units - 1) / units for scope, units in ground.units}
+        self.shares = {} if fixed else {scope: (units - ground.stay(scope)) / units for scope, units in ground.units}
         self.places = 2 if not fixed and ground.most_removed else 0
         self.n_var = self.weights + self.ratios + len(self.shares) + self.places
         most = [min(MOST_WHOLE, share) for share in self.shares.values()]

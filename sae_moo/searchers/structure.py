@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.recipe import BLOCKS, STRUCTURED, Prune, Recipe
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Prune, Recipe, pattern_sparsity
 from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.allocation import STEP, inherited, switched
@@ -74,10 +74,13 @@ def built(recipe: Recipe, structure: Structure, ground: Ground) -> Recipe:
     gone = _groups(ground, removed)
     for scope, units in ground.units:
         if scope in structure.shares:
-            asked = whole(structure.shares[scope], units)
-            asked[gone | ~_in_blocks(ground)] = 0.0
+            shares, outside = structure.shares[scope], gone | ~_in_blocks(ground)
+            if scope == MOE_EXPERTS:  # which takes one number for all mixtures
+                shares = np.full(ground.groups, shares[~outside].mean())
+            asked = whole(shares, units, ground.stay(scope))
+            asked[outside] = 0.0
             if asked.any():
-                given = tuple(float(value) for value in asked)
+                given = float(asked.max()) if scope == MOE_EXPERTS else tuple(float(value) for value in asked)
                 recipe = Prune(recipe, given, ground.criterion, scope, calibration=ground.calibration)
     if structure.levels is None:
         return recipe
@@ -95,9 +98,9 @@ def built(recipe: Recipe, structure: Structure, ground: Ground) -> Recipe:
     return ground.pruned(recipe, levels)
 
 
-def whole(shares: Array, units: int) -> Array:
-    """Return shares that are whole numbers of units, of which one stays at least."""
-    number = np.clip(np.round(shares * units), 0, units - 1)
+def whole(shares: Array, units: int, stay: int = 1) -> Array:
+    """Return shares that are whole numbers of units, of which so many stay at least."""
+    number = np.clip(np.round(shares * units), 0, units - stay)
     return (number / units).round(DIGITS)
 
 
@@ -158,7 +161,9 @@ class Structures:
         if settings.switch and parents and parents[0].levels is not None and rng.random() < settings.switch:
             if settings.tensors and rng.random() < 0.5:
                 return asked[0], self._switched_inside(asked[0], offsets, here, rng)
-            return switched(asked[0], ground.sizes * here, ground.most, rng), offsets
+            fixed = None if ground.scope is None else pattern_sparsity(ground.scope)
+            most, step = (ground.most, STEP) if fixed is None else (fixed, fixed)  # a block has the pattern or not
+            return switched(asked[0], ground.sizes * here, most, rng, step=step), offsets
         return inherited(asked, here, ground.depth, rng, settings, level), offsets
 
     def _switched_inside(self, levels: Array, offsets: Array | None, here: NDArray[np.bool_], rng: Rng) -> Array:
@@ -187,13 +192,17 @@ class Structures:
         source = self._source(parents, rng)
         if scope not in source.shares:
             return None
-        own = source.shares[scope]
+        own, most = source.shares[scope], (units - ground.stay(scope)) / units
+        if scope == MOE_EXPERTS:
+            return np.full(
+                ground.groups, np.clip(own.mean() + rng.normal(0.0, max(settings.shift, 0.5 / units)), 0, most)
+            )
         if settings.switch and rng.random() < settings.switch:
             sizes = (_in_blocks(ground) & here).astype(float)
-            return switched(own, sizes, _most_of(units), rng, step=max(STEP, 1.0 / units))
+            return switched(own, sizes, most, rng, step=max(STEP, 1.0 / units))
         asked = [own, *(each.shares[scope] for each in parents if each is not source and scope in each.shares)]
         noise = max(settings.noise, 0.3 / units) if settings.noise else 0.0  # less moves none where a block has few
-        return np.clip(inherited(asked, here, ground.depth, rng, settings, noise=noise), 0.0, _most_of(units))
+        return np.clip(inherited(asked, here, ground.depth, rng, settings, noise=noise), 0.0, most)
 
     def _new_shares(self, ratio: float, rng: Rng) -> Array:
         settings, ground = self.settings, self.ground
@@ -256,11 +265,6 @@ class Structures:
 
 def _one(blocks: Sequence[int], rng: Rng) -> int:
     return blocks[int(rng.integers(len(blocks)))]
-
-
-def _most_of(units: int) -> float:
-    """Return the largest share of units that may go: one stays."""
-    return (units - 1) / units
 
 
 def _prunable(ground: Ground) -> NDArray[np.bool_]:

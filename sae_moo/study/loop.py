@@ -19,6 +19,7 @@ from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.structure import chain, removed_blocks
+from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
@@ -151,6 +152,7 @@ class Study:
             what it answers is what later ones are bred from and compared with.
         tokens: a second budget: no more candidates are asked for once evaluations took so many forward tokens, those of
             earlier trials counted; None: any number.
+        finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
 
@@ -167,6 +169,7 @@ class Study:
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
         tokens: int | None = None,
+        finishing: Finishing | None = None,
         failures: int = 0,
     ) -> None:
         self._storage = storage
@@ -180,8 +183,10 @@ class Study:
         self._rivals = rivals
         self._tokens = tokens
         self._spent = 0
+        self._finishing = Finishing() if finishing is None else finishing
         self._streak = Streak(failures)
-        self._asked = 0
+        self._asked = 0  # of the searcher
+        self._dry = False  # the searcher has nothing left to try
         self._told = 0
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # identity -> first trial that evaluated it
@@ -200,7 +205,7 @@ class Study:
         """
         try:
             self._replay()
-            while self._proposals or self._left:
+            while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(
                         f"stopped after {self._told} evaluations: {self._streak.diagnosis()}. All are saved, and the "
@@ -208,14 +213,16 @@ class Study:
                     )
                 self._submit()
                 if not self._executor.busy:
-                    if self._proposals or not self._left:
+                    if self._proposals:
                         continue
-                    self._listener(Exhausted(self._asked, self._budget))
-                    return
+                    break
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
-            if self._asked < self._budget and self._tokens is not None:
-                self._listener(Spent(self._asked, self._spent, self._tokens))
+            asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
+            if self._tokens is not None and self._spent >= self._tokens and self._asked < self._budget:
+                self._listener(Spent(asked, self._spent, self._tokens))
+            elif asked < budget:
+                self._listener(Exhausted(asked, budget))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
@@ -223,15 +230,29 @@ class Study:
 
     @property
     def _left(self) -> bool:
-        """Whether the budgets allow to ask for one more candidate."""
-        return self._asked < self._budget and (self._tokens is None or self._spent < self._tokens)
+        """Whether the budgets allow to ask the searcher for one more candidate, and it may have one."""
+        within = self._tokens is None or self._spent < self._tokens
+        return within and self._asked < self._budget and not self._dry
+
+    @property
+    def _wanting(self) -> bool:
+        """Whether there are candidates to ask for: of the search, then of those that finish it."""
+        return self._left or self._finishing.left
+
+    def _next(self) -> Proposal | None:
+        """Ask for a candidate; None if there is none until others have ended, or none at all."""
+        if self._left:
+            proposals = self._searcher.ask(1)
+            if proposals:
+                return proposals[0]
+            self._dry = not self._proposals
+        return None if self._proposals else self._finishing.ask()  # of the whole front
 
     def _submit(self) -> None:
-        while self._executor.free and self._left:
-            proposals = self._searcher.ask(1)
-            if not proposals:
+        while self._executor.free:
+            proposal = self._next()
+            if proposal is None:
                 return
-            proposal = proposals[0]
             name, allocations = digest(proposal.recipe, self._fingerprints), _allocations(proposal)
             number = self._storage.begin(
                 proposal,
@@ -246,8 +267,10 @@ class Study:
             self._launch(number)
 
     def _out(self, number: int, proposal: Proposal, identity: str) -> None:
-        self._asked += 1
-        self._proposals[number] = _Out(proposal, identity, self._rivals if proposal.generation > 0 else None)
+        finishes = proposal.operator == REPAIR
+        self._asked += not finishes
+        races = proposal.generation > 0 and not finishes
+        self._proposals[number] = _Out(proposal, identity, self._rivals if races else None)
 
     def _launch(self, number: int) -> None:
         out = self._proposals[number]
@@ -277,7 +300,10 @@ class Study:
         self._number_of.setdefault(record.recipe, record.number)
         if self._rivals is not None and record.repeats is None:
             self._rivals = self._rivals.after(record.evaluation)
-        self._searcher.tell(self._proposals.pop(record.number).proposal, record.evaluation)
+        proposal = self._proposals.pop(record.number).proposal
+        self._finishing.tell(proposal, record.evaluation)
+        if proposal.operator != REPAIR:
+            self._searcher.tell(proposal, record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
@@ -286,8 +312,11 @@ class Study:
         for record in records:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
-            if isinstance(self._searcher, Recalling):
-                proposals: Sequence[Proposal] = [self._searcher.recall(record.vector)]
+            if record.operator == REPAIR:
+                again = self._finishing.recall(record.asked)
+                proposals: Sequence[Proposal] = [] if again is None else [again]
+            elif isinstance(self._searcher, Recalling):
+                proposals = [self._searcher.recall(record.vector)]
             else:
                 proposals = self._searcher.ask(1)
             alike = proposals and proposals[0].recipe == record.asked

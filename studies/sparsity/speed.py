@@ -96,7 +96,7 @@ def built(pool: ExpertPool, settings: Mapping[str, Any], gone: Mapping[str, int]
     config = with_layers(checkpoint.config, parsed, range(settings["num_hidden_layers"] - gone["blocks"]))
     for scope, whole in (("neurons", "intermediate_size"), ("heads", "num_key_value_heads")):
         if gone[scope]:
-            config |= narrower(checkpoint.config, scope, settings[whole], settings[whole] - gone[scope]) or {}
+            config |= narrower(pool, scope, settings[whole] - gone[scope]) or {}
     return built_model(config, torch.float32, "cpu")
 
 

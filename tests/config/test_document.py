@@ -219,7 +219,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, tokens, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -265,7 +265,10 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
             "{criterion: wnda}",
             "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",
         ),
-        ("{calibration: {tokens: 64}}", "pruning.calibration: criterion: magnitude is not calibrated; leave it out"),
+        (
+            "{calibration: {tokens: 64}}",
+            "pruning.calibration: criterion: magnitude is not calibrated, and search.finish",
+        ),
         (
             "{criterion: wanda, calibration: {model: maths}}",
             "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
@@ -309,9 +312,10 @@ SEVERAL = "[blocks, neurons, row]"
         (["search.operators.narrow=0.7", "pruning.scope=neurons"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
         (["search.operators.restructure=0.7"], "search.operators.restructure: is for pruning.scope: blocks, or a list"),
         (["search.operators.tensors=true"], "search.operators.tensors: is for switch above 0"),
-        (["search.operators={tensors: true, switch: 0.2}", "pruning.scope=group"], "search.operators.tensors: is for scope: tensor, row or N:M, and space.granularity: block"),
+        (["search.operators={tensors: true, switch: 0.2}", "pruning.scope=group"], "search.operators.tensors: is for scope: tensor or row, and space.granularity: block"),
         (["search.operators.switch=0.2", "pruning.scope=global"], "search.operators.switch: scope: global has one level for all blocks; there is none to switch"),
         (["search.operators.switch=0.2", "space.granularity=model"], "search.operators.switch: is for space.granularity: block"),
+        (["search.ablation.ladder=3", "pruning.scope=[blocks, heads]"], "search.ablation.ladder: is for a scope of scattered zeros"),
         (["search.operators.drop=0.2", "space.granularity=model"], "search.operators.drop: is for space.granularity: block"),
     ],
 )  # fmt: skip
@@ -332,6 +336,7 @@ def test_several_scopes_are_taken_in_the_order_of_pruning(tmp_path):
     assert load(tmp_path, GOOD, "pruning.scope=blocks", "search.algorithm=ties").structured == ()
     assert load(tmp_path, GOOD, "pruning.scope=neurons").structured == (), "as many in every block, as ever"
     assert load(tmp_path, GOOD, "pruning.scope=[neurons]").structured == ("neurons",)
+    load(tmp_path, GOOD, "pruning.scope=neurons", "search.ablation.ladder=3")
     load(tmp_path, GOOD, "pruning.scope=[neurons, global]", "search.operators.switch=0.2")
     load(tmp_path, GOOD, f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0")
 
@@ -495,3 +500,10 @@ def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, al
         load(tmp_path, GOOD, *changes)
     else:
         assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]
+
+
+def test_a_finish_reads_calibration_texts_and_changes_no_identity(tmp_path):
+    plain = load(tmp_path, GOOD)
+    finished = load(tmp_path, GOOD + "pruning: {calibration: {tokens: 64}}\n", "search.finish=3")
+    assert finished.search.trials == finished.search.evaluations + 3
+    assert finished.identity() == plain.identity()

@@ -120,6 +120,21 @@ def test_the_model_without_them_is_the_same_to_the_bit(opened, kind, tied, tmp_p
         assert read["layer_types"] == [kinds[1], kinds[3], kinds[4]] == loaded.config.layer_types
 
 
+@pytest.mark.parametrize(
+    ("gone", "kind", "more", "told"),
+    [
+        ({2}, "gemma2", {"query_pre_attn_scalar": 4}, ["blocks are of several kinds (full_attention, sliding_attention)"]),
+        ({4}, "gemma2", {"query_pre_attn_scalar": 4}, []),
+        ({4}, "gemma2", {"query_pre_attn_scalar": 9}, ["llama.cpp takes the scale of this model's attention"]),
+        ({2}, "llama", {}, []),
+    ],
+)  # fmt: skip
+def test_what_runtimes_get_wrong_that_go_by_the_numbers_of_blocks_is_told(opened, gone, kind, more, told):
+    left = Shrunk(Stream(WHOLE, opened(kind, lambda model: zero(model, gone), **more), torch.float32)).left()
+    assert len(left) == len(told)
+    assert all(sentence.startswith(start) for sentence, start in zip(left, told, strict=True))
+
+
 def test_what_is_left_loses_its_own_zeros_and_blocks_that_go_do_not_count_for_the_fewest(opened, tmp_path):
     units = ((), (0, 1, 2), (), (5, 6), (7, 8, 9))
     recipe = Cast(Prune(Expert("math"), 0.2, scope="neurons", units=units), "float32")

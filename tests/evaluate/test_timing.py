@@ -31,6 +31,7 @@ def seen(monkeypatch, tmp_path):
 
     monkeypatch.setattr(timing, "forward", taken)
     monkeypatch.setattr(timing, "fastest", fastest)
+    monkeypatch.setattr(timing, "reads_one_for_each", lambda pool, scope: scope == "neurons")  # takes seconds
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return models
 
@@ -51,10 +52,11 @@ def test_models_are_the_bases_own_in_small_and_share_their_memory(tiny, seen, mo
     for model in seen.values():
         assert {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} <= whole
     assert table.blocks == 2
-    assert table.widths.keys() == {"neurons", "heads"}
+    assert {scope: row.each for scope, row in table.widths.items()} == {"neurons": True, "heads": False}
     # by their numbers of weights, as this clock runs: an MLP has 3 x 16 a neuron
     tokens = 3 * 7 if mode == "prompt" else 3
-    fewer = (table.block - dict(table.widths["neurons"])[6]) * tokens
+    known = table.widths["neurons"]
+    fewer = (table.block - known.seconds[known.units.index(6)]) * tokens
     assert fewer == pytest.approx(18 * 3 * 16 * 1e-6)
 
 
@@ -101,7 +103,19 @@ def test_a_configuration_that_cannot_say_fewer_heads_has_no_costs_of_them(tmp_pa
     pool = ExpertPool.open(str(tmp_path / "base"), {"math": str(tmp_path / "math")})
     table = cost_table(pool, "float32", "cpu", "v")
     assert table.widths.keys() == {"neurons"}
-    assert table.widths["neurons"][-1][0] == 64
+    assert table.widths["neurons"].units[-1] == 64
+
+
+@pytest.mark.parametrize(("heads", "able"), [(8, (1, 2, 4, 8)), (6, (1, 2, 3, 4, 6))])
+def test_numbers_of_heads_that_transformers_refuses_are_not_exported(tmp_path, seen, heads, able):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {"vocab_size": 32, "hidden_size": 24 if heads == 6 else 16, "intermediate_size": 8, "head_dim": 2}
+    for name in ("base", "math"):
+        config = LlamaConfig(**settings, num_hidden_layers=2, num_attention_heads=heads)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+    pool = ExpertPool.open(str(tmp_path / "base"), {"math": str(tmp_path / "math")})
+    assert cost_table(pool, "float32", "cpu", "v").widths["heads"].able == able
 
 
 def test_a_real_clock_gives_a_table(tiny, monkeypatch, tmp_path):

@@ -9,6 +9,8 @@ from sae_moo.cli.display import trials_json
 from sae_moo.errors import InputError
 from sae_moo.evaluate import timing
 from sae_moo.jobs.doctor import examine
+from sae_moo.jobs.judge import bench_of
+from sae_moo.jobs.repair import repair_trial
 
 HALF = "speed>=1.05"
 
@@ -24,6 +26,7 @@ def clock(monkeypatch, tmp_path):
 
     monkeypatch.setattr(timing, "forward", lambda model, *given: model)
     monkeypatch.setattr(timing, "fastest", fastest)
+    monkeypatch.setattr(timing, "reads_one_for_each", lambda pool, scope: False)  # takes seconds
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 
@@ -110,3 +113,11 @@ def test_a_section_alone_asks_for_it(configured, clock, tmp_path):
     run = sm.search(configured(4, "told", objectives=["zoo_math", "sparsity"], speed={}), root=tmp_path)
     assert all(record.evaluation.speed >= 1 for record in run.trials())
     assert run.pick(["speed>=1"])[0].values.keys() == {"zoo_math", "sparsity"}
+
+
+def test_a_repaired_pick_is_as_fast_as_it_was(configured, clock, tmp_path):
+    run = sm.search(configured(name="mended"), root=tmp_path)
+    record = max(run.view().done, key=lambda each: each.values["speed"])
+    repaired = repair_trial(run, record, bench_of(run)).record
+    assert repaired.values["speed"] == record.values["speed"] > 1
+    assert repaired.digest != record.digest

@@ -9,9 +9,9 @@ import pytest
 from pymoo.core.individual import Individual
 
 from sae_moo.objectives import Evaluation
-from sae_moo.recipe import BLOCKS, Cast, Expert, Prune
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, Cast, Expert, Prune
 from sae_moo.recipe.structure import chain, removed_blocks
-from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.operators import LineageSampling, Origin, PruneMergeMutation, ZeroAwareCrossover
 from sae_moo.searchers.space import CoefficientSpace
@@ -209,6 +209,16 @@ def test_one_scope_of_scattered_zeros_switches_levels_too(scope):
     assert 2 <= (asked != own.levels).sum() <= 6
 
 
+def test_patterns_switch_whole_blocks():
+    ground = replace(GROUND, scope="2:4", structured=(), units=())
+    own = Structure(levels=np.array([0, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0, 0]))
+    mutation = PruneMergeMutation(ground, 0.8, STILL.model_copy(update={"switch": 1.0}))
+    origin = Origin("x", (parent(own, ground),))
+    asked = [mutation.mutated(Cast(MATH, "float32"), origin, 0.8, rng(seed)).input.sparsity for seed in range(20)]
+    assert all(sum(each) == 2.0 for each in asked)
+    assert len(set(asked)) > 10
+
+
 def test_mutation_prunes_by_what_parents_lack():
     mutation = PruneMergeMutation(GROUND, 0.5, STILL)
     mutated = mutation.mutated(Cast(MATH, "float32"), Origin("x", (parent(structure()),)), 0.5, rng())
@@ -219,6 +229,12 @@ def test_a_first_population_has_members_of_each_scope_alone_and_of_all():
     population = LineageSampling(GROUND).do(None, 40, random_state=rng())
     kinds = {tuple(node.scope for node in chain(each.X[0])) for each in population}
     assert {(BLOCKS,), ("neurons",), ("heads",), ("tensor",), (BLOCKS, "neurons", "heads", "tensor"), ()} <= kinds
+    rungs = LineageSampling(GROUND, 0.6, ablation=Ablation(ladder=3)).do(None, 12, random_state=rng())
+    assert [each.get("origin").operator for each in rungs][7:] == [
+        "task arithmetic",
+        *["pruned average"] * 3,
+        "random merge",
+    ]
     only = LineageSampling(replace(GROUND, structured=(BLOCKS,), units=(), scope=None)).do(
         None, 20, random_state=rng(1)
     )
@@ -289,3 +305,20 @@ def test_dropped_experts_are_inherited_where_they_were_dropped_and_taken_back():
     assert (drawn[:, 1:9] == 0).any(axis=(0,)).all(), "every expert is dropped in every block at times"
     assert (drawn[:, [0, 9]] != 0).all(), "what is no block keeps its experts"
     assert (weights(0.0)[:, 3:5, 1] != 0).mean() > 0.4, "off: a zero is a number like any other"
+
+
+def test_all_mixtures_lose_as_many_experts_and_keep_what_routers_choose():
+    ground = replace(GROUND, structured=(BLOCKS, MOE_EXPERTS), units=((MOE_EXPERTS, 8),), staying=((MOE_EXPERTS, 3),))
+    shares = np.array([0.9, *[0.25, 0.5] * 4, 0.9])  # of embeddings and head nothing is read
+    uneven = Structure(frozenset({2}), {MOE_EXPERTS: shares})
+    assert chain(Cast(built(MATH, uneven, ground), "float32"))[-1].sparsity == 0.375
+    many = built(MATH, Structure(shares={MOE_EXPERTS: np.ones(10)}), ground)
+    assert many == Prune(MATH, 0.625, scope=MOE_EXPERTS)
+    assert CoefficientSpace(replace(ground, staying=((MOE_EXPERTS, 6),))).shares == {MOE_EXPERTS: 0.25}
+    draws = Structures(ground, STILL.model_copy(update={"shift": 0.1}))
+    own = structure_of(ground.candidate(built(MATH, uneven, ground)), ground)
+    found = [draws.child([own], 0.8, 0.5, rng(i)).shares[MOE_EXPERTS] for i in range(40)]
+    assert all(len(set(row.tolist())) == 1 for row in found)
+    counts = {round(row[0] * 8) for row in found}
+    assert len(counts) >= 3, "inherited numbers move"
+    assert max(counts) <= 5

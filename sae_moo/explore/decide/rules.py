@@ -112,7 +112,8 @@ class Wish:
             raise InputError("wish: expected at least one quantity")
         for name, value in self.values.items():
             if not 0 <= value <= (sys.float_info.max if name == SPEED else 1):
-                raise InputError(f"wish: expected values from 0 to 1, got {name}={value:g}")
+                numbers = "a number from 0" if name == SPEED else "values from 0 to 1"
+                raise InputError(f"wish: expected {numbers}, got {name}={value:g}")
 
 
 @dataclass(frozen=True, slots=True)

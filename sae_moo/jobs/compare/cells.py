@@ -120,10 +120,10 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
                 counts.update(("all", "new"))
             case _:
                 return
-        listener(Made(cell, counts["all"], counts["new"], config.search.evaluations))
+        listener(Made(cell, counts["all"], counts["new"], config.search.trials))
 
     place = folder.search(config.study.name)
-    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, config.search.evaluations
+    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, config.search.trials
     if made > budget:  # looked at before the study is told of another budget
         raise InputError(
             f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
@@ -163,9 +163,9 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
         return False
     run = Run.open(place.path)
     view = run.view()
-    made, budget = evaluations(view.records), config.search.evaluations
+    made, budget = evaluations(view.records), config.search.trials
     spent, most = tokens(view.records), config.search.tokens
-    used = most is not None and spent is not None and spent >= most
+    used = most is not None and spent is not None and spent >= most and not config.search.finish
     complete = made == budget or (made < budget and (view.exhausted or used))
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
@@ -197,4 +197,4 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _budgets(config: Config) -> dict[str, int | None]:
-    return {"budget": config.search.evaluations, "budget of tokens": config.search.tokens}
+    return {"budget": config.search.trials, "budget of tokens": config.search.tokens}
