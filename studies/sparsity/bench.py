@@ -14,8 +14,8 @@ import torch
 from texts import TASKS, encoded, texts
 from torch.nn.functional import cross_entropy
 
-from sae_moo import Cast, Expert, ExpertPool, Merge, Prune, Recipe, materialize
-from sae_moo.evaluate.screening import Texts, log_probabilities, similarity
+from sae_moo import Cast, Expert, ExpertPool, Merge, Prune, Recipe, Repair, calibration_texts, materialize
+from sae_moo.evaluate.screening import Measure, Texts, log_probabilities, similarity
 from sae_moo.materialization.calibration import activation_norms, add_norms
 from sae_moo.materialization.parents import WeightCache
 
@@ -159,6 +159,12 @@ class Bench:
         self.write(recipe)
         return add_norms(self.pool, activation_norms(self.pool, self.live, self.sequences("calibrate", tokens)))
 
+    def repaired(self, recipe: Recipe, tokens: int) -> Recipe:
+        """Return a pruned candidate with what is left repaired on so many tokens of the calibration's texts."""
+        digest = calibration_texts(self.pool, self.sequences("calibrate", tokens), tokens)
+        assert isinstance(recipe, Cast)
+        return Cast(Repair(recipe.input, digest), DTYPE)
+
     @cached_property
     def blocks(self) -> list[int]:
         """Groups of the blocks, by depth."""
@@ -176,10 +182,11 @@ class Teacher:
     Args:
         bench: whose live model is written into.
         recipe: the model.
+        measure: ``tv`` or ``kl``, as `screening.similarity` has them.
     """
 
-    def __init__(self, bench: Bench, recipe: Recipe) -> None:
-        self._bench = bench
+    def __init__(self, bench: Bench, recipe: Recipe, measure: Measure = "tv") -> None:
+        self._bench, self._measure = bench, measure
         self._texts = Texts.of(bench.sequences("choose", UNLABELLED), bench.live.config.vocab_size)
         bench.write(recipe)
         self._wanted = log_probabilities(bench.live, self._texts)
@@ -187,10 +194,10 @@ class Teacher:
         """Tokens that models have read."""
 
     def alike(self, recipe: Recipe) -> float:
-        """Return the mean of 1 - TV over the places of the texts."""
+        """Return the mean of 1 - TV, or of minus KL, over the places of the texts."""
         self._bench.write(recipe)
         self.tokens += self._texts.tokens
-        return float(similarity(self._wanted, self._bench.live, self._texts).mean())
+        return float(similarity(self._wanted, self._bench.live, self._texts, self._measure).mean())
 
 
 def pruned(recipe: Recipe, sparsity: float | tuple[float, ...], norms: str | None, scope: str) -> Recipe:

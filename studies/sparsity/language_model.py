@@ -4,6 +4,8 @@
     python studies/sparsity/language_model.py criteria   --model smol --experts experts     # what goes first, and where
     python studies/sparsity/language_model.py allocation --model smol --experts experts     # levels that differ by block
     python studies/sparsity/language_model.py removal    --model smol --experts experts     # 2, 4, 6 of 30 blocks gone
+    python studies/sparsity/language_model.py greedy     --model smol --experts experts     # the same, one by one
+    python studies/sparsity/language_model.py repair     --model smol --experts experts     # second-order repair
 
 Every number in a table is of texts that nothing was trained, calibrated or chosen by (`texts.py`). One thread.
 """
@@ -11,6 +13,7 @@ Every number in a table is of texts that nothing was trained, calibrated or chos
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +23,14 @@ from blocks import by_magnitude, greedy, influences, stretch, without
 from texts import TASKS
 
 from sae_moo import Cast, Expert, Merge, Recipe
+from sae_moo.evaluate.screening import Measure
 from sae_moo.searchers.allocation import switched
 
 SCALE = 0.8
 SCALES = (0.4, 0.6, 0.8, 1.0)
 SLOPES = (-0.15, 0.0, 0.15, 0.3)
 COUNTS = (2, 4, 6)
+MEASURED: tuple[Measure, ...] = ("tv", "kl")
 
 
 def dense(bench: Bench) -> None:
@@ -107,16 +112,15 @@ def allocation(bench: Bench) -> None:
 
 
 def removal(bench: Bench) -> None:
-    """Print the merge, and the better expert, without 2, 4 and 6 blocks that different rules choose."""
-    unpruned = bench.losses(bench.merge)
+    """Print the merge, and the better expert, without 2, 4 and 6 blocks that rules choose, or stretches by 1 - TV."""
+    unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
     experts = {name: bench.losses(Expert(name), "choose").mean for name in TASKS}
     better = min(experts, key=lambda name: experts[name])
     table = Table("model", "gone", "rule", "blocks", *MEASURES)
     for name, recipe in (("merge", bench.merge), (f"expert {better}", Expert(better))):
-        teacher, blocks = Teacher(bench, recipe), len(bench.blocks)
 
         def told(count: int, rule: str, gone: Sequence[int], name: str = name, recipe: Recipe = recipe) -> None:
-            losses = bench.losses(without(recipe, gone, len(bench.blocks)))
+            losses = bench.losses(without(recipe, gone, blocks))
             table.row(name, count, rule, " ".join(map(str, gone)), *numbers(losses, unpruned))
 
         told(0, "", ())
@@ -124,16 +128,48 @@ def removal(bench: Bench) -> None:
         for count in COUNTS:
             told(count, "block influence", sorted(order[:count]))
             told(count, "magnitude", by_magnitude(bench, recipe, count))
-            gone = stretch(teacher, recipe, count, blocks)
-            told(count, "stretch", gone)
-            if recipe is bench.merge:
-                bench.keep(f"without {count}", gone)
-        if recipe is bench.merge:
-            for count, gone in greedy(teacher, recipe, COUNTS, blocks).items():
-                told(count, "greedy", gone)
+        for measure in MEASURED:
+            teacher = Teacher(bench, recipe, measure)
+            for count in COUNTS:
+                told(count, f"stretch, {measure}", stretch(teacher, recipe, count, blocks))
 
 
-PARTS = {"dense": dense, "criteria": criteria, "allocation": allocation, "removal": removal}
+def one_by_one(bench: Bench) -> None:
+    """Print the merge without 2, 4 and 6 blocks that go one by one, by KL to the merge."""
+    unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
+    table = Table("model", "gone", "rule", "blocks", *MEASURES)
+    for measure in reversed(MEASURED):
+        found = greedy(Teacher(bench, bench.merge, measure), bench.merge, COUNTS, blocks)
+        for count, gone in found.items():
+            losses = bench.losses(without(bench.merge, gone, blocks))
+            table.row("merge", count, f"greedy, {measure}", " ".join(map(str, gone)), *numbers(losses, unpruned))
+
+
+def repaired(bench: Bench) -> None:
+    """Print the merge pruned by wanda, before and after its repair, by how many tokens that reads."""
+    norms, unpruned = bench.norms(bench.merge), bench.losses(bench.merge)
+    table = Table("way", "sparsity", "tokens read", "seconds", *MEASURES)
+    for level in sorted(LEVELS, reverse=True):
+        for scope, tokens in (("row", 0), ("row", 4096), ("tensor", 4096), ("row", 16_384)):
+            recipe = pruned(bench.merge, level, norms, scope)
+            if tokens:
+                recipe = bench.repaired(recipe, tokens)
+            start = time.process_time()
+            losses = bench.losses(recipe)
+            seconds = round(time.process_time() - start)
+            table.row(
+                f"wanda per {scope}{', repaired' if tokens else ''}", level, tokens, seconds, *numbers(losses, unpruned)
+            )
+
+
+PARTS = {
+    "dense": dense,
+    "criteria": criteria,
+    "allocation": allocation,
+    "removal": removal,
+    "greedy": one_by_one,
+    "repair": repaired,
+}
 
 
 def main() -> None:
