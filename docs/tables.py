@@ -54,6 +54,8 @@ SCOPE_WORDS = {
     "row": "the weights of one output; the same number goes from each",
     "neurons": "whole neurons of an MLP, with their biases; as many in every block",
     "heads": "whole key/value groups of attention heads, with their biases; as many in every block",
+    "moe-experts": "whole experts of a mixture, with their rows of the router; as many of every mixture",
+    "blocks": "whole transformer blocks; a removed one passes on what it is given",
 }
 SCHEDULE_WORDS = {
     "constant": "always `high`",
@@ -121,9 +123,10 @@ def algorithms(page: Path) -> str:  # noqa: ARG001
     rows = []
     for name, row in ALGORITHMS.items():
         reads = ", ".join(f"`{key}`" for key in (*(["pace"] if row.paces else []), *row.settings))
-        able = "yes" if row.races else ""
-        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, able))
-    return _table(("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race"), rows)
+        able = ["yes" if able else "" for able in (row.races, row.screens)]
+        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, *able))
+    heads = ("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race", "can screen")
+    return _table(heads, rows)
 
 
 def merge_methods(page: Path) -> str:  # noqa: ARG001
@@ -176,7 +179,11 @@ def formats(page: Path) -> str:  # noqa: ARG001
 
 def gains(page: Path) -> str:  # noqa: ARG001
     """Return what zeros are good for where a model runs, by how they lie."""
-    rows = [("scattered", zeros.SCATTERED), ("`2:4`", zeros.TWO_FOUR), ("whole neurons and heads", zeros.STRUCTURED)]
+    rows = [
+        ("scattered", zeros.SCATTERED),
+        ("`2:4`", zeros.TWO_FOUR),
+        ("whole blocks, neurons and heads", zeros.STRUCTURED),
+    ]
     return _table(("zeros", "where a model runs"), rows)
 
 
@@ -260,8 +267,9 @@ def _section_of(value: Mapping[str, Any]) -> str:
 
 def _values(value: Mapping[str, Any]) -> str:
     """Return what values a key of the schema takes."""
-    if "anyOf" in value:
-        return " or ".join(_values(each) for each in value["anyOf"] if each.get("type") != "null")
+    choices = value.get("anyOf", value.get("oneOf"))
+    if choices is not None:
+        return " or ".join(_values(each) for each in choices if each.get("type") != "null")
     if "enum" in value or "const" in value:
         return ", ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
     match value.get("type"):

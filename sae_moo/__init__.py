@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from sae_moo.materialization.calibration import calibrate, load_calibration
     from sae_moo.materialization.into_model import Report, materialize
     from sae_moo.materialization.parents import WeightCache
+    from sae_moo.materialization.texts import calibration_texts
     from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
-    from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe
+    from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, Repair
     from sae_moo.searchers.annealing import CyclicAnnealing
+    from sae_moo.searchers.ground import Ground
     from sae_moo.searchers.nsga import NsgaSearcher
     from sae_moo.searchers.operators import (
         AttractionMating,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from sae_moo.searchers.problem import MergeProblem
     from sae_moo.searchers.schedule import Schedule
     from sae_moo.searchers.searcher import Proposal, Searcher
-    from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+    from sae_moo.searchers.space import CoefficientSpace, LineageSpace
     from sae_moo.study.record import Ended, Running
 
 _HOMES = {
@@ -52,8 +54,9 @@ _HOMES = {
     "evaluate.task": ("Task",),
     "materialization.into_model": ("Report", "materialize"),
     "materialization.parents": ("WeightCache",),
+    "materialization.texts": ("calibration_texts",),
     "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "TaskMean"),
-    "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe"),
+    "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe", "Repair"),
     "explore.run": ("Run",),
     "searchers.schedule": ("Schedule",),
     "searchers.searcher": ("Proposal", "Searcher"),
@@ -67,7 +70,8 @@ _HOMES = {
         "ZeroAwareCrossover",
     ),
     "searchers.problem": ("MergeProblem",),
-    "searchers.space": ("CoefficientSpace", "Ground", "LineageSpace"),
+    "searchers.ground": ("Ground",),
+    "searchers.space": ("CoefficientSpace", "LineageSpace"),
     "study.record": ("Ended", "Running"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -98,6 +102,7 @@ __all__ = [
     "PruneMergeMutation",
     "Recipe",
     "RecipeDuplicates",
+    "Repair",
     "Report",
     "Run",
     "RunError",
@@ -112,6 +117,7 @@ __all__ = [
     "WeightCache",
     "ZeroAwareCrossover",
     "calibrate",
+    "calibration_texts",
     "export",
     "load_calibration",
     "materialize",

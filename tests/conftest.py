@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixture_kinds import opened
 from stand_ins import NAMES, Landscape
 
 from sae_moo import zoo
@@ -61,6 +62,19 @@ def own_cache(tmp_path_factory):
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory):
+    """Return a function: model type of a mixture of experts -> pool of a base and the expert ``math``, made once."""
+    made: dict[str, ExpertPool] = {}
+
+    def pool(kind: str) -> ExpertPool:
+        if kind not in made:
+            made[kind] = opened(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return pool
 
 
 @pytest.fixture(scope="session")

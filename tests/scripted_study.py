@@ -5,9 +5,11 @@ from __future__ import annotations
 from stand_ins import Landscape
 
 from sae_moo.objectives import Constraint, Sparsity, TaskMean
+from sae_moo.searchers.finishing import Finishing
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study
@@ -28,6 +30,7 @@ class Setup:
         self.searcher = searcher
         self.landscape = Landscape()
         self.rivals = None
+        self.finish = 0
 
     def storage(self) -> TrialStorage:
         opened = open_storage(self.where or self.path, write=True)
@@ -42,7 +45,8 @@ class Setup:
             searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
         rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
-        Study(storage, searcher, executor, **LANDSCAPE, **rest).run()
+        finishing = Finishing(self.finish, "ab" * 32, OBJECTIVES, LIMITS)
+        Study(storage, searcher, executor, **LANDSCAPE, **rest, finishing=finishing).run()
         return self.facts()
 
     def facts(self):

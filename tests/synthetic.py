@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from stand_ins import NAMES
 
 from sae_moo.config.document import Config
 from sae_moo.explore.view import View
-from sae_moo.objectives import Evaluation, Sparsity, TaskMean, named_quantities
+from sae_moo.objectives import Evaluation, Objective, Sparsity, TaskMean, named_quantities
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, digest
 from sae_moo.searchers.searcher import Proposal
@@ -86,13 +86,22 @@ def made(count: int, tasks: tuple[str, ...], names: tuple[str, ...] = NAMES, see
         yield Made(recipe, params, parents, operator, generation, evaluation)
 
 
-def view(count: int, tasks: tuple[str, ...] = ("a", "b"), names: tuple[str, ...] = NAMES, name: str = "s") -> View:
-    """A study of `count` trials; an objective for each task and sparsity."""
-    objectives = (*(TaskMean(task, (task,)) for task in tasks), Sparsity())
+def view(
+    count: int,
+    tasks: tuple[str, ...] = ("a", "b"),
+    names: tuple[str, ...] = NAMES,
+    name: str = "s",
+    speed: tuple[Objective, ...] = (),
+) -> View:
+    """A study of `count` trials; an objective for each task and sparsity, and `speed` if it is given, 1 to 5."""
+    objectives = (*(TaskMean(task, (task,)) for task in tasks), Sparsity(), *speed)
     records = []
     for i, each in enumerate(made(count, tasks, names)):
+        if speed:
+            fast = replace(each.evaluation, speed=round(1 / (1 - 0.8 * each.evaluation.group_sparsity[1]), 6))
+            each = replace(each, evaluation=fast)
         values = {o.name: o.value(each.evaluation) for o in objectives}
-        errors = {task: each.evaluation.stderr(task) for task in tasks} | {"sparsity": 0.0}
+        errors = {task: each.evaluation.stderr(task) for task in tasks} | {"sparsity": 0.0, "speed": 0.0}
         record = Ended(
             number=i,
             asked=each.recipe,
@@ -118,7 +127,7 @@ def view(count: int, tasks: tuple[str, ...] = ("a", "b"), names: tuple[str, ...]
         budget=count,
         objectives=objectives,
         constraints=(),
-        quantities=named_quantities(tasks, objectives),
+        quantities=named_quantities(tasks, objectives, speed=bool(speed)),
         tasks=tasks,
         experts=names,
         groups=GROUPS,

@@ -69,6 +69,22 @@ def show_pick(
         say(console, f"{OPTIMISTIC}\n")
 
 
+def show_repaired(console: Console, record: Ended, repaired: Ended, objectives: Sequence[Objective]) -> None:
+    """Print what repairing a trial changed, on the search split."""
+    table = bare_table(f"trial {record.number} repaired (search split, mean ± standard error)")
+    for name in ("", "pruned", "repaired", "repaired minus pruned"):
+        table.add_column(name, justify="right" if name else "left")
+    for objective in objectives:
+        before, after = (
+            with_error(each.values[objective.name], each.stderr.get(objective.name, 0.0)) for each in (record, repaired)
+        )
+        change = f"{repaired.values[objective.name] - record.values[objective.name]:+.3f}"
+        if isinstance(objective, TaskMean):
+            change = paired_text(paired(repaired.evaluation.scores, record.evaluation.scores, objective.tasks))
+        table.add_row(objective.name, before, after, change)
+    console.print(table)
+
+
 def show_export(console: Console, scores: Mapping[Split, Mapping[str, Score]], objectives: Sequence[Objective]) -> None:
     """Print the scores that an export was verified by."""
     told = {split: {**objective_scores(tasks, objectives), **tasks} for split, tasks in scores.items()}

@@ -15,7 +15,7 @@ from sae_moo.deploy.estimate import Estimate
 from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
 from sae_moo.jobs.compare.statistics import ON_TASK, Comparison
-from sae_moo.jobs.compare.tables import difference_text, value_text
+from sae_moo.jobs.compare.tables import difference_text, tokens_text, value_text
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.objectives.scores import Score
 from sae_moo.study.record import Ended, Running, TrialRecord
@@ -31,15 +31,16 @@ def comparison_tables(found: Comparison) -> list[Table]:
     table = bare_table(
         f"{found.name}: test split, mean over seeds ± half the 95 % interval; models chosen on the search split"
     )
-    for name in ("method", "seeds", *shown, "evaluations", "seconds"):
+    for name in ("method", "seeds", *shown, "evaluations", "tokens", "seconds"):
         short = name.replace("accuracy at sparsity ", "")
         table.add_column(short, justify="left" if name == "method" else "right")
     for name, summaries in found.methods.items():
         own = [outcome for outcome in found.outcomes if outcome.method == name]
-        spent = [
+        evaluations, seconds = (
             f"{sum(getattr(outcome, key) for outcome in own) / len(own):.0f}" for key in ("evaluations", "seconds")
-        ]
-        table.add_row(name, str(len(own)), *(value_text(summaries[quantity]) for quantity in shown), *spent)
+        )
+        reached = [value_text(summaries[quantity]) for quantity in shown]
+        table.add_row(name, str(len(own)), *reached, evaluations, tokens_text(own), seconds)
     differences = bare_table(f"minus {found.reference}: 95 % interval and p over seeds (t) and instances (bootstrap)")
     told = [name for name in shown if name != "sparsity"]
     for name in ("method", *told):
@@ -123,6 +124,7 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "values": {},
         "stderr": {},
         "sparsity": None,
+        "speed": None,
         "digest": record.asked_digest,
         "tasks": {},
         "feasible": False,
@@ -132,6 +134,8 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "repeats": None,
         "reason": None,
         "stopped": None,
+        "tokens": None,
+        "screened": None,
     }
     if isinstance(record, Running):
         return document
@@ -140,12 +144,15 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "values": dict(record.values),
         "stderr": {name: finite(error) for name, error in record.stderr.items()},
         "sparsity": evaluation.sparsity if evaluation.ok or evaluation.stopped else None,
+        "speed": evaluation.speed,
         "digest": record.digest,
         "tasks": {task: evaluation.mean(task) for task in evaluation.scores} if evaluation.ok else {},
         "feasible": record.feasible,
         "repeats": record.repeats,
         "reason": evaluation.reason,
         "stopped": asdict(evaluation.stopped) if evaluation.stopped is not None else None,
+        "tokens": evaluation.tokens,
+        "screened": asdict(evaluation.screened) if evaluation.screened is not None else None,
     }
 
 

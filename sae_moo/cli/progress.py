@@ -19,7 +19,7 @@ from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
-from sae_moo.study.loop import Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed
+from sae_moo.study.loop import Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
 from sae_moo.study.record import Ended
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts
@@ -112,6 +112,10 @@ class SearchView:
                 self._standing.generation = max(self._standing.generation, event.proposal.generation)
             case Exhausted():
                 self._say(f"nothing left to try after {event.evaluations} of {event.budget} evaluations")
+            case Spent():
+                self._say(
+                    f"the budget of {event.budget:,} forward tokens is spent after {event.evaluations} evaluations"
+                )
             case Finished():
                 record = event.record
                 self._pace.begin()
@@ -164,6 +168,7 @@ class SearchView:
             f"hypervolume: {so_far.volume:.4f}",
             f"generation: {so_far.generation}",
         ]
+        parts += [f"forward tokens: {so_far.reading()}"] if so_far.reading() else []
         parts += [f"stopped early: {so_far.stopped}"] if so_far.stopped else []
         parts += [f"failed: {len(so_far.failures)}"] if so_far.failures else []
         return "  ".join(parts)
@@ -202,6 +207,8 @@ class SearchView:
         if so_far.best:
             best = "   ".join(f"{task} {value:.3f}" for task, value in so_far.best.items())
             rows.append(ScreenRow(5, said("best score", best)))
+        if so_far.reading():
+            rows.append(ScreenRow(6, said("tokens", so_far.reading())))
         if so_far.stopped:
             rows.append(ScreenRow(6, said("stopped", f"{so_far.stopped} early, beaten by the front")))
         if so_far.failures:

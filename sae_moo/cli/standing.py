@@ -51,6 +51,9 @@ class Standing:
         tasks: names of the tasks.
         objectives: what is maximized.
         budget: evaluations asked for.
+        tokens: forward tokens allowed, or None.
+        spent: forward tokens that evaluations took, as far as they tell.
+        screening: those of them that screening took.
         front: the front so far.
         volume: its hypervolume.
         ended: evaluations that have ended, those of earlier sessions among them.
@@ -65,7 +68,9 @@ class Standing:
     def __init__(self, config: Config) -> None:
         self.tasks = tuple(task.name for task in config.tasks)
         self.objectives = config.objective_list()
-        self.budget = config.search.evaluations
+        self.budget = config.search.trials
+        self.tokens = config.search.tokens
+        self.spent = self.screening = 0
         self.front: Front[Ended] = Front(self.objectives)
         self.volume = 0.0
         self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
@@ -96,6 +101,9 @@ class Standing:
         self.ended += 1
         self.generation = max(self.generation, record.generation)
         self.stopped += record.state == "stopped"
+        if record.repeats is None:
+            self.spent += evaluation.spent or 0
+            self.screening += 0 if evaluation.screened is None else evaluation.screened.tokens
         if RATIO in record.params:
             self._ratios.append(record.params[RATIO])
         if evaluation.ok:
@@ -106,6 +114,14 @@ class Standing:
             self.grew = self.ended
         self.front, self.volume = self.front.after(record), volume
         return record.state == "failed" and self.failures.add(f"trial {record.number}", evaluation.reason or "")
+
+    def reading(self) -> str:
+        """Return how many forward tokens were spent, where they are a budget or screening takes some; else nothing."""
+        if self.tokens is None and not self.screening:
+            return ""
+        most = "" if self.tokens is None else f"/{self.tokens:,}"
+        share = f", {self.screening / self.spent:.0%} of them by screening" if self.screening else ""
+        return f"{self.spent:,}{most}{share}"
 
     def phase(self) -> str:
         """Return the generation, and the pruning ratio if there is one."""

@@ -18,15 +18,22 @@ from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
-from sae_moo.objectives import SPARSITY
-from sae_moo.recipe import BASE, STRUCTURED, pattern_sparsity
+from sae_moo.objectives import SPARSITY, SPEED
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
+from sae_moo.searchers.breeding import Operators
 
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
 
+OPERATORS = "operators"  # key of `search`
+UNITS = tuple(scope for scope in STRUCTURED if scope != BLOCKS)  # scopes of units of blocks
 MOST_SPARSE = 0.95  # no candidate is ever asked to be sparser
+COUNTED = (SPARSITY, SPEED)
+"""Objectives that are not scored on tasks."""
+QUICKENS = ("neurons", "heads", "blocks")
+"""Scopes whose pruning makes the structured export faster. Experts of a mixture that go leave as much to compute."""
 
 
 def slug(name: str) -> str:
@@ -71,8 +78,8 @@ def _every_task_once(draft: Config) -> Iterator[Fault]:
     for i, name in enumerate(task.name for task in draft.tasks):
         if name is not None and name in names:
             yield ("tasks", i, "name"), f"expected every task once, {name!r} came before"
-        if name == SPARSITY:
-            yield ("tasks", i, "name"), f"{SPARSITY!r} is an objective of its own; give the task another name"
+        if name in COUNTED:
+            yield ("tasks", i, "name"), f"{name!r} is an objective of its own; give the task another name"
         if name is not None:
             names.add(name)
 
@@ -125,10 +132,10 @@ def _settings_of_the_harness(draft: Config) -> Iterator[Fault]:
 
 def _objectives_are_tasks(draft: Config) -> Iterator[Fault]:
     tasks, unnamed = dict.fromkeys(_tasks(draft)), _unnamed(draft)
-    valid = {**tasks, SPARSITY: None}
+    valid = {**tasks, **dict.fromkeys(COUNTED)}
     for i, entry in enumerate(draft.objectives):
         if isinstance(entry, str) and entry not in valid and not unnamed:
-            yield ("objectives", i), f"expected a task or {SPARSITY!r}, got {entry!r}{nearest(entry, valid)}"
+            yield ("objectives", i), f"expected a task, {SPARSITY!r} or {SPEED!r}, got {entry!r}{nearest(entry, valid)}"
         if isinstance(entry, MeanSection):
             before: set[str] = set()
             for j, task in enumerate(entry.mean or ()):
@@ -148,13 +155,18 @@ def _every_objective_once(draft: Config) -> Iterator[Fault]:
 
 
 def _what_is_limited(draft: Config) -> Iterator[Fault]:
-    limited = dict.fromkeys([*_tasks(draft), SPARSITY, *_objectives(draft)])
+    limited = dict.fromkeys([*_tasks(draft), *COUNTED, *_objectives(draft)])
     for name, limit in draft.constraints.items():
         if name not in limited and not _unnamed(draft):
             yield (
                 ("constraints", name),
-                f"expected a task, an objective or {SPARSITY!r}, got {name!r}{nearest(name, limited)}",
+                f"expected a task, an objective, {SPARSITY!r} or {SPEED!r}, got {name!r}{nearest(name, limited)}",
             )
+        for side, value in (("min", limit.min), ("max", limit.max)):
+            if value is not None and name != SPEED and value > 1:
+                yield ("constraints", name, side), f"expected less than or equal to 1, got {value}"
+            if value is not None and name == SPEED and value < 1:
+                yield ("constraints", name, side), f"expected 1, as fast as the base, or more, got {value}"
         if limit.min is not None and limit.max is not None and limit.min > limit.max:
             yield ("constraints", name), f"expected min <= max, got {limit.min} > {limit.max}"
 
@@ -175,10 +187,14 @@ def _storage_that_lasts(draft: Config) -> Iterator[Fault]:
 
 def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
     pruning = draft.pruning
-    if pruning.calibration is not None and pruning.criterion is not None and not _calibrated(pruning.criterion):
-        yield ("pruning", "calibration"), f"criterion: {pruning.criterion} is not calibrated; leave it out"
-    if pruning.rescale and pruning.scope in STRUCTURED:
-        yield ("pruning", "rescale"), f"scope: {pruning.scope} is not rescaled; leave it out"
+    reads = pruning.criterion is None or _calibrated(pruning.criterion) or draft.search.finish != 0
+    if pruning.calibration is not None and not reads:
+        yield (
+            ("pruning", "calibration"),
+            f"criterion: {pruning.criterion} is not calibrated, and search.finish repairs nothing; leave it out",
+        )
+    if pruning.rescale and pruning.scope is not None and pruning.scattered is None:
+        yield ("pruning", "rescale"), f"scope: {', '.join(pruning.scopes)} is not rescaled; leave it out"
     model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
     models += draft.models.experts or {}
     if model is not None and model not in models:
@@ -188,15 +204,64 @@ def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
         )
 
 
+def _scopes_together(draft: Config) -> Iterator[Fault]:
+    pruning = draft.pruning
+    scattered: list[str] = []
+    before: set[str] = set()
+    for i, scope in enumerate(pruning.scope if isinstance(pruning.scope, list) else ()):
+        if scope in before:
+            yield ("pruning", "scope", i), f"expected every scope once, {scope!r} came before"
+        elif scope not in STRUCTURED:
+            if scattered:
+                yield (
+                    ("pruning", "scope", i),
+                    f"expected one scope of scattered zeros at most, {scattered[0]!r} came before; together go "
+                    f"{', '.join(STRUCTURED)}, and one of the others",
+                )
+            scattered.append(scope)
+        before.add(scope)
+    if pruning.protect is not None and pruning.scope is not None and BLOCKS not in pruning.scopes:
+        yield ("pruning", "protect"), f"is for scope: {BLOCKS}; leave it out"
+
+
+def _what_is_fast(draft: Config) -> Iterator[Fault]:
+    if draft.pruning.scope is None or {*draft.pruning.scopes} & {*QUICKENS}:
+        return
+    asked = ", ".join(draft.pruning.scopes)
+    why = f"is 1 of every candidate with pruning.scope: {asked}; expected one that removes {', '.join(QUICKENS)}"
+    for i, entry in enumerate(draft.objectives):
+        if entry == SPEED:
+            yield ("objectives", i), f"{SPEED!r} {why}"
+    if SPEED in draft.constraints:
+        yield ("constraints", SPEED), f"{SPEED!r} {why}"
+
+
 def _evaluation_of_parts(draft: Config) -> Iterator[Fault]:
     evaluation, called = draft.evaluation, _objectives(draft)
-    if evaluation.racing is not None and called and set(called) == {SPARSITY}:
-        yield ("evaluation", "racing"), "expected an objective that is scored on instances; sparsity is not"
+    if evaluation.racing is not None and called and set(called) <= {*COUNTED}:
+        yield ("evaluation", "racing"), f"expected an objective that is scored on instances; {called[0]} is not"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if evaluation.generation == "vllm" and MOE_EXPERTS in scopes:
+        yield (
+            ("evaluation", "generation"),
+            f"not vllm with scope: {MOE_EXPERTS}; given zeros in place of experts, it lets routers choose them",
+        )
     if evaluation.anchors is not None and evaluation.generation == "vllm":
         yield (
             ("evaluation", "anchors"),
             "not with generation: vllm; its memory holds one engine, choosing takes another",
         )
+
+
+def _stages_of_screening(draft: Config) -> Iterator[Fault]:
+    section, key = draft.evaluation.screening, ("evaluation", "screening")
+    if section is None:
+        return
+    survivors, candidates = section.survivors, section.candidates
+    if survivors is not None and candidates is not None and survivors > candidates:
+        yield (*key, "survivors"), f"expected at most {candidates}, all candidates, got {survivors}"
+    if section.more is not None and section.tokens is not None and survivors != 1 and section.more < section.tokens:
+        yield (*key, "more"), f"expected at least {section.tokens}, the tokens of the first stage, got {section.more}"
 
 
 def _compared_methods(draft: Config) -> Iterator[Fault]:
@@ -210,9 +275,14 @@ def _compared_methods(draft: Config) -> Iterator[Fault]:
                 once = f"expected every method once, with a name of its own, got {name!r} again"
                 yield ("compare", "methods", i), once
             names.setdefault(slug(name), name)
-        if isinstance(entry, MethodSection) and "evaluations" in (entry.search or {}):
-            every = "every method has the same budget; set search.evaluations for all"
-            yield ("compare", "methods", i, "search", "evaluations"), every
+        for budget in ("evaluations", "tokens", "finish"):
+            if isinstance(entry, MethodSection) and budget in (entry.search or {}):
+                every = f"every method has the same budget; set search.{budget} for all"
+                yield ("compare", "methods", i, "search", budget), every
+        for key in (entry.evaluation or {}) if isinstance(entry, MethodSection) else ():
+            if key != "screening":
+                every = f"every method is asked alike but for screening; set evaluation.{key} for all"
+                yield ("compare", "methods", i, "evaluation", key), every
     reference = None if draft.compare is None else draft.compare.reference
     known = names.values()
     if reference is not None and names and reference not in known:
@@ -248,7 +318,10 @@ RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _room_in_the_first_population,
     _storage_that_lasts,
     _what_pruning_reads,
+    _scopes_together,
+    _what_is_fast,
     _evaluation_of_parts,
+    _stages_of_screening,
     _compared_methods,
     _what_a_comparison_needs,
 )
@@ -283,7 +356,9 @@ def _one_sparsity_for_all(draft: Config, algorithm: Algorithm) -> Iterator[Fault
     if _over(draft, algorithm) != "coefficients":
         yield ("space", "sparsity"), "is for coefficients; lineages draw the sparsity of every child"
     scope = draft.pruning.scope
-    pattern = None if scope is None else pattern_sparsity(scope)
+    if isinstance(scope, list) and sparsity:
+        yield ("space", "sparsity"), f"is for one scope; of {', '.join(draft.pruning.scopes)} each has its own"
+    pattern = pattern_sparsity(scope) if isinstance(scope, str) else None
     if pattern is not None and sparsity not in (0, pattern):
         yield ("space", "sparsity"), f"expected 0 or {pattern:g}, what scope: {scope} prunes to, got {sparsity}"
     limit = draft.constraints.get(SPARSITY)
@@ -312,7 +387,7 @@ def _what_one_number_is_made_of(draft: Config, algorithm: Algorithm) -> Iterator
             yield ("search", "weights", name), f"expected an objective, got {name!r}{nearest(name, objectives)}"
     if weights is not None and not any(weights.values()):
         yield ("search", "weights"), "expected at least one weight above 0"
-    if algorithm.scalar and weights is None and objectives and set(objectives) == {SPARSITY}:
+    if algorithm.scalar and weights is None and objectives and set(objectives) <= {*COUNTED}:
         yield ("objectives",), f"algorithm: {algorithm.name} needs one that is scored on tasks, or search.weights"
 
 
@@ -324,6 +399,76 @@ def _what_the_algorithm_can(draft: Config, algorithm: Algorithm) -> Iterator[Fau
         able = _names(lambda row: row.races)
         needs = f"is for {able}; algorithm: {algorithm.name} needs the scores of every candidate"
         yield ("evaluation", "racing"), needs
+
+
+def _what_there_is_to_screen(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    key = ("evaluation", "screening")
+    if draft.evaluation.screening is None:
+        return
+    if not algorithm.screens:
+        able = _names(lambda row: row.screens)
+        yield key, f"is for {able}; algorithm: {algorithm.name} proposes one allocation for each candidate"
+        return
+    if _over(draft, algorithm) != "lineage":
+        yield key, "is for space.kind: lineage; over coefficients the allocation is a part of the vector"
+    scopes = () if draft.pruning.scope is None else draft.pruning.scopes
+    if (scopes and not set(scopes) - {BLOCKS} <= {"tensor", "group", "row"}) or scopes == (BLOCKS,):
+        beside = f"expected tensor, group or row, beside them {BLOCKS} if you like"
+        yield key, f"pruning.scope: {', '.join(scopes)} leaves no allocation to choose that keeps the budget; {beside}"
+    elif draft.space.granularity == "model":
+        yield key, "space.granularity: model prunes all blocks alike, which leaves no allocation to choose"
+    operators = getattr(draft.search, "operators", None)
+    if operators is not None and operators.prune_after is False:
+        yield key, "search.operators.prune_after: false prunes no child"
+
+
+def _what_of_pruning_the_algorithm_reads(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    ablation = getattr(draft.search, "ablation", None)
+    if _apart(draft) and draft.pruning.scattered is None and ablation is not None and ablation.ladder:
+        yield ("search", "ablation", "ladder"), "is for a scope of scattered zeros"
+    if algorithm.combines:
+        return
+    able = _names(lambda row: row.combines)
+    if isinstance(draft.pruning.scope, list):
+        one = f"expected one scope; several are for {able}, algorithm: {algorithm.name} prunes by one"
+        yield ("pruning", "scope"), one
+    if draft.pruning.protect is not None:
+        lowest = f"algorithm: {algorithm.name} removes the blocks of the lowest scores, whichever they are"
+        yield ("pruning", "protect"), f"is for {able}; {lowest}"
+
+
+def _apart(draft: Config) -> list[str]:
+    """Return the scopes of whole parts that are searched apart: of several scopes, or blocks."""
+    pruning = draft.pruning
+    whole = [] if pruning.scope is None else [scope for scope in pruning.scopes if scope in STRUCTURED]
+    return whole if isinstance(pruning.scope, list) or whole == [BLOCKS] else []
+
+
+def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    own = getattr(draft.search, OPERATORS, None)
+    if not isinstance(own, Operators) or own.unread or draft.pruning.scope is None or not algorithm.combines:
+        return
+    pruning, apart = draft.pruning, _apart(draft)
+    units = [scope for scope in apart if scope != BLOCKS]
+    by_tensor = pruning.scattered in ("tensor", "row")
+    one = draft.space.granularity == "model"
+    reasons = {
+        "switch": "is for space.granularity: block" if one else None,
+        "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
+        "drop": "is for space.granularity: block" if one else None,
+        "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
+    }
+    if not reasons["tensors"] and not own.switch:
+        reasons["tensors"] = "is for switch above 0"
+    if not reasons["switch"] and not units and pruning.scattered in (None, "global"):
+        reasons["switch"] = f"scope: {', '.join(pruning.scopes)} has one level for all blocks; there is none to switch"
+    for key in ("remove", "removable", "contiguous", "edit"):
+        reasons[key] = None if BLOCKS in apart else f"is for pruning.scope: {BLOCKS}"
+    for key in ("narrow", "narrowest"):
+        reasons[key] = None if units else f"is for a list of scopes with {', '.join(UNITS)}"
+    for key, reason in reasons.items():
+        if reason is not None and key not in own.unsaid:
+            yield ("search", OPERATORS, key), reason
 
 
 def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
@@ -345,6 +490,9 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _annealing_of_the_algorithm,
     _what_one_number_is_made_of,
     _what_the_algorithm_can,
+    _what_there_is_to_screen,
+    _what_of_pruning_the_algorithm_reads,
+    _what_operators_of_pruning_read,
     _what_the_algorithm_says,
 )
 """What its row says of a search algorithm."""

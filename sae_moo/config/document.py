@@ -25,6 +25,7 @@ from sae_moo.config.sections import (
     PruningSection,
     SearchSection,
     SpaceSection,
+    SpeedSection,
     StudySection,
     read_search,
     search_section_of,
@@ -34,8 +35,8 @@ from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
 from sae_moo.files.marked_yaml import Key, dotted, place, refusal
-from sae_moo.objectives import SPARSITY, Constraint, Objective, Sparsity, TaskMean, named_quantities
-from sae_moo.recipe import STRUCTURED
+from sae_moo.objectives import SPARSITY, SPEED, Constraint, Objective, Sparsity, Speed, TaskMean, named_quantities
+from sae_moo.recipe import BLOCKS, STRUCTURED
 from sae_moo.recipe.section import Field, Section, field_validator
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
 from sae_moo.searchers.schedule import ADAPTIVE, Schedule
@@ -50,6 +51,7 @@ class Config(Section):
     tasks: Annotated[list[TaskSection], Field(min_length=1)]
     objectives: Annotated[list[str | MeanSection], Field(min_length=1)]
     constraints: dict[str, LimitSection] = Field(default={})
+    speed: SpeedSection | None = None
     space: SpaceSection = SpaceSection()
     pruning: PruningSection = PruningSection()
     annealing: Schedule = Schedule()
@@ -183,7 +185,7 @@ class Config(Section):
         read -= {"weights"} if algorithm.scalar is False else set()
         search = {key: value for key, value in search.items() if key in read or key in method.search}
         raw |= {"search": search, "space": space}
-        for section in ("pruning", "annealing"):
+        for section in ("pruning", "annealing", "evaluation"):
             raw[section] = {**raw.get(section, {}), **getattr(method, section)}
         unread = raw["annealing"].get("schedule") == ADAPTIVE and not algorithm.annealed(space.get("kind"))
         if unread and method.annealing.get("schedule") != ADAPTIVE:
@@ -221,7 +223,15 @@ class Config(Section):
     def rescale(self) -> bool:
         """Whether what pruning leaves of a tensor keeps its norm: as asked, else as the algorithm has it."""
         asked = self.pruning.rescale
-        return self.algorithm.rescales and self.pruning.scope not in STRUCTURED if asked is None else asked
+        return self.algorithm.rescales and self.pruning.scattered is not None if asked is None else asked
+
+    @property
+    def structured(self) -> tuple[str, ...]:
+        """The scopes of whole parts that are searched apart, in the order of pruning: of several scopes, or blocks."""
+        pruning = self.pruning
+        apart = isinstance(pruning.scope, list) or pruning.scope == BLOCKS
+        searched = apart and self.algorithm.combines
+        return tuple(scope for scope in pruning.scopes if scope in STRUCTURED) if searched else ()
 
     def objective_list(self) -> tuple[Objective, ...]:
         """Return the objectives, in order; all are maximized."""
@@ -230,13 +240,26 @@ class Config(Section):
             if isinstance(entry, MeanSection)
             else Sparsity()
             if entry == SPARSITY
+            else Speed()
+            if entry == SPEED
             else TaskMean(entry, (entry,))
             for entry in self.objectives
         )
 
+    @property
+    def modelled(self) -> SpeedSection | None:
+        """What work the modelled speed of candidates is of; None if nothing asks for it."""
+        asked = self.speed is not None or SPEED in self.objectives or SPEED in self.constraints
+        return (self.speed or SpeedSection()) if asked else None
+
+    def quantities(self) -> dict[str, Objective]:
+        """Return every quantity that has a name: tasks, objectives, sparsity, speed where it is modelled."""
+        tasks = [task.name for task in self.tasks]
+        return named_quantities(tasks, self.objective_list(), speed=self.modelled is not None)
+
     def constraint_list(self) -> tuple[Constraint, ...]:
         """Return the limits, in order."""
-        known = named_quantities([task.name for task in self.tasks], self.objective_list())
+        known = self.quantities()
         return tuple(Constraint(known[name], limit.min, limit.max) for name, limit in self.constraints.items())
 
     def identity(self) -> dict[str, Any]:
@@ -244,15 +267,24 @@ class Config(Section):
 
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
-        The budget of evaluations, the place of storage, the cache and the executor change no result and are left out;
-        so are places of models, items and calibration texts, whose contents a study is bound to instead.
+        The budgets of evaluations, tokens and repairs, the place of storage, the cache and the executor change no
+        result and are left out; so are places of models, items and texts, whose contents a study is bound to instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["search"]["evaluations"], document["executor"], document["compare"]
+        del document["study"]["storage"], document["executor"], document["compare"]
+        del document["search"]["evaluations"], document["search"]["tokens"], document["search"]["finish"]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:
             document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})
+        if self.evaluation.screening is not None:
+            del document["evaluation"]["screening"]["data"]
+        document["pruning"]["scope"] = ", ".join(self.pruning.scopes)
+        for key in self.pruning.unsaid:
+            del document["pruning"][key]
+        for name, settings in self.search.settings.items():
+            for key in settings.unsaid if document["search"].get(name) is not None else ():
+                del document["search"][name][key]
         tasks = document.pop("tasks")
         document["tasks"] = {  # prompts and items are bound by their contents
             t["name"]: {
@@ -262,6 +294,9 @@ class Config(Section):
             }
             for t in tasks
         }
+        del document["speed"]
+        if self.modelled is not None:
+            document["speed"] = self.modelled.model_dump(mode="json")
         document["pruning"]["rescale"] = self.rescale
         document["annealing"] = self.schedule.model_dump(mode="json")
         document["space"]["kind"] = self.space_kind

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from sae_moo.config.sections import ONE, SEVERAL
 from sae_moo.errors import nearest
 from sae_moo.files.marked_yaml import Key, dotted
 from sae_moo.searchers.algorithms import ALGORITHMS
@@ -69,7 +70,7 @@ def _of_another_branch(fault: Any) -> bool:
 
 def _own_key(fault: Any) -> Key:
     """Return a fault's location without what pydantic adds: the branch of a union, a mark that a key is at fault."""
-    location = tuple(fault["loc"])
+    location = tuple(part for part in fault["loc"] if part not in (ONE, SEVERAL))
     if location[-1:] == ("[key]",) and str(location[-2]) == str(fault["input"]):
         location = location[:-1]
     at = _branch_at(location)

@@ -8,13 +8,26 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import create_model
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.asking import Racing
-from sae_moo.recipe import BASE, SCOPES, pattern
+from sae_moo.evaluate.asking import Racing, ScreeningSection
+from sae_moo.recipe import BASE, SCOPES, STRUCTURED, pattern
 from sae_moo.recipe.criteria import CRITERIA, USUAL
-from sae_moo.recipe.section import Amount, Count, Field, Section, Sparsity, field_validator
+from sae_moo.recipe.section import (
+    Amount,
+    BeforeValidator,
+    Count,
+    Discriminator,
+    Field,
+    Section,
+    Sparsity,
+    Tag,
+    field_validator,
+)
 from sae_moo.searchers import algorithms
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.searcher import Pace
+
+ONE, SEVERAL = "one scope", "several scopes"
+"""What pydantic calls the two forms of ``pruning.scope`` in the location of a fault."""
 
 
 class StudySection(Section):
@@ -84,11 +97,28 @@ class MeanSection(Section):
 class LimitSection(Section):
     """Limits on one quantity."""
 
-    min: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        default=None, description="a candidate below it is infeasible; null: no lower limit"
+    min: Annotated[float, Field(ge=0.0, le=1e6)] | None = Field(
+        default=None,
+        description="a candidate below it is infeasible; null: no lower limit. From 0 to 1, of `speed` from 1",
     )
-    max: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        default=None, description="a candidate above it is infeasible; null: no upper limit"
+    max: Annotated[float, Field(ge=0.0, le=1e6)] | None = Field(
+        default=None, description="a candidate above it is infeasible; null: no upper limit. Likewise"
+    )
+
+
+class SpeedSection(Section):
+    """``speed``: of what work the modelled speed is; null: as below, where an objective or a limit names `speed`."""
+
+    mode: Literal["decode", "prompt"] = Field(
+        default="decode",
+        description="`decode`: writing, a token of every row after those that stand before it; `prompt`: reading, all "
+        "tokens of a row at once",
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="rows that are computed at once")
+    length: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        default=None,
+        description="tokens of a row that are read, or that stand before the one that is written; null: 256, or as "
+        "many as the base takes",
     )
 
 
@@ -122,22 +152,55 @@ class CalibrationSection(Section):
     model: str = Field(default=BASE, description="whose activations are measured: `base`, or an expert's name")
 
 
+def _scope(scope: Any) -> Any:
+    """Return the name of a scope; YAML reads 2:4 as two minutes and four seconds."""
+    if type(scope) is int and scope > 60:
+        scope = f"{scope // 60}:{scope % 60}"
+    if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
+        near = nearest(str(scope), SCOPES)
+        raise ValueError(f"expected {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}{near}")
+    return scope
+
+
+Scope = Annotated[str, BeforeValidator(_scope)]
+
+
+class ProtectSection(Section):
+    """``pruning.protect``: how many blocks at either end are never removed."""
+
+    first: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0, description="how many of the first blocks are never removed"
+    )
+    last: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0, description="how many of the last blocks are never removed"
+    )
+
+
 class PruningSection(Section):
     """``pruning``: by what weights are ranked, what competes with what, whether what is left keeps a tensor's norm."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"protect"})
 
     criterion: str = Field(
         default=USUAL,
         description="how weights are ranked; see the page on pruning, or `package/name` of an installed package",
     )
-    scope: str = Field(
+    scope: Annotated[
+        Annotated[Scope, Tag(ONE)] | Annotated[list[Scope], Tag(SEVERAL), Field(min_length=1)],
+        Discriminator(lambda given: SEVERAL if isinstance(given, (list, tuple)) else ONE),
+    ] = Field(
         default="tensor",
-        description="what competes for the zeros: `tensor`, `group` (a block), `global`, `row`, `N:M` such as `2:4`, "
-        "`neurons`, or `heads`",
+        description="what competes for the zeros: `tensor`, `group` (a block), `global`, `row`, `N:M` such as `2:4`; "
+        "or what goes whole: `neurons`, `heads`, `moe-experts`, `blocks`. A list such as `[blocks, neurons, row]` "
+        "searches all of these together, each block with its own numbers",
+    )
+    protect: ProtectSection | None = Field(
+        default=None, description="blocks at either end that are never removed; null: any may be"
     )
     rescale: bool | None = Field(
         default=None,
         description="whether what is left of a tensor is multiplied so that it keeps its L2 norm; null: yes in our own "
-        "search, no in the methods of others, and never for neurons and heads",
+        "search, no in the methods of others, and never for what goes whole",
     )
     submodels: list[str] = Field(
         default_factory=list,
@@ -156,15 +219,17 @@ class PruningSection(Section):
             raise ValueError(row.unavailable)
         return row.name
 
-    @field_validator("scope", mode="before")
-    @classmethod
-    def _known(cls, scope: Any) -> Any:
-        if type(scope) is int and scope > 60:  # YAML reads 2:4 as two minutes and four seconds
-            scope = f"{scope // 60}:{scope % 60}"
-        if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
-            near = nearest(str(scope), SCOPES)
-            raise ValueError(f"expected {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}{near}")
-        return scope
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes in the order of pruning: blocks, then what goes whole within them, then scattered weights."""
+        given = [self.scope] if isinstance(self.scope, str) else self.scope
+        order = ["blocks", *(scope for scope in STRUCTURED if scope != "blocks")]
+        return tuple(sorted(given, key=lambda scope: order.index(scope) if scope in order else len(order)))
+
+    @property
+    def scattered(self) -> str | None:
+        """The scope of scattered zeros; None where only what goes whole is pruned."""
+        return next((scope for scope in self.scopes if scope not in STRUCTURED), None)
 
     @property
     def calibrated(self) -> CalibrationSection | None:
@@ -187,6 +252,16 @@ class SearchSection(Section):
     evaluations: Count = Field(
         default=400, description="the budget: trials in all, earlier ones of a resumed study counted"
     )
+    tokens: Count | None = Field(
+        default=None,
+        description="a second budget: forward tokens, of screening and of scoring; when so many are spent, no more "
+        "candidates are asked for. null: no such limit",
+    )
+    finish: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0,
+        description="how many members of the front, those that stand for it best, are repaired after the search and "
+        "evaluated as further trials, on top of `evaluations`",
+    )
     pace: Pace | None = Field(
         default=None,
         description="when children enter the population: all of a generation at once, or each as it is evaluated; "
@@ -203,6 +278,11 @@ class SearchSection(Section):
     def _known(cls, algorithm: str) -> str:
         search_section(algorithm)  # refused there if what it reads is called like what every search has
         return ALGORITHMS.find(algorithm).name
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be: of the search, then of repaired members of its front."""
+        return self.evaluations + self.finish
 
     @property
     def settings(self) -> dict[str, Section]:
@@ -262,6 +342,11 @@ class EvaluationSection(Section):
         default=None,
         description="share of each task's search split that stands for all of it; null: all instances are asked",
     )
+    screening: ScreeningSection | None = Field(
+        default=None,
+        description="several allocations of each child's sparsity are ranked without labels, and the best is "
+        "evaluated; null: no, `{}`: yes, with the defaults below",
+    )
     generation: Literal["transformers", "vllm"] = Field(
         default="transformers",
         description="what continues the prompts of tasks that let models write; `vllm` is experimental",
@@ -289,6 +374,9 @@ class MethodSection(Section):
     space: dict[str, Any] = Field(default={}, description="what it changes of `space`")
     pruning: dict[str, Any] = Field(default={}, description="what it changes of `pruning`")
     annealing: dict[str, Any] = Field(default={}, description="what it changes of `annealing`")
+    evaluation: dict[str, Any] = Field(
+        default={}, description="what it changes of `evaluation`: `screening`, all else is the same for all"
+    )
 
 
 class CompareSection(Section):

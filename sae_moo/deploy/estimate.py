@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import Format
 from sae_moo.deploy.mergekit import writer
+from sae_moo.deploy.mixtures import check_whole
 from sae_moo.deploy.packing import encoded
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.stream import Stream
@@ -129,11 +130,17 @@ class Mergekit(Sizing):
 
 
 class Structured(Sizing):
-    """The weights without the units that are zero as a whole. Costs a pass over the matrices that hold units."""
+    """The weights without what is zero as a whole. Costs a pass over the matrices that hold units."""
 
     def nbytes(self) -> int:
         """Return the size of the smaller tensors."""
-        return sum(entry.nbytes for entry in Shrunk(self.stream).entries)
+        small = Shrunk(self.stream)
+        self._notes = (f"{small.dropped} dropped", *small.left())
+        return sum(entry.nbytes for entry in small.entries)
+
+    def notes(self) -> Sequence[str]:
+        """Return what is dropped, and where blocks differ what both ways to write their widths take."""
+        return self._notes
 
 
 def estimates(stream: Stream, formats: Sequence[Format]) -> list[Estimate]:
@@ -167,6 +174,8 @@ def _estimate(row: Format, sizing: Sizing | None, whole: int) -> Estimate:
     if sizing is None:
         return Estimate(row.name, None, None, "; ".join(filter(None, ("its size is known once written", row.gains))))
     try:
+        if not row.smaller:
+            check_whole(sizing.stream, f"format {row.name}")
         with _blamed(row):
             size = sizing.nbytes()
             return Estimate(row.name, size, size / whole, "; ".join(filter(None, (row.gains, *sizing.notes()))))

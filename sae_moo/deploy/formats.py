@@ -30,6 +30,8 @@ class Format(Row):
         endings: what the file's name may end in; anything if empty.
         needs: what of a model it needs, and refuses it without; empty if it holds any.
         tokenizer: whether it holds a tokenizer, chat template and settings of generation.
+        smaller: whether it leaves out what is zero as a whole: only such a format can hold a mixture that lacks
+            experts, since a router would choose zeros (`mixtures.check_whole`).
         transformers: whether transformers loads it, or what is unpacked from it; the model card then says how.
         verified: what is done to it before `--verify` compares tensors and scores; empty if it cannot be verified.
         estimate: ``module:function``, called with the `stream.Stream` of a model, returns an `estimate.Sizing`; None if
@@ -50,6 +52,7 @@ class Format(Row):
     endings: tuple[str, ...] = ()
     needs: str = ""
     tokenizer: bool = True
+    smaller: bool = False
     transformers: bool = True
     verified: str = ""
     estimate: str | None = None
@@ -138,11 +141,12 @@ FORMATS: Catalogue[Format] = Catalogue(
         ),
         Format(
             name="structured",
-            summary="a folder without neurons and heads that are zero as a whole",
+            summary="a folder without blocks, neurons, heads and experts of mixtures that are zero as a whole",
             write="sae_moo.deploy.writers:structured",
+            smaller=True,
             loads=_ANY_LOADER,
-            needs="neurons or heads that are zero in every block, as pruning.scope neurons or heads leaves them",
-            verified="loaded as it is; scores may differ by rounding",
+            needs="blocks that are zero as a whole, or neurons, heads or experts of each, as pruning.scope has it",
+            verified="loaded as it is; scores may differ by rounding where units are gone",
             estimate="sae_moo.deploy.estimate:Structured",
             gains=f"all: {zeros.STRUCTURED}",
             next_step=_ASKED,

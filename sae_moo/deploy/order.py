@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sae_moo.deploy.card import Card
 from sae_moo.deploy.formats import Format
+from sae_moo.deploy.mixtures import check_whole
+from sae_moo.deploy.pace import Pace
 from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import RECIPE_FILE, deployed_config, write_origin, write_surroundings
 from sae_moo.deploy.tensor_files import SHARD_BYTES, Entry
@@ -56,6 +58,7 @@ class Order:
         check: see `verified`; None if nothing is to be verified.
         tell: is told what the user should know, a sentence each.
         stage: is told what is being done, a few words each.
+        timed: is told how fast what is written is beside the base, if that was measured.
     """
 
     format: Format
@@ -72,6 +75,7 @@ class Order:
     check: Check | None = None
     tell: Callable[[str], None] = lambda note: None
     stage: Callable[[str], None] = lambda what: None
+    timed: Callable[[Sequence[Pace]], None] = lambda measured: None
 
     def write(self) -> None:
         """Write it, whole or not at all.
@@ -82,6 +86,8 @@ class Order:
             InputError: if the output is taken or cannot be written, or the format cannot hold the model.
             RunError: if the writer fails, writes nothing, or leaves unverified what was to be verified.
         """
+        if not self.format.smaller:
+            check_whole(self.stream, f"format {self.format.name}")
         checked: list[Path] = []
 
         def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Mapping[Any, Mapping[str, Any]]:

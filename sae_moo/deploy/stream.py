@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,17 @@ from sae_moo.errors import RunError, WeightsError
 from sae_moo.experts.anatomy import transposed
 from sae_moo.experts.layout import KEPT_DTYPES, content_digest, raw
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.materialization.into_model import fractions
+from sae_moo.materialization.into_model import fractions, write
 from sae_moo.materialization.prepare import prepared
 from sae_moo.recipe import BASE, STORED, Cast, Recipe
+from sae_moo.recipe.structure import repair_of
 
 
 class Stream:
     """The weights of a recipe, bit for bit those that `materialize` writes into a live model.
 
-    In memory are the tensor asked for and what it is computed from.
+    In memory are the tensor asked for and what it is computed from; of a recipe that ends in a repair, which runs
+    through a whole model, a live model that is made once.
 
     Args:
         recipe: any recipe over the pool's experts.
@@ -36,6 +39,7 @@ class Stream:
         entries: every tensor once (a tied head is none), in the pool's order; then what no merge touches, the base's
             whole numbers and truth values.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
+        model: the live model of a repaired recipe, which holds it; None for others.
         two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
             that have passed.
 
@@ -63,6 +67,11 @@ class Stream:
         self._broken: dict[str, None] = {}
         self._device = torch.device(device)
         self._plan = ready.plan
+        self.model: Any = None if repair_of(recipe) is None else pool.live_model(dtype, device)
+        self._held: Mapping[str, Tensor] = {}
+        if self.model is not None:
+            written = write(ready.recipe, pool, self.model)
+            self._held, self._zeros = written.exact, dict(written.zeros)
 
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
@@ -71,7 +80,11 @@ class Stream:
             return self.pool.load(BASE, name).clone(memory_format=torch.contiguous_format)
         info = self._infos[name]
         out = torch.empty(info.shape, dtype=self._dtypes[name], device=self._device)
-        (self._zeros[name],) = self._plan.write([(info, out)])
+        if name in self._held:
+            out.copy_(self._held[name])
+            self._zeros[name] = info.numel - int(torch.count_nonzero(out))
+        else:
+            (self._zeros[name],) = self._plan.write([(info, out)])
         out = out.cpu()
         if out.numel() and not all(torch.isfinite(end) for end in torch.aminmax(out)):  # in no memory of its own
             self._broken[name] = None
@@ -98,6 +111,8 @@ class Stream:
 
     def sparsity(self) -> float:
         """Return the fraction of exact zeros over all prunable weights, in [0, 1], once all tensors have passed.
+
+        Where there is a live model it is known before.
 
         Raises:
             WeightsError: naming tensors that hold NaN or an infinity.

@@ -10,8 +10,9 @@ from sae_moo.deploy import zeros
 from sae_moo.deploy.formats import FORMATS
 from sae_moo.deploy.mergekit import writer
 from sae_moo.deploy.order import Order
+from sae_moo.deploy.pace import pace_words, paces
 from sae_moo.deploy.packing import Packer, unpack
-from sae_moo.deploy.shrink import Shrunk, speed_up
+from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.surroundings import CARD_FILE, RECIPE_FILE
 from sae_moo.deploy.tensor_files import in_bytes, write_shards
 from sae_moo.errors import InputError
@@ -123,41 +124,46 @@ def _against_model(order: Order, folder: Path) -> dict[str, str]:
 
 
 def structured(order: Order, folder: Path) -> None:
-    """Write a folder of dense weights without the neurons and heads that are zero as a whole.
+    """Write a folder of dense weights without the blocks, neurons and heads that are zero as a whole.
 
     Raises:
-        InputError: if nothing can be dropped from every block.
+        InputError: if nothing can be dropped, or nothing would be left.
     """
     order.stage("what is zero as a whole is looked for")
     small = Shrunk(order.stream)
-    gone = " and ".join(f"{count} of {units} {what}" for what, (count, units) in small.removed.items())
-    gone = gone.replace("heads", "key/value groups of heads")
     size, whole = (sum(entry.nbytes for entry in each.entries) for each in (small, order.stream))
-    said = f"{gone} dropped from every block: {in_bytes(size)} of weights, {size / whole:.3f} of {in_bytes(whole)}"
+    said = f"{small.dropped} dropped: {in_bytes(size)} of weights, {size / whole:.3f} of {in_bytes(whole)}"
+    rounding = ", but for the rounding of smaller sums" if small.narrower else ", bit for bit"
     note = (
-        f"{said}. All of them were zero, so that the model computes what the evaluated one does, but for the rounding "
-        f"of smaller sums; {zeros.STRUCTURED}."
+        f"{said}. All of it was zero, so that the model computes what the evaluated one does{rounding}; "
+        f"{zeros.STRUCTURED}."
     )
+    left = small.left()
     facts = {
         "sparsity": f"{order.sparsity:.4f} of the {order.stream.pool.counted_words} were exact zeros before "
-        f"{gone} of every block were dropped"
+        f"{small.dropped} were dropped"
     }
     card = replace(
         order.card,
         facts={**order.card.facts, **facts},
-        notes=(*order.card.notes, note),
+        notes=(*order.card.notes, note, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in left)),
         again=f"{order.card.again}  # whole, with zeros in place of what was dropped",
     )
     order = replace(order, card=card)
     order.tell(f"{order.output}: {said}")
+    for sentence in left:
+        order.tell(sentence)
     write_shards(folder, small.entries, order.content(small), order.shard_bytes)
     order.surround(folder, small.config)
-    _certify(folder, order.verified(folder, small.digests, exact=False))
     if order.verifies:
-        order.stage("timed beside the dense model")
+        order.stage("timed beside the base")
         base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.dtype
-        faster = speed_up(folder, base, dtype, order.device)
-        order.tell(f"a forward pass over 4 x 64 tokens on {order.device} is {faster:.2f} times as fast as dense")
+        measured = paces(folder, base, dtype, order.device)
+        order.timed(measured)
+        faster = pace_words(measured, order.device)
+        order.tell(faster)
+        order = replace(order, card=replace(card, notes=(*card.notes, f"{faster[0].upper()}{faster[1:]}.")))
+    _certify(folder, order.verified(folder, small.digests, exact=not small.narrower))
 
 
 def _certify(folder: Path, card: str | None) -> None:

@@ -26,4 +26,7 @@ TWO_FOUR = (
     "(NVIDIA H100 80GB, cuSPARSELt 0.8.0, bfloat16, eager; CUTLASS refuses that card; inside torch.compile and CUDA "
     "graphs it was not measured)"
 )
-STRUCTURED = "matrices are smaller: less memory and arithmetic in every runtime; verifying an export times it"
+STRUCTURED = (
+    "there are fewer blocks or smaller matrices: less memory and arithmetic in every runtime; verifying an export "
+    "times it"
+)

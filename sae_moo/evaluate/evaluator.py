@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from sae_moo.evaluate.screening import Screening
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import l1_norms, materialize, sparseness
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.objectives import Evaluation, Stopped
+from sae_moo.objectives import Evaluation, Stopped, TaskMean
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import BASE, Recipe
 
@@ -37,6 +37,7 @@ class Evaluator:
         measure: ``l1`` or ``hoyer``: what else of a candidate's sparsity is told (`into_model.sparseness`); None:
             nothing.
         screening: ranks allocations of one budget; None: there never are several.
+        speed: a resolved recipe -> how fast its structured export is (`costs.CostTable.speed`); None: that is not told.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Evaluator:
         known: ExpertScores | None = None,
         measure: str | None = None,
         screening: Screening | None = None,
+        speed: Callable[[Recipe], float] | None = None,
     ) -> None:
         self.pool = pool
         self.model = model
@@ -59,6 +61,7 @@ class Evaluator:
         self.known = known if measure is None else None  # what is kept of experts has no other measure
         self.measure = measure
         self.screening = screening
+        self.speed = speed
         self._base_norms = l1_norms(pool, BASE) if measure == "l1" else {}
 
     def evaluate(self, recipe: Recipe, rivals: Front[Evaluation] | None = None) -> Evaluation:
@@ -73,14 +76,15 @@ class Evaluator:
         """
         found = None if self.known is None else self.known.find(recipe)
         if found is not None:
-            return found
+            return replace(found, speed=self._speed(recipe))
         merged, reason, before = recipe, None, self.scorer.tokens
         merging: float | None = None
         start = time.perf_counter()
         try:
             report = materialize(recipe, self.pool, self.model, self.cache)
             merged, merging, start = report.recipe, report.seconds, time.perf_counter()
-            scores, stopped = self._scores(report.sparsity, rivals)
+            counted = Evaluation(merged, sparsity=report.sparsity, speed=self._speed(merged))
+            scores, stopped = self._scores(counted, rivals)
         except (TaskError, WeightsError) as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
@@ -105,6 +109,7 @@ class Evaluator:
             if self.measure is None
             else sparseness(self.pool, self.model, self.measure, self._base_norms),
             tokens=tokens,
+            speed=counted.speed,
         )
         if self.known is not None:
             self.known.keep(evaluation)
@@ -133,16 +138,25 @@ class Evaluator:
             return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=0)
         return replace(self.evaluate(recipes[screened.chosen], rivals), screened=screened)
 
+    def _speed(self, recipe: Recipe) -> float | None:
+        return None if self.speed is None else self.speed(recipe)
+
     def _scores(
-        self, sparsity: float, rivals: Front[Evaluation] | None
+        self, counted: Evaluation, rivals: Front[Evaluation] | None
     ) -> tuple[dict[str, NDArray[np.float64]], Stopped | None]:
-        """Return the scores per instance of each task; none, and why, if the candidate was stopped."""
+        """Return the scores per instance of each task; none, and why, if the candidate was stopped.
+
+        Args:
+            counted: what is known of the candidate without asking it.
+            rivals: the front it races against, or None.
+        """
         dealt = self.scorer.order("search")
         order = {task.name: np.concatenate([part[task.name] for part in dealt]) for task in self.scorer.tasks}
         race = None
         if self.racing is not None and rivals is not None and rivals.members:
             looks = {name: np.cumsum([len(part[name]) for part in dealt]).tolist() for name in order}
-            race = Race(self.racing, rivals, order=order, looks=looks, sparsity=sparsity)
+            known = {o.name: o.value(counted) for o in rivals.objectives if not isinstance(o, TaskMean)}
+            race = Race(self.racing, rivals, order=order, looks=looks, counted=known)
         seen = {name: np.empty(0) for name in order}
         for scores in self.scorer.score_parts(self.model, "search"):
             seen = {name: np.concatenate([row, scores[name]]) for name, row in seen.items()}

@@ -47,7 +47,7 @@ class Race:
         rivals: the front, of candidates that were asked everything.
         order: task name -> numbers of its instances in the order they are asked.
         looks: task name -> how many of them have been asked at each look, ascending, all of them at the last.
-        sparsity: the candidate's.
+        counted: objective name -> the candidate's value, of those that are not scored on tasks.
 
     Raises:
         ValueError: if nobody is in front, or no objective has tasks.
@@ -60,13 +60,13 @@ class Race:
         *,
         order: Mapping[str, NDArray[np.int64]],
         looks: Mapping[str, Sequence[int]],
-        sparsity: float,
+        counted: Mapping[str, float],
     ) -> None:
         if not rivals.members:
             raise ValueError("rivals: expected at least one in front")
         self._racing = racing
         self._rivals = rivals
-        self._sparsity = sparsity
+        self._counted = counted
         accuracy = Accuracy(rivals.objectives)
         if not accuracy:
             raise ValueError("rivals: expected an objective with tasks")
@@ -75,7 +75,7 @@ class Race:
             task: np.array([np.array(rival.scores[task])[order[task]] for rival in rivals.members]).T
             for task in self._tasks
         }
-        self._values = rivals.points
+        self._shares = rivals.points
         counts = np.unique([looks[task] for task in self._tasks], axis=1)  # a part may be empty
         usable = (counts >= LEAST).all(axis=0) & (counts < counts[:, -1:]).any(axis=0)
         times = counts.sum(axis=0) / counts[:, -1].sum()
@@ -104,8 +104,8 @@ class Race:
         expected, bound = [], []
         for objective in self._rivals.objectives:
             if not isinstance(objective, TaskMean):
-                expected.append(self._sparsity)
-                bound.append(self._sparsity)
+                expected.append(self._counted[objective.name])
+                bound.append(self._counted[objective.name])
                 continue
             error = np.sqrt(sum(variance[task] for task in objective.tasks)) / len(objective.tasks)
             expected.append(float(np.mean([mean[task] for task in objective.tasks])))
@@ -124,7 +124,8 @@ class Race:
         if tuple(len(seen[task]) for task in self._tasks) not in self._looks:
             return None
         expected, bound = self.bounds(seen)
-        ahead = self._values + self._racing.margin - bound
+        reach = [each.share(value) for each, value in zip(self._rivals.objectives, bound.tolist(), strict=True)]
+        ahead = self._shares + self._racing.margin - np.array(reach)
         beats = (ahead >= 0).all(axis=1) & (ahead > 0).any(axis=1)
         if not beats.any():
             return None

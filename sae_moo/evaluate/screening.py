@@ -125,10 +125,23 @@ def similarity(teacher: Sequence[Tensor], model: Any, texts: Texts, measure: Mea
         raise ValueError("teacher: expected log probabilities after each token of the same texts")
     found = []
     for wanted, batch in zip(teacher, texts.batches, strict=True):
-        given = _log_probabilities(model, batch)
-        parts = zip(torch.split(wanted, PLACES), torch.split(given, PLACES), strict=True)
-        found.append(torch.cat([_alike(*part, measure) for part in parts]))  # fetched from the device at once
-    return torch.cat(found).double().cpu().numpy() if found else np.zeros(0)
+        found.append(alike(wanted, _log_probabilities(model, batch), measure))
+    return torch.cat(found).double().cpu().numpy() if found else np.zeros(0)  # fetched from the device at once
+
+
+def alike(wanted: Tensor, given: Tensor, measure: Measure = "tv") -> Tensor:
+    """Compare the log probabilities of a teacher with those of another model, as `similarity`.
+
+    Args:
+        wanted: the teacher's, float32, shape (tokens, vocabulary).
+        given: the other's, likewise.
+        measure: as for `similarity`.
+
+    Returns:
+        A number per token, float32, shape (tokens,).
+    """
+    parts = zip(torch.split(wanted, PLACES), torch.split(given, PLACES), strict=True)
+    return torch.cat([_alike(*part, measure) for part in parts])
 
 
 def _log_probabilities(model: Any, batch: Tensor) -> Tensor:

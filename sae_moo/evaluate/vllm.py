@@ -20,6 +20,7 @@ from sae_moo.evaluate.hardware import ENGINES
 from sae_moo.evaluate.task import Prompt
 from sae_moo.evaluate.writing import as_usual, end_tokens, text_of
 from sae_moo.experts.layout import dtype_of
+from sae_moo.experts.removed_experts import masks_experts
 
 CACHE_GIB = "2"
 """Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise."""
@@ -88,8 +89,14 @@ class Engine:
 
         Raises:
             TaskError: if the model's log probabilities are not finite.
+            InputError: if the model is a mixture that lacks experts.
             RunError: if the engine answers otherwise than the model.
         """
+        if masks_experts(model):
+            raise InputError(
+                "evaluation.generation: the model's mixtures lack experts; given zeros in their place, vllm lets the "
+                "routers choose them; take generation: transformers"
+            )
         weights = iter(model.state_dict().items())  # a tied head too: on a CPU the engine keeps a packed copy of it
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self.llm.reset_prefix_cache()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sae_moo.errors import InputError
-from sae_moo.experts.layout import BLOCK, stored_turned, text_config
+from sae_moo.experts.blocks import by_block
+from sae_moo.experts.layout import stored_turned, text_config
+from sae_moo.experts.mixtures import mixture
 from sae_moo.experts.pool import ExpertPool, TensorInfo
-from sae_moo.recipe import BASE, BLOCKS, STRUCTURED
-from sae_moo.recipe.groups import in_block
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED
 
 # One module of an MLP or an attention: its name in the block, the side on which units lie, and what each unit takes
 # there, stacked: "n" one row (a neuron), "q" the query rows of a group of heads, "k" and "v" its key and value rows,
@@ -71,6 +72,8 @@ class Part:
         axis: of the tensor, along which units lie.
         sections: offset and width: unit u holds the indices from ``offset + u * width``, `width` of them, in each.
         output: whether this is the matrix that reads the units' outputs; of whole blocks, any matrix.
+        unit: the one unit that holds all of it, an expert whose matrices are tensors of their own; None: units lie
+            along the axis.
     """
 
     info: TensorInfo
@@ -78,9 +81,16 @@ class Part:
     axis: int
     sections: tuple[tuple[int, int], ...]
     output: bool
+    unit: int | None = None
+
+    def touched(self, units: Sequence[int]) -> bool:
+        """Say whether any of the units holds some of the tensor."""
+        return bool(units) if self.unit is None else self.unit in units
 
     def indices(self, units: Tensor) -> Tensor:
-        """Return the indices along the axis that units hold; int64, on the units' device."""
+        """Return the indices along the axis that units hold, one of which is `unit`; int64, on the units' device."""
+        if self.unit is not None:
+            return torch.arange(self.info.shape[self.axis], device=units.device)
         held = [
             (offset + units[:, None] * width + torch.arange(width, device=units.device)).flatten()
             for offset, width in self.sections
@@ -90,6 +100,9 @@ class Part:
     def per_unit(self, values: Tensor, units: int) -> Tensor:
         """Return the sums over each unit's indices of values along the axis; shape (units,)."""
         total = torch.zeros(units, dtype=values.dtype, device=values.device)
+        if self.unit is not None:
+            total[self.unit] = values.sum()
+            return total
         for offset, width in self.sections:
             total += values[offset : offset + units * width].view(units, width).sum(dim=1)
         return total
@@ -103,11 +116,15 @@ class Anatomy:
         units: number of units in each block; a whole block is one.
         blocks: number of blocks.
         parts: of all blocks, in the pool's order.
+        least: how many units have to stay in each block, where something depends on it.
+        bare: blocks that have no units: the dense ones of a mixture.
     """
 
     units: int
     blocks: int
     parts: tuple[Part, ...]
+    least: int = 0
+    bare: frozenset[int] = frozenset()
 
 
 def transposed(pool: ExpertPool) -> bool:
@@ -121,7 +138,8 @@ def anatomy(pool: ExpertPool, scope: str) -> Anatomy:
     Args:
         pool: the experts.
         scope: ``neurons``: the hidden units of every block's MLP, with their biases; ``heads``: its key/value groups,
-            each with all query heads that read it; ``blocks``: a block with all its tensors, norms and biases too,
+            each with all query heads that read it; ``moe-experts``: the experts of a mixture, each with its row of the
+            router, see `mixtures`; ``blocks``: a block with all its tensors, norms and biases too,
             without which it adds nothing to the residual stream.
 
     Raises:
@@ -135,6 +153,8 @@ def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
         raise ValueError(f"scope: expected one of {', '.join(STRUCTURED)}, got {scope!r}")
     if scope == BLOCKS:
         return _whole_blocks(pool)
+    if scope == MOE_EXPERTS:
+        return _mixed_experts(pool)
     kind = _kind(pool)
     modules = _LAYOUTS.get(kind, {}).get(scope)
     if modules is None:
@@ -142,7 +162,7 @@ def _anatomy(pool: ExpertPool, scope: str) -> Anatomy:
         raise InputError(f"scope {scope!r} knows the architectures {known}; the base is {kind!r}")
     parts: list[Part] = []
     found = set()
-    blocks = _by_block(pool)
+    blocks = by_block(pool)
     for block, (group, own) in enumerate(blocks.items()):
         missing = [stem for stem, _, _ in modules if len(_shape(own, f"{stem}.weight")) != 2]
         if missing:
@@ -179,7 +199,7 @@ def _whole_blocks(pool: ExpertPool) -> Anatomy:
             "block of zeros leaves what it reads as it is was not tried there"
         )
     parts = []
-    for block, own in enumerate(_by_block(pool).values()):
+    for block, own in enumerate(by_block(pool).values()):
         for info in own.values():
             matrix = len(info.shape) > 1
             # of matrices, also of a stack of them, along what they read
@@ -189,19 +209,25 @@ def _whole_blocks(pool: ExpertPool) -> Anatomy:
     return Anatomy(1, 1 + max(part.block for part in parts), tuple(parts))
 
 
+def _mixed_experts(pool: ExpertPool) -> Anatomy:
+    found = mixture(pool)
+    if found.experts <= found.least:
+        raise InputError(
+            f"scope {MOE_EXPERTS!r}: the router of the base chooses {found.least} of {found.experts} experts for every "
+            "token: none can go"
+        )
+    parts = [
+        Part(each.info, block, each.axis, ((0, 1),), False, each.expert)
+        for block, held in found.held.items()
+        for each in held
+    ]
+    bare = frozenset(range(found.blocks)) - set(found.held)
+    return Anatomy(found.experts, found.blocks, tuple(parts), found.least, bare)
+
+
 def _kind(pool: ExpertPool) -> str:
     """Return the architecture of the text model."""
     return str(text_config(pool.checkpoints[BASE].config).get("model_type"))
-
-
-def _by_block(pool: ExpertPool) -> dict[int, dict[str, TensorInfo]]:
-    """Return group -> name within its block -> tensor, blocks in order."""
-    blocks: dict[int, dict[str, TensorInfo]] = {}
-    for info in pool.tensors:
-        name = BLOCK.search(info.name)
-        if name is not None and in_block(pool.groups[info.group]):
-            blocks.setdefault(info.group, {})[info.name[name.end() :]] = info
-    return dict(sorted(blocks.items()))
 
 
 def _shape(own: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:

@@ -22,7 +22,18 @@ Order = Sequence[int | None]
 """For each layer of the result which layer of a model it is; None: of no interest, the base's stands there."""
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_DENSE_FIRST = "first_k_dense_replace"
+# Settings that say how many layers come before those of another kind.
+_FIRST = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
+_LAST = "moe_layer_end_index"
+_OVERRIDES = "per_layer_config"
+# Settings by which every so many layers are of another kind, and which of these that is; the last where none says.
+_PERIODS = {
+    "attn_layer_period": "attn_layer_offset",
+    "decoder_sparse_step": "",
+    "expert_layer_period": "expert_layer_offset",
+    "moe_layer_interval": "",
+}
+_BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 # Settings that list layers by number, where others have an entry for every layer.
 _NUMBERED = (
     "attn_layer_indices",
@@ -44,7 +55,8 @@ class Relaid:
         base: the base in its own order, which gives what is of no interest; None for the base itself.
 
     Raises:
-        InputError: if the model has no such layers, or keeps layers in several stacks.
+        InputError: if the model has no such layers, keeps layers in several stacks, or a layer that moves computes
+            something else by its number.
     """
 
     def __init__(self, weights: ModelWeights, order: Order, base: Relaid | None = None) -> None:
@@ -56,6 +68,9 @@ class Relaid:
         wrong = [layer for layer in self.order if layer is not None and not 0 <= layer < count]
         if wrong:
             raise InputError(f"expected layers 0 to {count - 1}, those that {weights.source} has, got {wrong[0]}")
+        settings = dict(text_config(parsed_config(weights.folder) or {})) | dict(text_config(weights.config))
+        if (key := _misplaced(settings, self.order)) is not None:
+            raise InputError(f"{weights.source}: what a layer computes depends on its number ({key}), so none can move")
         inside: dict[int, list[tuple[str, str]]] = {}
         self._own: dict[str, str | None] = {}  # name -> the model's own name of it; None: the base's tensor
         moved = _in_layers(weights)
@@ -77,6 +92,11 @@ class Relaid:
         """The ``config.json`` with as many layers, and with the settings of each in the new order."""
         kept = [0 if layer is None else layer for layer in self.order]
         return with_layers(self._weights.config, parsed_config(self._weights.folder) or {}, kept)
+
+    @property
+    def names(self) -> Mapping[str, str | None]:
+        """Every tensor's name -> the name that the model itself has for it; None where it is the base's."""
+        return self._own
 
     @property
     def fingerprint(self) -> str:
@@ -148,7 +168,8 @@ def with_layers(config: Mapping[str, Any], parsed: Mapping[str, Any], order: Seq
 
     The number of layers follows; lists with an entry for every layer, such as ``layer_types``, are drawn anew, those
     that transformers derives written out, because it would derive others for another number; so are lists of layers'
-    numbers, and the number of dense layers that come before a mixture's.
+    numbers, settings of single layers (``per_layer_config``), and the number of dense layers that come before a
+    mixture's, of layers without a sliding window before those that have one.
 
     Args:
         config: the content of ``config.json``.
@@ -168,7 +189,32 @@ def with_layers(config: Mapping[str, Any], parsed: Mapping[str, Any], order: Seq
             changed[key] = [place for place, layer in enumerate(order) if layer in value]
         elif len(value) == count:
             changed[key] = [value[layer] for layer in order]
-    dense = config.get(_DENSE_FIRST)
-    if isinstance(dense, int) and not isinstance(dense, bool):
-        changed[_DENSE_FIRST] = next((i for i, layer in enumerate(order) if layer >= dense), len(order))
+    known = {**parsed, **config}
+    for key in _FIRST:
+        first = known.get(key)
+        if isinstance(first, int) and not isinstance(first, bool):
+            changed[key] = next((i for i, layer in enumerate(order) if layer >= first), len(order))
+    last = known.get(_LAST)
+    if isinstance(last, int) and last >= 0:
+        before = [i for i, layer in enumerate(order) if layer <= last]
+        changed[_LAST] = max(before, default=0)
+        if not before:  # that none comes before the last cannot be said, only that none comes after the first
+            changed["moe_layer_start_index"] = len(order)
+    if config.get(_OVERRIDES):
+        own = {int(layer): settings for layer, settings in config[_OVERRIDES].items()}
+        changed[_OVERRIDES] = {str(place): own[layer] for place, layer in enumerate(order) if layer in own}
     return changed
+
+
+def _misplaced(settings: Mapping[str, Any], order: Order) -> str | None:
+    """Return the setting that makes something else of a layer that moves, by its number alone; None: there is none."""
+    moved = [(place, layer) for place, layer in enumerate(order) if layer is not None and layer != place]
+    if moved and settings.get(_BY_NUMBER):
+        return _BY_NUMBER
+    for key, offset in _PERIODS.items():
+        period = settings.get(key)
+        if isinstance(period, int) and period > 1:
+            kind = settings.get(offset, period - 1)
+            if any((place % period == kind) != (layer % period == kind) for place, layer in moved):
+                return key
+    return None

@@ -124,6 +124,7 @@ class ExpertPool:
         resident_bytes: most bytes of experts' tensors to keep on each device that is not the CPU; None: half of what is
             free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
+        texts: digest of a calibration -> sequences of token ids; see `texts`.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class ExpertPool:
         self._resident_bytes: int | None = None
         self._residents: dict[torch.device, Resident] = {}
         self.norms: dict[str, Mapping[str, Tensor]] = {}
+        self.texts: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     @classmethod
     def open(

@@ -21,7 +21,7 @@ def hypervolumes(records: Sequence[TrialRecord], objectives: Sequence[Objective]
 
     Args:
         records: all trials.
-        objectives: what is maximized, in [0, 1].
+        objectives: what is maximized; measured as shares (`Objective.share`).
     """
     front: Front[Ended] = Front(objectives)
     gains = []

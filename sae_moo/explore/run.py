@@ -11,7 +11,7 @@ from sae_moo.errors import InputError
 from sae_moo.explore.decide.neighbours import Neighbour
 from sae_moo.explore.decide.rules import Condition, rule_of
 from sae_moo.explore.view import View
-from sae_moo.objectives import Objective, named_quantities
+from sae_moo.objectives import Objective
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.groups import is_submodel
@@ -40,6 +40,7 @@ class Run:
         merging: how recipes became weights in the session that ran last: by which form of the arithmetic, on which
             device; empty where that was not kept.
         batches: how many tokens its evaluations compute at once, where that was measured; see `StudyHeader`.
+        costs: what a token costs, by which speed is modelled; empty where it is not.
     """
 
     def __init__(self, storage: OptunaStorage, name: str, folder: Path) -> None:
@@ -59,6 +60,7 @@ class Run:
         self.exhausted = header.exhausted
         self.merging = header.merging
         self.batches = header.batches
+        self.costs = header.costs
         self._trials = TrialStorage(storage, name, self.objectives, self.config.constraint_list(), self.fingerprints)
 
     @classmethod
@@ -83,8 +85,8 @@ class Run:
 
     @property
     def quantities(self) -> dict[str, Objective]:
-        """Every quantity that a pick may name: tasks, objectives, sparsity."""
-        return named_quantities(self.tasks, self.objectives)
+        """Every quantity that a pick may name: tasks, objectives, sparsity, speed where it was modelled."""
+        return self.config.quantities()
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials, in order of their numbers."""
@@ -97,7 +99,7 @@ class Run:
             name=self.name,
             algorithm=self.config.search.algorithm,
             space=self.config.space_kind,
-            budget=self.config.search.evaluations,
+            budget=self.config.search.trials,
             objectives=tuple(self.objectives),
             constraints=tuple(self.config.constraint_list()),
             quantities=self.quantities,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from sae_moo.explore.decide.neighbours import Neighbour, neighbours
 from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.decide.rules import KNEE, Condition, Rule
 from sae_moo.explore.history import hypervolumes
-from sae_moo.objectives import Constraint, Objective
+from sae_moo.objectives import Constraint, Objective, Speed
 from sae_moo.objectives.front import Accuracy, front_of
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
 from sae_moo.recipe.methods import METHODS
@@ -181,8 +181,8 @@ class View:
     def picks(self) -> tuple[Marked, ...]:
         """The knee, the most accurate trial, the sparsest at least as accurate as the base and as the uniform average.
 
-        All are of the front; one trial may have several names. Where the base or the average was not evaluated, or
-        nothing on the front is as accurate, that pick is left out.
+        Where speed is an objective, so are the fastest. All are of the front; one trial may have several names. Where
+        the base or the average was not evaluated, or nothing on the front is as accurate, that pick is left out.
         """
         if not self.front:
             return ()
@@ -195,11 +195,20 @@ class View:
                 if record is None:
                     continue
                 able = [r for r in self.front if self.accuracy(r) >= self.accuracy(record)]
-                if able:
-                    sparsest = max(able, key=lambda r: (sparsity(r), self.accuracy(r), -r.number))
-                    called = f"sparsest at least as accurate as the {name}"
-                    found.append(Marked(called, sparsest, f"the {called}, of {len(able)} such trials on the front"))
+                for word, amount in self._most if able else ():
+                    most = max(able, key=lambda r: (amount(r), self.accuracy(r), -r.number))
+                    called = f"{word} at least as accurate as the {name}"
+                    found.append(Marked(called, most, f"the {called}, of {len(able)} such trials on the front"))
         return tuple(found)
+
+    @property
+    def _most(self) -> list[tuple[str, Callable[[Ended], float]]]:
+        """What trials are picked for that are accurate enough: who has the most of it, and how much a trial has."""
+        found: list[tuple[str, Callable[[Ended], float]]] = [("sparsest", sparsity)]
+        for objective in self.objectives:
+            if isinstance(objective, Speed):
+                found.append(("fastest", lambda record, name=objective.name: record.values[name]))  # type: ignore[misc]
+        return found
 
     @cached_property
     def _accuracy(self) -> Accuracy:

@@ -11,11 +11,11 @@ import numpy as np
 
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
-from sae_moo.objectives import Constraint, Objective, Sparsity, TaskMean
-from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, children, walk
+from sae_moo.objectives import Constraint, Objective, Screened, Sparsity, Speed, TaskMean
+from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
-from sae_moo.study.record import Ended, ended
+from sae_moo.study.record import Ended, ended, tokens
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
 MOST_NAMES = 4
@@ -45,6 +45,8 @@ def limit_words(constraints: Sequence[Constraint]) -> list[str]:
 
 def objective_words(objective: Objective) -> str:
     """Return what an objective is, with its unit: an axis title."""
+    if isinstance(objective, Speed):
+        return f"{objective.name} (modelled tokens per second, the base's are 1)"
     if not isinstance(objective, TaskMean):
         return f"{objective.name} (fraction of zeros among prunable weights)"
     if objective.tasks == (objective.name,):
@@ -111,6 +113,9 @@ def recipe_words(recipe: Recipe, known: Mapping[Recipe, int]) -> list[str]:
             case Prune():
                 lines.append(f"{inputs[0]} pruned {_prune_words(node)}")
                 names[node] = inputs[0].removesuffix(", pruned") + ", pruned"
+            case Repair():
+                lines.append(f"{inputs[0]} repaired: what is left is moved to make up for the zeros")
+                names[node] = f"{inputs[0]} and repaired"
             case Cast():
                 names[node] = inputs[0]
     if isinstance(recipe, Cast):
@@ -238,6 +243,7 @@ def _cost(view: View) -> str:
     made = ended(view.records)
     fresh = [record.evaluation for record in made if record.repeats is None]
     merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
+    screened = [each.screened for each in fresh if each.screened is not None]
     states = Counter(record.state for record in view.records)
     asides = [
         (states["failed"], "failed"),
@@ -250,7 +256,19 @@ def _cost(view: View) -> str:
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)
     return (
         f"{len(made):,}{budget} evaluations{f' ({told})' if told else ''}, "
-        f"{duration(merging)} of merging and {duration(scoring)} of scoring."
+        f"{duration(merging)} of merging and {duration(scoring)} of scoring.{_screened(screened, tokens(view.records))}"
+    )
+
+
+def _screened(screened: Sequence[Screened], everything: int | None) -> str:
+    """Return what screening took, a sentence with a blank before it; nothing where nothing was screened."""
+    if not screened:
+        return ""
+    read, candidates = sum(each.tokens for each in screened), sum(each.candidates for each in screened)
+    share = f", {read / everything:.0%} of all {everything:,}" if everything else ""
+    return (
+        f" Screening chose {count(len(screened), 'candidate')} among {candidates:,} allocations: {read:,} forward "
+        f"tokens{share}, and {duration(sum(each.seconds for each in screened))}."
     )
 
 
@@ -260,6 +278,9 @@ def trial_words(view: View, record: Ended) -> list[str]:
     made = f", from {listed([f'trial {n}' for n in record.parents], 6)}" if record.parents else ""
     told = any(isinstance(objective, Sparsity) for objective in view.objectives)
     counted = "" if told else f"; realised sparsity {sparsity(record):.3f}"
+    speed = record.evaluation.speed
+    if speed is not None and not any(isinstance(objective, Speed) for objective in view.objectives):
+        counted += f"; modelled speed {speed:.3f}"
     lines = [f"Values: {values}{counted}.", f"Made by {record.operator or 'hand'}{made}."]
     lines.append(f"Effective mix of weights, to first order: {mix_words(record.recipe, view)}.")
     return lines

@@ -8,8 +8,10 @@ a name must be what would be computed anew, whatever was done to the files meanw
 * ``scores``, of unmerged experts: see `evaluate.expert_scores.ExpertScores`; fingerprints and digests alone.
 * ``batches``, how many tokens a GPU computes at once the fastest: the base's configuration, dtype, the device's name,
   the tasks and the libraries' versions. Measured anew it may be another number, which is why it is kept.
+* ``costs``, what a token costs of models like a base: its configuration, dtype, the machine and its device, the work
+  and the libraries' versions. Measured anew it is another number; a study has a copy of its own.
 * ``calibrations``, norms of activations: the model's fingerprint, the base's configuration, dtype, kind of device and
-  the token ids that were read; the norms themselves under their own digest.
+  the token ids that were read; the norms themselves under their own digest, and so sequences of token ids.
 """
 
 from __future__ import annotations

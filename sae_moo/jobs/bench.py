@@ -21,30 +21,37 @@ from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
 from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
 from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
 from sae_moo.evaluate.scorer import Scorer
+from sae_moo.evaluate.screening import Screening
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
 from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
+from sae_moo.evaluate.timing import cost_table, measured_by
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
+from sae_moo.experts.anatomy import anatomy
 from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.places import located
-from sae_moo.materialization.calibration import calibrate, read_texts
+from sae_moo.materialization.calibration import calibrate
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
+from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts, sequences_of, texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
-from sae_moo.recipe import BASE, Cast, Expert
+from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune, Repair
 from sae_moo.recipe.catalogue import Guest, release
+from sae_moo.recipe.groups import in_block
+from sae_moo.searchers.finishing import Finishing
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment, Searcher
-from sae_moo.searchers.space import Ground
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +66,12 @@ class Bench:
         tasks: the tasks, tokenised.
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
+        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
+        screened: texts that allocations are screened on, as token ids; empty where they are not.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
+        costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
+            nothing asks for it.
     """
 
     config: Config
@@ -68,7 +79,10 @@ class Bench:
     tasks: tuple[Task, ...]
     device: str
     calibration: str | None = None
+    repair: str | None = None
+    screened: tuple[tuple[int, ...], ...] = ()
     batches: Mapping[str, int] = field(default_factory=dict)
+    costs: CostTable | None = None
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -92,7 +106,9 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        bench = cls(config, pool, tasks, device, _calibrated(config, pool, tasks, device))
+        calibration = _calibrated(config, pool, tasks, device)
+        repair = _repairing(config, pool, tasks) if config.search.finish else None
+        bench = cls(config, pool, tasks, device, calibration, repair, _screened(config, pool, tasks))
         bench.check()
         return bench
 
@@ -100,24 +116,40 @@ class Bench:
         """Return a bench for another configuration of the same models, tasks and evaluation; neither is opened again.
 
         Raises:
-            ValueError: if the configuration has others.
+            ValueError: if the configuration has others; how allocations are screened may differ.
         """
-        for section in ("models", "tasks", "evaluation"):
+        for section in ("models", "tasks"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ValueError(f"{section}: expected those that were opened")
+        alike = [each.evaluation.model_copy(update={"screening": None}) for each in (config, self.config)]
+        if alike[0] != alike[1]:
+            raise ValueError("evaluation: expected that which was opened")
         if config.pruning.submodels != self.config.pruning.submodels:
             raise ValueError("pruning.submodels: expected those that the models were opened with")
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
-        bench = replace(self, config=config, calibration=calibrated)
+        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
+        screened = self.screened
+        if config.evaluation.screening != self.config.evaluation.screening:
+            screened = _screened(config, self.pool, self.tasks)
+        bench = replace(self, config=config, calibration=calibrated, repair=repair, screened=screened)
         bench.check()
         return bench
 
     def check(self) -> None:
-        """Raise InputError if the experts cannot be pruned as configured."""
+        """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
-        check(ground.pruned(Expert(BASE), np.full(ground.groups, ground.most)), self.pool)
+        most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
+        check(most, self.pool)
+        if self.repair is not None and isinstance(most, Prune):
+            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
+        for scope in ground.structured:
+            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
+        count, kept = len(ground.blocks), sum(ground.protected)
+        if BLOCKS in ground.structured and kept >= count:
+            raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
+        self._origin()
 
     def tell_twins(self) -> None:
         """Warn of experts that are the same model as another or as the base: nothing can come of merging them."""
@@ -162,6 +194,55 @@ class Bench:
     def sized(self, batches: Mapping[str, int]) -> Bench:
         """Return a bench that computes as many tokens at once as a study did so far."""
         return replace(self, batches=batches)
+
+    def cost_table(self) -> CostTable | None:
+        """Return what a token costs here, by the table that is at hand, else measured: a study begins with it.
+
+        Returns:
+            None if the configuration asks for no speed.
+
+        Raises:
+            InputError: if it cannot be measured.
+        """
+        work = self.config.modelled
+        if work is None or self.costs is not None:
+            return None if work is None else self.costs
+        return cost_table(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def costed(self, costs: CostTable | None) -> Bench:
+        """Return a bench that models the speed of candidates by a table; by none where nothing asks for speed."""
+        return replace(self, costs=None if self.config.modelled is None else costs)
+
+    def tell_other_costs(self) -> None:
+        """Warn if speed is modelled by what was measured elsewhere, or by other versions: it is of there, not here."""
+        here = self._origin()
+        if self.costs is None:
+            return
+        changed = [
+            f"{name} {was}, not {here[name]}" for name, was in self.costs.origin.items() if was != here.get(name)
+        ]
+        if changed:
+            log.warning("speed is that of where the study began, which had: %s", "; ".join(changed))
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a table of costs would be measured by here; empty if nothing asks for speed."""
+        work = self.config.modelled
+        if work is None:
+            return {}
+        return measured_by(self.pool, self.config.models.dtype, self.device, versions(), **work.model_dump())
+
+    def repairing(self) -> str:
+        """Give the pool the texts that a repair reads; return their digest.
+
+        Raises:
+            InputError: if there are none, or too short ones.
+        """
+        return self.repair or _repairing(self.config, self.pool, self.tasks)
+
+    def finishing(self) -> Finishing:
+        """Return what asks for repaired members of the front once a search is over."""
+        config = self.config
+        return Finishing(config.search.finish, self.repair, config.objective_list(), config.constraint_list())
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""
@@ -212,14 +293,17 @@ class Bench:
         writer = self.config.evaluation.generation
         sizes = self._sizes(tell)
         known = ExpertScores(self.pool, self.tasks, self.device, blocks=self._blocks, writer=writer, sizes=sizes)
+        model, section = self.live_model(), self.config.evaluation.screening
         return Evaluator(
             self.pool,
-            self.live_model(),
+            model,
             self._scorer(sizes),
             cache=cache,
             racing=self.config.evaluation.racing,
             known=known,
             measure=needs.sparseness,
+            screening=None if section is None else Screening(section, self.pool, model, self.screened, cache),
+            speed=None if self.costs is None else self.costs.speed,
         )
 
     @property
@@ -241,19 +325,32 @@ class Bench:
             if isinstance(limit.objective, Sparsity) and limit.high is not None
         ]
         prunable = {info.group for info in self.pool.tensors if info.prunable}
+        structured, protect = config.structured, config.pruning.protect
         return Ground(
             experts=tuple(name for name in self.pool.names if name != BASE),
             prunable=tuple(i in prunable for i in range(len(self.pool.groups))),
             dtype=self.rounding,
             granularity=config.space.granularity,
             criterion=config.pruning.criterion,
-            scope=config.pruning.scope,
+            scope=config.pruning.scattered if structured else config.pruning.scopes[0],
             calibration=self.calibration,
             rescale=config.rescale,
             submodels=self.pool.pruned,
-            most=min([MOST_SPARSE, *highest]),
+            most=min([MOST_SPARSE, *highest, *self._most_experts()]),
             tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
+            structured=structured,
+            blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
+            protected=(0, 0) if protect is None else (protect.first, protect.last),
+            units=tuple((scope, anatomy(self.pool, scope).units) for scope in structured if scope != BLOCKS),
+            staying=tuple((scope, anatomy(self.pool, scope).least) for scope in structured if scope == MOE_EXPERTS),
         )
+
+    def _most_experts(self) -> list[float]:
+        """Return the largest share of a mixture's experts that may go, where nothing else does."""
+        if self.config.pruning.scope != MOE_EXPERTS:
+            return []
+        whole = anatomy(self.pool, MOE_EXPERTS)
+        return [(whole.units - whole.least) / whole.units]
 
     def assignment(self) -> Assignment:
         """Return what the configured algorithm is to search."""
@@ -268,6 +365,7 @@ class Bench:
             weights=config.search.weights,
             schedule=schedule.learning() if schedule.adapts else schedule,
             pace=config.pace,
+            allocations=1 if config.evaluation.screening is None else config.evaluation.screening.candidates,
             population=config.search.population,
             seed=config.study.seed,
             settings=config.search.settings,
@@ -297,6 +395,7 @@ class Bench:
             **{f"kind of {name}": str(guest) for name, guest in self._guests()},
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
+            **({} if not self.screened else {"texts screened on": texts_digest(self.screened)}),
             "device": torch.device(self.device).type,
         }
 
@@ -376,13 +475,33 @@ def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device:
     section = config.pruning.calibrated
     if section is None:
         return None
-    texts: Sequence[str | Sequence[int]]
-    if section.data is not None:
-        texts = read_texts(located(section.data, config.directory))
-    else:  # the search split's prompts, a task after another, each once; the test split stays unseen
-        prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
-        texts = [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+    texts = _texts(section.data, config, tasks)
     return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
+
+
+def _texts(data: str | None, config: Config, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
+    """Return the texts of a file, or the search split's prompts, a task after another; the test split stays unseen."""
+    if data is not None:
+        return read_texts(located(data, config.directory))
+    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
+    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
+
+
+def _repairing(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> str:
+    """Give the pool the texts that a repair reads: the calibration's, else prompts; return their digest."""
+    section = config.pruning.calibration
+    data, tokens = (None, TOKENS) if section is None else (section.data, section.tokens)
+    return calibration_texts(pool, _texts(data, config, tasks), tokens)
+
+
+def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
+    """Return what allocations are screened on, as token ids; nothing if they are not."""
+    section = config.evaluation.screening
+    if section is None:
+        return ()
+    texts = _texts(section.data, config, tasks)
+    sequences = sequences_of(pool, texts, max(section.tokens, section.more), "evaluation.screening")
+    return tuple(map(tuple, sequences))
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sae_moo.config.document import Config
+from sae_moo.deploy.stream import Stream
 from sae_moo.errors import InputError
 from sae_moo.experts.checkpoint import Checkpoint
+from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.explore.decide.significance import Paired, paired
 from sae_moo.explore.run import Run
@@ -25,6 +27,7 @@ from sae_moo.materialization.prepare import prepared
 from sae_moo.objectives import Objective, scored
 from sae_moo.objectives.scores import Score, Scores, Split, mean_score, task_scores
 from sae_moo.recipe import BASE, Recipe
+from sae_moo.recipe.structure import repair_of
 from sae_moo.study.record import Ended
 
 WHOLE_MODEL = "all"
@@ -160,6 +163,9 @@ def _opened(target: str, config: Config, bench: Bench | None) -> tuple[ExpertPoo
 
 
 def _of_recipe(recipe: Recipe, bench: Bench) -> Tensors:
+    if repair_of(recipe) is not None:  # runs through a whole model
+        stream = Stream(recipe, bench.pool, dtype_of(bench.config.models.dtype), bench.device)
+        return lambda info: stream.tensor(info.name)
     return prepared(recipe, bench.pool, bench.device).plan.tensor
 
 

@@ -350,10 +350,13 @@ def _contradictions(
     evaluation = record.evaluation
     if record.repeats is not None:
         first = known.get(record.repeats)
-        if first is None or first.asked_digest != record.asked_digest:
+        if first is None or first.identity != record.identity:
             yield f"it repeats trial {record.repeats}, which has another recipe"
     if not 0 <= evaluation.sparsity < 1:
         yield f"its sparsity {evaluation.sparsity} is outside of [0, 1)"
+    if bool(header.costs) != (evaluation.speed is not None) and (evaluation.ok or evaluation.stopped is not None):
+        yield f"its speed is {evaluation.speed}, the study models {'every' if header.costs else 'no'} candidate's"
+        return
     if not evaluation.ok:
         if evaluation.reason == "unknown":
             yield "it failed without a reason"

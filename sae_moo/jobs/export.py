@@ -11,6 +11,7 @@ from sae_moo.deploy.card import Card
 from sae_moo.deploy.estimate import Estimate, estimates
 from sae_moo.deploy.formats import FORMATS, USUAL, Format
 from sae_moo.deploy.order import Order
+from sae_moo.deploy.pace import Pace
 from sae_moo.deploy.stream import Stream, check_sparsity
 from sae_moo.deploy.surroundings import missing_code, tokenizer_of
 from sae_moo.deploy.tensor_files import SHARD_BYTES
@@ -21,12 +22,15 @@ from sae_moo.files.whole import check_free
 from sae_moo.jobs.bench import Bench, versions
 from sae_moo.jobs.judge import bench_of
 from sae_moo.jobs.merge import merge
+from sae_moo.jobs.repair import repair_trial
 from sae_moo.jobs.verify import verify_apart
 from sae_moo.objectives import objective_scores
 from sae_moo.objectives.scores import Score, Split, task_scores
 from sae_moo.recipe import BASE
+from sae_moo.recipe.structure import repair_of
 from sae_moo.study.record import Ended
 
+REPAIRED = "what pruning left was moved, block by block, to make up for the zeros (SparseGPT's sweep)"
 LONGEST_PROMPT = 100  # characters
 Scored = dict[Split, dict[str, Score]]
 
@@ -40,12 +44,16 @@ class Exported:
         scores: split -> task -> score, as found by verifying; empty without.
         prompt: what one may ask the model to see that it works: a short prompt of the search split, if there is one.
         base: where the base was taken from.
+        paces: how fast the written model is beside the base, as found by verifying; empty where that is not measured.
+        repaired: the trial as it was written, where it was repaired first.
     """
 
     format: Format
     scores: Scored
     prompt: str
     base: str
+    paces: Sequence[Pace] = ()
+    repaired: Ended | None = None
 
 
 def export(
@@ -59,6 +67,7 @@ def export(
     tokenizer_from: str = BASE,
     shard_bytes: int = SHARD_BYTES,
     cautions: Sequence[str] | None = None,
+    repair: bool = False,
     tell: Callable[[str], None] = lambda note: None,
     stage: Callable[[str], None] = lambda what: None,
 ) -> Exported:
@@ -76,6 +85,7 @@ def export(
         shard_bytes: size that the tensors of one file may have together.
         cautions: what to know of the trial, for the model card; None: what `View.cautions` says, for which all trials
             are read.
+        repair: whether to repair the trial first (`repair_trial`): one live model is then in memory.
         tell: is told what the user should know, a sentence each.
         stage: is told what is being done, a few words each.
 
@@ -94,16 +104,21 @@ def export(
     tokenizer = tokenizer_of(bench.pool, tokenizer_from)
     for note in missing_code(bench.pool):
         tell(note)
-    stream = _stream(run, record, bench)
+    known = run.view().cautions(record) if cautions is None else cautions
+    mended = repair_trial(run, record, bench, stage=stage) if repair else None
+    if mended is not None:
+        record, why = mended.record, f"{why}; repaired"
+    stream = _stream(run, record, bench) if mended is None else mended.stream
+    expected = None if mended is None else record.evaluation.scores
     prompt = _prompt(bench, bench.pool.tokenizer(), record)
     scores: Scored = {}
+    paces: list[Pace] = []
 
     def check(folder: Path, digests: Mapping[str, str], exact: bool) -> Scored:
-        scores.update(verify_apart(run, record.number, folder, digests, exact, tell))
+        scores.update(verify_apart(run, record.number, folder, digests, exact, tell, expected))
         return {split: objective_scores(tasks, run.objectives) | tasks for split, tasks in scores.items()}
 
     card = _card(run, record, why, row, output, bench, tokenizer_from, stream)
-    known = run.view().cautions(record) if cautions is None else cautions
     order = Order(
         format=row,
         output=output,
@@ -119,12 +134,14 @@ def export(
         check=check if verify else None,
         tell=tell,
         stage=stage,
+        timed=paces.extend,
     )
     try:
         order.write()
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted: nothing was left at {output}, the same command begins anew") from None
-    return Exported(row, scores, prompt, bench.pool.checkpoints[BASE].origin)
+    repaired = record if repair else None
+    return Exported(row, scores, prompt, bench.pool.checkpoints[BASE].origin, paces, repaired)
 
 
 def _check_asked(row: Format, output: Path, verify: bool, tokenizer_from: str) -> None:
@@ -158,7 +175,7 @@ def _stream(run: Run, record: Ended, bench: Bench) -> Stream:
 
 
 def _whose(record: Ended) -> str:
-    return f"trial {record.number}"
+    return f"trial {record.number}" + (", repaired" if repair_of(record.recipe) is not None else "")
 
 
 def _sparsity(record: Ended) -> float:
@@ -193,6 +210,7 @@ def _card(
         "sparsity": f"{evaluation.sparsity:.4f} of the {bench.pool.counted_words} are exact zeros",
         "dtype": stream.dtype_words,
         "digest of the recipe": f"`{record.digest}`",
+        **({} if repair_of(record.recipe) is None else {"repaired": REPAIRED}),
         "tokenizer, chat template, settings of generation": tokenizer_from,
         "made with": versions(),
         **({} if row.guest is None else {"format": f"{row.name} of {row.guest}, for {row.loads}"}),

@@ -18,7 +18,8 @@ from sae_moo.objectives import Evaluation, TaskMean
 from sae_moo.objectives.front import Accuracy
 from sae_moo.objectives.scores import Scores, Split
 from sae_moo.recipe import BASE, Recipe
-from sae_moo.searchers.space import AVERAGE
+from sae_moo.recipe.structure import repair_of
+from sae_moo.searchers.ground import AVERAGE
 from sae_moo.study.folder import RunFolder
 from sae_moo.study.record import Ended
 
@@ -81,12 +82,18 @@ def judge(run: Run, bench: Bench, recipes: Mapping[str, Recipe]) -> dict[str, Sc
     return {digest: judged[digest] for digest in recipes}
 
 
+def keep_judged(run: Run, bench: Bench, digest: str, scores: Scores) -> None:
+    """Keep a model's scores on the test split in the run folder, so that `judge` finds them."""
+    folder = RunFolder(run.folder)
+    folder.keep_judged({**(folder.judged([task.name for task in bench.tasks]) or {}), digest: scores})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tested:
     """One model on both splits.
 
     Args:
-        name: ``trial N``, or ``base``, ``best expert (NAME)``, ``uniform average``.
+        name: ``trial N``, ``trial N, repaired``, or ``base``, ``best expert (NAME)``, ``uniform average``.
         trial: number of its trial, or None if the study has none.
         sparsity: its realised sparsity.
         scores: split -> task name -> score per instance.
@@ -120,7 +127,7 @@ def on_both_splits(run: Run, view: View, records: Sequence[Ended], references: b
     check_has_test(run.config)
     bench = bench_of(run, any_device=True)
     wanted: list[tuple[str, int | None, Evaluation | None]] = [
-        (f"trial {record.number}", record.number, record.evaluation) for record in records
+        (_called(record), record.number, record.evaluation) for record in records
     ]
     if references:
         wanted += _references(run, view, bench)
@@ -137,6 +144,10 @@ def on_both_splits(run: Run, view: View, records: Sequence[Ended], references: b
         )
         for digest, (name, trial, evaluation) in zip(digests, evaluated, strict=True)
     ]
+
+
+def _called(record: Ended) -> str:
+    return f"trial {record.number}" + (", repaired" if repair_of(record.recipe) is not None else "")
 
 
 def _references(run: Run, view: View, bench: Bench) -> list[tuple[str, int | None, Evaluation | None]]:

@@ -16,6 +16,7 @@ from sae_moo.deploy.mergekit.document import AUTO, Document
 from sae_moo.deploy.mergekit.reading import read_configurations
 from sae_moo.deploy.mergekit.translate import translate
 from sae_moo.deploy.mergekit.writer import configuration_text
+from sae_moo.deploy.mixtures import check_whole
 from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import (
     deployed_config,
@@ -96,6 +97,7 @@ def _write(ordered: _Ordered, path: Path, output: Path, dtype: str = "float32") 
     named = getattr(recipe, "dtype", dtype)
     notes = ordered.notes + missing_code(pool)
     stream = Stream(recipe, pool, dtype_of(pool.main_dtype if named == STORED else named))
+    check_whole(stream, f"{output}: a folder of dense weights")
     with whole_folder(output) as partial:
         # first, so that nothing but the weights can fail once they are computed
         write_surroundings(partial, pool, deployed_config(pool, stream.dtype), ordered.tokenizer, ordered.settings)

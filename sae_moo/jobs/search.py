@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_moo.config.document import Config, differences
 from sae_moo.errors import Hint, InputError, itemized
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench, versions
 from sae_moo.materialization.forms import form
@@ -65,14 +66,16 @@ def search(
             header = _header_of(storage, config.study.name)
             if header is not None:
                 bench = bench.anchored(header.anchors).sized(header.batches)
+                bench = bench.costed(CostTable.read(header.costs)) if header.costs else bench
                 _check_same(folder, header.identity, bench, url)
+                bench.tell_other_costs()
             stored = create_or_load(storage, config.study.name, config.objective_list())
             if header is None and stored.get_trials(deepcopy=False):
                 raise InputError(
                     f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
                 )
             anchors = bench.anchors() if header is None else header.anchors
-            bench = bench.anchored(anchors) if header is None else bench
+            bench = bench.anchored(anchors).costed(bench.cost_table()) if header is None else bench
             said = _header(bench, anchors, header)
             describe(stored, said.attributes())
         listener(Opened(said.merging))
@@ -147,6 +150,7 @@ def _header(bench: Bench, anchors: Mapping[str, Sequence[int]], stored: StudyHea
         exhausted=None if stored is None else stored.exhausted,
         merging=form(bench.device).words,
         batches={} if stored is None else stored.batches,
+        costs={} if bench.costs is None else bench.costs.document(),
     )
 
 
@@ -157,15 +161,18 @@ def _study(
     listener: Listener,
     sized: Callable[[Mapping[str, int]], None],
 ) -> Study:
+    evaluator = bench.evaluator(sized)
     return Study(
         trials,
         searcher,
-        LocalExecutor(bench.evaluator(sized).evaluate),
+        LocalExecutor(evaluator.evaluate, None if evaluator.screening is None else evaluator.best_of),
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
         evaluations=bench.config.search.evaluations,
         versions=versions(),
         listener=listener,
         rivals=bench.rivals(),
+        finishing=bench.finishing(),
+        tokens=bench.config.search.tokens,
         failures=bench.config.executor.failures,
     )

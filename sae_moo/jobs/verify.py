@@ -46,6 +46,7 @@ def verify_apart(
     digests: Mapping[str, str],
     exact: bool = True,
     tell: Callable[[str], None] = lambda note: None,
+    scores: Mapping[str, tuple[float, ...]] | None = None,
 ) -> dict[Split, dict[str, Score]]:
     """Compare every tensor of a written folder with what was computed, load it and compare every score, elsewhere.
 
@@ -56,6 +57,7 @@ def verify_apart(
         digests: tensor name -> SHA-256 of the bytes it should hold.
         exact: see `same_scores`.
         tell: is told how many tensors and instances are as they should be.
+        scores: task -> score per instance of the search split that it should have; None: those of the trial.
 
     Returns:
         Scores of the loaded model per split; the test split only where every task has test instances.
@@ -70,6 +72,7 @@ def verify_apart(
             "folder": str(folder.resolve()),
             "digests": dict(digests),
             "exact": exact,
+            "expected": None if scores is None else {task: list(row) for task, row in scores.items()},
         }
     )
     instances, different = result["instances"], result["different"]
@@ -132,13 +135,14 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     base = bench.pool.checkpoints[BASE].folder
     if decoding(folder) != decoding(base):
         model.generation_config = generation_settings(base)  # as the trial was decoded
-    scores, different = same_scores(model, bench.scorer(), record.evaluation.scores, request["exact"])
+    expected = record.evaluation.scores if request["expected"] is None else request["expected"]
+    scores, different = same_scores(model, bench.scorer(), expected, request["exact"])
     return {
         "scores": {
             split: {task: [s.score, s.stderr, s.instances] for task, s in tasks.items()}
             for split, tasks in scores.items()
         },
-        "instances": sum(len(row) for row in record.evaluation.scores.values()),
+        "instances": sum(len(row) for row in expected.values()),
         "different": different,
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sae_moo.errors import InputError, first_few, nearest, shown
-from sae_moo.experts.anatomy import transposed
-from sae_moo.experts.layout import content_digest, longest_input
+from sae_moo.errors import InputError, nearest
+from sae_moo.experts.layout import content_digest
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.files import json_lines, user_cache
+from sae_moo.files import user_cache
 from sae_moo.materialization.into_model import materialize
+from sae_moo.materialization.linear import linear_layers
+from sae_moo.materialization.texts import load_texts, save_texts, sequences_of
 from sae_moo.recipe import BASE, Expert, Prune, Recipe, walk
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 TOKENS = 4096
 BATCH_TOKENS = 2048
 """Tokens of a forward pass; a longer single sequence is its own batch."""
-LONGEST = 2048
-"""Longest sequence of a forward pass, where the model takes more."""
 _METHOD = 1  # raised when the same texts would give other norms
 
 Norms = Mapping[str, Tensor]
@@ -76,9 +74,7 @@ def calibrate(
             f"calibration: no model named {model!r}{nearest(model, pool.names)}; there are {', '.join(pool.names)}"
         )
     config = pool.checkpoints[BASE].config
-    longest = longest_input(config)
-    tokenizer = pool.tokenizer() if any(isinstance(text, str) for text in texts) else None
-    sequences = tokenised(tokenizer, texts, tokens, min(LONGEST, longest or LONGEST))
+    sequences = sequences_of(pool, texts, tokens)
     settings = [_METHOD, pool.fingerprints[model], config, dtype, torch.device(device).type, sequences]
     stamp = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     norms = _remembered(stamp)
@@ -94,37 +90,6 @@ def calibrate(
     count = sum(len(sequence) for sequence in sequences)
     log.info("calibration: activation norms of %s over %d tokens in %d sequences", model, count, len(sequences))
     return digest
-
-
-def tokenised(tokenizer: Any, texts: Sequence[str | Sequence[int]], tokens: int, longest: int) -> list[list[int]]:
-    """Return sequences of token ids, at least 2 and at most `longest` each, at most `tokens` in all.
-
-    Raises:
-        InputError: if there is no such sequence, saying what came.
-    """
-    if tokens < 2:
-        raise InputError(f"calibration: expected at least 2 tokens, got {tokens}")
-    sequences: list[list[int]] = []
-    left, most = tokens, 0
-    for text in texts:
-        if isinstance(text, str):
-            ids = list(tokenizer(text, verbose=False).input_ids) if text else []
-        elif isinstance(text, Sequence) and all(isinstance(each, int) and each >= 0 for each in text):
-            ids = list(text)
-        else:
-            raise InputError(f"calibration: expected texts, or token ids, got {text!r}")
-        most = max(most, len(ids))
-        for start in range(0, len(ids), longest):
-            sequence = ids[start : min(start + longest, start + left)]
-            if len(sequence) > 1:  # a token alone has no context
-                sequences.append(sequence)
-                left -= len(sequence)
-        if left < 2:
-            break
-    if not sequences:
-        given = f"the longest has {most}" if texts else "there is none"
-        raise InputError(f"calibration: expected texts of at least 2 tokens; of {len(texts)} texts {given}")
-    return sequences
 
 
 @torch.inference_mode()
@@ -165,9 +130,6 @@ def activation_norms(
 @contextmanager
 def _summed(pool: ExpertPool, model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """While entered, sum up squares of what linear layers read; tensor name -> float64, shape (inputs,)."""
-    prunable = {info.name for info in pool.tensors if info.prunable}
-    places = {(p.data_ptr(), p.shape): name for name, p in pool.parameters(model).items() if name in prunable}
-    side = 0 if transposed(pool) else 1
     sums: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -178,53 +140,13 @@ def _summed(pool: ExpertPool, model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
         return add
 
-    handles = []
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor):
-            continue
-        name = places.get((weight.data_ptr(), weight.shape))
-        if name is not None and weight.shape[side] == _features(module):
-            handles.append(module.register_forward_pre_hook(hook(name)))
+    layers = linear_layers(pool, model)
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield sums
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _features(module: nn.Module) -> int | None:
-    """Return how many features a linear layer reads: torch's Linear, or transformers' Conv1D; None for others."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    return int(module.nx) if type(module).__name__ == "Conv1D" else None  # type: ignore[arg-type]
-
-
-def _text(entry: Any) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-        raise ValueError(f'expected an object with "text", got {shown(entry)}')
-    return str(entry["text"])
-
-
-def read_texts(path: Path) -> list[str]:
-    """Read calibration texts: from ``.jsonl`` the field ``text`` of every object, else paragraphs between empty lines.
-
-    Raises:
-        InputError: if the file cannot be read, a line is not such an object, or there is no text.
-    """
-    if path.suffix == ".jsonl":
-        texts, faults = json_lines.read(path, "calibration texts", _text)
-        if faults:
-            raise InputError("\n".join(first_few(faults)))
-    else:
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot read calibration texts: {error}") from error
-        texts = [text for text in re.split(r"\n[ \t\r]*\n", content) if text.strip()]
-    if not texts:
-        raise InputError(f"{path}: expected calibration texts, the file holds none")
-    return texts
 
 
 def add_norms(pool: ExpertPool, norms: Norms) -> str:
@@ -276,17 +198,19 @@ def file_name(digest: str) -> str:
 
 
 def save_calibration(recipe: Recipe, pool: ExpertPool, folder: Path) -> None:
-    """Write the norms that a recipe names into a folder, one file per digest; nothing if it names none."""
+    """Write norms and texts that a recipe names into a folder, one file per digest; nothing if it names none."""
+    save_texts(recipe, pool, folder)
     for digest in calibrations_of(recipe):
         save_file(dict(pool.norms[digest]), folder / file_name(digest), metadata={"digest": digest})
 
 
 def load_calibration(recipe: Recipe, pool: ExpertPool, folder: Path) -> None:
-    """Give a pool the norms that a recipe names, from a folder or the user's cache; those not found are left out.
+    """Give a pool norms and texts that a recipe names, from a folder or the user's cache; those not found are left out.
 
     Raises:
-        InputError: if a file holds other norms than its name says.
+        InputError: if a file holds others than its name says.
     """
+    load_texts(recipe, pool, folder)
     for digest in calibrations_of(recipe):
         if digest in pool.norms:
             continue

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.experts.anatomy import anatomy, transposed
+from sae_moo.experts.anatomy import Anatomy, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.ops import prune as pruning
-from sae_moo.recipe import STRUCTURED, Expert, Merge, Prune, Recipe, pattern, walk
+from sae_moo.materialization.texts import held_texts
+from sae_moo.recipe import MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
 from sae_moo.recipe.catalogue import check_implemented
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import LARGEST, METHODS, Method, Setting
 from sae_moo.recipe.rows import Param, Rows
+from sae_moo.recipe.structure import chain, repair_of
 
 
 def check(recipe: Recipe, pool: ExpertPool) -> None:
@@ -29,6 +32,8 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
                 _check_merge(node, pool)
             case Prune():
                 _check_prune(node, pool)
+            case Repair():
+                _check_repair(node, recipe, pool)
 
 
 def _check_prune(node: Prune, pool: ExpertPool) -> None:
@@ -69,6 +74,8 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
                 f"Prune: expected units below {whole.units} for each of {whole.blocks} blocks, got {len(node.units)} "
                 f"rows up to {max((row[-1] for row in node.units if row), default=0)}"
             )
+        if node.scope == MOE_EXPERTS:
+            _check_mixed_experts(node, whole)
     if node.calibration is not None:
         digest = node.calibration
         pool.remembered.get(("norms checked", digest), lambda: _check_norms(pool, digest))
@@ -88,6 +95,55 @@ def _check_prune(node: Prune, pool: ExpertPool) -> None:
                 f"Prune: scope {node.scope!r} needs a number of inputs that {kept[1]} divides; {info.name} of shape "
                 f"{info.shape} has {inputs}"
             )
+
+
+def _check_mixed_experts(node: Prune, whole: Anatomy) -> None:
+    """Raise InputError unless as many experts go of every mixture, and as many stay as the router chooses."""
+    if not isinstance(node.sparsity, float):
+        raise InputError(
+            f"Prune: scope {node.scope!r} takes one sparsity, got {len(node.sparsity)}: config.json has one number of "
+            "experts for all mixtures"
+        )
+    going = {pruning.target_count(node.sparsity, whole.units)}
+    if node.units is not None:
+        going = {len(row) for block, row in enumerate(node.units) if block not in whole.bare}
+        if len(going) > 1 or any(node.units[block] for block in whole.bare):
+            counts = ", ".join(str(len(row)) for row in node.units)
+            raise InputError(
+                f"Prune: scope {node.scope!r} removes as many experts of every mixture, and none of the dense blocks; "
+                f"got {counts}"
+            )
+    if max(going) > whole.units - whole.least:
+        raise InputError(
+            f"Prune: scope {node.scope!r} would remove {max(going)} of {whole.units} experts of every mixture; "
+            f"{whole.least} have to stay, as many as the router chooses for a token: expected a sparsity up to "
+            f"{math.floor(10_000 * (1 - whole.least / whole.units)) / 10_000:g}"
+        )
+
+
+def _check_repair(node: Repair, recipe: Recipe, pool: ExpertPool) -> None:
+    if repair_of(recipe) is not node:
+        raise InputError(
+            "Repair: expected it directly under the outermost Cast, Cast(Repair(Prune(...)), dtype): what is repaired "
+            "is not merged or pruned again; export it and open it as an expert"
+        )
+    if any(each.submodels for each in chain(recipe)):
+        raise InputError("Repair: only the text model is repaired; this pruning names sub-models")
+    mixture = next(
+        (info for info in pool.tensors if info.prunable and (len(info.shape) != 2 or ".experts." in info.name)), None
+    )
+    if mixture is not None:
+        raise InputError(
+            f"Repair: {mixture.name} is an expert of a mixture, which reads only the tokens that are sent to it; "
+            "mixtures are not repaired yet"
+        )
+    if held_texts(pool, node.calibration) is None:
+        known = ", ".join(each[:12] for each in pool.texts) or "none"
+        raise InputError(
+            f"Repair: the pool holds no texts {node.calibration}; it holds {known}. sae_moo.calibration_texts makes "
+            "them again from the same texts and tokens; sae_moo.load_calibration reads the file written beside an "
+            "export"
+        )
 
 
 def _check_norms(pool: ExpertPool, digest: str) -> bool:

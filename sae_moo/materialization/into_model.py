@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from sae_moo.experts.layout import dtype_of
 from sae_moo.experts.pool import ExpertPool, TensorInfo
+from sae_moo.experts.removed_experts import mask_removed_experts_
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.prepare import prepared, worth_holding
+from sae_moo.materialization.repair import repair
 from sae_moo.recipe import BASE, STORED, Cast, Recipe
+from sae_moo.recipe.structure import repair_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,6 @@ class Report:
     seconds: float
 
 
-@torch.no_grad()
 def materialize(
     recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None, *, hold: bool = True
 ) -> Report:
@@ -64,6 +66,30 @@ def materialize(
         InputError: if the recipe does not fit the pool: unknown expert, method, criterion, or a wrong number of groups.
     """
     start = time.perf_counter()
+    written = write(recipe, pool, into, cache, hold=hold)
+    return Report(written.recipe, *fractions(pool, written.zeros), seconds=time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write` has written.
+
+    Args:
+        recipe: as in `Report`.
+        exact: tensor name -> its values, where the live model has them or, where that rounds them, beside it.
+        zeros: tensor name -> how many of them are zero.
+    """
+
+    recipe: Recipe
+    exact: Mapping[str, Tensor]
+    zeros: Mapping[str, int]
+
+
+@torch.no_grad()
+def write(
+    recipe: Recipe, pool: ExpertPool, into: nn.Module, cache: WeightCache | None = None, *, hold: bool = True
+) -> Written:
+    """Do what `materialize` does, and return the tensors instead of their sparsity."""
     parameters = pool.parameters(into)
     first = next(iter(parameters.values()))
     size = sum(parameter.nbytes for parameter in parameters.values())
@@ -83,13 +109,18 @@ def materialize(
             exact[info.name] = torch.empty(info.shape, dtype=info.dtype, device=place.device)
         places.append((info, exact[info.name]))
     zeros = dict(zip((info.name for info, _ in places), ready.plan.write(places), strict=True))
+    if repair_of(recipe) is not None:
+        assert isinstance(recipe, Cast)
+        zeros |= repair(recipe, pool, into, exact, cache)
     for info, written in places:
         if info.name in parameters and written is not parameters[info.name]:
             parameters[info.name].copy_(written)
+    mask_removed_experts_(into, pool, parameters, zeros)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
-    if cache is not None and hold and rounded and worth_holding(recipe):
+    bred = hold and repair_of(recipe) is None  # nothing is bred of what was repaired
+    if cache is not None and bred and rounded and worth_holding(recipe):
         cache.put(recipe, exact.items(), size)
-    return Report(recipe, *fractions(pool, zeros), seconds=time.perf_counter() - start)
+    return Written(recipe, exact, zeros)
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:

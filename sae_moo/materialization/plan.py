@@ -436,7 +436,7 @@ class Plan:
         assert node.units is not None  # the recipe is resolved
         parts = [self._parts[node.scope].get(info.name) for info in band]
         touched = [
-            value is not None and part is not None and bool(node.units[part.block])
+            value is not None and part is not None and part.touched(node.units[part.block])
             for value, part in zip(values, parts, strict=True)
         ]
         made = self._passed(values, touched, users)

@@ -14,6 +14,7 @@ from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Known, Plan
 from sae_moo.materialization.resolve import resolve
 from sae_moo.recipe import Cast, Expert, Recipe, children
+from sae_moo.recipe.structure import unrepaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Prepared:
 
     Args:
         recipe: the recipe with all that needs whole models written down.
-        plan: the order of work for it.
+        plan: the order of work for it; for what it repairs, where it ends in a repair (`repair.repair`).
     """
 
     recipe: Recipe
@@ -54,7 +55,7 @@ def prepared(
     recipe = resolve(recipe, pool, device, cache, known)
     if cache is not None:
         _hold_parents(recipe, pool, device, cache, model_bytes)
-    return Prepared(recipe, Plan(recipe, pool, device, cache, known))
+    return Prepared(recipe, Plan(unrepaired(recipe), pool, device, cache, known))
 
 
 def worth_holding(recipe: Recipe) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_moo.errors import WeightsError
-from sae_moo.experts.anatomy import Part, anatomy
+from sae_moo.experts.anatomy import Anatomy, Part, anatomy
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.guarded import guarded
 from sae_moo.materialization.ops import prune as pruning
@@ -22,7 +22,7 @@ from sae_moo.materialization.ops.select import Cut, Importances, rank
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.materialization.plan import Known, Plan, scoring_of
 from sae_moo.materialization.thresholds import counts as counts_at_once
-from sae_moo.recipe import BLOCKS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, walk
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, Repair, walk
 from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS, Method, WholeModel
@@ -78,6 +78,8 @@ def resolve(
                     counts, cuts = _resolved_counts(pruned, pool, device, cache, known)
                     node_now = replace(pruned, counts=counts)
                     known.cuts[node_now] = cuts
+            case Repair():
+                node_now = replace(node, input=new[node.input])
             case Cast():
                 node_now = Cast(new[node.input], node.dtype)
             case _:
@@ -181,7 +183,7 @@ def _resolved_units(
     weighed = CRITERIA.find(node.criterion).calibrated
     plan = Plan(node.input, pool, device, cache, known)
     totals = torch.zeros(whole.blocks, whole.units, dtype=torch.float64, device=device)
-    parts = {part.info.name: part for part in whole.parts if len(part.info.shape) > 1 and (part.output or not weighed)}
+    parts = {part.info.name: part for part in whole.parts if _counts(part, node.scope) and (part.output or not weighed)}
     for infos, tensors in plan.tensors([part.info for part in parts.values()]):
         mine = [parts[info.name] for info in infos]
         scorings = [_unit_scoring(node, part, tensor, pool) for part, tensor in zip(mine, tensors, strict=True)]
@@ -192,8 +194,11 @@ def _resolved_units(
         count = pruning.target_count(rows.of_group(0), whole.blocks)
         lowest = set(torch.argsort(totals.flatten(), stable=True)[:count].tolist())
         return tuple((0,) if block in lowest else () for block in range(whole.blocks)), None
-    group = {part.block: part.info.group for part in whole.parts}
-    counts = [pruning.target_count(rows.of_group(group[block]), whole.units) for block in range(whole.blocks)]
+    if node.scope == MOE_EXPERTS:
+        counts = _as_many_everywhere(pruning.target_count(rows.of_group(0), whole.units), totals, whole)
+    else:
+        group = {part.block: part.info.group for part in whole.parts}
+        counts = [pruning.target_count(rows.of_group(group[block]), whole.units) for block in range(whole.blocks)]
     order = torch.argsort(totals, dim=1, stable=True)[:, : max(counts)]
     if min(counts) == max(counts):
         there = order.sort(dim=1).values
@@ -202,12 +207,36 @@ def _resolved_units(
     return tuple(tuple(sorted(row[:count])) for row, count in chosen), None
 
 
+def _counts(part: Part, scope: str) -> bool:
+    """Say whether a tensor has a say in the scores of units: matrices have, stacks of them, but no biases."""
+    return len(part.info.shape) > 1 and (scope == BLOCKS or part.info.prunable)
+
+
 def _unit_scoring(node: Prune, part: Part, tensor: Tensor, pool: ExpertPool) -> tuple[pruning.Scoring, int]:
     """Return the scores of a tensor's weights and the axis along which its units lie; a stack of matrices is one."""
     shape = part.info.shape
     if len(shape) == 2:
         return scoring_of(node, part.info, tensor, pool), part.axis
-    if part.axis != len(shape) - 1:
-        raise ValueError(f"{part.info.name}: expected units along the last dimension of {shape}, got {part.axis}")
-    flat = replace(part.info, shape=(part.info.numel // shape[-1], shape[-1]))
-    return scoring_of(node, flat, tensor, pool), 1
+    if part.axis not in (0, len(shape) - 1):
+        raise ValueError(f"{part.info.name}: expected units along the first or last of {shape}, got {part.axis}")
+    first = part.axis == 0
+    rows, columns = (shape[0], part.info.numel // shape[0]) if first else (part.info.numel // shape[-1], shape[-1])
+    return scoring_of(node, replace(part.info, shape=(rows, columns)), tensor, pool), 0 if first else 1
+
+
+def _as_many_everywhere(asked: int, totals: Tensor, whole: Anatomy) -> list[int]:
+    """Return how many experts go of every block: as many as asked, or as some block has lost already.
+
+    A configuration has one number of experts for all mixtures. Of those that have none left, whose block was removed,
+    nothing is asked.
+
+    Raises:
+        WeightsError: if fewer would be left than the router chooses.
+    """
+    lost = [row.count(0.0) for block, row in enumerate(totals.tolist()) if block not in whole.bare]
+    count = max(asked, *(gone for gone in lost if gone < whole.units), 0)
+    if count > whole.units - whole.least:
+        raise WeightsError(
+            f"some mixture has {count} experts of zeros among {whole.units}; {whole.least} have to stay in each"
+        )
+    return [0 if block in whole.bare else count for block in range(whole.blocks)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sae_moo.objectives.scores import Score, mean, mean_score, mean_stderr, stderr
 from sae_moo.recipe import Recipe
 
-SPARSITY = "sparsity"
+SPARSITY, SPEED = "sparsity", "speed"
 SCORE_DIGITS = 6  # scores are rounded once, so that a stored evaluation equals the one the search saw
 
 
@@ -71,6 +71,8 @@ class Evaluation:
         seconds_score: wall time spent scoring.
         sparseness: another measure of sparsity than the share of zeros, where the search asks for one: of the whole
             model, then per parameter group; else empty.
+        speed: modelled tokens per second of the structured export over those of the base, above 0; at least 1 wherever
+            nothing is added to the model. None where nobody asked for it.
         tokens: how many tokens the model read while it was scored, those it wrote among them; None if that is not
             known, as in studies of builds that did not count them.
         screened: how the candidate was chosen before; None where it was the only one.
@@ -85,6 +87,7 @@ class Evaluation:
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
     sparseness: tuple[float, ...] = ()
+    speed: float | None = None
     tokens: int | None = None
     screened: Screened | None = None
 
@@ -96,11 +99,18 @@ class Evaluation:
                 raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")
             scores[task] = tuple(rounded.tolist())
         object.__setattr__(self, "scores", scores)
+        if self.speed is not None and not 0.0 < self.speed < math.inf:
+            raise ValueError(f"speed: expected a finite number above 0, got {self.speed}")
 
     @property
     def ok(self) -> bool:
         """Whether there are scores to use."""
         return self.reason is None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time in all, of screening, merging and scoring."""
+        return self.seconds_merge + self.seconds_score + (0.0 if self.screened is None else self.screened.seconds)
 
     @property
     def spent(self) -> int | None:
@@ -117,7 +127,7 @@ class Evaluation:
 
 
 class Objective(ABC):
-    """One quantity to maximize, in [0, 1]: `TaskMean` or `Sparsity`.
+    """One quantity to maximize: `TaskMean`, `Sparsity` or `Speed`.
 
     Attributes:
         name: how tables and trials call it.
@@ -133,6 +143,14 @@ class Objective(ABC):
     @abstractmethod
     def stderr(self, evaluation: Evaluation) -> float:
         """Return the standard error of the value over instances."""
+
+    def share(self, value: float) -> float:
+        """Return where a value lies between nothing (0) and all that could be reached (1), in the order of values.
+
+        Searches, hypervolumes and sums see every objective on this scale, people see values. What is in [0, 1] by
+        nature is its own share.
+        """
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +193,31 @@ class Sparsity(Objective):
         return 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Speed(Objective):
+    """Modelled tokens per second of the structured export, relative to the base: 1 is as fast, 2 twice as fast."""
+
+    name: str = field(default=SPEED, init=False)
+
+    def value(self, evaluation: Evaluation) -> float:
+        """Return the speed.
+
+        Raises:
+            ValueError: if nobody asked for it when the evaluation was made.
+        """
+        if evaluation.speed is None:
+            raise ValueError("expected an evaluation whose speed was modelled, got one without")
+        return evaluation.speed
+
+    def stderr(self, evaluation: Evaluation) -> float:  # noqa: ARG002  # as every objective's
+        """Return 0.0: it is computed from the recipe, not sampled."""
+        return 0.0
+
+    def share(self, value: float) -> float:
+        """Return the share of the base's time that is saved, in [0, 1); below 0 for what is slower than the base."""
+        return 1.0 - 1.0 / value if value > 1.0 else value - 1.0
+
+
 def scored(objectives: Iterable[Objective]) -> tuple[TaskMean, ...]:
     """Return those objectives that are scored on tasks, in their order."""
     return tuple(objective for objective in objectives if isinstance(objective, TaskMean))
@@ -182,7 +225,7 @@ def scored(objectives: Iterable[Objective]) -> tuple[TaskMean, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A limit on a task's mean score, an objective or sparsity; violated amounts are positive.
+    """A limit on a task's mean score, an objective, sparsity or speed; violated amounts are positive.
 
     Args:
         objective: the limited quantity.
@@ -213,15 +256,16 @@ class Constraint:
         return tuple(f"{name} {value:.3g} where the limit is {limit}" for limit, amount in amounts if amount > 0)
 
     def violations(self, evaluation: Evaluation) -> tuple[float, ...]:
-        """Return one number per limit: at most 0 when kept, else by how much it is broken."""
-        value = self.objective.value(evaluation)
-        low = () if self.low is None else (self.low - value,)
-        high = () if self.high is None else (value - self.high,)
+        """Return one number per limit: at most 0 when kept, else by how much it is broken (`Objective.share`)."""
+        share = self.objective.share
+        value = share(self.objective.value(evaluation))
+        low = () if self.low is None else (share(self.low) - value,)
+        high = () if self.high is None else (value - share(self.high),)
         return low + high
 
 
-# pymoo needs finite numbers for a failed evaluation. These lie beyond anything a real one can reach (objectives are in
-# [0, 1], violations at most 1), so a failure is last in every comparison and never mistaken for a score of 0.
+# pymoo needs finite numbers for a failed evaluation. These lie beyond anything a real one can reach (shares are in [-1,
+# 1], violations at most 2), so a failure is last in every comparison and never mistaken for a score of 0.
 FAILED_OBJECTIVE = 2.0
 FAILED_VIOLATION = 10.0
 
@@ -232,8 +276,8 @@ def flipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def maximized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
-    """Return the values of an evaluation that went well, larger is better; shape (objectives,)."""
-    return np.array([objective.value(evaluation) for objective in objectives])
+    """Return the values of an evaluation that went well as shares, larger is better; shape (objectives,)."""
+    return np.array([objective.share(objective.value(evaluation)) for objective in objectives])
 
 
 def minimized(objectives: Sequence[Objective], evaluation: Evaluation) -> NDArray[np.float64]:
@@ -263,8 +307,8 @@ def loss(
 ) -> float:
     """Return one number to minimize, for searches that know a single objective.
 
-    What keeps all limits is ordered by its weighted mean and comes before what breaks one; that is ordered by how much
-    it breaks, and comes before failures (Deb 2000's rules, in numbers).
+    What keeps all limits is ordered by the weighted mean of its shares (`Objective.share`) and comes before what breaks
+    one; that is ordered by how much it breaks, and comes before failures (Deb 2000's rules, in numbers).
 
     Args:
         objectives: what is maximized.
@@ -280,7 +324,8 @@ def loss(
     broken = sum(max(0.0, amount) for amount in violations(constraints, evaluation))
     if broken > 0:
         return float(broken)
-    value = math.fsum(weights.get(objective.name, 0.0) * objective.value(evaluation) for objective in objectives)
+    shares = maximized(objectives, evaluation).tolist()
+    value = math.fsum(weights.get(each.name, 0.0) * share for each, share in zip(objectives, shares, strict=True))
     return -value / math.fsum(weights.values())
 
 
@@ -289,10 +334,19 @@ def violation_count(constraints: Sequence[Constraint]) -> int:
     return sum(len(constraint.labels) for constraint in constraints) + 1
 
 
-def named_quantities(tasks: Sequence[str], objectives: Sequence[Objective]) -> dict[str, Objective]:
-    """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity."""
+def named_quantities(
+    tasks: Sequence[str], objectives: Sequence[Objective], speed: bool = False
+) -> dict[str, Objective]:
+    """Return every quantity a limit or a pick may name: objectives, single tasks, sparsity.
+
+    Args:
+        tasks: names of all tasks.
+        objectives: what is maximized.
+        speed: whether evaluations have a modelled speed, which may then be named, too.
+    """
     single: dict[str, Objective] = {task: TaskMean(task, (task,)) for task in tasks}
-    return single | {objective.name: objective for objective in objectives} | {SPARSITY: Sparsity()}
+    counted: list[Objective] = [Sparsity(), *([Speed()] if speed else [])]
+    return {each.name: each for each in (*single.values(), *objectives, *counted)}
 
 
 def objective_scores(scores: Mapping[str, Score], objectives: Sequence[Objective]) -> dict[str, Score]:

@@ -43,11 +43,11 @@ class Accuracy:
     """The mean of the objectives that are scored on tasks: how good a candidate is, in one number.
 
     These objectives weigh the same, and within one so do its tasks; a task may count in several. Where no objective is
-    scored on tasks (sparsity is the only one) nothing says what is accurate: every value and error is 0.0, the shares
-    are empty, and the accuracy is false.
+    scored on tasks, but sparsity or speed alone, nothing says what is accurate: every value and error is 0.0, the
+    shares are empty, and the accuracy is false.
 
     Args:
-        objectives: what is maximized, sparsity among it or not.
+        objectives: what is maximized, sparsity and speed among it or not.
 
     Attributes:
         objectives: those of them that are scored on tasks.
@@ -109,10 +109,10 @@ class Front(Generic[Candidate]):
     candidates with equal values all are kept.
 
     Args:
-        objectives: what is maximized, in [0, 1].
+        objectives: what is maximized.
         constraints: limits that an evaluation must keep; a trial says itself whether it keeps them.
         members: who stands on it already, none dominated by another, in the order they were taken in.
-        points: their values if these are known, shape (members, objectives).
+        points: their values as shares (`Objective.share`) if these are known, shape (members, objectives).
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Front(Generic[Candidate]):
         self.constraints = tuple(constraints)
         self.members = tuple(members)
         if points is None:
-            rows = [_values(self.objectives, member) for member in self.members]
+            rows = [_shares(self.objectives, member) for member in self.members]
             points = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
         self.points = points
 
@@ -145,12 +145,12 @@ class Front(Generic[Candidate]):
         return np.argsort(-self.points[:, 0], kind="stable")
 
     def point(self, candidate: Candidate) -> Array | None:
-        """Return a candidate's values, shape (objectives,), larger is better; None if it does not contend."""
+        """Return a candidate's values as shares, shape (objectives,); None if it does not contend."""
         if isinstance(candidate, Evaluation):
             contends = feasible(self.constraints, candidate)
         else:
             contends = candidate.feasible and candidate.repeats is None
-        return _values(self.objectives, candidate) if contends else None
+        return _shares(self.objectives, candidate) if contends else None
 
     def after(self, candidate: Candidate) -> Front[Candidate]:
         """Return the front once one more candidate is known: this very front unless the candidate stands on it."""
@@ -193,8 +193,8 @@ def front_of(
     return Front(objectives, constraints, members, points[best])
 
 
-def _values(objectives: Sequence[Objective], candidate: Evaluation | Trial) -> Array:
-    """Return the values of a candidate with a result, shape (objectives,), larger is better."""
+def _shares(objectives: Sequence[Objective], candidate: Evaluation | Trial) -> Array:
+    """Return the values of a candidate with a result as shares, shape (objectives,), larger is better."""
     if isinstance(candidate, Evaluation):
         return maximized(objectives, candidate)
-    return np.array([candidate.values[objective.name] for objective in objectives])
+    return np.array([objective.share(candidate.values[objective.name]) for objective in objectives])

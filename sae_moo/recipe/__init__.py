@@ -1,10 +1,11 @@
-"""What a candidate is: an immutable expression of experts, merges and prunings; needs no torch."""
+"""What a candidate is: an immutable expression of experts, merges, prunings and repairs; needs no torch."""
 
 from sae_moo.recipe.nodes import (
     BASE,
     BLOCKS,
     COUNTED,
     DTYPES,
+    MOE_EXPERTS,
     SCOPES,
     STORED,
     STRUCTURED,
@@ -13,6 +14,7 @@ from sae_moo.recipe.nodes import (
     Merge,
     Prune,
     Recipe,
+    Repair,
     children,
     decode,
     digest,
@@ -31,6 +33,7 @@ __all__ = [
     "BLOCKS",
     "COUNTED",
     "DTYPES",
+    "MOE_EXPERTS",
     "SCOPES",
     "STORED",
     "STRUCTURED",
@@ -40,6 +43,7 @@ __all__ = [
     "Param",
     "Prune",
     "Recipe",
+    "Repair",
     "Weights",
     "children",
     "decode",

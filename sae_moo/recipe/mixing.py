@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.recipe.methods import METHODS
-from sae_moo.recipe.nodes import BASE, Cast, Expert, Merge, Prune, Recipe, walk
+from sae_moo.recipe.nodes import BASE, Cast, Expert, Merge, Prune, Recipe, Repair, walk
 from sae_moo.recipe.rows import Rows
 
 
@@ -56,7 +56,7 @@ def mixing_weights(
                     total = weights.sum(axis=1, keepdims=True)
                     shares = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
                     found[node] = base + scale * (np.einsum("gi,igx->gx", shares, inputs) - base)
-            case Prune() | Cast():
+            case Prune() | Repair() | Cast():
                 found[node] = found[node.input]
         if isinstance(node, Cast):
             memo[node] = found[node]

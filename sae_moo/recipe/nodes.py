@@ -1,6 +1,6 @@
 """Recipes: what a candidate model is made of, as an immutable expression tree.
 
-Leaves name experts, inner nodes merge, prune or round. A recipe holds no weights: `materialize` computes them,
+Leaves name experts, inner nodes merge, prune, repair or round. A recipe holds no weights: `materialize` computes them,
 `digest` identifies them. Every new question about recipes is a function over the nodes (`walk`, `mixing.py`),
 not a method on each of them. Lineages may be thousands of nodes deep, so nothing here recurses.
 """
@@ -27,7 +27,9 @@ STORED = "stored"
 """What a `Cast` rounds to where checkpoints mix dtypes: every tensor to the dtype that the base stores it in."""
 BLOCKS = "blocks"
 """The scope that removes whole transformer blocks: a block is one unit."""
-STRUCTURED = ("neurons", "heads", "moe-experts", BLOCKS)
+MOE_EXPERTS = "moe-experts"
+"""The scope that removes whole experts of a mixture, the same number from each."""
+STRUCTURED = ("neurons", "heads", MOE_EXPERTS, BLOCKS)
 """Scopes that remove whole units of blocks, or the blocks themselves."""
 SCOPES = ("tensor", "group", "global", "row", *STRUCTURED)
 """Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
@@ -58,7 +60,7 @@ def pattern_sparsity(scope: str) -> float | None:
 
 
 class Recipe:
-    """Base of the four nodes. Equality and hash are those of the canonical form, computed once at construction.
+    """Base of the nodes. Equality and hash are those of the canonical form, computed once at construction.
 
     Attributes:
         key: hexadecimal SHA-256 over the node and its inputs' keys. Two recipes with one key are one expression;
@@ -238,10 +240,8 @@ class Prune(Recipe):
         _check_scope(self.scope, asked, single)
         if self.counts is not None:
             object.__setattr__(self, "counts", _counts(self.counts, self.scope))
-        if self.calibration is not None and not (
-            isinstance(self.calibration, str) and re.fullmatch("[0-9a-f]{64}", self.calibration)
-        ):
-            raise InputError(f"Prune: expected 64 hexadecimal digits as calibration, got {self.calibration!r}")
+        if self.calibration is not None:
+            _check_calibration("Prune", self.calibration)
         if self.units is not None:
             object.__setattr__(self, "units", _units(self.units, self.scope))
         if type(self.rescale) is not bool:
@@ -279,12 +279,41 @@ class Cast(Recipe):
         _seal(self)
 
 
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Repair(Recipe):
+    """Move what a pruning leaves of every weight so that each block computes what it did; the zeros are as many.
+
+    It stands directly under the outermost cast of a recipe and costs forward passes (`materialization.repair`).
+
+    Args:
+        input: a pruning, or a chain of them; what the innermost one prunes is what is approached.
+        calibration: digest of the token sequences that are read (`calibration_texts`).
+        damping: what is added to the second moments of a layer's inputs, in units of their mean, in (0, 1].
+    """
+
+    kind: ClassVar[str] = "repair"
+    input: Recipe
+    calibration: str
+    damping: float = 0.01
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input, Prune):
+            raise InputError(f"Repair: expected a pruning as input, got {self.input!r}")
+        _check_calibration("Repair", self.calibration)
+        damping = number(self.damping, "Repair: damping")
+        if not 0.0 < damping <= 1.0:
+            raise InputError(f"Repair: expected a damping in (0, 1], got {damping!r}")
+        object.__setattr__(self, "damping", damping)
+        _seal(self)
+
+
 def children(node: Recipe) -> tuple[Recipe, ...]:
     """Return the inputs of a node, in order; an expert has none."""
     match node:
         case Merge():
             return node.inputs
-        case Prune() | Cast():
+        case Prune() | Repair() | Cast():
             return (node.input,)
         case _:
             return ()
@@ -429,6 +458,7 @@ _FIELDS = {
     "expert": {"name"},
     "merge": {"method", "inputs", "weights", "params"},
     "prune": {"inputs", "sparsity", "criterion", "scope", "counts", "calibration", "units", "rescale", "submodels"},
+    "repair": {"inputs", "calibration", "damping"},
     "cast": {"inputs", "dtype"},
     "ref": {"digest"},
 }
@@ -444,7 +474,7 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
     inputs = entry.get("inputs", [])
     if any(type(i) is not int or not 0 <= i < len(built) for i in inputs):
         raise InputError(f"expected inputs among the {len(built)} nodes before it, got {inputs!r}")
-    if kind in ("prune", "cast") and len(inputs) != 1:
+    if kind in ("prune", "repair", "cast") and len(inputs) != 1:
         raise InputError(f"expected one input, got {len(inputs)}")
     match kind:
         case "expert":
@@ -463,6 +493,8 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
             asked = (entry["sparsity"], entry["criterion"], entry["scope"])
             rest = (entry.get("calibration"), units, entry.get("rescale", False))
             return Prune(built[inputs[0]], *asked, counts, *rest, submodels=tuple(entry.get("submodels", ())))
+        case "repair":
+            return Repair(built[inputs[0]], entry["calibration"], entry["damping"])
         case "cast":
             return Cast(built[inputs[0]], entry["dtype"])
         case _:
@@ -486,6 +518,8 @@ def _own(node: Recipe) -> dict[str, Any]:
             rest: dict[str, Any] = {"counts": node.counts, "calibration": node.calibration, "units": units}
             rest |= {"rescale": rescale, "submodels": node.submodels or None}
             return {"node": "prune"} | asked | {name: value for name, value in rest.items() if value is not None}
+        case Repair():
+            return {"node": "repair", "calibration": node.calibration, "damping": node.damping}
         case Cast():
             return {"node": "cast", "dtype": node.dtype}
         case _:
@@ -508,6 +542,11 @@ def _check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
             raise InputError(f"Prune: scope {scope!r} has sparsity {share}, got {value}")
     if scope == BLOCKS and not single:
         raise InputError(f"Prune: scope {scope!r} takes one sparsity, the share of blocks, got {len(asked)}")
+
+
+def _check_calibration(node: str, digest: object) -> None:
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InputError(f"{node}: expected 64 hexadecimal digits as calibration, got {digest!r}")
 
 
 def _counts(given: Any, scope: str) -> tuple[int, ...]:
@@ -566,6 +605,8 @@ def _describe(node: Recipe, depth: int) -> str:
             asked = f"<{len(rows.rows)} rows>" if rows.placed else rows.at(0, 0, 1)[0]
             rest = (f", scope={node.scope!r}" if node.scope in STRUCTURED else "") + ", rescale=True" * node.rescale
             return f"Prune({_describe(node.input, depth - 1)}, sparsity={asked}{rest})"
+        case Repair():
+            return f"Repair({_describe(node.input, depth - 1)})"
         case Cast():
             return f"Cast({_describe(node.input, depth - 1)}, {node.dtype!r})"
         case _:

@@ -7,17 +7,30 @@ from here what they are made of.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 __all__ = [
     "Amount",
+    "BeforeValidator",
     "Count",
+    "Discriminator",
     "Field",
     "Section",
     "Share",
     "Sparsity",
+    "Tag",
     "ValidationInfo",
     "field_validator",
     "section_of",
@@ -33,12 +46,19 @@ class Section(BaseModel):
     """What all settings are: frozen, strict, and without unknown keys; every field says in words what it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that earlier versions did not have: while they have their default, nothing tells that they are there."""
     _unread: frozenset[str] = PrivateAttr(default=frozenset())
 
     @property
     def unread(self) -> frozenset[str]:
         """Names of what could not be read, in a draft of a configuration that has faults; else empty."""
         return self._unread
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """The keys of `later` that have their default."""
+        return frozenset(key for key in self.later if getattr(self, key) == type(self).model_fields[key].default)
 
 
 S = TypeVar("S", bound=Section)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from sae_moo.recipe.nodes import BLOCKS, Cast, Prune, Recipe
+from sae_moo.recipe.nodes import BLOCKS, Cast, Prune, Recipe, Repair
 
 
 def chain(recipe: Recipe) -> tuple[Prune, ...]:
-    """Return a candidate's own prunings, innermost first: those between its cast and what was merged."""
+    """Return a candidate's own prunings, innermost first: those between its cast (or repair) and what was merged."""
     node = recipe.input if isinstance(recipe, Cast) else recipe
+    if isinstance(node, Repair):
+        node = node.input
     prunings: list[Prune] = []
     while isinstance(node, Prune):
         prunings.append(node)
@@ -42,3 +44,14 @@ def units_gone(recipe: Recipe, scope: str) -> tuple[frozenset[int], ...]:
 def removed_blocks(recipe: Recipe) -> frozenset[int]:
     """Return the positions among the blocks of those that a candidate's own prunings remove as a whole."""
     return frozenset(block for block, units in enumerate(units_gone(recipe, BLOCKS)) if units)
+
+
+def repair_of(recipe: Recipe) -> Repair | None:
+    """Return the repair that a candidate ends in, under its cast; None if it ends in none."""
+    return recipe.input if isinstance(recipe, Cast) and isinstance(recipe.input, Repair) else None
+
+
+def unrepaired(recipe: Recipe) -> Recipe:
+    """Return a candidate without the repair that it ends in."""
+    node = repair_of(recipe)
+    return recipe if node is None or not isinstance(recipe, Cast) else Cast(node.input, recipe.dtype)

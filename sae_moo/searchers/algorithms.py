@@ -80,6 +80,8 @@ class Algorithm(Row):
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
+        screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
+        combines: whether it searches several scopes of pruning together.
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
@@ -101,6 +103,8 @@ class Algorithm(Row):
     paces: bool = False
     anneals: bool = False
     races: bool = False
+    screens: bool = False
+    combines: bool = False
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
@@ -198,6 +202,8 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         paces=True,
         anneals=True,
         races=True,
+        screens=True,
+        combines=True,
         schedule="constant",
         high=0.8,
         rescales=True,
@@ -229,6 +235,7 @@ def _optuna(sampler: str, summary: str, *, single: bool = False) -> Algorithm:
         fixed={"sampler": sampler, "single": single},
         spaces=("coefficients",),
         scalar=True if single else None,
+        combines=True,
         faults=_package_of_cmaes if single else None,
     )
 
@@ -301,6 +308,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             settings={"pso": Swarm},
             spaces=("coefficients",),
             scalar=True,
+            combines=True,
             faults=_room_for_experts,
         ),
         Algorithm(
@@ -310,6 +318,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:covariance_adaptation",
             spaces=("coefficients",),
             scalar=True,
+            combines=True,
         ),
         Algorithm(
             name="random",
@@ -317,6 +326,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:random_draws",
             spaces=("coefficients",),
             races=True,
+            combines=True,
         ),
         _optuna("TPESampler", "Optuna's tree-structured Parzen estimator"),
         _optuna("GPSampler", "Optuna's Gaussian process; seconds a trial"),

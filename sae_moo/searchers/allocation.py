@@ -1,11 +1,16 @@
-"""How zeros are spread over places: moves that keep how many there are in all."""
+"""How zeros are spread over places: by what parents have, and by moves that keep how many there are in all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
-from sae_moo.searchers.space import DIGITS, Array
+from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.ground import DIGITS, Array
 
+SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
 STEP = 0.05  # by which a level moves at a switch
 SWITCHES = 3  # at most, in one mutation
 
@@ -63,3 +68,43 @@ def switched(
         levels[b] = max(0.0, levels[b] - zeros / sizes[b])
         moved[[a, b]] = True
     return np.where(moved, np.clip(levels.round(DIGITS), 0.0, most), levels)
+
+
+def inherited(
+    parents: Sequence[Array],
+    here: NDArray[np.bool_],
+    depth: Array,
+    rng: np.random.Generator,
+    settings: Operators,
+    level: float | None = None,
+    noise: float | None = None,
+) -> Array:
+    """Draw a sparsity per group: a level, the same for all groups, plus a shape over the groups, plus N(0, `noise`).
+
+    The level is, with probability `inherit`, around the first parent's. The shape is, with probability `shape`, that of
+    a parent which is pruned, its slope from the first block to the last moved by N(0, `slope`); else a slope
+    ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a shape is worth holds at other levels too.
+
+    Args:
+        parents: sparsities of the parents, shape (groups,) each, the first one's first; may be empty.
+        here: which groups count, shape (groups,).
+        depth: of each group, from -0.5 to 0.5, shape (groups,).
+        rng: the generator drawn from.
+        settings: `inherit` and `shift` of the level, `shape` and `slope` of an inherited shape, `tilt` of a new one,
+            `noise`.
+        level: where it is not inherited; None: it always is.
+        noise: in the place of that of the settings.
+
+    Returns:
+        Shape (groups,), not clipped.
+    """
+    if parents and (level is None or rng.random() < settings.inherit):
+        level = float(parents[0][here].mean()) + rng.normal(0.0, settings.shift)
+    if level is None:
+        raise ValueError("expected a level, or a parent to inherit it from")
+    shape = rng.normal(0.0, settings.tilt) * depth
+    pruned = [each for each in parents if each[here].mean() >= SHAPED]
+    if pruned and rng.random() < settings.shape:
+        given = pruned[int(rng.integers(len(pruned)))]
+        shape = given - given[here].mean() + rng.normal(0.0, settings.slope) * depth
+    return level + shape + rng.normal(0.0, settings.noise if noise is None else noise, len(depth))

@@ -18,8 +18,8 @@ from sae_moo.recipe import BASE, Expert, Merge, Recipe
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Scalar
 from sae_moo.recipe.section import Field, Section, field_validator, section_of
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
-from sae_moo.searchers.space import Ground
 
 Scale = Annotated[float, Field(gt=0.0, le=100.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from sae_moo.recipe.section import Field, Section, Share
 
@@ -12,13 +12,30 @@ Deviation = Annotated[float, Field(ge=0.0, le=10.0)]
 class Operators(Section):
     """``search.operators``: how children are merged and pruned."""
 
+    later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "switch",
+            "tensors",
+            "drop",
+            "restructure",
+            "remove",
+            "removable",
+            "contiguous",
+            "edit",
+            "narrow",
+            "narrowest",
+        }
+    )
+
     remerge: Share = Field(
         default=1.0,
         description="probability that a child is merged anew from the experts by its parents' mixing weights; else "
         "their weights are merged",
     )
     keep: Share = Field(
-        default=0.5, description="probability that a child merged anew has the first parent's mixing weights"
+        default=0.5,
+        description="probability that a child merged anew has the first parent's mixing weights; and, apart from that, "
+        "of what goes whole of it, that it is the first parent's",
     )
     spread: Deviation = Field(
         default=0.25, description="standard deviation of the first parent's share in a child, alike in all blocks"
@@ -51,6 +68,43 @@ class Operators(Section):
         "inherited",
     )
     noise: Deviation = Field(default=0.04, description="standard deviation of every block's sparsity from its target")
+    switch: Share = Field(
+        default=0.0,
+        description="probability that a child has the first parent's sparsities but for a level switch: one block's "
+        "goes up a step and another's down, with as many zeros in all",
+    )
+    tensors: bool = Field(
+        default=False,
+        description="whether levels switch between the tensors of a block too, half of the time; of scattered zeros",
+    )
+    drop: Share = Field(
+        default=0.0,
+        description="probability that one expert is dropped in a child's merge, or taken back, in one block or a "
+        "stretch of blocks",
+    )
+    restructure: Share = Field(
+        default=0.2,
+        description="with several scopes, or blocks: probability that what goes whole of a child is drawn anew; else "
+        "it is inherited, for each scope apart",
+    )
+    remove: Share = Field(default=0.5, description="probability that a new draw removes blocks")
+    removable: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
+        default=0.5, description="largest share of the blocks that is removed"
+    )
+    contiguous: Share = Field(
+        default=0.7, description="probability that blocks drawn anew are a contiguous stretch; else any"
+    )
+    edit: Share = Field(
+        default=0.3,
+        description="probability that inherited removed blocks change: one more, one less, a stretch one further, or "
+        "all anew",
+    )
+    narrow: Share = Field(
+        default=0.5, description="probability that a new draw removes neurons, heads or experts of mixtures"
+    )
+    narrowest: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.5, description="largest share of a block's units that is drawn anew"
+    )
 
 
 class Ablation(Section):

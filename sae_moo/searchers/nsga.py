@@ -22,6 +22,7 @@ from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.operators import (
     ABLATION,
+    ALTERNATIVES,
     OPERATORS,
     ORIGIN,
     CoefficientSampling,
@@ -52,6 +53,7 @@ class NsgaSearcher:
         pace: ``generational``, or ``steady-state``: every told child takes its place at once, so that no worker waits.
         settings: how children are bred over lineages.
         ablation: what of it is turned off, or on.
+        allocations: over lineages, with how many allocations of its budget a pruned child is proposed.
         operators: over lineages, operators of one's own in the place of ours: ``sampling``, ``selection``,
             ``crossover``, ``mutation``.
     """
@@ -69,6 +71,7 @@ class NsgaSearcher:
         pace: Pace = "generational",
         settings: Operators = OPERATORS,
         ablation: Ablation = ABLATION,
+        allocations: int = 1,
         operators: dict[str, Any] | None = None,
     ) -> None:
         if population < 4:
@@ -81,7 +84,7 @@ class NsgaSearcher:
         self._ratio = AnnealedRatio(schedule, objectives, constraints)
         given: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
         if isinstance(space, LineageSpace):
-            given |= lineage_operators(space.ground, schedule.top, settings, ablation)
+            given |= lineage_operators(space.ground, schedule.top, settings, ablation, allocations)
             given |= {"eliminate_duplicates": RecipeDuplicates(self._seen)}
             given |= operators or {}
             if isinstance(schedule, Schedule):  # the first mating comes after the callback's first call
@@ -168,6 +171,7 @@ class NsgaSearcher:
             operator=origin.operator,
             generation=self._generation(),
             numbers=dict(origin.numbers),
+            alternatives=individual.get(ALTERNATIVES) or (),
         )
 
     def _generation(self) -> int:
@@ -203,4 +207,5 @@ def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
         pace=assignment.pace,
         settings=section_of(assignment.settings, Operators),
         ablation=section_of(assignment.settings, Ablation),
+        allocations=assignment.allocations,
     )

@@ -25,15 +25,19 @@ from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers import fitness
+from sae_moo.searchers.allocation import inherited
+from sae_moo.searchers.alternatives import alternatives
 from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.ground import DIGITS, RANDOM, Ground
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ratio import RATIO
-from sae_moo.searchers.space import DIGITS, CoefficientSpace, Ground
+from sae_moo.searchers.space import CoefficientSpace
+from sae_moo.searchers.structure import Structure, Structures, built, structure_of
 
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
-SHAPED = 0.05  # sparsity from which a parent has a shape to inherit
+ALTERNATIVES = "alternatives"  # key of other allocations of an individual's budget
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
 OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
 
@@ -55,6 +59,8 @@ class Origin:
 
 class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
     """First population: every expert, the base, simple merges, then random group-wise merges pruned at random ratios.
+
+    Where whole parts go beside scattered weights, each of the random ones is pruned in one scope alone, or in all.
 
     Args:
         ground: experts, groups, dtype, pruning.
@@ -80,9 +86,17 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        drawn = self.ground.first(
-            n_samples, _required(random_state), self.sparsest, self.ablation.ladder, self.settings.tilt
-        )
+        rng, ground, settings = _required(random_state), self.ground, self.settings
+        if ground.structured:
+            count = min(n_samples, len(ground.starting_recipes()) + self.ablation.ladder)
+            drawn = ground.first(count, rng, self.sparsest, self.ablation.ladder)
+            structures = Structures(ground, settings)
+            for number in range(n_samples - len(drawn)):
+                merged = ground.task_arithmetic(ground.random_weights(rng, settings.tilt))
+                structure = structures.first(number, self.sparsest, settings.tilt, rng)
+                drawn.append((RANDOM, ground.candidate(built(merged, structure, ground))))
+        else:
+            drawn = ground.first(n_samples, rng, self.sparsest, self.ablation.ladder, settings.tilt)
         population = Population.new("X", _objects([recipe for _, recipe in drawn]))
         for individual, (operator, _) in zip(population, drawn, strict=True):
             individual.set(ORIGIN, Origin(operator))
@@ -263,7 +277,30 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         first, second = map(self._weights, parents)
         if rng.random() < self.settings.keep:
             share = np.ones(self.ground.rows)
-        return self.ground.task_arithmetic(self._moved(share[:, None] * first + (1.0 - share[:, None]) * second, rng))
+        weights = self._moved(share[:, None] * first + (1.0 - share[:, None]) * second, rng)
+        return self.ground.task_arithmetic(self._dropped(weights, first, rng) if self.settings.drop else weights)
+
+    def _dropped(self, weights: NDArray[np.float64], first: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
+        """Return weights without the experts that the first parent lacks in a block, give or take a stretch of blocks.
+
+        A bit per expert and block says whether the expert takes part there, as ENMP has it (ACL 2026).
+        """
+        absent = (first == 0.0) & (first != 0.0).any(axis=0)  # an expert that is nowhere was not dropped, it is not in
+        weights = np.where(absent, 0.0, weights)
+        if self.ground.rows == 1 or rng.random() >= self.settings.drop:
+            return weights
+        expert = int(rng.integers(weights.shape[1]))
+        rows = np.flatnonzero(absent[:, expert])
+        if len(rows) and rng.random() < 0.5:
+            start, stop = sorted(int(each) for each in rng.integers(len(rows), size=2))
+            back = rows[start : stop + 1]
+            weights[back, expert] = first[first[:, expert] != 0.0, expert].mean()
+            return weights
+        rows = np.flatnonzero(self.ground.prunable)
+        start = int(rng.integers(len(rows)))
+        length = 1 if rng.random() < 0.5 else int(rng.integers(1, len(rows) // 2 + 1))
+        weights[rows[start : start + length], expert] = 0.0
+        return weights
 
     def _bred(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
         settings = self.settings
@@ -286,18 +323,17 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
     """One pruning-merging cycle: prune the parents before they merge, then the child to targets per group.
 
     Before: both parents of a merge of their weights at ``ratio * u``, u ~ U(0, 1). After: the target of a group is a
-    level, the same for all groups, plus a shape over the groups, plus N(0, `noise`). The level is ``ratio * u`` with a
-    new u, or, with probability `inherit`, around the first parent's realised sparsity. The shape is, with probability
-    `shape`, that of a parent which is pruned, its slope from the first block to the last moved by N(0, `slope`); else a
-    slope ~ N(0, `tilt`). Blocks differ in how much they can lose, and what a shape is worth holds at other levels too.
+    level, the same for all groups, plus a shape over the groups (`allocation.inherited`). The level is ``ratio * u``
+    with a new u, or inherited: the first parent's realised sparsity. With probability `switch` the child has what was
+    asked of the first parent but for a level switch. Where whole parts go too they are inherited apart (`structure`).
 
     Args:
         ground: groups, dtype, pruning.
         ratio: the annealed pruning ratio eta, in [0, 1); `CyclicAnnealing` sets it before every mating. Or what draws
             the level of each child.
-        settings: `prune_after` (whether the child is pruned), `inherit` and `shift` of the level, `shape` and `slope`
-            of an inherited shape, `tilt` of a new one, `noise`.
+        settings: `prune_after` (whether the child is pruned), and all that `allocation` and `structure` read.
         ablation: `prune_before`, whether the parents are.
+        allocations: with how many allocations of its budget a child is proposed; above 1 others are set beside it.
     """
 
     def __init__(
@@ -306,12 +342,15 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         ratio: float | Callable[[Rng], float] = 0.0,
         settings: Operators = OPERATORS,
         ablation: Ablation = ABLATION,
+        allocations: int = 1,
     ) -> None:
         super().__init__(prob=1.0)
         self.ground = ground
         self.ratio = ratio
         self.settings = settings
         self.ablation = ablation
+        self.allocations = allocations
+        self._structures = Structures(ground, settings)
 
     def do(
         self, problem: Any, pop: Any, inplace: bool = True, *args: Any, random_state: Rng | None = None, **kwargs: Any
@@ -321,7 +360,11 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         for individual in pop:
             origin = individual.get(ORIGIN) or Origin("mutation")
             eta = self.ratio(rng) if callable(self.ratio) else self.ratio
-            individual.set("X", _objects([self.mutated(individual.get("X")[0], origin, eta, rng)])[0])
+            child = self.mutated(individual.get("X")[0], origin, eta, rng)
+            individual.set("X", _objects([child])[0])
+            if self.allocations > 1:
+                others = alternatives(self.ground, child, self.allocations - 1, self.settings, rng)
+                individual.set(ALTERNATIVES, others)
             individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, RATIO: eta}))
         return pop
 
@@ -333,34 +376,40 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         if self.ablation.prune_before and ratio > 0 and isinstance(inner, Merge) and not any(map(_whole, inner.inputs)):
             inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
-        if self.settings.prune_after:
-            inner = ground.pruned(inner, self._targets(origin, eta, rng))
+        if self.settings.prune_after and ground.structured:
+            parents = [structure_of(each.recipe, ground) for each in origin.parents]
+            inner = built(inner, self._structures.child(parents, eta, self._level(eta, rng), rng), ground)
+        elif self.settings.prune_after:
+            inner = self._scattered(inner, origin, eta, rng)
         return ground.candidate(inner)
 
-    def _targets(self, origin: Origin, eta: float, rng: Rng) -> NDArray[np.float64]:
-        """Draw a sparsity per group, shape (groups,), not yet clipped."""
+    def _scattered(self, recipe: Recipe, origin: Origin, eta: float, rng: Rng) -> Recipe:
+        """Return a merge pruned to a sparsity drawn per group, in one scope."""
         ground, settings = self.ground, self.settings
-        here = list(ground.prunable)
+        here = np.array(ground.prunable)
         # structured scopes are asked in units, of which only some blocks' weights are part: no number to inherit
         parents = [] if ground.scope in STRUCTURED else [np.array(each.group_sparsity) for each in origin.parents]
-        level = eta if callable(self.ratio) else eta * float(rng.random())
-        if parents and rng.random() < settings.inherit:
-            level = float(parents[0][here].mean()) + rng.normal(0.0, settings.shift)
-        shape = rng.normal(0.0, settings.tilt) * ground.depth
-        pruned = [each for each in parents if each[here].mean() >= SHAPED]
-        if pruned and rng.random() < settings.shape:
-            given = pruned[int(rng.integers(len(pruned)))]
-            shape = given - given[here].mean() + rng.normal(0.0, settings.slope) * ground.depth
-        return level + shape + rng.normal(0.0, settings.noise, ground.groups)
+        if parents and settings.switch:
+            asked = [structure_of(each.recipe, ground) for each in origin.parents]
+            levels, offsets = self._structures.scattered(asked, here, self._level(eta, rng), rng)
+            return built(recipe, Structure(levels=levels, offsets=offsets), ground)
+        targets = inherited(parents, here, ground.depth, rng, settings, self._level(eta, rng))
+        return ground.pruned(recipe, targets)
+
+    def _level(self, eta: float, rng: Rng) -> float:
+        """Return the level of a child that does not inherit one."""
+        return eta if callable(self.ratio) else eta * float(rng.random())
 
 
-def lineage_operators(ground: Ground, sparsest: float, settings: Operators, ablation: Ablation) -> dict[str, Any]:
+def lineage_operators(
+    ground: Ground, sparsest: float, settings: Operators, ablation: Ablation, allocations: int = 1
+) -> dict[str, Any]:
     """Return pymoo's arguments that make an algorithm breed as our own search does; `sparsest` of the first ones."""
     return {
         "sampling": LineageSampling(ground, sparsest, settings, ablation),
         "selection": AttractionMating(ablation),
         "crossover": ZeroAwareCrossover(ground, settings, ablation),
-        "mutation": PruneMergeMutation(ground, settings=settings, ablation=ablation),
+        "mutation": PruneMergeMutation(ground, settings=settings, ablation=ablation, allocations=allocations),
     }
 
 

@@ -24,7 +24,7 @@ class MergeProblem(Problem):  # type: ignore[misc]  # pymoo carries no types
 
     Args:
         space: what a row of the population means.
-        objectives: what to maximize, each in [0, 1].
+        objectives: what to maximize, seen as shares (`Objective.share`).
         constraints: limits; feasible candidates keep all of them.
         evaluate: recipe -> evaluation. Under `pymoo.minimize` children are bred from recipes as they were asked for, so
             that group and global pruning cost two more passes per ancestor. Not needed by a loop that evaluates

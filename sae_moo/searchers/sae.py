@@ -18,10 +18,10 @@ from sae_moo.objectives import Constraint, Evaluation, Objective, violations
 from sae_moo.recipe import Merge, Recipe
 from sae_moo.recipe.section import Amount, Field, Section, ValidationInfo, field_validator, section_of
 from sae_moo.searchers import fitness
+from sae_moo.searchers.ground import DIGITS, Ground
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
-from sae_moo.searchers.space import DIGITS, Ground
 
 Array = NDArray[np.float64]
 Measure = Literal["zeros", "l1", "hoyer"]

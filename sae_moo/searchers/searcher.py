@@ -10,8 +10,9 @@ from sae_moo.errors import Hint, RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.section import Section
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.space import CoefficientSpace, Ground
+from sae_moo.searchers.space import CoefficientSpace
 
 Pace = Literal["generational", "steady-state"]
 SpaceKind = Literal["lineage", "coefficients"]
@@ -28,6 +29,8 @@ class Proposal:
         generation: 0 for the first population.
         numbers: settings worth plotting, e.g. ``{"annealed ratio": 0.3}``.
         vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
+        alternatives: other allocations of the recipe's budget over the same merge: the best of all, by what can be told
+            without labels, is evaluated in its place. Empty unless several allocations were asked for.
     """
 
     recipe: Recipe
@@ -36,6 +39,7 @@ class Proposal:
     generation: int = 0
     numbers: Mapping[str, float] = field(default_factory=dict)
     vector: tuple[float, ...] = ()
+    alternatives: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ class Assignment:
         weights: objective name -> how much it counts, for what works on one number; None: as the algorithm has it.
         schedule: pruning ratios; `top` of it bounds a first population.
         pace: when children enter the population.
+        allocations: how many allocations of its budget each pruned child is proposed with; 1: its own alone.
         population: size of the population, archive or swarm.
         seed: seed of everything drawn.
         settings: key of ``search`` -> the algorithm's own settings, defaults filled in; see `section_of`.
@@ -66,6 +71,7 @@ class Assignment:
     weights: Mapping[str, float] | None = None
     schedule: Schedule | Adaptive = field(default_factory=Schedule)
     pace: Pace = "generational"
+    allocations: int = 1
     population: int = 24
     seed: int = 0
     settings: Mapping[str, Section] = field(default_factory=dict)

@@ -322,6 +322,7 @@ SHAPES: Mapping[str, Any] = {
     "exhausted": int,
     "merging": str,
     "batches": {str: int},
+    "costs": dict,
 }
 """Attribute of a study -> what it holds: a type, a list of one, or a mapping from texts."""
 
@@ -353,6 +354,8 @@ class StudyHeader:
             arithmetic, on which device; empty where that is not known.
         batches: what is computed of a candidate -> how many tokens of it at once, where that was measured on the device
             or changed since its memory ran out: scores may depend on it in their last digits.
+        costs: what a token costs, as it was measured when the study began (`costs.CostTable`): the speed of every
+            candidate is modelled by it; empty where none is.
     """
 
     config: Mapping[str, Any]
@@ -365,6 +368,7 @@ class StudyHeader:
     exhausted: int | None = None
     merging: str = ""
     batches: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> StudyHeader | None:
@@ -391,12 +395,14 @@ class StudyHeader:
             exhausted=attributes.get("exhausted"),
             merging=attributes.get("merging", ""),
             batches=attributes.get("batches", {}),
+            costs=attributes.get("costs", {}),
         )
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes that `read` reads; in the order to write them, what makes it whole last."""
         later: dict[str, Any] = {} if self.exhausted is None else {"exhausted": self.exhausted}
         later |= {"batches": dict(self.batches)} if self.batches else {}
+        later |= {"costs": dict(self.costs)} if self.costs else {}
         return {
             "fingerprints": dict(self.fingerprints),
             "groups": list(self.groups),

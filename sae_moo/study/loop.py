@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from sae_moo.errors import Hint, InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Prune, Recipe, digest
+from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe, digest, dumps
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.rows import Rows
+from sae_moo.recipe.structure import chain, removed_blocks
+from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.record import Ended, TrialRecord, told, weight_of
@@ -98,7 +102,22 @@ class Exhausted:
     budget: int
 
 
-Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The budget of forward tokens is used up before that of evaluations.
+
+    Args:
+        evaluations: trials that were made.
+        tokens: forward tokens that they took.
+        budget: forward tokens that they might take.
+    """
+
+    evaluations: int
+    tokens: int
+    budget: int
+
+
+Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted | Spent
 Listener = Callable[[Event], None]
 
 
@@ -108,12 +127,12 @@ class _Out:
 
     Args:
         proposal: the candidate.
-        digest: of its recipe.
+        identity: what proposals with the same result have in common, see `record.Asked`.
         rivals: the front as it was when it was asked for, where candidates race.
     """
 
     proposal: Proposal
-    digest: str
+    identity: str
     rivals: Front[Evaluation] | None
 
 
@@ -131,6 +150,9 @@ class Study:
         listener: told of every event.
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
+        finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
+        tokens: a second budget: no more candidates are asked for once evaluations took so many forward tokens, those of
+            earlier trials counted; None: any number.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
 
@@ -146,6 +168,8 @@ class Study:
         versions: str,
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
+        finishing: Finishing | None = None,
+        tokens: int | None = None,
         failures: int = 0,
     ) -> None:
         self._storage = storage
@@ -157,11 +181,15 @@ class Study:
         self._versions = versions
         self._listener = listener
         self._rivals = rivals
+        self._finishing = Finishing() if finishing is None else finishing
+        self._tokens = tokens
+        self._spent = 0
         self._streak = Streak(failures)
-        self._asked = 0
+        self._asked = 0  # of the searcher
+        self._dry = False  # the searcher has nothing left to try
         self._told = 0
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
-        self._first_with: dict[str, tuple[int, Evaluation]] = {}  # digest -> first trial that evaluated it
+        self._first_with: dict[str, tuple[int, Evaluation]] = {}  # identity -> first trial that evaluated it
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
@@ -169,14 +197,15 @@ class Study:
         """Resume if there are trials, then search on.
 
         Raises:
-            InputError: if the stored trials are not what this search would have asked for.
+            InputError: if the stored trials are not what this search would have asked for, or tokens are a budget and
+                one of them does not tell how many it took.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
             RunError: if the search cannot go on: all its first candidates failed, or as many in a row as may; what was
                 evaluated is stored.
         """
         try:
             self._replay()
-            while self._proposals or self._asked < self._budget:
+            while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(
                         f"stopped after {self._told} evaluations: {self._streak.diagnosis()}. All are saved, and the "
@@ -184,24 +213,51 @@ class Study:
                     )
                 self._submit()
                 if not self._executor.busy:
-                    if self._proposals or self._asked >= self._budget:
+                    if self._proposals:
                         continue
-                    self._listener(Exhausted(self._asked, self._budget))
-                    return
+                    break
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
+            asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
+            if self._tokens is not None and not self._affordable and self._asked < self._budget:
+                self._listener(Spent(self._asked, self._spent, self._tokens))
+            elif asked < budget:
+                self._listener(Exhausted(asked, budget))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
             ) from None
 
-    def _submit(self) -> None:
-        while self._executor.free and self._asked < self._budget:
+    @property
+    def _affordable(self) -> bool:
+        """Whether there are tokens left to spend."""
+        return self._tokens is None or self._spent < self._tokens
+
+    @property
+    def _searching(self) -> bool:
+        """Whether the searcher may be asked for one more candidate."""
+        return self._asked < self._budget and self._affordable and not self._dry
+
+    @property
+    def _wanting(self) -> bool:
+        """Whether there are candidates to ask for: of the search, then of those that finish it."""
+        return self._searching or self._finishing.left
+
+    def _next(self) -> Proposal | None:
+        """Ask for a candidate; None if there is none until others have ended, or none at all."""
+        if self._searching:
             proposals = self._searcher.ask(1)
-            if not proposals:
+            if proposals:
+                return proposals[0]
+            self._dry = not self._proposals
+        return None if self._proposals else self._finishing.ask()  # of the whole front
+
+    def _submit(self) -> None:
+        while self._executor.free:
+            proposal = self._next()
+            if proposal is None:
                 return
-            proposal = proposals[0]
-            name = digest(proposal.recipe, self._fingerprints)
+            name, allocations = digest(proposal.recipe, self._fingerprints), _allocations(proposal)
             number = self._storage.begin(
                 proposal,
                 name,
@@ -209,26 +265,31 @@ class Study:
                 params=self._params(proposal),
                 asked_after=self._told,
                 versions=self._versions,
+                allocations=allocations,
             )
-            self._out(number, proposal, name)
+            self._out(number, proposal, allocations or name)
             self._launch(number)
 
-    def _out(self, number: int, proposal: Proposal, name: str) -> None:
-        self._asked += 1
-        self._proposals[number] = _Out(proposal, name, self._rivals if proposal.generation > 0 else None)
+    def _out(self, number: int, proposal: Proposal, identity: str) -> None:
+        finishes = proposal.operator == REPAIR
+        self._asked += not finishes
+        races = proposal.generation > 0 and not finishes
+        self._proposals[number] = _Out(proposal, identity, self._rivals if races else None)
 
     def _launch(self, number: int) -> None:
         out = self._proposals[number]
-        known = self._first_with.get(out.digest)
+        known = self._first_with.get(out.identity)
         if known is None:
-            self._executor.submit(number, out.proposal.recipe, out.rivals)
+            self._executor.submit(number, out.proposal.recipe, out.rivals, out.proposal.alternatives)
             self._listener(Begun(number, out.proposal))
         else:
             first, evaluation = known
             self._finish(number, evaluation, repeats=first)
 
     def _finish(self, number: int, evaluation: Evaluation, repeats: int | None = None) -> None:
-        record = self._storage.finish(number, self._proposals[number].proposal, evaluation, self._told, repeats)
+        proposal = self._proposals[number].proposal
+        chosen = self._levels(evaluation.recipe) if proposal.alternatives else {}  # it was not known before which one
+        record = self._storage.finish(number, proposal, evaluation, self._told, repeats, chosen)
         if repeats is None:
             self._streak.take(evaluation)
         self._take_in(record)
@@ -237,11 +298,16 @@ class Study:
     def _take_in(self, record: Ended) -> None:
         """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
         self._told += 1
-        self._first_with.setdefault(record.asked_digest, (record.number, record.evaluation))
+        self._first_with.setdefault(record.identity, (record.number, record.evaluation))
+        if record.repeats is None and self._tokens is not None:
+            self._spent += self._tokens_of(record)
         self._number_of.setdefault(record.recipe, record.number)
         if self._rivals is not None and record.repeats is None:
             self._rivals = self._rivals.after(record.evaluation)
-        self._searcher.tell(self._proposals.pop(record.number).proposal, record.evaluation)
+        proposal = self._proposals.pop(record.number).proposal
+        self._finishing.tell(proposal, record.evaluation)
+        if proposal.operator != REPAIR:
+            self._searcher.tell(proposal, record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
@@ -250,17 +316,21 @@ class Study:
         for record in records:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
-            if isinstance(self._searcher, Recalling):
-                proposals: Sequence[Proposal] = [self._searcher.recall(record.vector)]
+            if record.operator == REPAIR:
+                again = self._finishing.recall(record.asked)
+                proposals: Sequence[Proposal] = [] if again is None else [again]
+            elif isinstance(self._searcher, Recalling):
+                proposals = [self._searcher.recall(record.vector)]
             else:
                 proposals = self._searcher.ask(1)
-            if not proposals or proposals[0].recipe != record.asked:
+            alike = proposals and proposals[0].recipe == record.asked
+            if not alike or _allocations(proposals[0]) != record.allocations:
                 raise InputError(
                     f"trial {record.number} of the study is not what this search would have asked for: the study was "
                     "made by another version, or on a machine with other arithmetic",
                     Hint.ANEW,
                 )
-            self._out(record.number, proposals[0], record.asked_digest)
+            self._out(record.number, proposals[0], record.identity)
         while self._told < len(finished):
             self._take_in(finished[self._told])
         if records:
@@ -274,16 +344,61 @@ class Study:
         names = list(self._fingerprints)
         weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
         params = {weight_of(name): round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
-        asked = _asked_sparsity(proposal.recipe, len(self._groups))
+        levels = {} if proposal.alternatives else self._levels(proposal.recipe)
+        return params | levels | {name: float(value) for name, value in proposal.numbers.items()}
+
+    def _levels(self, recipe: Recipe) -> dict[str, float]:
+        """Return the sparsity that a candidate asks for, by ranges of blocks."""
+        params, asked = {}, _asked_sparsity(recipe, len(self._groups))
         blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
         for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
             first, last = int(part[0]), int(part[-1])
             label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"
             params[f"sparsity {label}"] = round(float(asked[part].mean()), 4)
-        return params | {name: float(value) for name, value in proposal.numbers.items()}
+        return params | _whole(recipe, blocks, len(self._groups))
+
+    def _tokens_of(self, record: Ended) -> int:
+        if record.evaluation.spent is None:
+            raise InputError(
+                f"trial {record.number} does not tell how many tokens it took: search.tokens is for studies that "
+                "counted them from the start",
+                Hint.ANEW,
+            )
+        return record.evaluation.spent
+
+
+def _allocations(proposal: Proposal) -> str | None:
+    """Return the identity of a proposal with its alternatives, None if it has none; experts are bound in elsewhere."""
+    if not proposal.alternatives:
+        return None
+    keys = [recipe.key for recipe in (proposal.recipe, *proposal.alternatives)]
+    return hashlib.sha256(dumps(keys).encode()).hexdigest()
 
 
 def _asked_sparsity(recipe: Recipe, groups: int) -> NDArray[np.float64]:
-    """Return the sparsity per group that a candidate's last pruning asks for; zeros if it ends in none."""
-    inner = recipe.input if isinstance(recipe, Cast) else recipe
-    return np.broadcast_to(np.array(inner.sparsity if isinstance(inner, Prune) else 0.0), (groups,)).astype(float)
+    """Return the scattered sparsity per group that a candidate asks for, or else what its last pruning does.
+
+    The mean of all where it differs by tensor; zeros where only blocks go, or nothing.
+    """
+    prunings = [node for node in chain(recipe) if node.scope != BLOCKS]
+    scattered = [node for node in prunings if node.scope not in STRUCTURED] or prunings
+    return Rows.of_places(scattered[-1].sparsity if scattered else 0.0).per_group(groups)[:, 0]
+
+
+def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float]:
+    """Return how many blocks a candidate lacks, and which share of the units of the others: of what is asked of it.
+
+    Args:
+        recipe: the candidate.
+        groups: those that are blocks.
+        count: number of groups.
+    """
+    params: dict[str, float] = {}
+    for node in chain(recipe):
+        asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
+        if node.scope == BLOCKS:
+            params["blocks removed"] = float(len(removed_blocks(recipe)) or round(asked[0] * len(groups)))
+        elif node.scope in STRUCTURED:
+            stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
+            params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)
+    return params

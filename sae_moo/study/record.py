@@ -27,6 +27,7 @@ class Asked:
         asked_after: how many evaluations had been told when this one was asked for.
         params: the numbers worth plotting.
         vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
+        allocations: identity of `asked` with its alternatives in their order; None where it had none.
     """
 
     number: int
@@ -38,6 +39,12 @@ class Asked:
     asked_after: int
     params: Mapping[str, float] = field(default_factory=dict)
     vector: tuple[float, ...] = ()
+    allocations: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What proposals with the same result have in common: one that was screened is none that was not."""
+        return self.allocations or self.asked_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +62,8 @@ class Ended(Asked):
     """A trial that was evaluated: with a result, failed, or stopped in a race.
 
     Args:
-        recipe: `asked` with every pruning scope resolved; differs for group and global scopes only.
+        recipe: `asked` with every pruning scope resolved, or that alternative to it which was chosen; else they differ
+            for group and global scopes only.
         digest: identity of `recipe`.
         evaluation: what came of it.
         values: objective name -> value in the user's direction; empty unless complete.
@@ -99,3 +107,10 @@ def told(records: Iterable[TrialRecord]) -> list[Ended]:
 def evaluations(records: Iterable[TrialRecord]) -> int:
     """Return how many evaluations have ended: with a result, failed or stopped."""
     return len(ended(records))
+
+
+def tokens(records: Iterable[TrialRecord]) -> int | None:
+    """Return how many forward tokens the evaluations took, repeated ones once; None if one does not tell."""
+    spent = [record.evaluation.spent for record in ended(records) if record.repeats is None]
+    known = [count for count in spent if count is not None]
+    return sum(known) if len(known) == len(spent) else None

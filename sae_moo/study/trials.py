@@ -16,7 +16,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from sae_moo.errors import InputError
-from sae_moo.objectives import Constraint, Evaluation, Objective, Stopped, feasible, violations
+from sae_moo.objectives import Constraint, Evaluation, Objective, Screened, Stopped, feasible, violations
 from sae_moo.objectives.scores import packed, unpacked
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 from sae_moo.recipe.catalogue import OtherGuest
@@ -28,6 +28,7 @@ from sae_moo.study.record import Ended, Running, TrialRecord
 PARAM_RANGE = (-10.0, 10.0)
 # Attributes of a trial that are read again by us alone.
 INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
+INTERNAL |= {"allocations"}
 
 
 class TrialStorage:
@@ -95,6 +96,7 @@ class TrialStorage:
         params: Mapping[str, float] | None = None,
         asked_after: int,
         versions: str,
+        allocations: str | None = None,
     ) -> int:
         """Write a running trial and return its number.
 
@@ -105,16 +107,16 @@ class TrialStorage:
             params: at most some fifteen numbers worth plotting.
             asked_after: how many evaluations were told before.
             versions: of the software that evaluates.
+            allocations: identity of the proposal with its alternatives; None if it has none.
 
         Raises:
             StorageError: if it cannot be written; see `journal.reached`.
         """
         params = params or {}
-        low, high = PARAM_RANGE
         template = create_trial(
             state=TrialState.RUNNING,
-            params={name: min(max(float(value), low), high) for name, value in params.items()},
-            distributions={name: FloatDistribution(low, high) for name in params},
+            params={name: _plotted(value) for name, value in params.items()},
+            distributions={name: FloatDistribution(*PARAM_RANGE) for name in params},
             user_attrs={
                 "generation": proposal.generation,
                 "operator": proposal.operator,
@@ -124,6 +126,7 @@ class TrialStorage:
                 "recipe": dumps(encode(proposal.recipe, self._digests)),
                 "versions": versions,
                 **({"vector": list(proposal.vector)} if proposal.vector else {}),
+                **({"allocations": allocations} if allocations is not None else {}),
             },
         )
         with reached(self._storage):
@@ -131,7 +134,13 @@ class TrialStorage:
             return int(self._storage.get_trial_number_from_id(identity))
 
     def finish(
-        self, number: int, proposal: Proposal, evaluation: Evaluation, told: int, repeats: int | None = None
+        self,
+        number: int,
+        proposal: Proposal,
+        evaluation: Evaluation,
+        told: int,
+        repeats: int | None = None,
+        params: Mapping[str, float] | None = None,
     ) -> Ended:
         """Write the evaluation of a running trial and end it.
 
@@ -141,14 +150,23 @@ class TrialStorage:
             evaluation: its result; a failed one ends the trial as failed, with its reason.
             told: position of this evaluation among those told.
             repeats: the trial it repeats, or None.
+            params: numbers worth plotting that were not known when it was begun.
 
         Raises:
             StorageError: if it cannot be written; the trial then still runs, and is evaluated again.
         """
         with reached(self._storage):
-            return self._finish(number, proposal, evaluation, told, repeats)
+            return self._finish(number, proposal, evaluation, told, repeats, params or {})
 
-    def _finish(self, number: int, proposal: Proposal, evaluation: Evaluation, told: int, repeats: int | None) -> Ended:
+    def _finish(
+        self,
+        number: int,
+        proposal: Proposal,
+        evaluation: Evaluation,
+        told: int,
+        repeats: int | None,
+        params: Mapping[str, float],
+    ) -> Ended:
         identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
         trial = Trial(self.study, identity)
         attributes: dict[str, Any] = {"told": told}
@@ -164,14 +182,22 @@ class TrialStorage:
         if evaluation.scores or evaluation.stopped is not None:
             attributes["sparsity"] = evaluation.sparsity
             attributes["group_sparsity"] = list(evaluation.group_sparsity)
+            if evaluation.speed is not None:
+                attributes["speed"] = evaluation.speed
         if evaluation.stopped is not None:
             attributes["stopped"] = asdict(evaluation.stopped)
         if evaluation.sparseness:
             attributes["sparseness"] = list(evaluation.sparseness)
         attributes["seconds merging"] = evaluation.seconds_merge
         attributes["seconds scoring"] = evaluation.seconds_score
+        if evaluation.tokens is not None:
+            attributes["tokens"] = evaluation.tokens
+        if evaluation.screened is not None:
+            attributes["screened"] = asdict(evaluation.screened)
         if evaluation.recipe != proposal.recipe:
             attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
+        for name, value in params.items():
+            self._storage.set_trial_param(identity, name, _plotted(value), FloatDistribution(*PARAM_RANGE))
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
         if evaluation.ok:
@@ -200,6 +226,7 @@ class TrialStorage:
                 "asked_after": attrs["asked_after"],
                 "params": dict(trial.params),
                 "vector": tuple(attrs.get("vector", ())),
+                "allocations": attrs.get("allocations"),
             }
             if not isinstance(asked["asked_digest"], str) or not isinstance(asked["generation"], int):
                 raise TypeError("digest is text, generation a whole number")
@@ -288,4 +315,11 @@ def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> 
         attrs.get("seconds merging", 0.0),
         attrs.get("seconds scoring", 0.0),
         tuple(attrs.get("sparseness", ())),
+        attrs.get("speed"),
+        attrs.get("tokens"),
+        Screened(**attrs["screened"]) if "screened" in attrs else None,
     )
+
+
+def _plotted(value: float) -> float:
+    return min(max(float(value), PARAM_RANGE[0]), PARAM_RANGE[1])

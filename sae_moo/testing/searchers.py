@@ -23,9 +23,9 @@ from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Merge, Prune, Recipe, children, experts_of, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Needs
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.schedule import Schedule
 from sae_moo.searchers.searcher import Assignment, Proposal, Recalling, Searcher
-from sae_moo.searchers.space import Ground
 
 NAMES = ("base", "math", "code", "law")
 GROUND = Ground(NAMES[1:], (False, True, True, False))

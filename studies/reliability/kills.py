@@ -26,12 +26,13 @@ import optuna
 import postgres_server
 
 from sae_moo.objectives import Constraint, Sparsity, TaskMean
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.searcher import Searcher
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study

@@ -155,14 +155,24 @@ def test_what_was_pruned_by_neurons_is_dropped(here):
     call("search", "c.yaml", "--evaluations", "10", "--set", "pruning.scope=neurons")
     pick = ("export", "tiny", "--weights", "sparsity=1")
     document = json.loads(call(*pick, "-o", "out", "--format", "structured", "--verify", "--json").stdout)
-    dropped, verified, faster = document["notes"]
+    dropped, faster, verified = document["notes"]
     assert verified.startswith("verified in a fresh process: 20 tensors read back as computed; ")
     model = AutoModelForCausalLM.from_pretrained(here / "out")
     left = model.config.intermediate_size
     assert 0 < left < 24
-    assert f"{24 - left} of 24 neurons dropped from every block" in dropped
-    assert "times as fast as dense" in faster
+    assert f"{24 - left} of 24 neurons of every block dropped" in dropped
+    told = re.fullmatch(
+        r"tokens per second over the base's on cpu, .*: reading a prompt (\S+) at batch 1 and (\S+) at batch 16, "
+        r"writing (\S+) at batch 1 and (\S+) at batch 16 times as fast",
+        faster,
+    )
+    assert told is not None
+    assert [f"{each['times']:.2f}" for each in document["speed"]] == list(told.groups())
+    assert [(each["what"], each["batch"]) for each in document["speed"]] == [
+        ("prompt", 1), ("prompt", 16), ("decode", 1), ("decode", 16),
+    ]  # fmt: skip
     card = (here / "out/README.md").read_text()
+    assert f"T{faster[1:]}." in card
     assert f"were exact zeros before {24 - left} of 24 neurons of every block were dropped" in card
     assert "merge recipe.json --output DIR  # whole, with zeros" in card
     score = document["scores"]["search"]["facts"]["score"]

@@ -8,6 +8,7 @@ from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError
 from sae_moo.objectives import Sparsity, TaskMean
 from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.searchers.breeding import Operators
 
 GOOD = """\
 study: {name: good}
@@ -88,7 +89,7 @@ serch: 3
         "c.yaml:8: tasks[1].kind: expected multiple_choice, exact_match, likelihood beside data",
         "c.yaml:9: objectives[0].nme: no such key (did you mean 'name'?); expected one of mean, name",
         "c.yaml:9: objectives[0].mean[0]: expected a task, got 'zoo_lgic' (did you mean 'zoo_mth'?)",
-        "c.yaml:9: objectives[1]: expected a task or 'sparsity', got 'sparsty' (did you mean 'sparsity'?)",
+        "c.yaml:9: objectives[1]: expected a task, 'sparsity' or 'speed', got 'sparsty' (did you mean 'sparsity'?)",
         "c.yaml:10: constraints.sparsity.max: expected less than or equal to 1, got 1.5",
         "c.yaml:11: annealing.high: expected low <= high, got 0.7 > 0.2",
         "c.yaml:11: annealing.shedule: no such key (did you mean 'schedule'?); expected one of schedule, low, high, "
@@ -97,7 +98,7 @@ serch: 3
         "mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
-        "constraints, space, pruning, annealing, search, evaluation, executor, compare",
+        "constraints, speed, space, pruning, annealing, search, evaluation, executor, compare",
     ]
     assert found == expected
 
@@ -112,6 +113,14 @@ RACES = "evaluation: {racing: {}}"
         (("experts: {math", "experts: {base"), "models.experts: 'base' names the base model"),
         (("name: mine", "name: zoo_math"), "tasks[1].name: expected every task once, 'zoo_math' came before"),
         (("name: mine", "name: sparsity"), "tasks[1].name: 'sparsity' is an objective of its own"),
+        (("name: mine", "name: speed"), "tasks[1].name: 'speed' is an objective of its own"),
+        (("}, sparsity]", "}, speed]"), "objectives[1]: 'speed' is 1 of every candidate with pruning.scope: tensor"),
+        (("sparsity: {max: 0.9}", "speed: {min: 2}"), "constraints.speed: 'speed' is 1 of every candidate"),
+        (("sparsity: {max: 0.9}", "speed: {min: 0.9}"), "constraints.speed.min: expected 1, as fast as the base, or"),
+        (
+            ("constraints:", "speed: {mode: both}\nconstraints:"),
+            "speed.mode: expected 'decode' or 'prompt', got 'both'",
+        ),
         (("zoo_math, search", "zoo_math, kind: likelihood, search"), "tasks[0].kind: a built-in task has its own kind"),
         (("name: accuracy", "name: mine"), "objectives[0].name: expected a name of its own, 'mine' is taken"),
         (
@@ -119,7 +128,10 @@ RACES = "evaluation: {racing: {}}"
             "objectives: expected every objective once, 'sparsity' comes 2 times",
         ),
         (("{max: 0.9}", "{min: 0.95, max: 0.9}"), "constraints.sparsity: expected min <= max, got 0.95 > 0.9"),
-        (("mine: {min", "mien: {min"), "constraints.mien: expected a task, an objective or 'sparsity', got 'mien'"),
+        (
+            ("mine: {min", "mien: {min"),
+            "constraints.mien: expected a task, an objective, 'sparsity' or 'speed', got 'mien'",
+        ),
         (("  base: zoo:base\n", ""), "models.base: expected this key, it is missing"),
         (("search: 10", "search: 10.5"), "tasks[0].search: expected integer, got 10.5"),
         (("mean: [zoo_math, mine]", "mean: [mine, mine]"), "mean[1]: expected every task once, 'mine' came before"),
@@ -207,7 +219,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -253,7 +265,10 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
             "{criterion: wnda}",
             "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",
         ),
-        ("{calibration: {tokens: 64}}", "pruning.calibration: criterion: magnitude is not calibrated; leave it out"),
+        (
+            "{calibration: {tokens: 64}}",
+            "pruning.calibration: criterion: magnitude is not calibrated, and search.finish",
+        ),
         (
             "{criterion: wanda, calibration: {model: maths}}",
             "pruning.calibration.model: expected one of base, math, got 'maths' (did you mean 'math'?)",
@@ -268,6 +283,81 @@ def test_faults_of_pruning(tmp_path, section, fault):
     found = faults(tmp_path, GOOD + f"pruning: {section}\n")
     assert len(found) == 1
     assert fault in found[0]
+
+
+SEVERAL = "[blocks, neurons, row]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (["pruning.scope=[blocks, blok]"], "pruning.scope[1]: expected tensor, group, global, row, neurons, heads, moe-experts, blocks, or N:M with N < M such as 2:4, got 'blok'"),
+        (["pruning.scope=[blocks, 3]"], "pruning.scope[1]: expected tensor, "),
+        (["pruning.scope={blocks: 1}"], "pruning.scope: expected tensor, "),
+        (["pruning.scope=[]"], "pruning.scope: expected at least one entry, got an empty list"),
+        (["pruning.scope=[neurons, row, neurons]"], "pruning.scope[2]: expected every scope once, 'neurons' came before"),
+        (["pruning.scope=[row, row]"], "pruning.scope[1]: expected every scope once, 'row' came before"),
+        (["pruning.scope=[row, blocks, 2:4]"], "pruning.scope[2]: expected one scope of scattered zeros at most, 'row' came before; together go neurons, heads, moe-experts, blocks, and one of the others"),
+        (["pruning.scope=[blocks, heads]", "pruning.rescale=true"], "pruning.rescale: scope: blocks, heads is not rescaled; leave it out"),
+        (["pruning.protect={first: 1}"], "pruning.protect: is for scope: blocks; leave it out"),
+        (["pruning.scope=[neurons, row]", "pruning.protect={}"], "pruning.protect: is for scope: blocks; leave it out"),
+        (["pruning.scope=blocks", "pruning.protect.first=-1"], "pruning.protect.first: expected greater than or equal to 0, got -1"),
+        (["pruning.scope=blocks", "pruning.protect.frist=1"], "pruning.protect.frist: no such key (did you mean 'first'?)"),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=sae-local"], "pruning.scope: expected one scope; several are for nsga2, nsga3, pso, "),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=ties"], "pruning.scope: expected one scope; several are for nsga2, "),
+        (["pruning.scope=blocks", "pruning.protect={last: 1}", "search.algorithm=ties"], "pruning.protect: is for nsga2, nsga3, pso, cmaes, random, optuna:TPESampler"),
+        ([f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0.3"], "space.sparsity: is for one scope; of blocks, neurons, row each has its own"),
+        (["search.operators.edit=0.5"], "search.operators.edit: is for pruning.scope: blocks"),
+        (["search.operators.narrow=0.7", "pruning.scope=blocks"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
+        (["search.operators.narrow=0.7", "pruning.scope=neurons"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
+        (["search.operators.restructure=0.7"], "search.operators.restructure: is for pruning.scope: blocks, or a list"),
+        (["search.operators.tensors=true"], "search.operators.tensors: is for switch above 0"),
+        (["search.operators={tensors: true, switch: 0.2}", "pruning.scope=group"], "search.operators.tensors: is for scope: tensor or row, and space.granularity: block"),
+        (["search.operators.switch=0.2", "pruning.scope=global"], "search.operators.switch: scope: global has one level for all blocks; there is none to switch"),
+        (["search.operators.switch=0.2", "space.granularity=model"], "search.operators.switch: is for space.granularity: block"),
+        (["search.ablation.ladder=3", "pruning.scope=[blocks, heads]"], "search.ablation.ladder: is for a scope of scattered zeros"),
+        (["search.operators.drop=0.2", "space.granularity=model"], "search.operators.drop: is for space.granularity: block"),
+    ],
+)  # fmt: skip
+def test_faults_of_scopes_that_are_searched_together(tmp_path, changes, fault):
+    found = faults(tmp_path, GOOD, *changes)
+    assert len(found) == 1, found
+    assert fault in found[0]
+
+
+def test_several_scopes_are_taken_in_the_order_of_pruning(tmp_path):
+    config = load(tmp_path, GOOD + "pruning: {scope: [2:4, heads, neurons, blocks]}\n")
+    assert config.pruning.scopes == ("blocks", "neurons", "heads", "2:4")
+    assert config.structured == ("blocks", "neurons", "heads")
+    assert config.pruning.scattered == "2:4"
+    assert config.rescale, "what is scattered keeps the norms"
+    assert not load(tmp_path, GOOD, "pruning.scope=[blocks, heads]").rescale
+    assert load(tmp_path, GOOD, "pruning.scope=blocks").structured == ("blocks",)
+    assert load(tmp_path, GOOD, "pruning.scope=blocks", "search.algorithm=ties").structured == ()
+    assert load(tmp_path, GOOD, "pruning.scope=neurons").structured == (), "as many in every block, as ever"
+    assert load(tmp_path, GOOD, "pruning.scope=[neurons]").structured == ("neurons",)
+    load(tmp_path, GOOD, "pruning.scope=neurons", "search.ablation.ladder=3")
+    load(tmp_path, GOOD, "pruning.scope=[neurons, global]", "search.operators.switch=0.2")
+    load(tmp_path, GOOD, f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0")
+
+
+def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_default(tmp_path):
+    plain = load(tmp_path, GOOD).identity()
+    assert plain["pruning.scope"] == "tensor"
+    assert not any("protect" in key for key in plain)
+    told = load(tmp_path, GOOD, "search.operators.keep=0.5").identity()
+    assert "search.operators.noise" in told
+    assert not {f"search.operators.{key}" for key in Operators.later} & told.keys()
+    (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
+    assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
+    blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
+    assert blocks["pruning.scope"] == "blocks, row"
+    assert blocks == load(tmp_path, GOOD, "pruning.scope=[blocks, row]").identity()
+    kept = load(tmp_path, GOOD, "pruning.scope=[blocks, row]", "pruning.protect={first: 1}").identity()
+    assert [str(each) for each in differences(blocks, kept)] == [
+        "pruning.protect.first: the study has None, now it is 1",
+        "pruning.protect.last: the study has None, now it is 0",
+    ]
 
 
 def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):
@@ -367,8 +457,8 @@ def test_keys_that_are_called_like_what_pydantic_adds(tmp_path):
     assert [line for line in found if "a task, an objective" not in line] == [
         "c.yaml:4: models.experts.str: expected string, got a mapping",
         "c.yaml:4: models.experts[key]: expected string, got 3",
-        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
         "c.yaml:9: constraints.MethodSection.low: no such key; expected one of min, max",
+        "c.yaml:9: constraints.str.min: expected less than or equal to 1, got 2.0",
     ]
     (found,) = faults(tmp_path, GOOD.replace("{math: zoo:math}", "{1: zoo:math}"))
     assert found == "c.yaml:4: models.experts[1]: expected string, got 1"
@@ -410,3 +500,10 @@ def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, al
         load(tmp_path, GOOD, *changes)
     else:
         assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]
+
+
+def test_a_finish_reads_calibration_texts_and_changes_no_identity(tmp_path):
+    plain = load(tmp_path, GOOD)
+    finished = load(tmp_path, GOOD + "pruning: {calibration: {tokens: 64}}\n", "search.finish=3")
+    assert finished.search.trials == finished.search.evaluations + 3
+    assert finished.identity() == plain.identity()

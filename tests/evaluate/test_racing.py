@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.racing import Race, level, ridge
 from sae_moo.evaluate.scorer import Scorer, dealt_parts
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
-from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
+from sae_moo.objectives import Constraint, Evaluation, Sparsity, Speed, TaskMean
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, digest
 
@@ -32,9 +34,10 @@ def looks(blocks: int, counts=N) -> dict[str, list[int]]:
     return {task: [round(n * (i + 1) / blocks) for i in range(blocks)] for task, n in counts.items()}
 
 
-def race(rivals: Front, sparsity=0.0, racing=USUAL, counts=N) -> Race:
+def race(rivals: Front, sparsity=0.0, racing=USUAL, counts=N, speed=1.0) -> Race:
     order = {task: np.arange(n) for task, n in counts.items()}
-    return Race(racing, rivals, order=order, looks=looks(racing.blocks, counts), sparsity=sparsity)
+    counted = {"sparsity": sparsity, "speed": speed}
+    return Race(racing, rivals, order=order, looks=looks(racing.blocks, counts), counted=counted)
 
 
 def run(rivals: Front, scores, sparsity=0.0, racing=USUAL):
@@ -169,6 +172,17 @@ def test_what_is_sparser_than_all_or_as_good_as_any_goes_on(racing):
     rivals = Front(BOTH, members=(evaluation(flat(0.9), 0.4),))
     assert run(rivals, flat(0.0), sparsity=0.41, racing=racing) is None
     assert run(rivals, flat(0.9), sparsity=0.4, racing=racing) is None, "an equal is not dominated"
+
+
+@pytest.mark.parametrize(("speed", "stopped"), [(4.0, True), (4.1, True), (4.3, False)])
+def test_speed_counts_as_the_share_of_time_that_it_saves(speed, stopped):
+    rival = replace(evaluation(flat(0.9)), speed=4.0)
+    racing = Racing(blocks=10, confidence=0.95, margin=0.01)  # 1 - 1/4.1 is less than that above 1 - 1/4
+    one = race(Front((ACCURACY, Speed()), members=(rival,)), racing=racing, speed=speed)
+    beaten = one.beaten({task: np.array(row[: N[task] // 10]) for task, row in flat(0.1).items()})
+    assert (beaten is not None) == stopped
+    if beaten is not None:
+        assert beaten[2]["speed"] == speed, "people are told the speed itself"
 
 
 def test_there_is_no_race_without_rivals():

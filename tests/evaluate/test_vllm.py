@@ -139,3 +139,12 @@ def test_only_tasks_that_write_need_it(monkeypatch):
         "evaluation": {"generation": "vllm"},
     }
     assert Bench.open(Config.from_dict(raw)).scorer()
+
+
+def test_a_mixture_that_lacks_experts_is_refused(mixtures):
+    """Before the engine is started, so that it is told without vLLM too."""
+    mixed = mixtures("mixtral")
+    model = mixed.live_model()
+    materialize(Prune(Expert("math"), 0.5, scope="moe-experts"), mixed, model)
+    with pytest.raises(InputError, match="mixtures lack experts; given zeros in their place, vllm lets the routers"):
+        Engine.load(object.__new__(Engine), model, [3, 4, 5])

@@ -178,3 +178,47 @@ def test_a_merged_folder_says_its_layers(saved, tmp_path, monkeypatch):
     assert parsed_config(tmp_path / "out")["layer_types"] == kinds
     merge("out/recipe.json", "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "order", "expected"),
+    [
+        ({"max_window_layers": 2}, (0, 2, 3), {"max_window_layers": 1}),
+        ({"max_window_layers": 9}, (0, 3), {"max_window_layers": 2}),
+        ({"num_dense_layers": 2}, (1, 2), {"num_dense_layers": 1}),
+        ({"moe_layer_start_index": 1, "moe_layer_end_index": 2}, (0, 1, 2, 3), {"moe_layer_start_index": 1, "moe_layer_end_index": 2}),
+        ({"moe_layer_start_index": 1, "moe_layer_end_index": 2}, (1, 3), {"moe_layer_start_index": 0, "moe_layer_end_index": 0}),
+        ({"moe_layer_start_index": 1, "moe_layer_end_index": 2}, (0, 3), {"moe_layer_start_index": 1, "moe_layer_end_index": 0}),
+        ({"moe_layer_start_index": 1, "moe_layer_end_index": 2}, (3,), {"moe_layer_start_index": 1, "moe_layer_end_index": 0}),
+        ({"moe_layer_start_index": 0, "moe_layer_end_index": -1}, (3,), {"moe_layer_start_index": 0}),
+        ({"per_layer_config": {"00": {"a": 1}, "03": {"a": 2}}}, (3, 1), {"per_layer_config": {"0": {"a": 2}}}),
+    ],
+)  # fmt: skip
+def test_where_layers_of_another_kind_begin_and_end_and_what_single_ones_have_follows(settings, order, expected):
+    config = {"num_hidden_layers": 4} | settings
+    assert with_layers(config, {}, order) == config | {"num_hidden_layers": len(order)} | expected
+    assert (
+        with_layers({"num_hidden_layers": 4}, config, order).items()
+        >= ({} if "per_layer_config" in settings else expected).items()
+    ), "what transformers fills in is written out"
+
+
+@pytest.mark.parametrize(
+    ("settings", "stays", "moves"),
+    [
+        ({"decoder_sparse_step": 2}, [(0, 1, 2), (2, 3), (0, 3, 0)], [(1, 2), (0, 2, 3)]),
+        ({"attn_layer_period": 4, "attn_layer_offset": 1}, [(0, 1), (0, 1, 3), (2, 1)], [(1, 2), (0, 2), (0, 0)]),
+        ({"scale_attn_by_inverse_layer_idx": True}, [(0, 1), (0, None, 2)], [(1,), (0, 0)]),
+        ({"scale_attn_by_inverse_layer_idx": False, "moe_layer_interval": 1}, [(1,), (3, 0, 0)], []),
+    ],
+)  # fmt: skip
+def test_layers_that_are_another_by_their_number_do_not_move(saved, settings, stays, moves):
+    folder = saved("a")
+    described = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(described))
+    weights = Checkpoint(str(folder))
+    for order in stays:
+        Relaid(weights, order, Relaid(weights, (0, 1, 2, 3)))
+    for order in moves:
+        with pytest.raises(InputError, match=rf"depends on its number \({next(iter(settings))}\), so none can move"):
+            Relaid(weights, order)

@@ -116,6 +116,12 @@ def test_weights_weighed_by_activations(calibrated, scope, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_experts_of_a_mixture_stored_apart_or_stacked(mixtures, kind, monkeypatch):
+    merged = Merge("linear", (MATH, Expert("base")), (0.6, 0.4))
+    Both(mixtures(kind), monkeypatch).alike(Cast(Prune(Prune(merged, 0.5, scope="moe-experts"), 0.6), "bfloat16"))
+
+
 @pytest.mark.parametrize("scope", ["tensor", "row", "group", "neurons"])
 def test_a_guests_criterion(tiny, scope, tmp_path, monkeypatch):
     acme_package.install(tmp_path, monkeypatch)

@@ -19,13 +19,12 @@ from sae_moo.materialization.calibration import (
     file_name,
     load_calibration,
     norms_digest,
-    read_texts,
     save_calibration,
-    tokenised,
 )
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.prune import target_count
 from sae_moo.materialization.resolve import resolve
+from sae_moo.materialization.texts import read_texts, tokenised
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 MATH = Expert("math")

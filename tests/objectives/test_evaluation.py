@@ -11,12 +11,15 @@ from sae_moo.objectives import (
     Evaluation,
     Objective,
     Sparsity,
+    Speed,
     TaskMean,
+    loss,
     minimized,
     named_quantities,
     scored,
     violations,
 )
+from sae_moo.objectives.front import Front, front_of
 from sae_moo.recipe import Expert
 
 DONE = Evaluation(Expert("a"), {"x": (1, 0, 1, 1), "y": (0.25, 0.75)}, 0.4, (0.0, 0.8))
@@ -74,3 +77,52 @@ def test_an_objective_is_a_mean_of_tasks_or_sparsity():
     assert all(isinstance(each, Objective) for each in (ACCURACY, SPARSITY))
     with pytest.raises(ValueError, match="objective 'none': expected at least one task"):
         TaskMean("none", ())
+
+
+SPEED = Speed()
+
+
+def fast(speed, accuracy=1.0):
+    return Evaluation(Expert("a"), {"x": (accuracy,), "y": (accuracy,)}, 0.5, speed=speed)
+
+
+def test_speed_is_told_as_it_is_and_searched_for_as_the_time_it_saves():
+    assert (SPEED.value(fast(4.0)), SPEED.stderr(fast(4.0))) == (4.0, 0.0)
+    assert minimized([ACCURACY, SPEED], fast(4.0)).tolist() == [-1.0, -0.75]
+    assert [SPEED.share(value) for value in (1.0, 2.0, 1e9)] == [0.0, 0.5, pytest.approx(1.0)]
+    ladder = [0.0, 0.5, 1.0, 1.001, 3.0, 30.0]
+    assert [SPEED.share(value) for value in ladder] == sorted({SPEED.share(value) for value in ladder})
+
+
+def test_a_failure_is_behind_any_speed():
+    assert (minimized([SPEED], FAILED) > minimized([SPEED], fast(0.01))).all()
+    limit = [Constraint(SPEED, low=1e6)]
+    assert (violations(limit, FAILED) > violations(limit, fast(1e-3))).all()
+    assert loss([SPEED], {"speed": 1.0}, (), fast(1e6)) == pytest.approx(-1.0, abs=1e-5)
+
+
+def test_limits_of_speed_are_broken_by_shares_of_time_and_told_by_speed():
+    limit = Constraint(SPEED, low=2.0)
+    assert limit.violations(fast(1.25)) == pytest.approx((0.3,))
+    assert limit.violations(fast(2.0)) == (0.0,)
+    assert limit.broken(fast(1.25)) == ("speed 1.25 where the limit is at least 2",)
+
+
+def test_a_front_of_speeds_dominates_a_share_of_the_unit_cube():
+    members = [fast(10.0, 0.2), fast(2.0, 0.8)]
+    front = front_of(members, (ACCURACY, SPEED))
+    assert front.volume == pytest.approx(0.2 * 0.9 + 0.6 * 0.5)
+    assert Front((ACCURACY, SPEED), members=members[:1]).gain(members[1]) == pytest.approx(0.6 * 0.5)
+    assert front.after(fast(1.5, 0.8)) is front
+
+
+def test_speed_that_nobody_asked_for_is_not_made_up():
+    with pytest.raises(ValueError, match="expected an evaluation whose speed was modelled"):
+        SPEED.value(DONE)
+    assert list(named_quantities(["x"], [SPARSITY], speed=True)) == ["x", "sparsity", "speed"]
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_speeds_that_are_none_are_refused(speed):
+    with pytest.raises(ValueError, match="speed: expected a finite number above 0"):
+        fast(speed)

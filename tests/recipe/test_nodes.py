@@ -17,6 +17,7 @@ from sae_moo.recipe import (
     Merge,
     Prune,
     Recipe,
+    Repair,
     decode,
     digest,
     dumps,
@@ -40,6 +41,31 @@ def lineage(depth: int) -> Recipe:
     for i in range(depth):
         recipe = Cast(Prune(Merge("linear", (recipe, Expert("code")), (0.5, 0.25 + i / 4096)), 0.1), "float32")
     return recipe
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_repairs_travel_as_json(damping):
+    recipe = Cast(Repair(Prune(Expert("a"), 0.5), "ab" * 32, damping), "float32")
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.input.damping == damping
+    others = {Cast(Repair(recipe.input.input, "cd" * 32, damping), "float32"), Cast(recipe.input.input, "float32")}
+    assert len({recipe, *others}) == 3
+    assert list(walk(recipe))[1:] == [recipe.input.input, recipe.input, recipe]
+    assert repr(recipe) == "Cast(Repair(Prune(Expert('a'), sparsity=0.5)), 'float32')"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": Expert("a")}, r"Repair: expected a pruning as input, got Expert\('a'\)"),
+        ({"calibration": None}, "Repair: expected 64 hexadecimal digits as calibration, got None"),
+        ({"damping": 0.0}, r"Repair: expected a damping in \(0, 1\], got 0.0"),
+        ({"damping": 1.5}, r"Repair: expected a damping in \(0, 1\], got 1.5"),
+    ],
+)
+def test_repairs_that_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Repair(**({"input": Prune(Expert("a"), 0.5), "calibration": "ab" * 32} | arguments))
 
 
 def test_json_round_trip_is_the_same_recipe():

@@ -14,8 +14,8 @@ from sae_moo.recipe import Expert, Merge, Prune
 from sae_moo.recipe.methods import METHODS
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.baselines import AnyMethod, OneShot
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.searcher import Assignment
-from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False), most=0.6)
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())

@@ -15,6 +15,7 @@ from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 from sae_moo.searchers import fitness
 from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import reference_directions
 from sae_moo.searchers.operators import (
     ABLATION,
@@ -28,7 +29,7 @@ from sae_moo.searchers.operators import (
 )
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.schedule import Schedule
-from sae_moo.searchers.space import CoefficientSpace, Ground, LineageSpace
+from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 
 GROUND = Ground(("math", "code"), (False, True, True, False))
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())

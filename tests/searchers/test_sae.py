@@ -10,10 +10,10 @@ from sae_moo.materialization.into_model import materialize
 from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Prune, experts_of
 from sae_moo.searchers import fitness
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.searchers.sae import Sae, SaeSearcher
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.space import Ground
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())

@@ -9,9 +9,10 @@ import pytest
 from sae_moo.objectives import Constraint, Evaluation, Sparsity, TaskMean, loss
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import Cast, Expert, Prune
+from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, RandomDraws, ScalarSearcher, Swarm
-from sae_moo.searchers.space import CoefficientSpace, Ground
+from sae_moo.searchers.space import CoefficientSpace
 
 GROUND = Ground(("math", "code", "law"), (False, True, True, False))
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())

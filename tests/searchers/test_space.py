@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sae_moo.recipe import Expert, Prune
-from sae_moo.searchers.space import CoefficientSpace, Ground
+from sae_moo.searchers.ground import Ground
+from sae_moo.searchers.space import CoefficientSpace
 
 MATH = Expert("math")
 

@@ -11,7 +11,7 @@ from stand_ins import Landscape
 from sae_moo.errors import InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Expert, Merge, digest
+from sae_moo.recipe import Cast, Expert, Merge, Repair, digest
 from sae_moo.searchers.baselines import OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
@@ -47,6 +47,58 @@ def test_a_run_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, pac
         assert broken.run() == whole
         fresh = [fact for fact in whole if fact[12] is None]
         assert len(broken.landscape.evaluated) == len(fresh), "nothing is evaluated twice"
+
+
+@pytest.mark.parametrize("racing", [False, True])
+def test_a_finish_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, racing):
+    def setup(name):
+        made = Setup(tmp_path / name)
+        made.finish = 3
+        made.rivals = Front(OBJECTIVES, LIMITS) if racing else None
+        return made
+
+    events = []
+    whole = setup("whole").run(24, listener=events.append)
+    assert not any(isinstance(event, Exhausted) for event in events)
+    assert [fact[0] for fact in whole] == list(range(27))
+    assert [fact[7] for fact in whole[24:]] == ["repair"] * 3
+    assert all(isinstance(fact[2].input, Repair) for fact in whole[24:])
+    plain = Setup(tmp_path / "plain")
+    plain.rivals = Front(OBJECTIVES, LIMITS) if racing else None
+    assert plain.run(24) == whole[:24]
+    evaluated = len(setup("whole").landscape.evaluated) + sum(fact[12] is None for fact in whole)
+    for at in range(evaluated - 4, evaluated):
+        broken = setup(f"broken-{at}")
+        with pytest.raises(Interrupted):
+            broken.run(24, evaluate=interrupting(broken.landscape, at))
+        assert broken.run(24) == whole
+        assert len(broken.landscape.evaluated) == evaluated
+
+
+def test_what_was_finished_can_be_searched_and_finished_further(tmp_path):
+    study = Setup(tmp_path / "s")
+    study.finish = 1
+    first = study.run(16)
+    study.finish = 2
+    assert study.run(16)[:17] == first
+    longer = study.run(24)
+    assert longer[:17] == first
+    assert [fact[7] == "repair" for fact in longer[:18]] == [False] * 16 + [True] * 2
+    assert sum(fact[7] != "repair" for fact in longer) == 24
+    plain = Setup(tmp_path / "plain").run(24)
+    kept = [fact for fact in longer if fact[7] != "repair"]
+    assert [fact[2] for fact in kept] == [fact[2] for fact in plain], "a repair changes nothing of the search"
+    study.finish = 0
+    assert study.run(24) == longer
+
+
+def test_a_front_with_fewer_to_repair_is_said_to_be_exhausted(tmp_path):
+    study = Setup(tmp_path / "s")
+    study.finish = 50
+    events = []
+    made = study.run(16, listener=events.append)
+    assert [event for event in events if isinstance(event, Exhausted)] == [Exhausted(len(made), 66)]
+    assert 16 < len(made) < 30
 
 
 def scalar(optimizer, **more):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -9,7 +10,7 @@ from stand_ins import Landscape
 
 from sae_moo.errors import InputError
 from sae_moo.objectives import Evaluation, Sparsity, TaskMean
-from sae_moo.recipe import Cast, Expert, Prune, digest
+from sae_moo.recipe import Cast, Expert, Merge, Prune, digest
 from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
@@ -50,6 +51,33 @@ def test_what_a_trial_holds(tmp_path, landscape):
     assert trial.user_attrs["sparsity"] == 0.5
     assert trial.user_attrs["versions"] == "v"
     assert record.stderr["accuracy"] == OBJECTIVES[0].stderr(record.evaluation)
+
+
+MERGE = Merge("linear", (Expert("math"), Expert("code")), (0.5, 0.5))
+ONE_GONE = Prune(MERGE, 0.5, scope="blocks", units=((0,), ()))
+
+
+@pytest.mark.parametrize(
+    ("pruned", "params"),
+    [
+        (MERGE, {"sparsity block.0": 0, "sparsity block.1": 0}),
+        (Prune(MERGE, 0.25, scope="neurons"), {"sparsity block.0": 0.25, "sparsity block.1": 0.25, "neurons removed": 0.25}),
+        (Prune(MERGE, 0.5, scope="blocks"), {"sparsity block.0": 0, "sparsity block.1": 0, "blocks removed": 1}),
+        (ONE_GONE, {"sparsity block.0": 0, "sparsity block.1": 0, "blocks removed": 1}),
+        (
+            Prune(Prune(Prune(ONE_GONE, (0, 0, 0.2, 0), scope="neurons"), (0, 0, 0.1, 0), scope="heads"), (0, 0, 0.4, 0)),
+            {"sparsity block.0": 0, "sparsity block.1": 0.4, "blocks removed": 1, "neurons removed": 0.2, "heads removed": 0.1},
+        ),
+        (Prune(ONE_GONE, (0, 0.1, 0.2, 0.3, 0.4, 0)), {"sparsity block.0": 0.1667, "sparsity block.1": 0.1667, "blocks removed": 1}),
+    ],
+)  # fmt: skip
+def test_what_a_trial_tells_of_what_goes_whole(tmp_path, landscape, pruned, params):
+    dense = Cast(MERGE, "float32")
+    _, _, setup = scripted(
+        tmp_path, [Cast(pruned, "float32")], lambda recipe, _: replace(landscape(dense), recipe=recipe)
+    )
+    (trial,) = setup.storage().study.get_trials()
+    assert {key: value for key, value in trial.params.items() if not key.startswith("weight")} == params
 
 
 @pytest.mark.parametrize("name", ["told", "reason", "recipe", "parents", "digest", "instances", "sparsity score"])

@@ -21,6 +21,7 @@ from sae_moo.cli.frame import (
     print_json,
     quiet,
     reported,
+    staged,
     suggest,
 )
 from sae_moo.errors import InputError
@@ -32,6 +33,9 @@ def pick(
     run: RunName,
     choice: PickOptions,
     test: Annotated[bool, typer.Option("--test", help="Also score it, and what to hold it against, on test.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also repair it: what pruning left is moved to make up for the zeros.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pick one trade-off from the front and say why, and what its neighbours would cost or gain.
@@ -48,10 +52,17 @@ def pick(
     record, why = choice.pick(view)
     beside = view.neighbours(record)
     tested = None
+    mended = None
+    if repair:
+        from sae_moo.jobs.judge import bench_of
+        from sae_moo.jobs.repair import repair_trial
+
+        with staged() as stage:
+            mended = repair_trial(opened, record, bench_of(opened, any_device=True), test, stage).record
     if test:
         from sae_moo.jobs.judge import on_both_splits
 
-        tested = on_both_splits(opened, view, [record])
+        tested = on_both_splits(opened, view, [record, *([] if mended is None else [mended])])
     if as_json:
         print_json(
             {
@@ -60,16 +71,20 @@ def pick(
                 "cautions": view.cautions(record),
                 "test": None if tested is None else deciding.tested_json(tested, view.objectives),
                 "neighbours": deciding.neighbours_json(beside),
+                "repaired": None if mended is None else trial_json(mended),
             }
         )
         return
     console = make_console()
+    if mended is not None:
+        deciding.show_repaired(console, record, mended, view.objectives)
     deciding.show_pick(console, view, record, why, beside, tested)
     if view.unfinished:
         say(console, f"The search is not finished: this is {view.unfinished}.\n")
     number = record.number
     name = shlex.quote(called(opened.name, opened.folder))
     export = f"sae-moo export {name} --trial {number} --output exported-{number} --verify"
+    export += " --repair" * repair
     suggest(console, {export: "a Hugging Face folder, loaded and scored again"})
 
 

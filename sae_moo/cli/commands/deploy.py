@@ -60,6 +60,9 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="In a fresh process, compare every tensor and every score.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Move what pruning left to make up for the zeros, then score and write it.")
+    ] = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only tell what each format would take and which runtimes gain.")
     ] = False,
@@ -69,6 +72,8 @@ def export(
 
     Example: sae-moo export quickstart --knee --output exported --verify
 
+    Example: sae-moo export quickstart --knee --output exported --repair
+
     Example: sae-moo export quickstart --knee --estimate
 
     Example: sae-moo export quickstart --knee --format packed --output model.saepack (back by: sae-moo unpack)
@@ -77,6 +82,7 @@ def export(
         raise InputError("expected either --output DIR or --estimate")
     idle = {
         "--verify": verify,
+        "--repair": repair,
         "--format": format_ != USUAL,
         "--tokenizer-from": tokenizer_from != "base",
         "--max-shard-size": max_shard_size != "5GB",
@@ -91,7 +97,7 @@ def export(
         _estimate(opened, record, as_json)
         return
     from sae_moo.cli import deciding
-    from sae_moo.cli.display import say
+    from sae_moo.cli.display import say, trial_json
     from sae_moo.deploy.tensor_files import shard_bytes
     from sae_moo.jobs.export import export
 
@@ -109,18 +115,23 @@ def export(
             tokenizer_from=tokenizer_from,
             shard_bytes=size,
             cautions=cautions,
+            repair=repair,
             tell=notes.append,
             stage=stage,
         )
     if as_json:
         document = _exported_json(opened, done, trial=record, why=why, output=output, verified=verify)
-        print_json(document | {"format": done.format.name, "notes": notes, "cautions": cautions})
+        mended = None if done.repaired is None else trial_json(done.repaired)
+        print_json(document | {"format": done.format.name, "notes": notes, "cautions": cautions, "repaired": mended})
         return
     console = make_console()
     chosen = "chosen by number" if trial is not None else why[0].lower() + why[1:]
     say(console, f"trial {record.number} lies in {output}; {chosen}")
     for note in (*(f"{caution}." for caution in cautions), *notes):
         say(console, note)
+    if done.repaired is not None:
+        console.print()
+        deciding.show_repaired(console, record, done.repaired, opened.objectives)
     if not done.scores:
         console.print()
     deciding.show_export(console, done.scores, opened.objectives)
@@ -154,6 +165,7 @@ def _exported_json(run: Run, done: Exported, *, trial: Ended, why: str, output: 
         "scores": {split: scores_json(tasks) for split, tasks in scores.items()},
         "objectives": {split: scores_json(tasks) for split, tasks in means.items()},
         "optimism": deciding.optimism_json(scores),
+        "speed": [asdict(pace) | {"times": pace.times} for pace in done.paces],
     }
 
 

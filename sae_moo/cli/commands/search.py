@@ -176,7 +176,8 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     print(f"{config}: fine")
     search, space = parsed.search, SPACES[parsed.space_kind]
     budget = count(search.evaluations, "evaluation")
-    print(f"  search      {parsed.study.name}: {budget} by {search.algorithm}{space}")
+    after = f", then {search.finish} repaired" if search.finish else ""
+    print(f"  search      {parsed.study.name}: {budget} by {search.algorithm}{space}{after}")
     print(f"  objectives  {'; '.join(map(objective_words, parsed.objective_list()))}")
     for limit in limit_words(parsed.constraint_list()):
         print(f"  limit       {limit}")

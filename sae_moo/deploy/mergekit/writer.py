@@ -20,7 +20,7 @@ from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.experts.vocabulary import KEEP_BASE, UNION
 from sae_moo.materialization.check import check
-from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, children, rounded
+from sae_moo.recipe import BASE, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, rounded
 from sae_moo.recipe.groups import in_block, is_submodel
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.rows import Rows
@@ -89,6 +89,8 @@ def _called(node: Recipe) -> str:
                 if least == most
                 else f"Prune to {least:.3g} ... {most:.3g} of {inputs}"
             )
+        case Repair():
+            return f"Repair of {inputs}"
         case Cast():
             return f"Cast to {'the stored dtypes' if node.dtype == STORED else node.dtype} of {inputs}"
         case _:

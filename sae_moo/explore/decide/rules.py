@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from sae_moo.errors import InputError
+from sae_moo.objectives import SPEED
 
 _CONDITION = re.compile(r"^\s*(?P<name>.+?)\s*(?P<sign>>=|<=)\s*(?P<limit>[-+.\deE]+)\s*$")
 
@@ -97,7 +99,7 @@ class Wish:
     """The trial nearest to a wish (`scalarizing.achievement`); one that keeps all of it, if there is one.
 
     Args:
-        values: quantity -> wished value, in [0, 1].
+        values: quantity -> wished value, in [0, 1]; of speed any number from 0.
 
     Raises:
         InputError: if a value is not, or there is none.
@@ -109,8 +111,9 @@ class Wish:
         if not self.values:
             raise InputError("wish: expected at least one quantity")
         for name, value in self.values.items():
-            if not 0 <= value <= 1:
-                raise InputError(f"wish: expected values from 0 to 1, got {name}={value:g}")
+            if not 0 <= value <= (sys.float_info.max if name == SPEED else 1):
+                numbers = "a number from 0" if name == SPEED else "values from 0 to 1"
+                raise InputError(f"wish: expected {numbers}, got {name}={value:g}")
 
 
 @dataclass(frozen=True, slots=True)

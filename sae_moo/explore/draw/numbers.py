@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_moo.explore.history import lineage
 from sae_moo.explore.view import Marked, View, sparsity
 from sae_moo.explore.words import count, objective_words
+from sae_moo.objectives import Speed, TaskMean
 from sae_moo.recipe import BASE
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.study.record import Ended, ended
@@ -33,12 +34,20 @@ class Axis:
         title: in words, with the unit.
         value: trial -> value.
         error: trial -> standard error; NaN or 0 for none.
+        share: value -> where it is between 0 and 1, for what draws several quantities on one scale.
+        scaled: what that is called.
     """
 
     name: str
     title: str
     value: Callable[[Ended], float]
     error: Callable[[Ended], float]
+    share: Callable[[float], float] = float
+    scaled: str = ""
+
+    def shares(self, record: Ended) -> float:
+        """Return where a trial's value is between 0 and 1."""
+        return self.share(self.value(record))
 
     def values(self, records: Sequence[Ended]) -> Array:
         """Return the values of trials, shape (trials,)."""
@@ -58,6 +67,8 @@ def axes_of(view: View) -> list[Axis]:
             objective_words(objective),
             lambda record, name=objective.name: record.values[name],  # type: ignore[misc]
             lambda record, name=objective.name: record.stderr.get(name, np.nan),  # type: ignore[misc]
+            objective.share,
+            f"1 - 1/{objective.name}" if isinstance(objective, Speed) else objective.name,
         )
         for objective in view.objectives
     ]
@@ -69,7 +80,7 @@ def stacked(view: View) -> list[Marked]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """Return the ends of an axis of values from 0 to 1, `NARROW` apart at least."""
+    """Return the ends of an axis of values from 0 to 1, or of speeds, `NARROW` apart at least."""
     if high - low >= NARROW:
         return low, high
     begin = max(-NARROW / 10, (low + high - NARROW) / 2)
@@ -80,7 +91,7 @@ def planes(view: View) -> list[tuple[Axis, Axis]]:
     """Return what the front is drawn over, as pairs of what goes to the right and what goes up.
 
     One objective goes up over the trials' numbers; the last of two goes to the right; three make a plane for every
-    pair; of more, the mean of those that are scored goes up over sparsity.
+    pair; of more, the mean of those that are scored goes up over each of the others, over sparsity if there is none.
     """
     axes = axes_of(view)
     match len(axes):
@@ -94,7 +105,8 @@ def planes(view: View) -> list[tuple[Axis, Axis]]:
             title = "accuracy (mean of the scored objectives, 0 to 1)"
             zeros = "sparsity (fraction of zeros among prunable weights)"
             up = Axis("accuracy", title, view.accuracy, view.accuracy_error)
-            return [(Axis("sparsity", zeros, sparsity, lambda record: 0.0), up)]
+            others = [axis for axis, o in zip(axes, view.objectives, strict=True) if not isinstance(o, TaskMean)]
+            return [(each, up) for each in others or [Axis("sparsity", zeros, sparsity, lambda record: 0.0)]]
 
 
 def thinned(view: View) -> list[Ended]:

@@ -20,7 +20,7 @@ from sae_moo.explore.draw.numbers import Answers, agreement_of, ancestry_of, ans
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files.whole import check_creatable, whole_file
-from sae_moo.objectives import Sparsity
+from sae_moo.objectives import SPEED, Sparsity, Speed
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.study.record import Ended, weight_of
 
@@ -144,7 +144,9 @@ def _front_captions(view: View) -> list[str]:
 def _table(view: View) -> Iterator[str]:
     picked = {each.record.number for each in view.picks}
     single = [task for task in view.tasks if task not in {o.name for o in view.objectives}]
-    more = [] if any(isinstance(o, Sparsity) for o in view.objectives) else ["sparsity"]
+    more = {} if any(isinstance(o, Sparsity) for o in view.objectives) else {"sparsity": sparsity}
+    if not any(isinstance(o, Speed) for o in view.objectives) and SPEED in view.quantities:
+        more[SPEED] = lambda record: view.quantities[SPEED].value(record.evaluation)
     heads = [("trial", ""), *((o.name, "") for o in view.objectives), *((name, "") for name in [*more, *single])]
     heads += [("generation", ""), ("made by", "text"), ("mix of experts", "text")]
     yield f"<h3>The front as a table ({words.count(len(view.front), 'trial')})</h3>"
@@ -157,7 +159,7 @@ def _table(view: View) -> Iterator[str]:
     for record in view.front:
         cells = [_number(float(record.number), str(record.number))]
         cells += [_number(record.values[o.name], words.value_words(record, o.name)) for o in view.objectives]
-        cells += [_number(value, f"{value:.3f}") for value in ([sparsity(record)] if more else [])]
+        cells += [_number(value, f"{value:.3f}") for value in (amount(record) for amount in more.values())]
         cells += [_number(value, f"{value:.3f}") for value in map(record.evaluation.mean, single)]
         cells.append(_number(float(record.generation), str(record.generation)))
         cells += [f'<td class="text">{escape(text)}</td>' for text in (record.operator, _mix(view, record))]

@@ -12,6 +12,7 @@ import numpy as np
 from sae_moo.config.document import Config, differences
 from sae_moo.config.sections import MethodSection
 from sae_moo.errors import InputError, Interrupted, RunError, StorageError
+from sae_moo.evaluate.costs import CostTable
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.run import Run
 from sae_moo.files.disks import unplaced
@@ -20,9 +21,10 @@ from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
 from sae_moo.objectives.front import Accuracy
+from sae_moo.searchers.finishing import REPAIR
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
-from sae_moo.study.record import evaluations, told
+from sae_moo.study.record import evaluations, tokens, told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,15 +121,15 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
                 counts.update(("all", "new"))
             case _:
                 return
-        listener(Made(cell, counts["all"], counts["new"], config.search.evaluations))
+        listener(Made(cell, counts["all"], counts["new"], config.search.trials))
 
     place = folder.search(config.study.name)
-    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, config.search.evaluations
+    made, budget = evaluations(Run.open(place.path).trials()) if place.begun else 0, config.search.trials
     if made > budget:  # looked at before the study is told of another budget
         raise InputError(
             f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
         )
-    configured = bench().configured(config)
+    configured = bench().configured(config).costed(_costs(folder))
     try:
         run = search(config, heard, root=folder.path, bench=configured)
     except InputError as error:
@@ -135,6 +137,12 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
             f"{cell}: {error.message}\n  give the comparison another study.name, or remove {place.path}"
         ) from error
     judge(run, configured, {record.digest: record.recipe for record in run.front()})
+
+
+def _costs(folder: ComparisonFolder) -> CostTable | None:
+    """Return what a token costs as the first of the searches measured it, so that all know one; None before that."""
+    tables = (Run.open(search.path).costs for search in folder.searches if search.begun)
+    return next((CostTable.read(table) for table in tables if table), None)
 
 
 def failure_of(work: Callable[[], None]) -> str | None:
@@ -156,8 +164,12 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
         return False
     run = Run.open(place.path)
     view = run.view()
-    made, budget = evaluations(view.records), config.search.evaluations
-    complete = made == budget or (made < budget and view.exhausted)
+    made, budget = evaluations(view.records), config.search.trials
+    spent, most = tokens(view.records), config.search.tokens
+    used = most is not None and spent is not None and spent >= most
+    repaired = sum(record.operator == REPAIR for record in view.records)
+    over = view.exhausted or (used and repaired == config.search.finish)
+    complete = made == budget or (made < budget and over)
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)
@@ -175,11 +187,17 @@ def outcome_of(cell: Cell, run: Run) -> Outcome:
     front = []
     for record in view.front:
         scores = judged[record.digest]
-        front.append(Point(record.number, accuracy.value(record), record.evaluation.sparsity, scores))
+        found = record.evaluation
+        front.append(Point(record.number, accuracy.value(record), found.sparsity, scores, found.speed))
     own = [record.evaluation for record in records if record.repeats is None]
-    seconds = sum(evaluation.seconds_merge + evaluation.seconds_score for evaluation in own)
-    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, np.stack([volume, best], axis=1))
+    seconds = sum(evaluation.seconds for evaluation in own)
+    progress = np.stack([volume, best], axis=1)
+    return Outcome(cell.method.name, cell.seed, tuple(front), len(records), seconds, progress, tokens(records))
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {**config.identity(), "models": config.models.model_dump_json(), "budget": config.search.evaluations}
+    return {**config.identity(), "models": config.models.model_dump_json(), **_budgets(config)}
+
+
+def _budgets(config: Config) -> dict[str, int | None]:
+    return {"budget": config.search.trials, "budget of tokens": config.search.tokens}

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sae_moo.objectives import Objective, TaskMean
+from sae_moo.objectives import SPARSITY, SPEED, Objective, Speed, TaskMean
 from sae_moo.objectives.front import Accuracy
 from sae_moo.objectives.pareto import hypervolume
 
 Array = NDArray[np.float64]
 Found: TypeAlias = Mapping[int, tuple[Mapping[str, Array], Mapping[str, Array]]]
 """Seed -> quantity -> value, as it is and under resampled instances."""
-ACCURACY, HYPERVOLUME, SPARSITY_OF_CHOSEN = "accuracy", "hypervolume", "sparsity"
+ACCURACY, HYPERVOLUME, SPARSITY_OF_CHOSEN = "accuracy", "hypervolume", SPARSITY
 ON_TASK = "accuracy on "  # what begins the name of a quantity that one task has
 
 
@@ -39,12 +39,14 @@ class Point:
         chosen_by: mean of the objectives scored on tasks, on the search split.
         sparsity: its realised sparsity.
         scores: task name -> score per instance of the test split, shape (instances,).
+        speed: its modelled speed, where that is an objective.
     """
 
     number: int
     chosen_by: float
     sparsity: float
     scores: Mapping[str, Array]
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,9 +58,10 @@ class Outcome:
         seed: seed of the search.
         front: the models that nothing dominated on the search split; may be empty.
         evaluations: trials made.
-        seconds: spent merging and scoring in them.
+        seconds: spent screening, merging and scoring in them.
         progress: after each evaluation, hypervolume of the front and best mean of the objectives scored on tasks, both
             on the search split; shape (evaluations, 2).
+        tokens: forward tokens that they took, of screening and of scoring; None where these were not counted.
     """
 
     method: str
@@ -67,6 +70,7 @@ class Outcome:
     evaluations: int
     seconds: float
     progress: Array
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +149,11 @@ def summaries(
 ) -> dict[str, dict[str, Summary]]:
     """Return method -> quantity -> what it was, on the test split.
 
-    Quantities: ``accuracy`` of the chosen model (mean of the objectives scored on tasks), its ``sparsity``, ``accuracy
-    on TASK`` of the chosen model, ``accuracy at sparsity >= t`` of the best model that sparse, ``hypervolume`` of the
-    front above the origin. Which model is chosen, or best, is said by the search split. Where a front holds no model
-    that sparse the accuracy is 0: there is none to serve.
+    Quantities: ``accuracy`` of the chosen model (mean of the objectives scored on tasks), its ``sparsity``, its
+    ``speed`` where that is an objective, ``accuracy on TASK`` of the chosen model, ``accuracy at sparsity >= t`` of the
+    best model that sparse, ``hypervolume`` of the front above the origin (`Objective.share`). Which model is chosen, or
+    best, is said by the search split. Where a front holds no model that sparse the accuracy is 0: there is none to
+    serve.
 
     Args:
         outcomes: in the order of the methods; all scored on the same instances.
@@ -208,10 +213,11 @@ def _quantities(
         task: np.stack([p.scores[task] for p in outcome.front]) @ w for task, w in weights.items() if outcome.front
     }
     sparsity = np.array([point.sparsity for point in outcome.front])
-    values = {  # of shape (points, columns)
+    counted = {SPARSITY: sparsity, SPEED: np.array([point.speed for point in outcome.front], dtype=np.float64)}
+    values = {  # as shares, of shape (points, columns)
         objective.name: np.mean([tasks[task] for task in objective.tasks], axis=0)
         if isinstance(objective, TaskMean)
-        else np.repeat(sparsity[:, None], columns, axis=1)
+        else np.repeat(np.array([[objective.share(value)] for value in counted[objective.name]]), columns, axis=1)
         for objective in objectives
         if outcome.front
     }
@@ -223,6 +229,8 @@ def _quantities(
         ACCURACY: nothing if chosen is None else accuracy[chosen],
         SPARSITY_OF_CHOSEN: nothing if chosen is None else np.full(columns, sparsity[chosen]),
     }
+    if any(isinstance(objective, Speed) for objective in objectives):
+        result[SPEED] = nothing if chosen is None else np.full(columns, counted[SPEED][chosen])
     for task in weights:
         result[f"{ON_TASK}{task}"] = nothing if chosen is None else tasks[task][chosen]
     for threshold in thresholds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from sae_moo.explore.decide.significance import p_text
 from sae_moo.files.markdown import cell, escaped
 from sae_moo.jobs.bench import versions
-from sae_moo.jobs.compare.statistics import ON_TASK, SPARSITY_OF_CHOSEN, Comparison, Summary
+from sae_moo.jobs.compare.statistics import ON_TASK, SPARSITY_OF_CHOSEN, Comparison, Outcome, Summary
 
 
 def document_of(comparison: Comparison) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def document_of(comparison: Comparison) -> dict[str, Any]:
                 "name": name,
                 "seeds": [outcome.seed for outcome in comparison.outcomes if outcome.method == name],
                 "evaluations": [outcome.evaluations for outcome in comparison.outcomes if outcome.method == name],
+                "tokens": [outcome.tokens for outcome in comparison.outcomes if outcome.method == name],
                 "seconds": [round(outcome.seconds, 3) for outcome in comparison.outcomes if outcome.method == name],
                 "quantities": {quantity: _summary_json(summary) for quantity, summary in quantities.items()},
             }
@@ -55,11 +57,12 @@ def csv_text(comparison: Comparison) -> str:
     quantities = list(next(iter(comparison.methods.values())))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seed", "evaluations", "seconds", *quantities])
+    writer.writerow(["method", "seed", "evaluations", "tokens", "seconds", *quantities])
     for name, summaries in comparison.methods.items():
         for i, outcome in enumerate(sorted((o for o in comparison.outcomes if o.method == name), key=lambda o: o.seed)):
             values = [f"{summaries[quantity].values[i]:.6f}" for quantity in quantities]
-            writer.writerow([name, outcome.seed, outcome.evaluations, f"{outcome.seconds:.1f}", *values])
+            tokens = "" if outcome.tokens is None else outcome.tokens
+            writer.writerow([name, outcome.seed, outcome.evaluations, tokens, f"{outcome.seconds:.1f}", *values])
     return text.getvalue()
 
 
@@ -74,16 +77,17 @@ def markdown_text(comparison: Comparison) -> str:
         f"{comparison.reference}, paired, with 95 % intervals and p over seeds (Student's t) and "
         "instances (bootstrap).",
         "",
-        "| method | seeds | evaluations | seconds | " + " | ".join(quantities) + " |",
-        "|---" * (len(quantities) + 4) + "|",
+        "| method | seeds | evaluations | forward tokens | seconds | " + " | ".join(quantities) + " |",
+        "|---" * (len(quantities) + 5) + "|",
     ]
     for name, summaries in comparison.methods.items():
         own = [outcome for outcome in comparison.outcomes if outcome.method == name]
         evaluations, seconds = (
             np.mean([getattr(outcome, key) for outcome in own]) for key in ("evaluations", "seconds")
         )
-        cells = [value_text(summaries[quantity]) for quantity in quantities]
-        lines.append(f"| {cell(name)} | {len(own)} | {evaluations:.0f} | {seconds:.0f} | " + " | ".join(cells) + " |")
+        cells = [f"{len(own)}", f"{evaluations:.0f}", tokens_text(own), f"{seconds:.0f}"]
+        cells += [value_text(summaries[quantity]) for quantity in quantities]
+        lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
     told = [q for q in quantities if q != SPARSITY_OF_CHOSEN and not q.startswith(ON_TASK)]
     lines += ["", f"| minus {comparison.reference} | " + " | ".join(told) + " |", "|---" * (len(told) + 1) + "|"]
     for name, summaries in comparison.methods.items():
@@ -96,6 +100,12 @@ def markdown_text(comparison: Comparison) -> str:
 def value_text(summary: Summary) -> str:
     """Return a mean with half its interval, as tables show it."""
     return f"{summary.mean:.3f}" + ("" if math.isnan(summary.half) else f" ± {summary.half:.3f}")
+
+
+def tokens_text(outcomes: Sequence[Outcome]) -> str:
+    """Return the mean of forward tokens, as tables show it; nothing where some were not counted."""
+    spent = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
+    return f"{np.mean(spent):,.0f}" if len(spent) == len(outcomes) else ""
 
 
 def difference_text(summary: Summary) -> str:

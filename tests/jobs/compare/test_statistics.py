@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from sae_moo.explore.draw.print.plots import Curve, progress_picture
 from sae_moo.explore.pages.figures import draw_progress
 from sae_moo.jobs.compare.statistics import Outcome, Point, summaries, threshold_name
-from sae_moo.objectives import Sparsity, TaskMean
+from sae_moo.objectives import Sparsity, Speed, TaskMean
 
 OBJECTIVES = (TaskMean("accuracy", ("a", "b")), Sparsity())
 N = {"a": 200, "b": 100}
@@ -38,6 +39,18 @@ def test_models_are_chosen_by_the_search_split_and_judged_by_the_test_split():
     assert found["hypervolume"].mean == pytest.approx(0.9 * 0.55 + 0.05 * 0.3)  # all four, re-scored
     assert math.isnan(found["accuracy"].half)
     assert found["accuracy"].difference is None
+
+
+def test_speed_is_told_of_the_chosen_model_and_counts_as_the_time_it_saves():
+    objectives = (OBJECTIVES[0], Speed())
+    front = tuple(
+        replace(each, speed=speed) for each, speed in ((point(0, 0.9, 0.1, 0.5), 2.0), (point(1, 0.7, 0.4, 0.25), 10.0))
+    )
+    found = summaries([outcome("m", 0, *front), outcome("empty", 0)], objectives, "m")
+    assert found["m"]["speed"].values == (2.0,)
+    assert found["m"]["hypervolume"].mean == pytest.approx(0.5 * 0.5 + 0.25 * 0.4)
+    assert found["empty"]["speed"].mean == found["empty"]["hypervolume"].mean == 0.0
+    assert "speed" not in summaries([outcome("m", 0, *front)], OBJECTIVES, "m")["m"]
 
 
 def test_no_model_that_sparse_is_an_accuracy_of_zero():

@@ -35,7 +35,7 @@ def front_figures(view: View) -> list[Figure]:
     """Return the front with what it was found among: the experts, the base, their average and the picks marked.
 
     With one objective its value by trial; with two a plane; with three a space to turn, then every pair of objectives;
-    with more parallel coordinates of the front, then mean accuracy against sparsity.
+    with more parallel coordinates of the front, then mean accuracy against what else is an objective, or sparsity.
     """
     axes, flat = axes_of(view), _panels(view, planes(view), staircase=len(view.objectives) == 2)
     match len(axes):

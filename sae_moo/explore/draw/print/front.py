@@ -34,15 +34,15 @@ def front_picture(view: View) -> Figure:
     """Return the front among all trials, error bars one standard error; references and picks are marked and named.
 
     One objective is drawn over the trials' numbers, two make a plane, three a panel for every pair; more are drawn in
-    parallel coordinates, beside accuracy over sparsity.
+    parallel coordinates, beside accuracy over what else is an objective, or over sparsity.
     """
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
     pairs, axes = planes(view), axes_of(view)
     if len(axes) > 3:
-        figure = Figure(figsize=(1.5 * len(axes) + 9, 5.4), layout="constrained")
-        parallel, plane = figure.subplots(1, 2, width_ratios=[1.5 * len(axes) + 2, 7])
-        panels = [plane]
+        figure = Figure(figsize=(1.5 * len(axes) + 2 + 7 * len(pairs), 5.4), layout="constrained")
+        widths = [1.5 * len(axes) + 2, *[7] * len(pairs)]
+        parallel, *panels = figure.subplots(1, len(widths), width_ratios=widths)
         _draw_parallel(parallel, view, axes)
     else:
         figure = Figure(figsize=(7.6, 5.0) if len(pairs) == 1 else (15, 5.4), layout="constrained")
@@ -133,18 +133,18 @@ def _draw_parallel(panel: Axes, view: View, axes: Sequence[Axis]) -> None:
 
     shades = colormaps[SCALE.lower()]
     many = len(view.front) > 100
-    lines = [[(i, axis.value(record)) for i, axis in enumerate(axes)] for record in view.front]
+    lines = [[(i, axis.shares(record)) for i, axis in enumerate(axes)] for record in view.front]
     colors = [shades(sparsity(record)) for record in view.front]
     panel.add_collection(LineCollection(lines, colors=colors, linewidths=0.5 if many else 1, alpha=0.6 if many else 1))
     for marked in view.references:
-        heights = [axis.value(marked.record) for axis in axes]
+        heights = [axis.shares(marked.record) for axis in axes]
         shape, size = SHAPES[mark_of(marked.name).shape]
         color = mark_of(marked.name).colour
         panel.plot(heights, shape, linestyle=":", color=color, markersize=0.8 * size, linewidth=1)
     for record, _ in by_trial(view.picks):
-        panel.plot([axis.value(record) for axis in axes], "o-", color=VERMILLION, markersize=4, linewidth=1.8)
+        panel.plot([axis.shares(record) for axis in axes], "o-", color=VERMILLION, markersize=4, linewidth=1.8)
     panel.set_xlim(-0.7, len(axes) - 0.75)
-    panel.set_xticks(range(len(axes)), [plain(axis.name) for axis in axes])
+    panel.set_xticks(range(len(axes)), [plain(axis.scaled) for axis in axes])
     panel.set_ylabel("value of each objective, 0 to 1 (search split)")
     panel.set_title("a line for each trial of the front; picks thick, references dotted", fontsize="medium", loc="left")
     styled_(panel)
@@ -154,8 +154,8 @@ def _draw_parallel(panel: Axes, view: View, axes: Sequence[Axis]) -> None:
 
 def _ends(view: View, axes: Sequence[Axis]) -> list[Label]:
     last = len(axes) - 1
-    labels = [Label(each.name, (0.0, axes[0].value(each.record)), left=True) for each in view.references]
+    labels = [Label(each.name, (0.0, axes[0].shares(each.record)), left=True) for each in view.references]
     labels += [
-        Label(str(record.number), (last, axes[-1].value(record)), VERMILLION) for record, _ in by_trial(view.picks)
+        Label(str(record.number), (last, axes[-1].shares(record)), VERMILLION) for record, _ in by_trial(view.picks)
     ]
     return labels

@@ -1,0 +1,284 @@
+"""Repair: against algorithm 1 of SparseGPT written plainly, its zeros counted, on every architecture it knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+from stand_ins import weights_of
+
+from sae_moo.errors import InputError, WeightsError
+from sae_moo.experts.anatomy import anatomy, transposed
+from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization.calibration import load_calibration, save_calibration
+from sae_moo.materialization.into_model import materialize
+from sae_moo.materialization.ops.reconstruct import Cheapest, CheapestOf, Fixed, add_moments, factorized, swept
+from sae_moo.materialization.texts import calibration_texts, texts_file
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, Repair
+from sae_moo.recipe.structure import chain, merged, unrepaired
+
+MERGE = Merge("task_arithmetic", (Expert("math"),), (0.7,))
+SMALL = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 64}
+TURNED = {"vocab_size": 32, "n_embd": 16, "n_inner": 24, "n_layer": 3, "n_head": 4, "n_positions": 64}
+MAKES = {
+    "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, GROUPED | {"mlp_bias": True, "tie_word_embeddings": True}),
+    "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, TURNED),
+    "gpt_neox": (hf.GPTNeoXConfig, hf.GPTNeoXForCausalLM, SMALL | {"max_position_embeddings": 64}),
+    "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, GROUPED | {"sliding_window": 8}),
+    "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, GROUPED),
+    "phi3": (hf.Phi3Config, hf.Phi3ForCausalLM, GROUPED | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+}
+SCATTERED = ("tensor", "group", "global", "row", "2:4")
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    """Return a function: model type -> pool of a base and one expert with random weights and biases, made once."""
+    made: dict[str, ExpertPool] = {}
+
+    def pool(kind: str) -> ExpertPool:
+        if kind not in made:
+            made[kind] = pool_of(*MAKES[kind], tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return pool
+
+
+def pool_of(config, model, settings, folder) -> ExpertPool:
+    for seed, name in enumerate(("base", "math")):
+        torch.manual_seed(seed)
+        each = model(config(**settings))
+        for parameter in each.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        each.save_pretrained(folder / name)
+    pool = ExpertPool.open(str(folder / "base"), {"math": str(folder / "math")})
+    calibration_texts(pool, texts())
+    return pool
+
+
+def texts(seed: int = 0, count: int = 40) -> list[list[int]]:
+    rows = torch.randint(3, 32, (count, 24), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [row[: 24 - (i % 3)] for i, row in enumerate(rows)]
+
+
+def repair(pool: ExpertPool, pruning: Recipe, dtype: str = "float32") -> Cast:
+    return Cast(Repair(pruning, next(iter(pool.texts))), dtype)
+
+
+def distance(pool: ExpertPool, model, expected: torch.Tensor) -> float:
+    return float((hidden(model) - expected).square().mean())
+
+
+def hidden(model) -> torch.Tensor:
+    tokens = torch.tensor([row[:20] for row in texts(seed=1, count=60)])
+    return model.base_model(input_ids=tokens).last_hidden_state
+
+
+def zeros_of(pool: ExpertPool, model) -> dict[str, torch.Tensor]:
+    prunable = {info.name for info in pool.tensors if info.prunable}
+    found = {name: weight == 0 for name, weight in weights_of(pool, model).items() if name in prunable}
+    return {name: zeros.t() if transposed(pool) else zeros for name, zeros in found.items()}  # outputs x inputs
+
+
+def published(weights: torch.Tensor, hessian: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """Algorithm 1 of Frantar & Alistarh 2023 with given zeros, column by column, the last column first.
+
+    Args:
+        weights: outputs x inputs.
+        hessian: inputs x inputs, damped.
+        zeros: truth values like the weights.
+    """
+    order = torch.arange(weights.shape[1] - 1, -1, -1)
+    w = weights[:, order].double().clone()
+    inverse = torch.linalg.cholesky(torch.linalg.inv(hessian[order][:, order].double()), upper=True)
+    for j in range(w.shape[1]):
+        error = torch.where(zeros[:, order[j]], w[:, j], 0.0) / inverse[j, j]
+        w[:, j:] -= error[:, None] * inverse[j, j:]
+        w[zeros[:, order[j]], j] = 0.0
+    return w[:, order]
+
+
+@pytest.mark.parametrize("inputs", [1, 7, 128, 300])
+def test_the_sweep_is_the_published_one(inputs):
+    torch.manual_seed(0)
+    features, weights = torch.randn(500, inputs) @ torch.randn(inputs, inputs), torch.randn(5, inputs)
+    zeros = torch.rand(5, inputs) < 0.5
+    moments = torch.zeros(inputs, inputs)
+    for part in features.split(170):
+        add_moments(moments, part)
+    hessian = features.t() @ features
+    torch.testing.assert_close(moments.tril(), hessian.tril(), rtol=1e-4, atol=1e-2)
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    found = swept(weights.t().contiguous(), factorized(moments, 0.01), Fixed(zeros.t())).t()
+    torch.testing.assert_close(found.double(), published(weights, hessian, zeros), rtol=1e-3, atol=1e-3)
+    assert torch.equal(found == 0, zeros)
+
+
+def test_settled_columns_leave_the_least_squares_of_the_others():
+    torch.manual_seed(0)
+    features, weights = torch.randn(400, 12) @ torch.randn(12, 12), torch.randn(12, 3)
+    moments = features.t() @ features
+    found = swept(weights, factorized(moments, 1e-9), Cheapest(0, 8), settled=4)
+    expected = torch.linalg.lstsq(features[:, :8], features @ weights).solution
+    torch.testing.assert_close(found[:8], expected, rtol=1e-3, atol=1e-3)
+    assert not found[8:].any()
+
+
+@pytest.mark.parametrize("inputs", [3, 128, 129, 300])
+def test_counts_are_exact_however_columns_divide(inputs):
+    torch.manual_seed(0)
+    weights, factor = torch.randn(inputs, 6), torch.eye(inputs)
+    for count in (0, 1, inputs * 3, inputs * 6 - 1, inputs * 6):
+        found = swept(weights, factor, Cheapest(count, inputs))
+        assert int((found == 0).sum()) == count
+    rows = torch.tensor([0, 1, inputs // 2, inputs - 1, inputs, inputs // 3])
+    assert torch.equal((swept(weights, factor, Cheapest(rows, inputs)) == 0).sum(dim=0), rows)
+
+
+def test_where_inputs_say_nothing_of_each_other_the_smallest_go():
+    torch.manual_seed(0)
+    weights = torch.randn(64, 9)
+    found = swept(weights, torch.eye(64), Cheapest(200, 64))
+    assert torch.equal(found, weights.masked_fill(weights.abs() <= weights.abs().flatten().kthvalue(200).values, 0))
+    found = swept(weights, torch.eye(64), CheapestOf(4, 2)).t().reshape(9, 16, 4)
+    assert torch.equal(found == 0, weights.t().reshape(9, 16, 4).abs().argsort(dim=2).argsort(dim=2) < 2)
+
+
+def test_moments_that_say_nothing_or_too_much():
+    assert factorized(torch.zeros(3, 3), 0.01) is None
+    one = torch.ones(3, 3)
+    torch.testing.assert_close(factorized(one, 0.5), torch.linalg.cholesky(one + 0.5 * torch.eye(3)))
+    assert torch.isfinite(factorized(-one + 2 * torch.eye(3), 0.01)).all(), "damped until it is positive definite"
+    with pytest.raises(WeightsError, match="activations of the merged model are not finite"):
+        factorized(torch.full((2, 2), torch.inf), 0.01)
+
+
+@pytest.mark.parametrize("kind", MAKES)
+@pytest.mark.parametrize("scope", SCATTERED)
+def test_as_many_zeros_and_less_lost(pools, kind, scope):
+    pool = pools(kind)
+    model = pool.live_model()
+    materialize(Cast(MERGE, "float32"), pool, model)
+    dense = hidden(model)
+    before = materialize(Cast(Prune(MERGE, 0.5, scope=scope), "float32"), pool, model)
+    lost, zeros = distance(pool, model, dense), zeros_of(pool, model)
+    report = materialize(repair(pool, Prune(MERGE, 0.5, scope=scope, rescale=True)), pool, model)
+    assert distance(pool, model, dense) < 0.9 * lost
+    assert (report.sparsity, report.group_sparsity) == (before.sparsity, before.group_sparsity)
+    for name, gone in zeros_of(pool, model).items():
+        assert gone.sum() == zeros[name].sum()
+        if scope == "row":
+            assert torch.equal(gone.sum(dim=1), zeros[name].sum(dim=1))
+        if scope == "2:4":
+            assert (gone.reshape(-1, 4).sum(dim=1) == 2).all()
+    weights = weights_of(pool, model)
+    again = materialize(report.recipe, pool, pool.live_model())
+    assert again.recipe == report.recipe
+    materialize(report.recipe, pool, model)
+    assert all(torch.equal(weights[name], weight) for name, weight in weights_of(pool, model).items())
+
+
+@pytest.mark.parametrize("kind", MAKES)
+@pytest.mark.parametrize("scope", ["neurons", "heads", "blocks"])
+def test_what_is_removed_stays_removed(pools, kind, scope):
+    pool = pools(kind)
+    model = pool.live_model()
+    materialize(Cast(MERGE, "float32"), pool, model)
+    dense = hidden(model)
+    pruning = Prune(MERGE, 0.34, scope=scope)
+    before = materialize(Cast(pruning, "float32"), pool, model)
+    lost, pruned = distance(pool, model, dense), weights_of(pool, model)
+    report = materialize(repair(pool, pruning), pool, model)
+    for name, weight in weights_of(pool, model).items():
+        assert torch.equal(weight == 0, pruned[name] == 0), name
+    assert report.sparsity == before.sparsity
+    readers = {part.info.name for part in anatomy(pool, scope).parts if part.output} if scope != "blocks" else set()
+    changed = {name for name, weight in weights_of(pool, model).items() if not torch.equal(weight, pruned[name])}
+    assert changed == readers
+    if readers:
+        assert distance(pool, model, dense) < lost
+
+
+def test_a_chain_of_prunings(pools):
+    pool = pools("llama")
+    model = pool.live_model()
+    for scope in SCATTERED:
+        whole = Prune(Prune(Prune(MERGE, 0.34, scope="blocks"), 0.5, scope="neurons"), 0.5, scope=scope)
+        before = materialize(Cast(whole, "float32"), pool, model)
+        zeros = zeros_of(pool, model)
+        report = materialize(repair(pool, whole), pool, model)
+        assert report.sparsity == before.sparsity
+        for name, gone in zeros_of(pool, model).items():
+            assert gone.sum() == zeros[name].sum()
+            assert gone[:, zeros[name].all(dim=0)].all(), "inputs of which nothing was left"
+            assert gone[zeros[name].all(dim=1)].all()
+        assert chain(report.recipe) == chain(unrepaired(report.recipe))
+        assert merged(report.recipe) == MERGE
+
+
+def test_zeros_beside_a_pattern_stay(pools):
+    pool = pools("llama")
+    model = pool.live_model()
+    whole = Prune(Prune(MERGE, 0.8), 0.5, scope="2:4")
+    before = materialize(Cast(whole, "float32"), pool, model)
+    assert materialize(repair(pool, whole), pool, model).sparsity == before.sparsity >= 0.8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounded_models(pools, dtype):
+    pool = pools("qwen2")
+    model = pool.live_model(dtype)
+    report = materialize(repair(pool, Prune(MERGE, 0.5), dtype), pool, model)
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+    wide = pool.live_model()
+    other = repair(pool, Prune(MERGE, 0.5), dtype)
+    materialize(other, pool, wide)
+    for name, weight in weights_of(pool, wide).items():
+        assert torch.equal(weight, weight.to(model.dtype).float()), name
+
+
+def test_texts_travel_beside_a_recipe(pools, tmp_path, monkeypatch):
+    pool = pools("llama")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    recipe = repair(pool, Prune(MERGE, 0.5))
+    digest = recipe.input.calibration
+    save_calibration(recipe, pool, tmp_path)
+    other = ExpertPool(pool.checkpoints)
+    with pytest.raises(InputError, match=rf"Repair: the pool holds no texts {digest}; it holds none"):
+        materialize(recipe, other, other.live_model())
+    load_calibration(recipe, other, tmp_path)
+    assert other.texts == pool.texts
+    model = pool.live_model()
+    materialize(recipe, pool, model)
+    first = weights_of(pool, model)
+    materialize(recipe, other, model)
+    assert all(torch.equal(first[name], weight) for name, weight in weights_of(pool, model).items())
+    (tmp_path / texts_file(digest)).write_text("[[1, 2]]")
+    with pytest.raises(InputError, match=f"expected the token sequences {digest}, it holds others"):
+        load_calibration(recipe, ExpertPool(pool.checkpoints), tmp_path)
+    again = ExpertPool(pool.checkpoints)
+    assert calibration_texts(again, texts()) == digest
+    load_calibration(recipe, ExpertPool(pool.checkpoints), tmp_path / "elsewhere")
+
+
+def test_a_repair_stands_under_the_cast_only(pools):
+    pool = pools("llama")
+    inner = repair(pool, Prune(MERGE, 0.5))
+    for recipe in (inner.input, Merge("linear", (inner,), (1,)), Cast(inner, "float32"), Prune(inner, 0.6)):
+        with pytest.raises(InputError, match="expected it directly under the outermost Cast"):
+            materialize(recipe, pool, pool.live_model())
+
+
+def test_mixtures_are_refused(tmp_path):
+    settings = GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    pool = pool_of(hf.MixtralConfig, hf.MixtralForCausalLM, settings, tmp_path)
+    with pytest.raises(InputError, match=r"experts.* is an expert of a mixture"):
+        materialize(repair(pool, Prune(MERGE, 0.5)), pool, pool.live_model())
+
+
+def test_activations_that_are_not_finite(pools):
+    pool = pools("llama")
+    broken = Merge("task_arithmetic", (Expert("math"),), (1e30,))
+    with pytest.raises(WeightsError, match="activations of the merged model are not finite"):
+        materialize(repair(pool, Prune(broken, 0.5)), pool, pool.live_model())
