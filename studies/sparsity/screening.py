@@ -24,7 +24,7 @@ TOKENS = (128, 512, 2048, 16384)
 MEASURES = ("tv", "kl")
 ALLOCATIONS = 20
 NEAR = 3  # sets of texts that all merges are compared on
-RESAMPLES = 1000
+RESAMPLES = 300
 ONE_MERGE, MANY = "many allocations of one merge", "one allocation of many merges"
 
 
