@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +20,7 @@ from sae_moo.cli.commands.explore import dashboard, doctor, figures, front, repo
 from sae_moo.cli.commands.search import compare, search, validate
 from sae_moo.cli.streams import open_streams, tell, unprinted
 
+AGAIN = 0.05  # seconds after which a signal is sent again
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # Ctrl-C is an exception already
 
 WORDS = (
@@ -107,6 +110,7 @@ def main() -> None:
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
             signal.signal(number, _end)
+    sys.unraisablehook = _sent_again
     open_streams()
     code: int | str | None = 0
     try:
@@ -128,6 +132,20 @@ def main() -> None:
 def _end(number: int, frame: object) -> NoReturn:  # noqa: ARG001  # Python hands it in
     """End by an exit, which cleans up; a death does not."""
     sys.exit(128 + number)
+
+
+def _sent_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal once more whose exception Python had to drop: it came while an object was being finalized."""
+    error = unraisable.exc_value
+    number = (error.code if isinstance(error.code, int) else 0) - 128 if isinstance(error, SystemExit) else None
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.SIGINT
+    if number not in (signal.SIGINT, *ENDING):
+        sys.__unraisablehook__(unraisable)
+        return
+    later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
 
 
 if __name__ == "__main__":

@@ -188,6 +188,33 @@ def test_a_stream_on_a_full_disk_is_one_line_or_silence(there, stream):
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
+DROPPED = """
+import os, sys, time
+from sae_moo.cli import main as line
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep(0.01)  # here the handler raises, and Python drops what it raised
+
+def work():
+    Finalized()
+    time.sleep(20)
+    sys.exit(99)
+
+line.app = work
+line.main()
+"""
+
+
+@pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
+def test_a_signal_that_comes_while_an_object_is_finalized_is_not_lost(number):
+    code = DROPPED.format(number=int(number))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == ENDS[number]
+    assert "Exception ignored" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
 def test_a_signal_ends_a_search_in_order_and_it_goes_on(here, number):
