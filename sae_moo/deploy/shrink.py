@@ -114,8 +114,8 @@ class Shrunk:
             reasons.append(f"moe-experts: {error}")
         if not self.gone and self.fewer is None and not any(sum(cut.dropped) for cut in self.cuts.values()):
             title = (
-                "format structured: nothing can be dropped, neither a block nor units of every block; prune with the "
-                "scope blocks, neurons, heads or moe-experts"
+                "nothing can be dropped, neither a block nor units of every block; prune whole blocks, neurons, heads "
+                "or experts"
             )
             raise InputError(itemized(title, reasons))
         self.entries = self._entries()
