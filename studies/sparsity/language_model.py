@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import LEVELS, MEASURES, Bench, Table, Teacher, numbers, pruned
-from blocks import by_magnitude, greedy, influences, stretch, without
+from blocks import SWAPPED, by_magnitude, greedy, influences, stretch, swapped, without
 from texts import TASKS
 
 from sae_moo import Cast, Expert, Merge, Recipe
@@ -101,12 +101,12 @@ def allocation(bench: Bench) -> None:
         table.row(way, level, alike, teacher.tokens, *numbers(bench.losses(recipe), unpruned))
         return alike
 
-    for level in (0.3, 0.5):
+    for level in (0.5, 0.3):
         sloped = {slope: (level + slope * depth).round(4).tolist() for slope in SLOPES}
         alike = {slope: told(f"slope {slope:+.2f}", level, levels) for slope, levels in sloped.items()}
         best = sloped[max(alike, key=lambda slope: alike[slope])]
         teacher.tokens = 0
-        levels, _ = evolved(bench, teacher, best, norms, rounds=10, children=8, seed=0)
+        levels, _ = evolved(bench, teacher, best, norms, rounds=6, children=6, seed=0)
         told("level switches", level, levels)
         bench.keep(f"levels {level}", levels)
 
@@ -135,14 +135,20 @@ def removal(bench: Bench) -> None:
 
 
 def one_by_one(bench: Bench) -> None:
-    """Print the merge without 2, 4 and 6 blocks that go one by one, by KL to the merge."""
+    """Print the merge without 2, 4 and 6 blocks that go one by one, by KL to the merge, and after swaps."""
     unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
-    table = Table("model", "gone", "rule", "blocks", *MEASURES)
-    for measure in reversed(MEASURED):
-        found = greedy(Teacher(bench, bench.merge, measure), bench.merge, COUNTS, blocks)
-        for count, gone in found.items():
-            losses = bench.losses(without(bench.merge, gone, blocks))
-            table.row("merge", count, f"greedy, {measure}", " ".join(map(str, gone)), *numbers(losses, unpruned))
+    table = Table("model", "gone", "rule", "blocks", "tokens read", *MEASURES)
+    teacher = Teacher(bench, bench.merge, "kl")
+
+    def told(rule: str, gone: Sequence[int]) -> None:
+        losses = bench.losses(without(bench.merge, gone, blocks))
+        table.row("merge", len(gone), rule, " ".join(map(str, gone)), teacher.tokens, *numbers(losses, unpruned))
+
+    found, order = greedy(teacher, bench.merge, COUNTS, blocks)
+    for gone in found.values():
+        told("greedy, kl", gone)
+    for gone in found.values():
+        told("greedy and swaps, kl", swapped(teacher, bench.merge, gone, order[:SWAPPED], blocks))
 
 
 def repaired(bench: Bench) -> None:
