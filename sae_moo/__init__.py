@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sae_moo.materialization.into_model import Report, materialize
     from sae_moo.materialization.parents import WeightCache
     from sae_moo.materialization.texts import calibration_texts
-    from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, TaskMean
+    from sae_moo.objectives import Constraint, Evaluation, Objective, Sparsity, Speed, TaskMean
     from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, Repair
     from sae_moo.searchers.annealing import CyclicAnnealing
     from sae_moo.searchers.ground import Ground
@@ -55,7 +55,7 @@ _HOMES = {
     "materialization.into_model": ("Report", "materialize"),
     "materialization.parents": ("WeightCache",),
     "materialization.texts": ("calibration_texts",),
-    "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "TaskMean"),
+    "objectives": ("Constraint", "Evaluation", "Objective", "Sparsity", "Speed", "TaskMean"),
     "recipe": ("Cast", "Expert", "Merge", "Prune", "Recipe", "Repair"),
     "explore.run": ("Run",),
     "searchers.schedule": ("Schedule",),
@@ -111,6 +111,7 @@ __all__ = [
     "Schedule",
     "Searcher",
     "Sparsity",
+    "Speed",
     "StorageError",
     "Task",
     "TaskMean",

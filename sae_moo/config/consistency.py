@@ -455,6 +455,7 @@ def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iter
     reasons = {
         "switch": "is for space.granularity: block" if one else None,
         "tensors": None if by_tensor and not one else "is for scope: tensor or row, and space.granularity: block",
+        "graft": None if apart or pruning.scattered else f"is for scattered zeros, {BLOCKS}, or a list of scopes",
         "drop": "is for space.granularity: block" if one else None,
         "restructure": None if apart else f"is for pruning.scope: {BLOCKS}, or a list",
     }

@@ -272,7 +272,8 @@ class Config(Section):
         """
         document = self.model_dump(mode="json")
         del document["study"]["storage"], document["executor"], document["compare"]
-        del document["search"]["evaluations"], document["search"]["tokens"], document["search"]["finish"]
+        for budget in ("evaluations", "tokens", "finish"):
+            del document["search"][budget]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:

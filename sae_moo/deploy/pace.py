@@ -33,7 +33,7 @@ class Pace:
         what: ``prompt``: how fast `PROMPT` tokens are read, until the first token is there; ``decode``: how fast
             `WRITTEN` tokens are written.
         batch: sequences at once.
-        rate: tokens a second, of all sequences together.
+        rate: tokens a second, of all sequences together; on the CPU a second of CPU time.
         base: those of the model it is held against.
     """
 
@@ -51,13 +51,16 @@ class Pace:
 def paces(folder: Path, base: Path, dtype: torch.dtype, device: str) -> tuple[Pace, ...]:
     """Return how fast the model of a folder is beside another's; takes about half a minute, and more for large ones.
 
+    On the CPU by the CPU time of the process, since other work on the machine would add to any other.
+
     Args:
         folder: the model.
         base: the one it is held against.
         dtype: of both.
         device: where both are, in memory.
     """
-    measured = rates([load_model(each, dtype, device) for each in (base, folder)])
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    measured = rates([load_model(each, dtype, device) for each in (base, folder)], clock=clock)
     return tuple(Pace(what, batch, own, other) for (what, batch), (other, own) in measured.items())
 
 
@@ -68,10 +71,8 @@ def pace_words(measured: Sequence[Pace], device: str) -> str:
         for what, named in (("prompt", "reading a prompt"), ("decode", "writing"))
         if (own := [each for each in measured if each.what == what])
     ]
-    return (
-        f"tokens per second over the base's on {device}, the fastest of rounds that take turns: {', '.join(said)} "
-        "times as fast"
-    )
+    unit = "tokens per second of CPU time" if device == "cpu" else "tokens per second"
+    return f"{unit} over the base's on {device}, the fastest of rounds that take turns: {', '.join(said)} times as fast"
 
 
 def rates(

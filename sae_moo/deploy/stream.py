@@ -40,8 +40,8 @@ class Stream:
             whole numbers and truth values.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
         model: the live model of a repaired recipe, which holds it; None for others.
-        two_four: name -> whether at most two of every four consecutive inputs are not zero, of the prunable matrices
-            that have passed.
+        two_four: name -> whether at most two of every four consecutive inputs are not zero, and not all are, of the
+            prunable matrices that have passed.
 
     Raises:
         InputError: if the recipe does not fit the pool.
@@ -89,7 +89,9 @@ class Stream:
         if out.numel() and not all(torch.isfinite(end) for end in torch.aminmax(out)):  # in no memory of its own
             self._broken[name] = None
         if info.prunable and out.ndim == 2:
-            self.two_four[name] = is_two_four(out.t() if transposed(self.pool) else out)
+            self.two_four[name] = self._zeros[name] < info.numel and is_two_four(
+                out.t() if transposed(self.pool) else out
+            )
         return out
 
     def content(self, entry: Entry) -> Iterator[memoryview]:

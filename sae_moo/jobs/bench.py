@@ -66,8 +66,8 @@ class Bench:
         tasks: the tasks, tokenised.
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
-        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         screened: texts that allocations are screened on, as token ids; empty where they are not.
+        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
@@ -79,8 +79,8 @@ class Bench:
     tasks: tuple[Task, ...]
     device: str
     calibration: str | None = None
-    repair: str | None = None
     screened: tuple[tuple[int, ...], ...] = ()
+    repair: str | None = None
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
 
@@ -106,9 +106,9 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        calibration = _calibrated(config, pool, tasks, device)
         repair = _repairing(config, pool, tasks) if config.search.finish else None
-        bench = cls(config, pool, tasks, device, calibration, repair, _screened(config, pool, tasks))
+        calibration = _calibrated(config, pool, tasks, device)
+        bench = cls(config, pool, tasks, device, calibration, _screened(config, pool, tasks), repair)
         bench.check()
         return bench
 
@@ -129,11 +129,11 @@ class Bench:
         calibrated = self.calibration
         if config.pruning != self.config.pruning:
             calibrated = _calibrated(config, self.pool, self.tasks, self.device)
-        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
         screened = self.screened
         if config.evaluation.screening != self.config.evaluation.screening:
             screened = _screened(config, self.pool, self.tasks)
-        bench = replace(self, config=config, calibration=calibrated, repair=repair, screened=screened)
+        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
+        bench = replace(self, config=config, calibration=calibrated, screened=screened, repair=repair)
         bench.check()
         return bench
 

@@ -172,7 +172,7 @@ def _study(
         versions=versions(),
         listener=listener,
         rivals=bench.rivals(),
-        finishing=bench.finishing(),
         tokens=bench.config.search.tokens,
+        finishing=bench.finishing(),
         failures=bench.config.executor.failures,
     )

@@ -15,6 +15,7 @@ class Operators(Section):
     later: ClassVar[frozenset[str]] = frozenset(
         {
             "switch",
+            "graft",
             "tensors",
             "drop",
             "restructure",
@@ -72,6 +73,10 @@ class Operators(Section):
         default=0.0,
         description="probability that a child has the first parent's sparsities but for a level switch: one block's "
         "goes up a step and another's down, with as many zeros in all",
+    )
+    graft: Share = Field(
+        default=0.0,
+        description="probability that a child is pruned as its second parent is, whatever its own mixing weights are",
     )
     tensors: bool = Field(
         default=False,

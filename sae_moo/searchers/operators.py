@@ -325,7 +325,8 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
     Before: both parents of a merge of their weights at ``ratio * u``, u ~ U(0, 1). After: the target of a group is a
     level, the same for all groups, plus a shape over the groups (`allocation.inherited`). The level is ``ratio * u``
     with a new u, or inherited: the first parent's realised sparsity. With probability `switch` the child has what was
-    asked of the first parent but for a level switch. Where whole parts go too they are inherited apart (`structure`).
+    asked of the first parent but for a level switch; with probability `graft` what was asked of the second parent,
+    whatever merge that was for. Where whole parts go too they are inherited apart (`structure`).
 
     Args:
         ground: groups, dtype, pruning.
@@ -376,12 +377,19 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         if self.ablation.prune_before and ratio > 0 and isinstance(inner, Merge) and not any(map(_whole, inner.inputs)):
             inputs = tuple(ground.pruned(each, np.full(ground.groups, ratio)) for each in inner.inputs)
             inner = Merge(inner.method, inputs, inner.weights, inner.params)
-        if self.settings.prune_after and ground.structured:
+        if self._grafts(origin, rng):
+            inner = built(inner, structure_of(origin.parents[1].recipe, ground), ground)
+        elif self.settings.prune_after and ground.structured:
             parents = [structure_of(each.recipe, ground) for each in origin.parents]
             inner = built(inner, self._structures.child(parents, eta, self._level(eta, rng), rng), ground)
         elif self.settings.prune_after:
             inner = self._scattered(inner, origin, eta, rng)
         return ground.candidate(inner)
+
+    def _grafts(self, origin: Origin, rng: Rng) -> bool:
+        """Draw whether a child has what was asked of its second parent, which may be none."""
+        graft = self.settings.graft if self.settings.prune_after and len(origin.parents) > 1 else 0.0
+        return graft > 0.0 and rng.random() < graft
 
     def _scattered(self, recipe: Recipe, origin: Origin, eta: float, rng: Rng) -> Recipe:
         """Return a merge pruned to a sparsity drawn per group, in one scope."""

@@ -295,7 +295,8 @@ class ComparisonFolder:
     @property
     def searches(self) -> list[RunFolder]:
         """The folders of its searches that were begun, in the order of their names."""
-        folders = [RunFolder(path) for path in sorted(self.path.iterdir()) if path.is_dir()]
+        there = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        folders = [RunFolder(path) for path in there if path.is_dir()]
         return [folder for folder in folders if folder.begun or folder.journal.exists()]
 
     def search(self, study: str) -> RunFolder:

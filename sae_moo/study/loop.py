@@ -150,9 +150,9 @@ class Study:
         listener: told of every event.
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
-        finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         tokens: a second budget: no more candidates are asked for once evaluations took so many forward tokens, those of
             earlier trials counted; None: any number.
+        finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
 
@@ -168,8 +168,8 @@ class Study:
         versions: str,
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
-        finishing: Finishing | None = None,
         tokens: int | None = None,
+        finishing: Finishing | None = None,
         failures: int = 0,
     ) -> None:
         self._storage = storage
@@ -181,9 +181,9 @@ class Study:
         self._versions = versions
         self._listener = listener
         self._rivals = rivals
-        self._finishing = Finishing() if finishing is None else finishing
         self._tokens = tokens
         self._spent = 0
+        self._finishing = Finishing() if finishing is None else finishing
         self._streak = Streak(failures)
         self._asked = 0  # of the searcher
         self._dry = False  # the searcher has nothing left to try
@@ -219,8 +219,8 @@ class Study:
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
             asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
-            if self._tokens is not None and not self._affordable and self._asked < self._budget:
-                self._listener(Spent(self._asked, self._spent, self._tokens))
+            if self._tokens is not None and self._spent >= self._tokens and self._asked < self._budget:
+                self._listener(Spent(asked, self._spent, self._tokens))
             elif asked < budget:
                 self._listener(Exhausted(asked, budget))
         except KeyboardInterrupt:
@@ -229,23 +229,19 @@ class Study:
             ) from None
 
     @property
-    def _affordable(self) -> bool:
-        """Whether there are tokens left to spend."""
-        return self._tokens is None or self._spent < self._tokens
-
-    @property
-    def _searching(self) -> bool:
-        """Whether the searcher may be asked for one more candidate."""
-        return self._asked < self._budget and self._affordable and not self._dry
+    def _left(self) -> bool:
+        """Whether the budgets allow to ask the searcher for one more candidate, and it may have one."""
+        within = self._tokens is None or self._spent < self._tokens
+        return within and self._asked < self._budget and not self._dry
 
     @property
     def _wanting(self) -> bool:
         """Whether there are candidates to ask for: of the search, then of those that finish it."""
-        return self._searching or self._finishing.left
+        return self._left or self._finishing.left
 
     def _next(self) -> Proposal | None:
         """Ask for a candidate; None if there is none until others have ended, or none at all."""
-        if self._searching:
+        if self._left:
             proposals = self._searcher.ask(1)
             if proposals:
                 return proposals[0]

@@ -1,11 +1,13 @@
 """Does likeness to the unpruned merge say which pruned merge is accurate, and by how many tokens of text?
 
     python studies/sparsity/screening.py --output screening.jsonl
+    python studies/sparsity/screening.py --run runs/screening/not-screened-0
 
 First, for a few random merges of the zoo's experts, many random allocations of one budget of zeros over the blocks: what
 screening has to rank. Then many merges, each pruned once to one budget for all and once to a budget of its own. Pruned
 merges are scored with labels on the test split and compared with their own unpruned
-merge on unlabelled texts. What a search gains is in `screening.yaml`.
+merge on unlabelled texts. Of a run: children of a search without screening, and what the allocations that screening
+proposes beside their own would have been worth. What a search gains is in `screening.yaml`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ TOKENS = (128, 512, 2048, 16384)
 MEASURES = ("tv", "kl")
 ALLOCATIONS = 20
 NEAR = 3  # sets of texts that all merges are compared on
-RESAMPLES = 1000
+RESAMPLES = 300
 ONE_MERGE, MANY = "many allocations of one merge", "one allocation of many merges"
 
 
@@ -186,6 +188,45 @@ def gain(ranked: np.ndarray, test: np.ndarray) -> list[float]:
     return found
 
 
+def children(folder: Path, count: int = 12) -> None:
+    """Print what choosing among 8 allocations would have been worth to children of a search, on its search split."""
+    import torch
+
+    import sae_moo as sm
+    from sae_moo.evaluate.screening import Texts, log_probabilities, similarity, staged, teacher
+    from sae_moo.searchers.alternatives import alternatives
+    from sae_moo.searchers.breeding import Operators
+    from sae_moo.study.record import ended
+
+    torch.set_num_threads(1)
+    bench = sm.Bench.open(sm.Config.load(CONFIG, ["evaluation.screening={tokens: 128, more: 512}"]))
+    pool, model, scorer = bench.pool, bench.live_model(), bench.scorer()
+    stages = [Texts.of(part, model.get_input_embeddings().weight.shape[0]) for part in staged(bench.screened, 128)]
+    rng, made = np.random.default_rng(1), ended(sm.Run.open(folder).trials())
+    bred = [each for each in made if each.generation >= 3 and 0.3 < each.evaluation.sparsity < 0.75]
+    gains: dict[str, list[float]] = {}
+    for record in [bred[i] for i in rng.choice(len(bred), count, replace=False)]:
+        recipes = (record.asked, *alternatives(bench.ground(), record.asked, 7, Operators(), rng))
+        sm.materialize(teacher(record.asked), pool, model)
+        unpruned = [log_probabilities(model, each) for each in stages]
+        accuracy, ranks = [], {f"{name} on {tokens} tokens": [] for name in MEASURES for tokens in (128, 512)}
+        for recipe in recipes:
+            sm.materialize(recipe, pool, model)
+            for name in MEASURES:
+                near, rest = (similarity(own, model, each, name) for own, each in zip(unpruned, stages, strict=True))
+                ranks[f"{name} on 128 tokens"].append(near.mean())
+                ranks[f"{name} on 512 tokens"].append(np.concatenate([near, rest]).mean())
+            accuracy.append(float(np.mean([row.mean() for row in scorer.score(model, "search").values()])))
+        found = np.array(accuracy) - accuracy[0]
+        for name, row in ranks.items():
+            gains.setdefault(name, []).append(found[int(np.argmax(row))])
+        gains.setdefault("the labels themselves", []).append(found.max())
+        gains.setdefault("chance, the own one left out", []).append(found[1:].mean())
+    print(f"| of 8 allocations of {count} children, chosen by | accuracy over the own one |\n|---|---|")
+    for name, row in gains.items():
+        print(f"| {name} | {np.mean(row):+.3f} ± {1.96 * np.std(row, ddof=1) / len(row) ** 0.5:.3f} |")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,8 +234,13 @@ def main() -> None:
     parser.add_argument("--far", type=int, default=40, help="of many merges, how many are compared on 16k tokens")
     parser.add_argument("--test", type=int, default=200, help="test instances a task of many merges; of few it is 400")
     parser.add_argument("--count", type=int, default=200, help="merges that are pruned once to each budget")
-    parser.add_argument("--output", type=Path, required=True, help="JSON lines; what is found there is not done again")
+    parser.add_argument("--output", type=Path, help="JSON lines; what is found there is not done again")
+    parser.add_argument("--run", type=Path, help="folder of a search of `screening.yaml` without screening")
     arguments = parser.parse_args()
+    if arguments.run is not None:
+        children(arguments.run)
+    if arguments.output is None:
+        return
     measure(arguments.output, arguments.teachers, arguments.count, arguments.far, arguments.test)
     show(arguments.output)
 

@@ -87,8 +87,16 @@ def test_a_search_finishes_with_repaired_members_of_its_front(finished, here):
 
 
 def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_folders):
-    (here / "short.txt").write_text("a\n")
+    (here / "short.txt").write_text("a")
     pruning = {"calibration": {"data": "short.txt"}}
     search = {"population": 6, "evaluations": BUDGET, "finish": 1}
     (here / "s.yaml").write_text(written(config_for(tiny_folders, search=search, pruning=pruning)))
     assert "expected texts of at least 2 tokens" in refused("validate", "s.yaml")
+
+
+def test_a_repaired_pick_without_its_neurons_is_a_smaller_model(here):
+    call("search", "c.yaml", "--set", "pruning.scope=neurons")
+    arguments = ("export", "tiny", *SPARSE, "--repair", "--format", "structured", "-o", "small", "--verify", "--json")
+    document = json.loads(call(*arguments).stdout)
+    assert document["repaired"]["sparsity"] == document["trial"]["sparsity"]
+    assert json.loads((here / "small/config.json").read_text())["intermediate_size"] < 24

@@ -162,7 +162,7 @@ def test_what_was_pruned_by_neurons_is_dropped(here):
     assert 0 < left < 24
     assert f"{24 - left} of 24 neurons of every block dropped" in dropped
     told = re.fullmatch(
-        r"tokens per second over the base's on cpu, .*: reading a prompt (\S+) at batch 1 and (\S+) at batch 16, "
+        r"tokens per second of CPU time over the base's on cpu, .*: reading a prompt (\S+) at batch 1 and (\S+) at batch 16, "
         r"writing (\S+) at batch 1 and (\S+) at batch 16 times as fast",
         faster,
     )

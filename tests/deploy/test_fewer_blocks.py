@@ -168,3 +168,10 @@ def test_blocks_that_compute_by_their_number_stay(opened):
         Shrunk(Stream(WHOLE, pool, torch.float32))
     last = opened("gpt2", lambda model: zero(model, {4}), scale_attn_by_inverse_layer_idx=True)
     assert Shrunk(Stream(WHOLE, last, torch.float32)).gone == (4,)
+
+
+def test_matrices_that_are_zero_altogether_are_none_of_a_pattern(opened):
+    stream = Stream(WHOLE, opened("llama", lambda model: zero(model, {0, 2})), torch.float32)
+    for entry in stream.entries:
+        stream.tensor(entry.name)
+    assert not any(stream.two_four.values())

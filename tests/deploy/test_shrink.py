@@ -6,6 +6,8 @@ import pytest
 import torch
 import transformers as hf
 
+from sae_moo.deploy.estimate import estimates
+from sae_moo.deploy.formats import FORMATS
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config, write_surroundings
@@ -122,6 +124,9 @@ def test_what_one_width_for_all_loses_is_told(pool):
         f"width it would be {in_bytes(4 * (total - weights))}",
     )
     assert (small.nbytes(even=True), small.nbytes(even=False)) == (4 * total, 4 * (total - weights))
+    (estimate,) = estimates(Stream(uneven(), pool, torch.float32), [FORMATS["structured"]])
+    assert estimate.nbytes == 4 * total
+    assert estimate.gains.endswith(f"; 3 of 12 neurons of every block dropped; {small.left()[0]}")
 
 
 @pytest.mark.parametrize("pool", ["mistral"], indirect=True)

@@ -8,6 +8,7 @@ import sae_moo as sm
 from sae_moo.cli.display import trials_json
 from sae_moo.errors import InputError
 from sae_moo.evaluate import timing
+from sae_moo.jobs.compare.comparison import compare
 from sae_moo.jobs.doctor import examine
 from sae_moo.jobs.judge import bench_of
 from sae_moo.jobs.repair import repair_trial
@@ -121,3 +122,11 @@ def test_a_repaired_pick_is_as_fast_as_it_was(configured, clock, tmp_path):
     repaired = repair_trial(run, record, bench_of(run)).record
     assert repaired.values["speed"] == record.values["speed"] > 1
     assert repaired.digest != record.digest
+
+
+def test_all_searches_of_a_comparison_have_one_table(configured, clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "keep", lambda *given: None)  # a cache folder that cannot be written
+    compared = {"methods": ["nsga2", {"name": "other", "search": {"algorithm": "nsga3"}}], "seeds": 1, "resamples": 100}
+    found = compare(configured(4, "both", compare=compared), root=tmp_path)
+    assert clock == [7], "the second search takes that of the first"
+    assert all("speed" in quantities for quantities in found.methods.values())

@@ -225,6 +225,19 @@ def test_mutation_prunes_by_what_parents_lack():
     assert mutated == parent(structure()).recipe
 
 
+@pytest.mark.parametrize("ground", [GROUND, replace(GROUND, structured=(), units=())])
+def test_grafted_children_are_pruned_as_their_second_parent_is(ground):
+    first, second = structure((), None, 0.3), structure(() if not ground.structured else (2, 3), None, 0.6)
+    parents = (parent(first, ground), parent(second, ground))
+    grafting = PruneMergeMutation(ground, 0.5, STILL.model_copy(update={"graft": 0.5}))
+    own = rng()
+    born = [grafting.mutated(Cast(MATH, "float32"), Origin("x", parents), 0.5, own) for _ in range(60)]
+    assert np.mean([each == parents[1].recipe for each in born]) == pytest.approx(0.5, abs=0.2)
+    alone = [grafting.mutated(Cast(MATH, "float32"), Origin("x", parents[:1]), 0.5, own) for _ in range(9)]
+    assert len({*alone}) == 1
+    assert parents[1].recipe not in alone
+
+
 def test_a_first_population_has_members_of_each_scope_alone_and_of_all():
     population = LineageSampling(GROUND).do(None, 40, random_state=rng())
     kinds = {tuple(node.scope for node in chain(each.X[0])) for each in population}

@@ -226,3 +226,7 @@ def test_a_header_that_does_not_hold_what_it_should_is_refused_by_name(name, val
     assert StudyHeader.read(HEADER.attributes()) == HEADER
     with pytest.raises(InputError, match=f"attribute '{name}' is damaged"):
         StudyHeader.read(HEADER.attributes() | {name: value})
+
+
+def test_a_comparison_that_has_not_begun_has_no_searches(tmp_path):
+    assert ComparisonFolder(tmp_path / "none").searches == []

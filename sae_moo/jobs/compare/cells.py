@@ -129,7 +129,9 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
         raise InputError(
             f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
         )
-    configured = bench().configured(config).costed(_costs(folder))
+    configured = bench().configured(config)
+    if config.modelled is not None:
+        configured = configured.costed(_costs(folder))
     try:
         run = search(config, heard, root=folder.path, bench=configured)
     except InputError as error:
@@ -141,7 +143,8 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
 
 def _costs(folder: ComparisonFolder) -> CostTable | None:
     """Return what a token costs as the first of the searches measured it, so that all know one; None before that."""
-    tables = (Run.open(search.path).costs for search in folder.searches if search.begun)
+    searches = folder.searches if folder.path.is_dir() else []
+    tables = (Run.open(search.path).costs for search in searches if search.begun)
     return next((CostTable.read(table) for table in tables if table), None)
 
 
