@@ -6,6 +6,7 @@
     python studies/sparsity/language_model.py removal    --model smol --experts experts     # 2, 4, 6 of 30 blocks gone
     python studies/sparsity/language_model.py greedy     --model smol --experts experts     # the same, one by one
     python studies/sparsity/language_model.py repair     --model smol --experts experts     # second-order repair
+    python studies/sparsity/language_model.py take-over  --model smol --experts experts     # repair of blocks gone
 
 Every number in a table is of texts that nothing was trained, calibrated or chosen by (`texts.py`). One thread.
 """
@@ -30,6 +31,7 @@ SCALE = 0.8
 SCALES = (0.4, 0.6, 0.8, 1.0)
 SLOPES = (-0.15, 0.0, 0.15, 0.3)
 COUNTS = (2, 4, 6)
+REPAIRED = 16_384
 MEASURED: tuple[Measure, ...] = ("tv", "kl")
 
 
@@ -156,7 +158,7 @@ def repaired(bench: Bench) -> None:
     norms, unpruned = bench.norms(bench.merge), bench.losses(bench.merge)
     table = Table("way", "sparsity", "tokens read", "seconds", *MEASURES)
     for level in sorted(LEVELS, reverse=True):
-        for scope, tokens in (("row", 0), ("row", 4096), ("tensor", 4096), ("row", 16_384)):
+        for scope, tokens in (("row", 0), ("row", 4096), ("tensor", 4096), ("row", REPAIRED)):
             recipe = pruned(bench.merge, level, norms, scope)
             if tokens:
                 recipe = bench.repaired(recipe, tokens)
@@ -168,6 +170,17 @@ def repaired(bench: Bench) -> None:
             )
 
 
+def taken_over(bench: Bench) -> None:
+    """Print the merge without 2, 4 and 6 blocks of least influence, and with their work taken over by a repair."""
+    unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
+    order = np.argsort(influences(bench, bench.merge), kind="stable").tolist()
+    table = Table("gone", "blocks", "tokens read", *MEASURES)
+    for count in COUNTS:
+        gone = sorted(order[:count])
+        recipe = bench.repaired(without(bench.merge, gone, blocks), REPAIRED)
+        table.row(count, " ".join(map(str, gone)), REPAIRED, *numbers(bench.losses(recipe), unpruned))
+
+
 PARTS = {
     "dense": dense,
     "criteria": criteria,
@@ -175,6 +188,7 @@ PARTS = {
     "removal": removal,
     "greedy": one_by_one,
     "repair": repaired,
+    "take-over": taken_over,
 }
 
 
