@@ -22,8 +22,9 @@ from sae_moo.materialization.parents import WeightCache
 DTYPE = "bfloat16"
 SCORED, CHOSEN = 3000, 1000
 """Tokens of each task that are scored, and that the scale of the merge is chosen by."""
-CALIBRATED, UNLABELLED = 4096, 1024
-"""Tokens of both tasks that norms are summed over, and that candidates are compared with the merge on."""
+CALIBRATED, PIECES, PIECE = 4096, 16, 64
+"""Tokens of both tasks that norms are summed over; pieces of text that candidates are compared with the merge on, and
+tokens of each: few whole texts would say more about themselves than about the tasks."""
 PASS = 512
 """Tokens of a forward pass, padded, unless a single text has more."""
 LEVELS = (0.2, 0.3, 0.4, 0.5)
@@ -187,7 +188,8 @@ class Teacher:
 
     def __init__(self, bench: Bench, recipe: Recipe, measure: Measure = "tv") -> None:
         self._bench, self._measure = bench, measure
-        self._texts = Texts.of(bench.sequences("choose", UNLABELLED), bench.live.config.vocab_size)
+        pieces = [ids[:PIECE] for ids in bench.sequences("choose", 2 * CHOSEN * PIECES) if len(ids) >= PIECE]
+        self._texts = Texts.of(pieces[:PIECES], bench.live.config.vocab_size)
         bench.write(recipe)
         self._wanted = log_probabilities(bench.live, self._texts)
         self.tokens = self._texts.tokens

@@ -17,6 +17,8 @@ from sae_moo.recipe.structure import removed_blocks
 
 FIRST = 8
 """Blocks that the greedy search tries in every round but the first: those that were missed least in the first."""
+SWAPPED = 12
+"""Blocks that a swap may take out instead of another, likewise."""
 
 
 def without(recipe: Recipe, gone: Sequence[int], blocks: int) -> Recipe:
@@ -71,16 +73,45 @@ def stretch(teacher: Teacher, recipe: Recipe, count: int, blocks: int) -> tuple[
     return max(all_of_them, key=lambda gone: teacher.alike(without(recipe, gone, blocks)))
 
 
-def greedy(teacher: Teacher, recipe: Recipe, counts: Sequence[int], blocks: int) -> dict[int, tuple[int, ...]]:
-    """Return the blocks that go one by one, always the one that leaves the model most like itself; by their number."""
+def swapped(
+    teacher: Teacher, recipe: Recipe, gone: Sequence[int], tried: Sequence[int], blocks: int
+) -> tuple[int, ...]:
+    """Return the blocks that go after the best swap of one of them for a tried one, as long as swaps make it more alike.
+
+    Args:
+        teacher: the model with all blocks.
+        recipe: the same.
+        gone: blocks to begin with.
+        tried: blocks that may go instead.
+        blocks: how many there are.
+    """
+    best, most = tuple(gone), teacher.alike(without(recipe, gone, blocks))
+    while True:
+        sets = [tuple(sorted({*best, new} - {old})) for old in best for new in tried if new not in best]
+        alike = {each: teacher.alike(without(recipe, each, blocks)) for each in sets}
+        found = max(alike, key=lambda each: alike[each])
+        if alike[found] <= most:
+            return best
+        best, most = found, alike[found]
+
+
+def greedy(
+    teacher: Teacher, recipe: Recipe, counts: Sequence[int], blocks: int
+) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+    """Return the blocks that go one by one, always the one that leaves the model most like itself.
+
+    Returns:
+        The blocks that are gone, by their number; and all blocks, those first that are missed least alone.
+    """
     gone: tuple[int, ...] = ()
     found: dict[int, tuple[int, ...]] = {}
-    tried = list(range(blocks))
+    order = tried = list(range(blocks))
     while len(gone) < max(counts):
         alike = {block: teacher.alike(without(recipe, (*gone, block), blocks)) for block in tried if block not in gone}
         if not gone:
-            tried = sorted(alike, key=lambda block: -alike[block])[:FIRST]
+            order = sorted(alike, key=lambda block: -alike[block])
+            tried = order[:FIRST]
         gone = (*gone, max(alike, key=lambda block: alike[block]))
         if len(gone) in counts:
             found[len(gone)] = tuple(sorted(gone))
-    return found
+    return found, order

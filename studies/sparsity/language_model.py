@@ -6,6 +6,7 @@
     python studies/sparsity/language_model.py removal    --model smol --experts experts     # 2, 4, 6 of 30 blocks gone
     python studies/sparsity/language_model.py greedy     --model smol --experts experts     # the same, one by one
     python studies/sparsity/language_model.py repair     --model smol --experts experts     # second-order repair
+    python studies/sparsity/language_model.py take-over  --model smol --experts experts     # repair of blocks gone
 
 Every number in a table is of texts that nothing was trained, calibrated or chosen by (`texts.py`). One thread.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import LEVELS, MEASURES, Bench, Table, Teacher, numbers, pruned
-from blocks import by_magnitude, greedy, influences, stretch, without
+from blocks import SWAPPED, by_magnitude, greedy, influences, stretch, swapped, without
 from texts import TASKS
 
 from sae_moo import Cast, Expert, Merge, Recipe
@@ -30,6 +31,7 @@ SCALE = 0.8
 SCALES = (0.4, 0.6, 0.8, 1.0)
 SLOPES = (-0.15, 0.0, 0.15, 0.3)
 COUNTS = (2, 4, 6)
+REPAIRED = 16_384
 MEASURED: tuple[Measure, ...] = ("tv", "kl")
 
 
@@ -101,12 +103,12 @@ def allocation(bench: Bench) -> None:
         table.row(way, level, alike, teacher.tokens, *numbers(bench.losses(recipe), unpruned))
         return alike
 
-    for level in (0.3, 0.5):
+    for level in (0.5, 0.3):
         sloped = {slope: (level + slope * depth).round(4).tolist() for slope in SLOPES}
         alike = {slope: told(f"slope {slope:+.2f}", level, levels) for slope, levels in sloped.items()}
         best = sloped[max(alike, key=lambda slope: alike[slope])]
         teacher.tokens = 0
-        levels, _ = evolved(bench, teacher, best, norms, rounds=10, children=8, seed=0)
+        levels, _ = evolved(bench, teacher, best, norms, rounds=6, children=6, seed=0)
         told("level switches", level, levels)
         bench.keep(f"levels {level}", levels)
 
@@ -135,14 +137,20 @@ def removal(bench: Bench) -> None:
 
 
 def one_by_one(bench: Bench) -> None:
-    """Print the merge without 2, 4 and 6 blocks that go one by one, by KL to the merge."""
+    """Print the merge without 2, 4 and 6 blocks that go one by one, by KL to the merge, and after swaps."""
     unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
-    table = Table("model", "gone", "rule", "blocks", *MEASURES)
-    for measure in reversed(MEASURED):
-        found = greedy(Teacher(bench, bench.merge, measure), bench.merge, COUNTS, blocks)
-        for count, gone in found.items():
-            losses = bench.losses(without(bench.merge, gone, blocks))
-            table.row("merge", count, f"greedy, {measure}", " ".join(map(str, gone)), *numbers(losses, unpruned))
+    table = Table("model", "gone", "rule", "blocks", "tokens read", *MEASURES)
+    teacher = Teacher(bench, bench.merge, "kl")
+
+    def told(rule: str, gone: Sequence[int]) -> None:
+        losses = bench.losses(without(bench.merge, gone, blocks))
+        table.row("merge", len(gone), rule, " ".join(map(str, gone)), teacher.tokens, *numbers(losses, unpruned))
+
+    found, order = greedy(teacher, bench.merge, COUNTS, blocks)
+    for gone in found.values():
+        told("greedy, kl", gone)
+    for gone in found.values():
+        told("greedy and swaps, kl", swapped(teacher, bench.merge, gone, order[:SWAPPED], blocks))
 
 
 def repaired(bench: Bench) -> None:
@@ -150,7 +158,7 @@ def repaired(bench: Bench) -> None:
     norms, unpruned = bench.norms(bench.merge), bench.losses(bench.merge)
     table = Table("way", "sparsity", "tokens read", "seconds", *MEASURES)
     for level in sorted(LEVELS, reverse=True):
-        for scope, tokens in (("row", 0), ("row", 4096), ("tensor", 4096), ("row", 16_384)):
+        for scope, tokens in (("row", 0), ("row", 4096), ("tensor", 4096), ("row", REPAIRED)):
             recipe = pruned(bench.merge, level, norms, scope)
             if tokens:
                 recipe = bench.repaired(recipe, tokens)
@@ -162,6 +170,17 @@ def repaired(bench: Bench) -> None:
             )
 
 
+def taken_over(bench: Bench) -> None:
+    """Print the merge without 2, 4 and 6 blocks of least influence, and with their work taken over by a repair."""
+    unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
+    order = np.argsort(influences(bench, bench.merge), kind="stable").tolist()
+    table = Table("gone", "blocks", "tokens read", *MEASURES)
+    for count in COUNTS:
+        gone = sorted(order[:count])
+        recipe = bench.repaired(without(bench.merge, gone, blocks), REPAIRED)
+        table.row(count, " ".join(map(str, gone)), REPAIRED, *numbers(bench.losses(recipe), unpruned))
+
+
 PARTS = {
     "dense": dense,
     "criteria": criteria,
@@ -169,6 +188,7 @@ PARTS = {
     "removal": removal,
     "greedy": one_by_one,
     "repair": repaired,
+    "take-over": taken_over,
 }
 
 
