@@ -30,7 +30,8 @@ from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import Screened
-from sae_moo.recipe import Cast, Prune, Recipe
+from sae_moo.recipe import Cast, Recipe
+from sae_moo.recipe.structure import merged
 
 Measure = Literal["tv", "kl"]
 
@@ -181,10 +182,7 @@ def teacher(recipe: Recipe) -> Recipe:
 
     Parents that were pruned before they were merged stay so.
     """
-    inner = recipe.input if isinstance(recipe, Cast) else recipe
-    while isinstance(inner, Prune):
-        inner = inner.input
-    return Cast(inner, recipe.dtype) if isinstance(recipe, Cast) else inner
+    return Cast(merged(recipe), recipe.dtype) if isinstance(recipe, Cast) else merged(recipe)
 
 
 class Screening:
