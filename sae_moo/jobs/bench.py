@@ -140,12 +140,13 @@ class Bench:
     def check(self) -> None:
         """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
-        most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
-        check(most, self.pool)
-        if self.repair is not None and isinstance(most, Prune):
-            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
+        prunings = [ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))]
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            prunings.append(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration))
+        for pruning in prunings:
+            check(pruning, self.pool)
+            if self.repair is not None and isinstance(pruning, Prune):
+                check(Cast(Repair(pruning, self.repair), self.rounding), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
