@@ -129,14 +129,14 @@ class Evaluator:
         """
         if self.screening is None:
             raise ValueError("screening: expected one to choose among recipes with, got None")
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.screening.tokens
         try:
             screened = self.screening.best(recipes)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            seconds = time.perf_counter() - start
-            return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=0)
+            seconds, read = time.perf_counter() - start, self.screening.tokens - before
+            return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=read)
         return replace(self.evaluate(recipes[screened.chosen], rivals), screened=screened)
 
     def _speed(self, recipe: Recipe) -> float | None:
