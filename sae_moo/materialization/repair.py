@@ -6,6 +6,11 @@ weights yet unpruned, the second moments of what its matrices read are added up;
 (`ops.reconstruct`), and what the repaired block makes of the sequences is what the next one reads. So every block makes
 up for what went wrong before it, too, as far as its inputs tell.
 
+A stretch of blocks that is removed has its work taken over by the last block before it, as far as that can: the layer
+of it that writes straight to the residual stream writes, beside what it wrote, the least-squares estimate of what the
+stretch added (blocks replaced by something linear, as in ReplaceMe, arXiv 2505.02819; of the layer's own inputs here).
+Where none writes straight to the stream, since a norm comes after it, and before the first block, nobody takes it over.
+
 Zeros are exactly as many as the pruning has: in each tensor, each row, or every M along a row. Rows and columns of
 units and blocks that are removed stay removed, and what reads the rest of the units has its optimum over them.
 Which weights go otherwise is chosen anew, by what they cost with the others moved. Norms that a pruning restores
@@ -18,6 +23,7 @@ threads and the version of torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +53,9 @@ from sae_moo.recipe.structure import chain, merged, repair_of
 
 BATCH_TOKENS = 2048
 """Tokens of a forward pass; a longer single sequence is its own batch."""
+
+STRAIGHT = 0.05
+"""What is added to a layer's outputs comes out of the block as it is, if it differs by no more than such a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ def repair(
     dense, pruned = (Plan(each, pool, device, cache) for each in (merged(recipe), node.input))
     scope = next((each.scope for each in reversed(chain(recipe)) if each.scope not in STRUCTURED), COUNTED[0])
     blocks = _blocks(pool, model)
+    turned = transposed(pool)
     zeros: dict[str, int] = {}
 
     def write(info: TensorInfo, weights: Tensor) -> None:
@@ -95,20 +105,35 @@ def repair(
         if exact is not place:
             place.copy_(exact)
 
+    def put(block: _Block, plan: Plan) -> dict[str, Tensor]:
+        """Give a block its weights by a plan; return them."""
+        weights = {info.name: plan.tensor(info).float() for info in block.infos}
+        for info in block.infos:
+            write(info, weights[info.name])
+        return weights
+
     with _counting(blocks) as passed:
         batches = _hidden_states(model, blocks, pool.texts[node.calibration], device)
+        stays = [any(parameters[name].any() for name in block.layers) for block in blocks]
         for number, block in enumerate(blocks):
-            after = {info.name: pruned.tensor(info).float() for info in block.infos}
-            if any(after[name].any() for name in block.layers):
-                before = {info.name: dense.tensor(info).float() for info in block.infos}
-                for info in block.infos:
-                    write(info, before[info.name])
+            if stays[number]:
+                after = {info.name: pruned.tensor(info).float() for info in block.infos}
+                before = put(block, dense)
                 moments = _moments(block, batches, number)
+                stretch = list(itertools.takewhile(lambda i: not stays[i], range(number + 1, len(blocks))))
+                writer = _writer(block, batches[0], number) if stretch else None
+                if writer is not None:
+                    for i in stretch:
+                        put(blocks[i], dense)
+                    missing = _missing(blocks, number, stretch, writer, batches)
+                    for i in stretch:
+                        put(blocks[i], pruned)
+                    before[writer] = _with_added(before[writer], missing, moments.of(writer), node.damping, turned)
                 for info in block.infos:
                     if info.name in block.layers:
                         moment = moments.of(info.name)
                         gone = after[info.name] == 0
-                        write(info, _repaired(before[info.name], gone, moment, scope, node.damping, transposed(pool)))
+                        write(info, _repaired(before[info.name], gone, moment, scope, node.damping, turned))
                         zeros[info.name] = info.numel - int(torch.count_nonzero(places[info.name]))
                     else:
                         write(info, after[info.name])
@@ -379,6 +404,76 @@ def _moments(block: _Block, batches: Sequence[_Batch], number: int) -> _Moments:
             begin()
             block.run(batch, number)
     return found
+
+
+def _writer(block: _Block, batch: _Batch, number: int) -> str | None:
+    """Return the layer with the most inputs whose outputs are added to the block's as they are; None if there is none.
+
+    It is tried: what is added to the layer's outputs has to come out of the block.
+    """
+    plain, found = block.run(batch, number), []
+    added = torch.linspace(-1, 1, plain.shape[-1], device=plain.device, dtype=plain.dtype) * plain.std()
+    for name, layer in block.layers.items():
+        handle = layer.register_forward_hook(lambda _, __, made: made + added if made.shape[-1] == len(added) else None)
+        try:
+            moved = block.run(batch, number) - plain
+        finally:
+            handle.remove()
+        if float((moved - added).float().norm()) < STRAIGHT * float(added.expand_as(moved).float().norm()):
+            found.append(name)
+    sizes = {info.name: info.numel for info in block.infos}
+    return max(found, key=lambda name: sizes[name], default=None)
+
+
+def _missing(
+    blocks: Sequence[_Block], number: int, stretch: Sequence[int], writer: str, batches: Sequence[_Batch]
+) -> Tensor:
+    """Return the products of what a layer reads with what the blocks behind its own add, summed over all tokens.
+
+    Args:
+        blocks: all of them; those of the stretch with all their weights.
+        number: of the layer's block.
+        stretch: numbers of the blocks that are to go.
+        writer: the layer.
+        batches: what its block reads.
+
+    Returns:
+        Float32, shape (inputs, outputs).
+    """
+    read: list[Tensor] = []
+    handle = blocks[number].layers[writer].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    total: Tensor | None = None
+    try:
+        for batch in batches:
+            written = blocks[number].run(batch, number)
+            through = _Batch(written, batch.calls)
+            for i in stretch:
+                through.hidden = blocks[i].run(through, i)
+            features = read.pop()
+            added = (through.hidden - written).float()
+            product = features.reshape(-1, features.shape[-1]).float().t() @ added.reshape(-1, added.shape[-1])
+            total = product if total is None else total + product
+    finally:
+        handle.remove()
+    assert total is not None  # there are sequences
+    return total
+
+
+def _with_added(weights: Tensor, missing: Tensor, moments: Tensor, damping: float, turned: bool) -> Tensor:
+    """Return weights that write, beside what they wrote, the least-squares estimate of something missing.
+
+    Args:
+        weights: float32.
+        missing: products of what the layer reads with what is missing, shape (inputs, outputs).
+        moments: second moments of what it reads, a lower triangle.
+        damping: see `Repair`.
+        turned: whether weights are stored inputs x outputs.
+    """
+    factor = factorized(moments, damping)
+    if factor is None:
+        return weights
+    added = torch.cholesky_solve(missing, factor)
+    return weights + (added if turned else added.t())
 
 
 @contextmanager
