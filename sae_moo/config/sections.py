@@ -260,7 +260,7 @@ class SearchSection(Section):
     finish: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=0,
         description="how many members of the front, those that stand for it best, are repaired after the search and "
-        "evaluated as further trials, on top of `evaluations`",
+        "evaluated as further trials, on top of `evaluations` and `tokens`",
     )
     pace: Pace | None = Field(
         default=None,

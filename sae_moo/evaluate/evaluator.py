@@ -77,12 +77,13 @@ class Evaluator:
         found = None if self.known is None else self.known.find(recipe)
         if found is not None:
             return replace(found, speed=self._speed(recipe))
-        merged, reason, before = recipe, None, self.scorer.tokens
+        merged, reason, tokens = recipe, None, -self.scorer.tokens
         merging: float | None = None
         start = time.perf_counter()
         try:
             report = materialize(recipe, self.pool, self.model, self.cache)
             merged, merging, start = report.recipe, report.seconds, time.perf_counter()
+            tokens += report.tokens
             counted = Evaluation(merged, sparsity=report.sparsity, speed=self._speed(merged))
             scores, stopped = self._scores(counted, rivals)
         except (TaskError, WeightsError) as error:
@@ -91,7 +92,7 @@ class Evaluator:
             if not out_of_memory(error):
                 raise
             reason = _short_of_memory(error)
-        tokens = self.scorer.tokens - before
+        tokens += self.scorer.tokens
         seconds = time.perf_counter() - start  # of scoring; of merging where that failed
         if reason is not None:
             merging, scoring = (seconds, 0.0) if merging is None else (merging, seconds)
@@ -128,14 +129,14 @@ class Evaluator:
         """
         if self.screening is None:
             raise ValueError("screening: expected one to choose among recipes with, got None")
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.screening.tokens
         try:
             screened = self.screening.best(recipes)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            seconds = time.perf_counter() - start
-            return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=0)
+            seconds, read = time.perf_counter() - start, self.screening.tokens - before
+            return Evaluation(recipes[0], reason=_short_of_memory(error), seconds_score=seconds, tokens=read)
         return replace(self.evaluate(recipes[screened.chosen], rivals), screened=screened)
 
     def _speed(self, recipe: Recipe) -> float | None:

@@ -30,7 +30,8 @@ from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.parents import WeightCache
 from sae_moo.objectives import Screened
-from sae_moo.recipe import Cast, Prune, Recipe
+from sae_moo.recipe import Cast, Recipe
+from sae_moo.recipe.structure import merged
 
 Measure = Literal["tv", "kl"]
 
@@ -181,10 +182,7 @@ def teacher(recipe: Recipe) -> Recipe:
 
     Parents that were pruned before they were merged stay so.
     """
-    inner = recipe.input if isinstance(recipe, Cast) else recipe
-    while isinstance(inner, Prune):
-        inner = inner.input
-    return Cast(inner, recipe.dtype) if isinstance(recipe, Cast) else inner
+    return Cast(merged(recipe), recipe.dtype) if isinstance(recipe, Cast) else merged(recipe)
 
 
 class Screening:
@@ -200,6 +198,9 @@ class Screening:
         sequences: the texts as token ids, in the order in which they are taken, `section.more` of them at most, at
             least two.
         cache: weights of candidates seen before, or None; nothing is added.
+
+    Attributes:
+        tokens: how many tokens models have read in all so far, the teachers among them.
     """
 
     def __init__(
@@ -216,6 +217,7 @@ class Screening:
         self._cache = cache
         device = next(iter(pool.parameters(model).values())).device
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.tokens = 0
         self._stages = [Texts.of(part, vocabulary, device) for part in staged(sequences, section.tokens)]
 
     def best(self, recipes: Sequence[Recipe]) -> Screened:
@@ -224,49 +226,50 @@ class Screening:
         Raises:
             ValueError: if there are none, or they have several teachers.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.tokens
         teachers = {teacher(recipe) for recipe in recipes}
         if len(teachers) != 1:
             raise ValueError(f"recipes: expected allocations over one merge, got {len(teachers)} merges")
         (unpruned,) = teachers
         alive = list(range(len(recipes)))
-        sums, places, read = dict.fromkeys(alive, 0.0), 0, 0
+        sums, places = dict.fromkeys(alive, 0.0), 0
         kept = (len(recipes), self._section.survivors)
         for texts, count in zip(self._stages, kept, strict=True):
             if (count == 1 and places) or not texts.batches:
                 break
             alive = sorted(sorted(alive, key=lambda i: -round(sums[i] / max(places, 1), DIGITS))[:count])
-            found, tokens = self._summed(unpruned, {i: recipes[i] for i in alive}, texts)
+            found = self._summed(unpruned, {i: recipes[i] for i in alive}, texts)
             sums = {i: sums[i] + found[i] for i in alive}
-            places, read = places + texts.tokens, read + tokens
+            places += texts.tokens
         mean = {i: round(sums[i] / places, DIGITS) for i in sums}
         chosen = max(mean, key=lambda i: (mean[i], -i))
         told = mean[chosen] if math.isfinite(mean[chosen]) else None
-        return Screened(len(recipes), chosen if told is not None else 0, told, read, time.perf_counter() - start)
+        read, seconds = self.tokens - before, time.perf_counter() - start
+        return Screened(len(recipes), chosen if told is not None else 0, told, read, seconds)
 
-    def _summed(self, unpruned: Recipe, recipes: dict[int, Recipe], texts: Texts) -> tuple[dict[int, float], int]:
-        """Return how alike each recipe is, summed over the places of texts, and how many tokens were read for it.
+    def _summed(self, unpruned: Recipe, recipes: dict[int, Recipe], texts: Texts) -> dict[int, float]:
+        """Return how alike each recipe is, summed over the places of texts.
 
         Minus infinity where logits are not finite, and for all where the teacher's are not.
         """
-        sums, read = dict.fromkeys(recipes, 0.0), 0
+        sums = dict.fromkeys(recipes, 0.0)
         for part in texts.parts():
-            read += part.tokens
             try:
                 self._write(unpruned)
+                self.tokens += part.tokens
                 wanted = log_probabilities(self._model, part)
             except (TaskError, WeightsError):
-                return dict.fromkeys(recipes, -math.inf), read
+                return dict.fromkeys(recipes, -math.inf)
             for i, recipe in recipes.items():
                 if not math.isfinite(sums[i]):
                     continue
-                read += part.tokens
                 try:
                     self._write(recipe)
+                    self.tokens += part.tokens
                     sums[i] += float(similarity(wanted, self._model, part, self._section.measure).sum())
                 except (TaskError, WeightsError):
                     sums[i] = -math.inf
-        return sums, read
+        return sums
 
     def _write(self, recipe: Recipe) -> None:
         materialize(recipe, self._pool, self._model, self._cache, hold=False)

@@ -35,7 +35,8 @@ class Run:
         fingerprints: expert name -> content fingerprint.
         groups: parameter group names, in the pool's order.
         identity: what the study is bound to; see `bench.Bench.identity`.
-        exhausted: how many trials there were when the search had nothing left to try; None while it has.
+        exhausted: how many trials there were when the search had nothing left to try, or no forward tokens; None
+            while it has.
         anchors: task name -> the instances of its search split that are asked, where not all are.
         merging: how recipes became weights in the session that ran last: by which form of the arithmetic, on which
             device; empty where that was not kept.

@@ -64,7 +64,7 @@ class View:
         dtype: of the models.
         records: all trials, in order of their numbers.
         front: the non-dominated feasible ones, best in the first objective first.
-        exhausted: whether the search ended with nothing left to try.
+        exhausted: whether the search ended with nothing left to try, or no forward tokens left.
         left_alone: sub-models that are neither pruned nor counted in the sparsity.
     """
 

@@ -244,6 +244,7 @@ def _cost(view: View) -> str:
     fresh = [record.evaluation for record in made if record.repeats is None]
     merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
     screened = [each.screened for each in fresh if each.screened is not None]
+    read = tokens(view.records)
     states = Counter(record.state for record in view.records)
     asides = [
         (states["failed"], "failed"),
@@ -256,7 +257,8 @@ def _cost(view: View) -> str:
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)
     return (
         f"{len(made):,}{budget} evaluations{f' ({told})' if told else ''}, "
-        f"{duration(merging)} of merging and {duration(scoring)} of scoring.{_screened(screened, tokens(view.records))}"
+        f"{duration(merging)} of merging and {duration(scoring)} of scoring"
+        f"{f', {read:,} forward tokens' if read else ''}.{_screened(screened, read)}"
     )
 
 
@@ -265,7 +267,7 @@ def _screened(screened: Sequence[Screened], everything: int | None) -> str:
     if not screened:
         return ""
     read, candidates = sum(each.tokens for each in screened), sum(each.candidates for each in screened)
-    share = f", {read / everything:.0%} of all {everything:,}" if everything else ""
+    share = f", {read / everything:.0%} of all" if everything else ""
     return (
         f" Screening chose {count(len(screened), 'candidate')} among {candidates:,} allocations: {read:,} forward "
         f"tokens{share}, and {duration(sum(each.seconds for each in screened))}."

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,10 @@ from sae_moo.experts.code import only_code
 from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.files.places import located
-from sae_moo.materialization.calibration import calibrate
+from sae_moo.jobs.texts import calibrated, repaired_on, screened_on
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
-from sae_moo.materialization.texts import TOKENS, calibration_texts, read_texts, sequences_of, texts_digest
+from sae_moo.materialization.texts import texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
@@ -106,9 +105,9 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        repair = _repairing(config, pool, tasks) if config.search.finish else None
-        calibration = _calibrated(config, pool, tasks, device)
-        bench = cls(config, pool, tasks, device, calibration, _screened(config, pool, tasks), repair)
+        repair = repaired_on(config, pool, tasks) if config.search.finish else None
+        calibration = calibrated(config, pool, tasks, device)
+        bench = cls(config, pool, tasks, device, calibration, screened_on(config, pool, tasks), repair)
         bench.check()
         return bench
 
@@ -126,26 +125,27 @@ class Bench:
             raise ValueError("evaluation: expected that which was opened")
         if config.pruning.submodels != self.config.pruning.submodels:
             raise ValueError("pruning.submodels: expected those that the models were opened with")
-        calibrated = self.calibration
+        calibration = self.calibration
         if config.pruning != self.config.pruning:
-            calibrated = _calibrated(config, self.pool, self.tasks, self.device)
+            calibration = calibrated(config, self.pool, self.tasks, self.device)
         screened = self.screened
         if config.evaluation.screening != self.config.evaluation.screening:
-            screened = _screened(config, self.pool, self.tasks)
-        repair = _repairing(config, self.pool, self.tasks) if config.search.finish else None
-        bench = replace(self, config=config, calibration=calibrated, screened=screened, repair=repair)
+            screened = screened_on(config, self.pool, self.tasks)
+        repair = repaired_on(config, self.pool, self.tasks) if config.search.finish else None
+        bench = replace(self, config=config, calibration=calibration, screened=screened, repair=repair)
         bench.check()
         return bench
 
     def check(self) -> None:
         """Raise InputError if the experts cannot be pruned, or their speed not be measured, as configured."""
         ground = self.ground()
-        most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
-        check(most, self.pool)
-        if self.repair is not None and isinstance(most, Prune):
-            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
+        prunings = [ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))]
         for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
+            prunings.append(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration))
+        for pruning in prunings:
+            check(pruning, self.pool)
+            if self.repair is not None and isinstance(pruning, Prune):
+                check(Cast(Repair(pruning, self.repair), self.rounding), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
@@ -237,7 +237,7 @@ class Bench:
         Raises:
             InputError: if there are none, or too short ones.
         """
-        return self.repair or _repairing(self.config, self.pool, self.tasks)
+        return self.repair or repaired_on(self.config, self.pool, self.tasks)
 
     def finishing(self) -> Finishing:
         """Return what asks for repaired members of the front once a search is over."""
@@ -468,40 +468,6 @@ def scorer_of(
 def _engine(folder: Path, dtype: str, device: str, length: int) -> Engine:
     """Return the engine of this process: it lives as long, and memory holds one. Weights are loaded before each use."""
     return Engine(folder, dtype, device, length)
-
-
-def _calibrated(config: Config, pool: ExpertPool, tasks: Sequence[Task], device: str) -> str | None:
-    """Give the pool the activation norms that the configured criterion weighs by; return their digest."""
-    section = config.pruning.calibrated
-    if section is None:
-        return None
-    texts = _texts(section.data, config, tasks)
-    return calibrate(pool, texts, section.tokens, section.model, config.models.dtype, device)
-
-
-def _texts(data: str | None, config: Config, tasks: Sequence[Task]) -> Sequence[str | Sequence[int]]:
-    """Return the texts of a file, or the search split's prompts, a task after another; the test split stays unseen."""
-    if data is not None:
-        return read_texts(located(data, config.directory))
-    prompts = [dict.fromkeys(request.context for request in task.requests("search")) for task in tasks]
-    return [prompt for row in zip_longest(*prompts) for prompt in row if prompt is not None]
-
-
-def _repairing(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> str:
-    """Give the pool the texts that a repair reads: the calibration's, else prompts; return their digest."""
-    section = config.pruning.calibration
-    data, tokens = (None, TOKENS) if section is None else (section.data, section.tokens)
-    return calibration_texts(pool, _texts(data, config, tasks), tokens)
-
-
-def _screened(config: Config, pool: ExpertPool, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
-    """Return what allocations are screened on, as token ids; nothing if they are not."""
-    section = config.evaluation.screening
-    if section is None:
-        return ()
-    texts = _texts(section.data, config, tasks)
-    sequences = sequences_of(pool, texts, max(section.tokens, section.more), "evaluation.screening")
-    return tuple(map(tuple, sequences))
 
 
 def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:

@@ -20,7 +20,7 @@ from sae_moo.experts.layout import dtype_of
 from sae_moo.explore.run import Run
 from sae_moo.files.whole import check_free
 from sae_moo.jobs.bench import Bench, versions
-from sae_moo.jobs.judge import bench_of
+from sae_moo.jobs.judge import bench_of, trial_name
 from sae_moo.jobs.merge import merge
 from sae_moo.jobs.repair import repair_trial
 from sae_moo.jobs.verify import verify_apart
@@ -124,7 +124,7 @@ def export(
         output=output,
         stream=stream,
         sparsity=_sparsity(record),
-        whose=_whose(record),
+        whose=trial_name(record),
         card=replace(card, warnings=tuple(f"{caution}." for caution in known)),
         tokenizer=tokenizer,
         settings=tokenizer_from,
@@ -166,16 +166,12 @@ def estimate(run: Run, record: Ended) -> list[Estimate]:
     """
     stream = _stream(run, record, bench_of(run, any_device=True))
     found = estimates(stream, (*FORMATS.values(), *FORMATS.guests()))
-    check_sparsity(stream, _sparsity(record), _whose(record))
+    check_sparsity(stream, _sparsity(record), trial_name(record))
     return found
 
 
 def _stream(run: Run, record: Ended, bench: Bench) -> Stream:
     return Stream(record.recipe, bench.pool, dtype_of(run.config.models.dtype), bench.device)
-
-
-def _whose(record: Ended) -> str:
-    return f"trial {record.number}" + (", repaired" if repair_of(record.recipe) is not None else "")
 
 
 def _sparsity(record: Ended) -> float:

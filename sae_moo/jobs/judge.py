@@ -127,7 +127,7 @@ def on_both_splits(run: Run, view: View, records: Sequence[Ended], references: b
     check_has_test(run.config)
     bench = bench_of(run, any_device=True)
     wanted: list[tuple[str, int | None, Evaluation | None]] = [
-        (_called(record), record.number, record.evaluation) for record in records
+        (trial_name(record), record.number, record.evaluation) for record in records
     ]
     if references:
         wanted += _references(run, view, bench)
@@ -146,7 +146,8 @@ def on_both_splits(run: Run, view: View, records: Sequence[Ended], references: b
     ]
 
 
-def _called(record: Ended) -> str:
+def trial_name(record: Ended) -> str:
+    """Return what tables and messages call a trial: ``trial N``, or ``trial N, repaired``."""
     return f"trial {record.number}" + (", repaired" if repair_of(record.recipe) is not None else "")
 
 

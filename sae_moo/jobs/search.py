@@ -19,7 +19,7 @@ from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Event, Exhausted, Listener, Opened, PutAside, Study
+from sae_moo.study.loop import Event, Exhausted, Listener, Opened, PutAside, Spent, Study
 from sae_moo.study.trials import TrialStorage
 
 
@@ -88,7 +88,7 @@ def search(
                 describe(stored, said.attributes())
 
         def heard(event: Event) -> None:
-            if isinstance(event, Exhausted):
+            if isinstance(event, Exhausted | Spent):
                 noted(exhausted=event.evaluations)
             listener(event)
 

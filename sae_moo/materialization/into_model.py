@@ -38,6 +38,7 @@ class Report:
         tensor_sparsity: tensor name -> fraction of exact zeros, prunable or not; what the live model has no place for
             is left out.
         seconds: wall time.
+        tokens: forward tokens that a repair took; 0 where nothing was repaired.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Report:
     group_sparsity: Mapping[str, float]
     tensor_sparsity: Mapping[str, float]
     seconds: float
+    tokens: int
 
 
 def materialize(
@@ -67,7 +69,8 @@ def materialize(
     """
     start = time.perf_counter()
     written = write(recipe, pool, into, cache, hold=hold)
-    return Report(written.recipe, *fractions(pool, written.zeros), seconds=time.perf_counter() - start)
+    found = fractions(pool, written.zeros)
+    return Report(written.recipe, *found, seconds=time.perf_counter() - start, tokens=written.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,13 @@ class Written:
         recipe: as in `Report`.
         exact: tensor name -> its values, where the live model has them or, where that rounds them, beside it.
         zeros: tensor name -> how many of them are zero.
+        tokens: as in `Report`.
     """
 
     recipe: Recipe
     exact: Mapping[str, Tensor]
     zeros: Mapping[str, int]
+    tokens: int
 
 
 @torch.no_grad()
@@ -109,18 +114,20 @@ def write(
             exact[info.name] = torch.empty(info.shape, dtype=info.dtype, device=place.device)
         places.append((info, exact[info.name]))
     zeros = dict(zip((info.name for info, _ in places), ready.plan.write(places), strict=True))
-    if repair_of(recipe) is not None:
-        assert isinstance(recipe, Cast)
-        zeros |= repair(recipe, pool, into, exact, cache)
     for info, written in places:
         if info.name in parameters and written is not parameters[info.name]:
             parameters[info.name].copy_(written)
+    tokens = 0
+    if repair_of(recipe) is not None:
+        assert isinstance(recipe, Cast)
+        done = repair(recipe, pool, into, exact, cache)
+        zeros, tokens = {**zeros, **done.zeros}, done.tokens
     mask_removed_experts_(into, pool, parameters, zeros)
     rounded = isinstance(recipe, Cast) and (stored or dtype_of(recipe.dtype) == first.dtype)
     bred = hold and repair_of(recipe) is None  # nothing is bred of what was repaired
     if cache is not None and bred and rounded and worth_holding(recipe):
         cache.put(recipe, exact.items(), size)
-    return Written(recipe, exact, zeros)
+    return Written(recipe, exact, zeros, tokens)
 
 
 def measured_sparsity(pool: ExpertPool, model: nn.Module) -> float:

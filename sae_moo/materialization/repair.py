@@ -58,10 +58,23 @@ STRAIGHT = 0.05
 """What is added to a layer's outputs comes out of the block as it is, if it differs by no more than such a part."""
 
 
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair has done.
+
+    Args:
+        zeros: how many zeros each of the repaired tensors holds now.
+        tokens: how many forward tokens it took: what blocks have read, over the number of blocks, rounded up.
+    """
+
+    zeros: Mapping[str, int]
+    tokens: int
+
+
 @torch.no_grad()
 def repair(
     recipe: Cast, pool: ExpertPool, model: Any, places: Mapping[str, Tensor], cache: WeightCache | None = None
-) -> dict[str, int]:
+) -> Repaired:
     """Repair the prunable tensors of a pruned merge that a live model holds.
 
     Args:
@@ -71,9 +84,6 @@ def repair(
         places: tensor name -> where its exact values are written; of those that the model itself rounds another tensor
             than its parameter.
         cache: weights of candidates already materialized; read.
-
-    Returns:
-        How many zeros each of the repaired tensors holds now.
 
     Raises:
         InputError: if the architecture is not made of blocks that can be run one after another.
@@ -86,7 +96,6 @@ def repair(
     dense, pruned = (Plan(each, pool, device, cache) for each in (merged(recipe), node.input))
     scope = next((each.scope for each in reversed(chain(recipe)) if each.scope not in STRUCTURED), COUNTED[0])
     blocks = _blocks(pool, model)
-    batches = _hidden_states(model, blocks, pool.texts[node.calibration], device)
     turned = transposed(pool)
     zeros: dict[str, int] = {}
 
@@ -103,33 +112,51 @@ def repair(
             write(info, weights[info.name])
         return weights
 
-    stays = [any(parameters[name].any() for name in block.layers) for block in blocks]
-    for number, block in enumerate(blocks):
-        if stays[number]:
-            after = {info.name: pruned.tensor(info).float() for info in block.infos}
-            before = put(block, dense)
-            moments = _moments(block, batches, number)
-            stretch = list(itertools.takewhile(lambda i: not stays[i], range(number + 1, len(blocks))))
-            writer = _writer(block, batches[0], number) if stretch else None
-            if writer is not None:
-                for i in stretch:
-                    put(blocks[i], dense)
-                missing = _missing(blocks, number, stretch, writer, batches)
-                for i in stretch:
-                    put(blocks[i], pruned)
-                before[writer] = _with_added(before[writer], missing, moments.of(writer), node.damping, turned)
-            for info in block.infos:
-                if info.name in block.layers:
-                    moment = moments.of(info.name)
-                    gone = after[info.name] == 0
-                    write(info, _repaired(before[info.name], gone, moment, scope, node.damping, turned))
-                    zeros[info.name] = info.numel - int(torch.count_nonzero(places[info.name]))
-                else:
-                    write(info, after[info.name])
-        if number + 1 < len(blocks):
-            for batch in batches:
-                batch.hidden = block.run(batch, number)
-    return zeros
+    with _counting(blocks) as passed:
+        batches = _hidden_states(model, blocks, pool.texts[node.calibration], device)
+        stays = [any(parameters[name].any() for name in block.layers) for block in blocks]
+        for number, block in enumerate(blocks):
+            if stays[number]:
+                after = {info.name: pruned.tensor(info).float() for info in block.infos}
+                before = put(block, dense)
+                moments = _moments(block, batches, number)
+                stretch = list(itertools.takewhile(lambda i: not stays[i], range(number + 1, len(blocks))))
+                writer = _writer(block, batches[0], number) if stretch else None
+                if writer is not None:
+                    for i in stretch:
+                        put(blocks[i], dense)
+                    missing = _missing(blocks, number, stretch, writer, batches)
+                    for i in stretch:
+                        put(blocks[i], pruned)
+                    before[writer] = _with_added(before[writer], missing, moments.of(writer), node.damping, turned)
+                for info in block.infos:
+                    if info.name in block.layers:
+                        moment = moments.of(info.name)
+                        gone = after[info.name] == 0
+                        write(info, _repaired(before[info.name], gone, moment, scope, node.damping, turned))
+                        zeros[info.name] = info.numel - int(torch.count_nonzero(places[info.name]))
+                    else:
+                        write(info, after[info.name])
+            if number + 1 < len(blocks):
+                for batch in batches:
+                    batch.hidden = block.run(batch, number)
+    return Repaired(zeros, -(-sum(passed) // len(blocks)))
+
+
+@contextmanager
+def _counting(blocks: Sequence[_Block]) -> Iterator[list[int]]:
+    """While entered, note how many tokens a block has read whenever one has."""
+    passed: list[int] = []
+
+    def note(_: nn.Module, __: tuple[Any, ...], made: Any) -> None:
+        passed.append(_output(made)[..., 0].numel())
+
+    handles = [block.module.register_forward_hook(note) for block in blocks]
+    try:
+        yield passed
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,25 +313,29 @@ def _hidden_states(
     """Return what the first block reads of all sequences, in batches of equally long ones.
 
     Raises:
-        InputError: if the blocks alone, run one after another, give other hidden states than the model has.
+        InputError: if the blocks alone, run one after another, give other hidden states than the model has; also where
+            they are given something of the tokens beside hidden states, which differs from batch to batch.
     """
     known: dict[tuple[int, int], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
     by_length: dict[int, list[Sequence[int]]] = {}
     for sequence in sequences:
         by_length.setdefault(len(sequence), []).append(sequence)
     batches: list[_Batch] = []
+    shared = False  # whether blocks can be given what they were given of another batch of that shape
     for length in sorted(by_length):
         rows = max(1, BATCH_TOKENS // length)
         for start in range(0, len(by_length[length]), rows):
             tokens = torch.tensor(by_length[length][start : start + rows], device=device)
             shape = (tokens.shape[0], tokens.shape[1])
-            if shape in known:
+            again = shape in known
+            if again and shared:
                 batches.append(_Batch(_first(model, blocks[0].module, tokens), known[shape]))
                 continue
-            first, known[shape], last = _calls(model, blocks, tokens)
-            batches.append(_Batch(first, known[shape]))
-            if len(known) == 1:
+            first, calls, last = _calls(model, blocks, tokens)
+            batches.append(_Batch(first, known.setdefault(shape, calls)))
+            if again or len(batches) == 1:
                 _check_chain(blocks, batches[-1], last)
+                shared = again
     return batches
 
 

@@ -73,8 +73,8 @@ class Evaluation:
             model, then per parameter group; else empty.
         speed: modelled tokens per second of the structured export over those of the base, above 0; at least 1 wherever
             nothing is added to the model. None where nobody asked for it.
-        tokens: how many tokens the model read while it was scored, those it wrote among them; None if that is not
-            known, as in studies of builds that did not count them.
+        tokens: how many tokens the model read while it was scored, those it wrote among them, and while it was
+            repaired; None if that is not known, as in studies of builds that did not count them.
         screened: how the candidate was chosen before; None where it was the only one.
     """
 
@@ -114,7 +114,7 @@ class Evaluation:
 
     @property
     def spent(self) -> int | None:
-        """Forward tokens in all, of screening and of scoring; None if that is not known."""
+        """Forward tokens in all, of screening, repairing and scoring; None if that is not known."""
         return None if self.tokens is None else self.tokens + (0 if self.screened is None else self.screened.tokens)
 
     def mean(self, task: str) -> float:

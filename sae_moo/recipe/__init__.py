@@ -2,13 +2,8 @@
 
 from sae_moo.recipe.nodes import (
     BASE,
-    BLOCKS,
-    COUNTED,
     DTYPES,
-    MOE_EXPERTS,
-    SCOPES,
     STORED,
-    STRUCTURED,
     Cast,
     Expert,
     Merge,
@@ -22,11 +17,18 @@ from sae_moo.recipe.nodes import (
     encode,
     experts_of,
     guests_of,
-    pattern,
-    pattern_sparsity,
     walk,
 )
 from sae_moo.recipe.rows import Param, Weights, rounded
+from sae_moo.recipe.scopes import (
+    BLOCKS,
+    COUNTED,
+    MOE_EXPERTS,
+    SCOPES,
+    STRUCTURED,
+    pattern,
+    pattern_sparsity,
+)
 
 __all__ = [
     "BASE",

@@ -18,23 +18,14 @@ from sae_moo.errors import InputError
 from sae_moo.recipe.catalogue import SEPARATOR, Guest, Row, canonical, check_guests
 from sae_moo.recipe.criteria import CRITERIA, USUAL
 from sae_moo.recipe.methods import METHODS
-from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers, rounded
+from sae_moo.recipe.rows import Param, Rows, Weights, number, numbers
+from sae_moo.recipe.scopes import STRUCTURED, check_scope, checked_counts, checked_units
 
 SCHEMA = 1
 BASE = "base"
 DTYPES = ("float32", "bfloat16", "float16")
 STORED = "stored"
 """What a `Cast` rounds to where checkpoints mix dtypes: every tensor to the dtype that the base stores it in."""
-BLOCKS = "blocks"
-"""The scope that removes whole transformer blocks: a block is one unit."""
-MOE_EXPERTS = "moe-experts"
-"""The scope that removes whole experts of a mixture, the same number from each."""
-STRUCTURED = ("neurons", "heads", MOE_EXPERTS, BLOCKS)
-"""Scopes that remove whole units of blocks, or the blocks themselves."""
-SCOPES = ("tensor", "group", "global", "row", *STRUCTURED)
-"""Pruning scopes by name; a pattern such as ``2:4`` is one too (`pattern`)."""
-COUNTED = ("tensor", "group", "global")
-"""Scopes that come down to one count per tensor."""
 
 
 class HasFingerprints(Protocol):
@@ -43,20 +34,6 @@ class HasFingerprints(Protocol):
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Expert name -> hexadecimal digest of its weights."""
-
-
-def pattern(scope: str) -> tuple[int, int] | None:
-    """Return (N, M) of a scope ``N:M``: of every M consecutive weights along the input at most N stay; else None."""
-    found = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", scope)
-    if found is None or int(found[1]) >= int(found[2]):
-        return None
-    return int(found[1]), int(found[2])
-
-
-def pattern_sparsity(scope: str) -> float | None:
-    """Return the sparsity 1 - N/M of a scope ``N:M``, as a recipe writes it; None for other scopes."""
-    kept = pattern(scope)
-    return None if kept is None else rounded(1.0 - kept[0] / kept[1])
 
 
 class Recipe:
@@ -237,13 +214,13 @@ class Prune(Recipe):
         object.__setattr__(self, "criterion", canonical(self.criterion))
         single = not isinstance(self.sparsity, (Sequence, tuple))
         object.__setattr__(self, "sparsity", asked[0] if single else asked)
-        _check_scope(self.scope, asked, single)
+        check_scope(self.scope, asked, single)
         if self.counts is not None:
-            object.__setattr__(self, "counts", _counts(self.counts, self.scope))
+            object.__setattr__(self, "counts", checked_counts(self.counts, self.scope))
         if self.calibration is not None:
             _check_calibration("Prune", self.calibration)
         if self.units is not None:
-            object.__setattr__(self, "units", _units(self.units, self.scope))
+            object.__setattr__(self, "units", checked_units(self.units, self.scope))
         if type(self.rescale) is not bool:
             raise InputError(f"Prune: expected true or false as rescale, got {self.rescale!r}")
         if self.rescale and self.scope in STRUCTURED:
@@ -531,41 +508,9 @@ def _seal(node: Recipe) -> None:
     object.__setattr__(node, "key", hashlib.sha256(content.encode()).hexdigest())
 
 
-def _check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
-    if not isinstance(scope, str) or (scope not in SCOPES and pattern(scope) is None):
-        raise InputError(
-            f"Prune: expected a scope among {', '.join(SCOPES)}, or N:M with N < M such as 2:4, got {scope!r}"
-        )
-    share = pattern_sparsity(scope)
-    for value in asked if share is not None else ():
-        if value != share and (single or value != 0.0):
-            raise InputError(f"Prune: scope {scope!r} has sparsity {share}, got {value}")
-    if scope == BLOCKS and not single:
-        raise InputError(f"Prune: scope {scope!r} takes one sparsity, the share of blocks, got {len(asked)}")
-
-
 def _check_calibration(node: str, digest: object) -> None:
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise InputError(f"{node}: expected 64 hexadecimal digits as calibration, got {digest!r}")
-
-
-def _counts(given: Any, scope: str) -> tuple[int, ...]:
-    counts = tuple(given)
-    if scope not in COUNTED:
-        raise InputError(f"Prune: counts belong to the scopes {', '.join(COUNTED)}, got them with {scope!r}")
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise InputError(f"Prune: expected whole numbers from 0 as counts, got {given!r}")
-    return counts
-
-
-def _units(given: Any, scope: str) -> tuple[tuple[int, ...], ...]:
-    if scope not in STRUCTURED:
-        raise InputError(f"Prune: units belong to the scopes {', '.join(STRUCTURED)}, got them with {scope!r}")
-    rows = tuple(tuple(row) for row in given)
-    for row in rows:
-        if not all(type(unit) is int and unit >= 0 for unit in row) or list(row) != sorted(set(row)):
-            raise InputError(f"Prune: expected ascending whole numbers from 0 as units of a block, got {row!r}")
-    return rows
 
 
 def _as_hex(row: Sequence[int]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sae_moo.recipe.nodes import BLOCKS, Cast, Prune, Recipe, Repair
+from sae_moo.recipe.nodes import Cast, Prune, Recipe, Repair
+from sae_moo.recipe.scopes import BLOCKS
 
 
 def chain(recipe: Recipe) -> tuple[Prune, ...]:

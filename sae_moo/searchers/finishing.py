@@ -112,7 +112,8 @@ def _spread(front: Front[Evaluation]) -> list[Evaluation]:
 
     Of equal ones the first comes first, as the front has them ranked.
     """
-    left = [each for each in front.ranked if each.sparsity > 0 and repaired(each.recipe, "0" * 64) is not None]
+    once = {each.recipe: each for each in front.ranked}  # a recipe that was asked for again stands there again
+    left = [each for each in once.values() if each.sparsity > 0 and repaired(each.recipe, "0" * 64) is not None]
     order: list[Evaluation] = []
     taken: Front[Evaluation] = Front(front.objectives, front.constraints)
     while left:

@@ -53,7 +53,7 @@ def sparsity_score(sparsity: Array, tau: float = 1.0) -> Array:
     """Return ``P_i = softmax_i(rho_i / tau)`` over the candidates, per column if there are several groups.
 
     Args:
-        sparsity: shape (candidates,) or (candidates, groups), in [0, 1).
+        sparsity: shape (candidates,) or (candidates, groups), in [0, 1]; 1 for a block that is removed.
         tau: temperature, above 0.
     """
     exponent = sparsity / tau

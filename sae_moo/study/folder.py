@@ -350,7 +350,8 @@ class StudyHeader:
         identity: what the study is bound to; see `bench.Bench.identity`.
         anchors: task name -> the instances of its search split that are asked, where not all are.
         items: task name -> split -> where its items come from, for a reader's eyes.
-        exhausted: how many trials there were when the search had nothing left to try; None while it has.
+        exhausted: how many trials there were when the search had nothing left to try, or no forward tokens; None while
+            it has.
         merging: how recipes became weights in the session that ran last, for a reader's eyes: by which form of the
             arithmetic, on which device; empty where that is not known.
         batches: what is computed of a candidate -> how many tokens of it at once, where that was measured on the device

@@ -151,7 +151,7 @@ class Study:
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
         tokens: a second budget: no more candidates are asked for once evaluations took so many forward tokens, those of
-            earlier trials counted; None: any number.
+            earlier trials counted, those of repaired ones not; None: any number.
         finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
     """
@@ -295,15 +295,15 @@ class Study:
         """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
         self._told += 1
         self._first_with.setdefault(record.identity, (record.number, record.evaluation))
-        if record.repeats is None and self._tokens is not None:
-            self._spent += self._tokens_of(record)
         self._number_of.setdefault(record.recipe, record.number)
-        if self._rivals is not None and record.repeats is None:
-            self._rivals = self._rivals.after(record.evaluation)
         proposal = self._proposals.pop(record.number).proposal
         self._finishing.tell(proposal, record.evaluation)
-        if proposal.operator != REPAIR:
-            self._searcher.tell(proposal, record.evaluation)
+        if proposal.operator == REPAIR:
+            return  # a search that goes on races against nobody, and pays for nothing, that it did not ask for
+        if record.repeats is None:
+            self._spent += 0 if self._tokens is None else self._tokens_of(record)
+            self._rivals = None if self._rivals is None else self._rivals.after(record.evaluation)
+        self._searcher.tell(proposal, record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()

@@ -87,6 +87,21 @@ def test_how_it_is_screened_is_a_part_of_the_study(config, here):
     )
 
 
+def test_a_search_whose_tokens_are_spent_is_finished_until_it_has_more(config, here):
+    call("search", "c.yaml", "--set", "search.evaluations=8")
+    most = tokens(Run.open("tiny").trials()) + 1
+    call("search", "c.yaml", "--set", f"search.tokens={most}")
+    run = Run.open("tiny")
+    first = run.trials()
+    assert len(first) == 9
+    assert run.view().unfinished == ""
+    assert "not finished" not in call("pick", "tiny").stdout
+    assert f", {tokens(first):,} forward tokens. Screening chose" in summary(run.view())[-1].text
+    call("search", "c.yaml", "--set", f"search.tokens={tokens(first) + 1}")
+    assert run.trials()[:9] == first
+    assert len(run.trials()) == 10
+
+
 def test_methods_are_compared_at_equal_tokens(config, here):
     raw = config_for({"base": "zoo:base", "math": "zoo:math"}) | {"search": {"population": 4, "evaluations": 100}}
     raw["search"]["tokens"] = 6000

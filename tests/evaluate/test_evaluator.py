@@ -14,7 +14,8 @@ from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.tasks import Item, ItemTask, split_items
 from sae_moo.materialization.into_model import materialize
-from sae_moo.recipe import Cast, Expert, Merge, Prune
+from sae_moo.materialization.texts import calibration_texts
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair
 
 
 def evaluator(tiny, tiny_model, kind="exact_match") -> Evaluator:
@@ -33,6 +34,17 @@ def test_an_evaluation_is_complete(tiny, tiny_model):
     assert evaluation.recipe != recipe
     assert evaluation.recipe.input.counts is not None
     assert len(evaluation.group_sparsity) == len(tiny.groups)
+
+
+def test_forward_tokens_are_those_of_scoring_and_of_a_repair(tiny, tiny_model):
+    bench = evaluator(tiny, tiny_model, "likelihood")
+    texts = calibration_texts(tiny, [list(range(3, 23)), list(range(4, 20))])
+    pruned = Prune(Expert("math"), 0.5)
+    plain, repaired = (bench.evaluate(Cast(each, "float32")) for each in (pruned, Repair(pruned, texts)))
+    took = materialize(repaired.recipe, tiny, tiny_model).tokens
+    assert 2 * 36 < took < 4 * 36
+    assert (repaired.ok, repaired.tokens) == (True, plain.tokens + took)
+    assert repaired.spent == repaired.tokens
 
 
 def test_logits_that_are_not_finite_fail_the_candidate(tiny, tiny_model):

@@ -196,6 +196,12 @@ def test_memory_that_runs_out_while_screening_fails_the_candidate(tiny, tiny_mod
     task = ItemTask(
         "a", "likelihood", split_items("a", [Item("q", (" 1",)), Item("r", (" 1",))], 1, 1), tiny.tokenizer()
     )
-    found = Evaluator(tiny, tiny_model, Scorer([task]), screening=screening_).best_of([pruned(0.5), pruned(0.4)])
+    bench = Evaluator(tiny, tiny_model, Scorer([task]), screening=screening_)
+    recipes = [pruned(0.0, each, 0.5, 0.0) for each in (0.5, 0.4)]
+    found = bench.best_of(recipes)
     assert found.reason.startswith("out of memory")
+    assert found.tokens == 0
+    monkeypatch.setattr(screening, "materialize", materialize)
+    monkeypatch.setattr(screening, "similarity", full)
+    assert bench.best_of(recipes).tokens == 2 * 7, "the teacher and the first had read"
     assert np.isfinite(found.seconds_score)

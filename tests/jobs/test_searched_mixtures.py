@@ -110,3 +110,10 @@ def test_as_many_experts_stay_as_the_router_chooses(folders):
 def test_vllm_cannot_write_without_experts(folders):
     with pytest.raises(InputError, match=r"evaluation\.generation: not vllm with scope: moe-experts"):
         config(folders, SCOPE, evaluation={"generation": "vllm"})
+
+
+@pytest.mark.parametrize("scope", [SCOPE, "blocks", ["blocks", SCOPE], "tensor"], ids=str)
+def test_mixtures_that_would_be_repaired_are_a_fault_before_anything_runs(folders, scope):
+    given = config(folders, scope, search={"population": 12, "finish": 1})
+    with pytest.raises(InputError, match="mixtures are not repaired yet"):
+        Bench.open(given)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from stand_ins import weights_of
 
 from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.anatomy import anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
+from sae_moo.materialization import repair as repairing
 from sae_moo.materialization.calibration import load_calibration, save_calibration
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.reconstruct import Cheapest, CheapestOf, Fixed, add_moments, factorized, swept
@@ -300,6 +302,74 @@ def test_rounded_models(pools, dtype):
     materialize(other, pool, wide)
     for name, weight in weights_of(pool, wide).items():
         assert torch.equal(weight, weight.to(model.dtype).float()), name
+
+
+def test_forward_tokens_are_what_blocks_have_read(pools, monkeypatch):
+    pool = pools("llama")
+    model, lengths = pool.live_model(), [len(row) for row in texts()]
+    read, first = sum(lengths), 22 * lengths.count(22)
+    report = materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
+    passes = 3 * read + 3 * first  # the model as it is, and the blocks of the first batch alone
+    assert report.tokens == -(-(passes + 3 * read + 2 * read) // 3), "then each for its moments, and but the last anew"
+    rows = ((), (0,), ())
+    report = materialize(repair(pool, Prune(MERGE, 1 / 3, scope="blocks", units=rows)), pool, model)
+    takes_over = 8 * first + 2 * read  # which of seven layers writes straight to the stream, and what is missing
+    assert report.tokens == -(-(passes + 2 * read + takes_over + 2 * read) // 3), "a block that is gone has no moments"
+    monkeypatch.setattr(repairing, "BATCH_TOKENS", 48)
+    report = materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
+    assert report.tokens < 3 * read, "batches of one shape are not read twice to begin with"
+    assert materialize(Cast(Prune(MERGE, 0.5), "float32"), pool, model).tokens == 0
+
+
+def test_what_the_model_held_before_is_not_read(tmp_path):
+    pool_of(*MAKES["llama"], tmp_path)
+    for name in ("base", "math"):
+        file = tmp_path / name / "model.safetensors"
+        tensors = {key: tensor.bfloat16() for key, tensor in load_file(file).items()}
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].float()  # the model rounds it
+        save_file(tensors, file, {"format": "pt"})
+    pool = ExpertPool.open(str(tmp_path / "base"), {"math": str(tmp_path / "math")})
+    calibration_texts(pool, texts())
+    recipe, models = repair(pool, Prune(MERGE, 0.5), "stored"), [pool.live_model("bfloat16") for _ in range(2)]
+    materialize(Cast(Merge("linear", (Expert("math"),), (3.0,), {"normalize": False}), "stored"), pool, models[1])
+    materialize(recipe, pool, models[0])
+    materialize(recipe, pool, models[1])
+    first, second = (weights_of(pool, model) for model in models)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+class Told(torch.nn.Module):
+    """Blocks that are given hidden states and, or not, something of the tokens."""
+
+    def __init__(self, tell: bool) -> None:
+        super().__init__()
+        self.blocks, self.tell = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2)), tell
+        for block in self.blocks:
+            block.forward = lambda hidden, beside: hidden + beside
+
+    def forward(self, input_ids, use_cache):
+        hidden = beside = input_ids[..., None].float().repeat(1, 1, 4)
+        for block in self.blocks:
+            hidden = block(hidden, beside if self.tell else torch.ones(1))
+        return hidden
+
+    @property
+    def base_model(self):
+        return self
+
+
+@pytest.mark.parametrize("tell", [False, True])
+def test_blocks_that_are_told_of_the_tokens_are_refused(tell, monkeypatch):
+    monkeypatch.setattr(repairing, "BATCH_TOKENS", 3)
+    model = Told(tell)
+    blocks = [repairing._Block(str(i), block, (), {}) for i, block in enumerate(model.blocks)]
+    sequences = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    if tell:
+        with pytest.raises(InputError, match="blocks, run one after another, do not compute what the model does"):
+            repairing._hidden_states(model, blocks, sequences, torch.device("cpu"))
+        return
+    batches = repairing._hidden_states(model, blocks, sequences, torch.device("cpu"))
+    assert [batch.hidden[0, :, 0].tolist() for batch in batches] == sequences
 
 
 def test_texts_travel_beside_a_recipe(pools, tmp_path, monkeypatch):

@@ -46,6 +46,16 @@ def test_the_best_spread_come_first_and_the_dense_and_dominated_never(count, exp
     assert (finishing.left, finishing.asked) == (False, len(expected))
 
 
+def test_a_candidate_that_was_told_twice_is_one_member():
+    finishing = told(Finishing(4, TEXTS, OBJECTIVES), [*FRONT, *FRONT[1:3]])
+    equal = Cast(Prune(Expert("code"), 0.5), "float32")
+    finishing.tell(Proposal(equal), Evaluation(equal, {"a": (0.6,), "b": (0.6,)}, 0.5))
+    finishing = told(finishing, FRONT[3:4])
+    assert asked(finishing) == [0.5, 0.3, 0.7, 0.31]
+    finishing.count = 5
+    assert finishing.ask().parents == (equal,)
+
+
 def test_a_larger_number_goes_on_and_a_longer_search_repairs_what_is_new():
     finishing = told(Finishing(2, TEXTS, OBJECTIVES), FRONT)
     first = asked(finishing)

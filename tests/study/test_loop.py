@@ -75,8 +75,11 @@ def test_a_finish_stopped_anywhere_and_resumed_equals_an_unbroken_one(tmp_path, 
         assert len(broken.landscape.evaluated) == evaluated
 
 
-def test_what_was_finished_can_be_searched_and_finished_further(tmp_path):
-    study = Setup(tmp_path / "s")
+@pytest.mark.parametrize("racing", [False, True])
+def test_what_was_finished_can_be_searched_and_finished_further(tmp_path, racing):
+    study, alone = Setup(tmp_path / "s"), Setup(tmp_path / "plain")
+    for each in (study, alone) if racing else ():
+        each.landscape, each.rivals = Racing(), Front(OBJECTIVES, LIMITS)
     study.finish = 1
     first = study.run(16)
     study.finish = 2
@@ -85,9 +88,10 @@ def test_what_was_finished_can_be_searched_and_finished_further(tmp_path):
     assert longer[:17] == first
     assert [fact[7] == "repair" for fact in longer[:18]] == [False] * 16 + [True] * 2
     assert sum(fact[7] != "repair" for fact in longer) == 24
-    plain = Setup(tmp_path / "plain").run(24)
+    plain = alone.run(24)
     kept = [fact for fact in longer if fact[7] != "repair"]
     assert [fact[2] for fact in kept] == [fact[2] for fact in plain], "a repair changes nothing of the search"
+    assert [fact[5] for fact in kept] == [fact[5] for fact in plain], "nor of a race"
     study.finish = 0
     assert study.run(24) == longer
 

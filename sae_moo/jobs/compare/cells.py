@@ -21,7 +21,6 @@ from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
 from sae_moo.objectives.front import Accuracy
-from sae_moo.searchers.finishing import REPAIR
 from sae_moo.study.folder import ComparisonFolder, RunFolder
 from sae_moo.study.loop import Event, Finished, Resumed
 from sae_moo.study.record import evaluations, tokens, told
@@ -168,11 +167,7 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     run = Run.open(place.path)
     view = run.view()
     made, budget = evaluations(view.records), config.search.trials
-    spent, most = tokens(view.records), config.search.tokens
-    used = most is not None and spent is not None and spent >= most
-    repaired = sum(record.operator == REPAIR for record in view.records)
-    over = view.exhausted or (used and repaired == config.search.finish)
-    complete = made == budget or (made < budget and over)
+    complete = made == budget or (made < budget and view.exhausted)
     if not complete or differences(_settings(run.config), _settings(config)):
         return False
     judged = place.judged(run.tasks)
