@@ -51,7 +51,7 @@ def repair_trial(
     recipe = repaired(record.recipe, bench.repairing())
     if recipe is None and chain(record.recipe):
         raise InputError(
-            f"--repair: of trial {record.number} only whole blocks are gone; in those that stay there is nothing to repair"
+            f"--repair: of trial {record.number} only whole blocks are gone, there is nothing to repair in the others"
         )
     if recipe is None or not record.evaluation.sparsity:
         raise InputError(f"--repair: trial {record.number} is not pruned, there is nothing to repair")

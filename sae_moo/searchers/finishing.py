@@ -35,10 +35,10 @@ class Finishing:
     """Asks for repaired members of a front.
 
     They come in an order that begins well however early it ends: each one next adds the most to the hypervolume of
-    those before it. Members that are not sparse, or of which there is nothing to repair (`repaired`), are left out. What is
-    asked for depends on what was told and on nothing else, so that it is replayed as a search is (`recall`); a search
-    that goes on with a larger budget has another front, of which those that were repaired before are not asked for
-    again.
+    those before it. Members that are not sparse, or of which there is nothing to repair (`repaired`), are left out.
+    What is asked for depends on what was told and on nothing else, so that it is replayed as a search is (`recall`); a
+    search that goes on with a larger budget has another front, of which those that were repaired before are not asked
+    for again.
 
     Args:
         count: how many members are repaired: the first of the order.
