@@ -218,6 +218,11 @@ class ExpertPool:
             return "2-D weights in blocks"
         return f"2-D weights in blocks, those of {', '.join(self.left_alone)} left alone and not counted,"
 
+    @property
+    def prunable_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Parameter group and number of prunable weights of each tensor, in the pool's order."""
+        return tuple((info.group, info.numel if info.prunable else 0) for info in self.tensors)
+
     def _counts(self, name: str, group: str) -> bool:
         return in_block(group) or (group in self.pruned and BLOCK.search(name) is not None)
 

@@ -337,7 +337,7 @@ class Bench:
             rescale=config.rescale,
             submodels=self.pool.pruned,
             most=min([MOST_SPARSE, *highest, *self._most_experts()]),
-            tensors=tuple((info.group, info.numel if info.prunable else 0) for info in self.pool.tensors),
+            tensors=self.pool.prunable_sizes,
             structured=structured,
             blocks=tuple(i for i, group in enumerate(self.pool.groups) if in_block(group)),
             protected=(0, 0) if protect is None else (protect.first, protect.last),

@@ -168,6 +168,7 @@ def _study(
         LocalExecutor(evaluator.evaluate, None if evaluator.screening is None else evaluator.best_of),
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
+        tensors=bench.pool.prunable_sizes,
         evaluations=bench.config.search.evaluations,
         versions=versions(),
         listener=listener,

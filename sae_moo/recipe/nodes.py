@@ -200,7 +200,8 @@ class Prune(Recipe):
     def __post_init__(self) -> None:
         if not isinstance(self.input, Recipe):
             raise InputError(f"Prune: expected a recipe as input, got {self.input!r}")
-        if isinstance(self.sparsity, (Sequence, tuple)) and not isinstance(self.sparsity, str):
+        single = isinstance(self.sparsity, str) or not isinstance(self.sparsity, Sequence)
+        if not single:
             asked = numbers(self.sparsity, "Prune: sparsity")
             if not asked or any(isinstance(value, tuple) for value in asked):
                 raise InputError(f"Prune: expected one sparsity, or one per group or tensor, got {self.sparsity!r}")
@@ -212,7 +213,6 @@ class Prune(Recipe):
         if not isinstance(self.criterion, str) or not self.criterion:
             raise InputError(f"Prune: expected the name of a criterion, got {self.criterion!r}")
         object.__setattr__(self, "criterion", canonical(self.criterion))
-        single = not isinstance(self.sparsity, (Sequence, tuple))
         object.__setattr__(self, "sparsity", asked[0] if single else asked)
         check_scope(self.scope, asked, single)
         if self.counts is not None:
@@ -442,13 +442,18 @@ _FIELDS = {
 
 
 def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> Recipe:
+    if not isinstance(entry, dict):
+        raise InputError(f"expected an object, got {entry!r}")
     kind = entry["node"]
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise InputError(f"expected a node among {', '.join(_FIELDS)}, got {kind!r}")
     extra = set(entry) - _FIELDS[kind] - {"node"}
     if extra:
         raise InputError(f"unknown fields for {kind}: {', '.join(sorted(extra))}")
-    inputs = entry.get("inputs", [])
+    for name in ("inputs", "counts", "units", "submodels"):
+        if entry.get(name) is not None and not isinstance(entry[name], (list, tuple)):
+            raise InputError(f"expected a list as {name}, got {entry[name]!r}")
+    inputs = entry.get("inputs") or []
     if any(type(i) is not int or not 0 <= i < len(built) for i in inputs):
         raise InputError(f"expected inputs among the {len(built)} nodes before it, got {inputs!r}")
     if kind in ("prune", "repair", "cast") and len(inputs) != 1:
@@ -469,7 +474,7 @@ def _read(entry: Any, built: Sequence[Recipe], known: Mapping[str, Recipe]) -> R
             units = None if units is None else tuple(_from_hex(row) for row in units)
             asked = (entry["sparsity"], entry["criterion"], entry["scope"])
             rest = (entry.get("calibration"), units, entry.get("rescale", False))
-            return Prune(built[inputs[0]], *asked, counts, *rest, submodels=tuple(entry.get("submodels", ())))
+            return Prune(built[inputs[0]], *asked, counts, *rest, submodels=tuple(entry.get("submodels") or ()))
         case "repair":
             return Repair(built[inputs[0]], entry["calibration"], entry["damping"])
         case "cast":

@@ -131,6 +131,8 @@ def number(value: object, where: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         try:
+            if isinstance(value, (str, bytes)):  # of which float() would read some
+                raise TypeError
             value = float(value)  # type: ignore[arg-type]  # numpy scalars arrive here
         except (TypeError, ValueError):
             raise InputError(f"{where}: expected a number, got {value!r}") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Recipe, Repair
+from sae_moo.recipe import BLOCKS, Cast, Recipe, Repair
 from sae_moo.recipe.structure import chain, repair_of
 from sae_moo.searchers.searcher import Proposal
 
@@ -15,13 +15,18 @@ REPAIR = "repair"
 
 
 def repaired(recipe: Recipe, calibration: str) -> Cast | None:
-    """Return a candidate with a repair under its cast; None if there is none to be made: it has no pruning of its own.
+    """Return a candidate with a repair under its cast; None if there is none to be made.
+
+    There is none where it has no pruning of its own, or only blocks go: of a block that stays nothing has to be made up
+    for, and a repair would change no weight.
 
     Args:
         recipe: a candidate.
         calibration: digest of the token sequences that are read.
     """
-    if not isinstance(recipe, Cast) or repair_of(recipe) is not None or not chain(recipe):
+    if not isinstance(recipe, Cast) or repair_of(recipe) is not None:
+        return None
+    if all(pruning.scope == BLOCKS for pruning in chain(recipe)):
         return None
     return Cast(Repair(recipe.input, calibration), recipe.dtype)
 
@@ -30,9 +35,10 @@ class Finishing:
     """Asks for repaired members of a front.
 
     They come in an order that begins well however early it ends: each one next adds the most to the hypervolume of
-    those before it. Members that are not sparse or have no pruning of their own are left out. What is asked for depends
-    on what was told and on nothing else, so that it is replayed as a search is (`recall`); a search that goes on with a
-    larger budget has another front, of which those that were repaired before are not asked for again.
+    those before it. Members that are not sparse, or of which there is nothing to repair (`repaired`), are left out.
+    What is asked for depends on what was told and on nothing else, so that it is replayed as a search is (`recall`); a
+    search that goes on with a larger budget has another front, of which those that were repaired before are not asked
+    for again.
 
     Args:
         count: how many members are repaired: the first of the order.

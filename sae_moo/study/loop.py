@@ -145,6 +145,8 @@ class Study:
         executor: evaluates them.
         fingerprints: expert name -> content fingerprint, ``base`` among them.
         groups: parameter group names in the pool's order.
+        tensors: parameter group and number of prunable weights of each tensor, in the pool's order; read where
+            sparsities differ by tensor.
         evaluations: budget: number of trials in the end, earlier ones counted.
         versions: of the software, kept with every trial.
         listener: told of every event.
@@ -164,6 +166,7 @@ class Study:
         *,
         fingerprints: Mapping[str, str],
         groups: Sequence[str],
+        tensors: Sequence[tuple[int, int]] = (),
         evaluations: int,
         versions: str,
         listener: Listener = lambda event: None,
@@ -177,6 +180,7 @@ class Study:
         self._executor = executor
         self._fingerprints = dict(fingerprints)
         self._groups = tuple(groups)
+        self._tensors = tuple(tensors)
         self._budget = evaluations
         self._versions = versions
         self._listener = listener
@@ -345,7 +349,7 @@ class Study:
 
     def _levels(self, recipe: Recipe) -> dict[str, float]:
         """Return the sparsity that a candidate asks for, by ranges of blocks."""
-        params, asked = {}, _asked_sparsity(recipe, len(self._groups))
+        params, asked = {}, _asked_sparsity(recipe, len(self._groups), self._tensors)
         blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
         for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
             first, last = int(part[0]), int(part[-1])
@@ -371,14 +375,19 @@ def _allocations(proposal: Proposal) -> str | None:
     return hashlib.sha256(dumps(keys).encode()).hexdigest()
 
 
-def _asked_sparsity(recipe: Recipe, groups: int) -> NDArray[np.float64]:
+def _asked_sparsity(recipe: Recipe, groups: int, tensors: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
     """Return the scattered sparsity per group that a candidate asks for, or else what its last pruning does.
 
-    The mean of all where it differs by tensor; zeros where only blocks go, or nothing.
+    Where it differs by tensor, the mean over a group's prunable weights; zeros where only blocks go, or nothing.
     """
     prunings = [node for node in chain(recipe) if node.scope != BLOCKS]
     scattered = [node for node in prunings if node.scope not in STRUCTURED] or prunings
-    return Rows.of_places(scattered[-1].sparsity if scattered else 0.0).per_group(groups)[:, 0]
+    rows = Rows.of_places(scattered[-1].sparsity if scattered else 0.0)
+    if not rows.placed or len(rows.rows) == groups or len(rows.rows) != len(tensors):
+        return rows.per_group(groups)[:, 0]
+    group, weights = np.array(tensors, dtype=np.int64).T
+    asked = np.bincount(group, weights * np.array(rows.numbers), groups)
+    return asked / np.maximum(np.bincount(group, weights, groups), 1.0)
 
 
 def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float]:

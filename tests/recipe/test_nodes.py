@@ -308,6 +308,8 @@ def test_bad_nodes_are_refused_at_construction(build, message):
         ('{"schema":1,"nodes":[{"node":"expert"}]}', "node 0: missing 'name'"),
         ('{"schema":1,"nodes":[{"node":"expert","name":"a","nmae":1}]}', "unknown fields for expert: nmae"),
         ("[" * 100_000, "text that is not JSON"),
+        ('{"schema":1,"nodes":[3]}', "node 0: expected an object, got 3"),
+        ('{"schema":1,"nodes":[{"node":["cast"]}]}', "node 0: expected a node among expert"),
         (
             '{"schema":1,"nodes":[{"node":"expert","name":"a"},{"node":"merge","method":"linear","inputs":[0],"weights":[1],"params":[]}]}',
             "expected an object as params",
@@ -322,6 +324,31 @@ def test_bad_nodes_are_refused_at_construction(build, message):
 def test_bad_documents_name_the_node_and_the_fault(text, message):
     with pytest.raises(InputError, match=message):
         Recipe.from_json(text)
+
+
+@pytest.mark.parametrize("odd", ["3", '"0"', '{"0": 0}'])
+@pytest.mark.parametrize("name", ["inputs", "counts", "units", "submodels"])
+def test_what_is_no_list_is_refused_where_a_list_belongs(name, odd):
+    node = {"node": "prune", "inputs": [0], "sparsity": 0.5, "criterion": "magnitude", "scope": "neurons"}
+    document = {"schema": 1, "nodes": [{"node": "expert", "name": "a"}, node | {name: json.loads(odd)}]}
+    with pytest.raises(InputError, match=f"node 1: expected a list as {name}, got"):
+        Recipe.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda text: Prune(Expert("a"), text),
+        lambda text: Prune(Expert("a"), (text, 0.5)),
+        lambda text: Merge("linear", (Expert("a"),), (text,)),
+        lambda text: Merge("dare", (Expert("a"),), (1.0,), {"density": (text,)}),
+        lambda text: Repair(Prune(Expert("a"), 0.5), "0" * 64, text),
+    ],
+)
+@pytest.mark.parametrize("text", ["0.5", "1e-1", " 0 ", "nan"])
+def test_a_text_is_no_number_even_if_it_reads_like_one(build, text):
+    with pytest.raises(InputError, match="expected a number, got"):
+        build(text)
 
 
 @pytest.mark.parametrize("odd", ["1" * 1_000_000, "1" + "0" * 400, "1e999", "NaN", "[[" * 50_000, "[]", '"\\ud800"'])

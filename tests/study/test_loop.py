@@ -11,7 +11,7 @@ from stand_ins import Landscape
 from sae_moo.errors import InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import Cast, Expert, Merge, Repair, digest
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
 from sae_moo.searchers.baselines import OneShotSearcher
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
@@ -278,6 +278,19 @@ def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):
         "sparsity block.0-5", "sparsity block.6-11", "sparsity block.12-16",
         "sparsity block.17-21", "sparsity block.22-26", "sparsity block.27-31",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scope", ["row", "tensor", "2:4"])
+def test_a_sparsity_by_tensor_is_shown_as_the_mean_over_a_blocks_prunable_weights(tmp_path, scope):
+    groups, tensors = ["embeddings", "block.0", "block.1"], [(0, 0), (1, 30), (1, 10), (1, 0), (2, 20), (2, 0)]
+    recipe = Cast(Prune(Expert("math"), (0.0, 0.5, 0.0, 0.0, 0.5, 0.0), scope=scope), "float32")
+    rest = {"fingerprints": Landscape.fingerprints, "groups": groups, "evaluations": 1, "versions": "v"}
+    setup = Setup(tmp_path / "s")
+    found = Evaluation(recipe, {"a": (1.0,), "b": (1.0,)}, 0.4)
+    Study(setup.storage(), Script([recipe]), LocalExecutor(lambda *asked: found), **rest, tensors=tensors).run()
+    (trial,) = setup.storage().study.get_trials()
+    shown = {name: value for name, value in trial.params.items() if name.startswith("sparsity")}
+    assert shown == {"sparsity block.0": 0.375, "sparsity block.1": 0.5}
 
 
 def test_a_candidates_lineage_is_named_once_and_read_once(tmp_path, landscape, monkeypatch):
