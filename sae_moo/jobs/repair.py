@@ -12,7 +12,7 @@ from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.judge import check_has_test, keep_judged
 from sae_moo.objectives import Evaluation, feasible
-from sae_moo.recipe.structure import chain, repair_of
+from sae_moo.recipe.structure import repair_of
 from sae_moo.searchers.finishing import repaired
 from sae_moo.study.record import Ended
 
@@ -49,10 +49,6 @@ def repair_trial(
     if repair_of(record.recipe) is not None:
         raise InputError(f"--repair: trial {record.number} is repaired already")
     recipe = repaired(record.recipe, bench.repairing())
-    if recipe is None and chain(record.recipe):
-        raise InputError(
-            f"--repair: of trial {record.number} only whole blocks are gone, there is nothing to repair in the others"
-        )
     if recipe is None or not record.evaluation.sparsity:
         raise InputError(f"--repair: trial {record.number} is not pruned, there is nothing to repair")
     if test:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import BLOCKS, Cast, Recipe, Repair
+from sae_moo.recipe import Cast, Recipe, Repair
 from sae_moo.recipe.structure import chain, repair_of
 from sae_moo.searchers.searcher import Proposal
 
@@ -17,16 +17,13 @@ REPAIR = "repair"
 def repaired(recipe: Recipe, calibration: str) -> Cast | None:
     """Return a candidate with a repair under its cast; None if there is none to be made.
 
-    There is none where it has no pruning of its own, or only blocks go: of a block that stays nothing has to be made up
-    for, and a repair would change no weight.
+    There is none where it has no pruning of its own.
 
     Args:
         recipe: a candidate.
         calibration: digest of the token sequences that are read.
     """
-    if not isinstance(recipe, Cast) or repair_of(recipe) is not None:
-        return None
-    if all(pruning.scope == BLOCKS for pruning in chain(recipe)):
+    if not isinstance(recipe, Cast) or repair_of(recipe) is not None or not chain(recipe):
         return None
     return Cast(Repair(recipe.input, calibration), recipe.dtype)
 

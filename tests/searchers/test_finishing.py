@@ -84,14 +84,7 @@ def test_repaired_ones_are_no_members_and_limits_hold():
         Finishing(1)
 
 
-@pytest.mark.parametrize("units", [None, ((), (0,), ())])
-def test_where_only_blocks_go_there_is_nothing_to_repair(units):
-    fewer = Prune(Expert("math"), 1 / 3, scope="blocks", units=units)
-    assert repaired(Cast(fewer, "float32"), TEXTS) is None
-    assert repaired(Cast(Prune(fewer, 0.1, scope="blocks"), "float32"), TEXTS) is None
-    both = Cast(Prune(fewer, 0.5, scope="row"), "float32")
-    assert repaired(both, TEXTS) == Cast(Repair(both.input, TEXTS), "float32")
-    finishing = Finishing(2, TEXTS, OBJECTIVES)
-    for recipe, accuracy, sparsity in ((Cast(fewer, "float32"), 0.9, 0.3), (both, 0.1, 0.6)):
-        finishing.tell(Proposal(recipe), Evaluation(recipe, {"a": (accuracy,), "b": (accuracy,)}, sparsity))
-    assert [finishing.ask().parents, finishing.ask()] == [(both,), None]
+def test_where_only_blocks_go_what_stays_takes_over():
+    fewer = Prune(Expert("math"), 1 / 3, scope="blocks", units=((), (0,), ()))
+    assert repaired(Cast(fewer, "float32"), TEXTS) == Cast(Repair(fewer, TEXTS), "float32")
+    assert repaired(Cast(Expert("math"), "float32"), TEXTS) is None
