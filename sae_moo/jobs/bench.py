@@ -142,10 +142,16 @@ class Bench:
         ground = self.ground()
         most = ground.pruned(Expert(BASE), np.full(ground.groups, ground.most))
         check(most, self.pool)
-        if self.repair is not None and isinstance(most, Prune):
-            check(Cast(Repair(most, self.repair), self.rounding), self.pool)
-        for scope in ground.structured:
-            check(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration), self.pool)
+        structured = [
+            Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration)
+            for scope in ground.structured
+        ]
+        for pruning in structured:
+            check(pruning, self.pool)
+        for each in (most, *structured):
+            repairs = isinstance(each, Prune) and each.scope != BLOCKS  # where only blocks go nothing is repaired
+            if repairs and self.repair is not None:
+                check(Cast(Repair(each, self.repair), self.rounding), self.pool)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")

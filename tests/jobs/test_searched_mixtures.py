@@ -110,3 +110,9 @@ def test_as_many_experts_stay_as_the_router_chooses(folders):
 def test_vllm_cannot_write_without_experts(folders):
     with pytest.raises(InputError, match=r"evaluation\.generation: not vllm with scope: moe-experts"):
         config(folders, SCOPE, evaluation={"generation": "vllm"})
+
+
+@pytest.mark.parametrize("scope", [SCOPE, ["blocks", SCOPE], ["row", "blocks"], [SCOPE, "row"]])
+def test_that_a_mixture_is_not_repaired_is_told_before_the_search(folders, scope):
+    with pytest.raises(InputError, match="mixtures are not repaired yet"):
+        Bench.open(config(folders, scope, search={"population": 6, "evaluations": 8, "finish": 1}))
