@@ -69,13 +69,11 @@ def search(
                 bench = bench.costed(CostTable.read(header.costs)) if header.costs else bench
                 _check_same(folder, header.identity, bench, url)
                 bench.tell_other_costs()
-            stored = create_or_load(storage, config.study.name, config.objective_list())
-            if header is None and stored.get_trials(deepcopy=False):
-                raise InputError(
-                    f"study {config.study.name!r} holds trials that sae-moo did not make; use another name"
-                )
+            _check_no_other(storage, config.study.name, header)
             anchors = bench.anchors() if header is None else header.anchors
             bench = bench.anchored(anchors).costed(bench.cost_table()) if header is None else bench
+            # only now, so that whoever is killed while costs are measured leaves no study that says nothing of itself
+            stored = create_or_load(storage, config.study.name, config.objective_list())
             said = _header(bench, anchors, header)
             describe(stored, said.attributes())
         listener(Opened(said.merging))
@@ -121,6 +119,13 @@ def _header_of(storage: OptunaStorage, name: str) -> StudyHeader | None:
     if name not in (study.study_name for study in storage.get_all_studies()):
         return None
     return StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
+
+
+def _check_no_other(storage: OptunaStorage, name: str, header: StudyHeader | None) -> None:
+    """Raise InputError if a study of that name holds trials and does not say that it was made here."""
+    named = [study.study_name for study in storage.get_all_studies()]
+    if header is None and name in named and storage.get_n_trials(storage.get_study_id_from_name(name)):
+        raise InputError(f"study {name!r} holds trials that sae-moo did not make; use another name")
 
 
 def _check_same(folder: RunFolder, stored: Mapping[str, Any], bench: Bench, url: str | None) -> None:

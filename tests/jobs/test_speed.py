@@ -12,6 +12,7 @@ from sae_moo.jobs.compare.comparison import compare
 from sae_moo.jobs.doctor import examine
 from sae_moo.jobs.judge import bench_of
 from sae_moo.jobs.repair import repair_trial
+from sae_moo.study.journal import open_storage
 
 HALF = "speed>=1.05"
 
@@ -81,6 +82,20 @@ def test_a_study_goes_on_with_the_table_it_began_with_wherever_it_is(configured,
     assert again.costs == first.costs
     assert [record.values for record in again.trials()] == [record.values for record in whole.trials()]
     assert "speed is that of where the study began, which had: machine" in caplog.text
+
+
+def test_what_is_stopped_while_costs_are_measured_leaves_no_study_that_says_nothing(
+    configured, clock, tmp_path, monkeypatch
+):
+    def stopped(passes, device):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(timing, "fastest", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sm.search(configured(5), root=tmp_path)
+    assert open_storage(tmp_path / "fast/study.journal", write=True).get_all_studies() == []
+    assert len(sm.search(configured(5), root=tmp_path).trials()) == 5
 
 
 def test_other_work_is_told_and_refused(configured, clock, tmp_path):
