@@ -47,10 +47,10 @@ def repair_trial(
         RunError: if what comes of it cannot be scored.
     """
     if repair_of(record.recipe) is not None:
-        raise InputError(f"--repair: trial {record.number} is repaired already")
+        raise InputError(f"trial {record.number} is repaired already")
     recipe = repaired(record.recipe, bench.repairing())
     if recipe is None or not record.evaluation.sparsity:
-        raise InputError(f"--repair: trial {record.number} is not pruned, there is nothing to repair")
+        raise InputError(f"trial {record.number} is not pruned, there is nothing to repair")
     if test:
         check_has_test(run.config)
     stage("repairing block by block")
