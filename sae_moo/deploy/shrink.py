@@ -114,8 +114,8 @@ class Shrunk:
             reasons.append(f"moe-experts: {error}")
         if not self.gone and self.fewer is None and not any(sum(cut.dropped) for cut in self.cuts.values()):
             title = (
-                "nothing can be dropped, neither a block nor units of every block; prune whole blocks, neurons, heads "
-                "or experts"
+                "format structured: nothing can be dropped, neither a block nor units of every block; prune blocks, "
+                "neurons, heads or experts"
             )
             raise InputError(itemized(title, reasons))
         self.entries = self._entries()

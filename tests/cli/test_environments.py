@@ -210,7 +210,14 @@ line.main()
 @pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
 def test_a_signal_that_comes_while_an_object_is_finalized_is_not_lost(number):
     code = DROPPED.format(number=int(number))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in ENDS],
+    )
     assert done.returncode == ENDS[number]
     assert "Exception ignored" not in done.stderr
 
