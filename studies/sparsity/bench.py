@@ -92,6 +92,7 @@ class Bench:
         self.live = self.pool.live_model(DTYPE, "cpu").eval()
         self.cache = WeightCache(1 << 30)
         self.tokenizer = self.pool.tokenizer()
+        self.scale = scale
         self.merge = self.merged(scale)
         self._kept = experts / "chosen.json"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from bench import DTYPE, Bench, Teacher
 from torch import Tensor
@@ -65,6 +66,48 @@ def _changes(bench: Bench, sums: list[float]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+Choice = tuple[int, ...]
+"""Of each block, which of the sources its weights are of."""
+
+
+def chosen(
+    loss: Callable[[Choice, tuple[int, ...]], float],
+    first: Choice,
+    gone: Sequence[int],
+    sources: int,
+    tries: int,
+    seed: int,
+) -> tuple[Choice, tuple[int, ...], float]:
+    """Return of each block the source it is best taken from, and the blocks that go: GPTailor's question, in small.
+
+    Guo et al. 2026 (GPTailor, arXiv 2506.20480) ask SMAC; here a climb of single steps, half of them another source for
+    a block that stays, half another block that goes; what is not worse is gone on from.
+
+    Args:
+        loss: of the model of such blocks without those that go.
+        first: sources to begin with, a number below `sources` for each block.
+        gone: blocks that go, to begin with.
+        sources: how many there are.
+        tries: evaluations, that of the beginning included.
+        seed: of the steps.
+    """
+    rng = np.random.default_rng(seed)
+    best, without_those = tuple(first), tuple(gone)
+    least = loss(best, without_those)
+    for _ in range(tries - 1):
+        here, there = list(best), set(without_those)
+        stay = [block for block in range(len(first)) if block not in there]
+        if sources > 1 and rng.random() < 0.5:
+            block = int(rng.choice(stay))
+            here[block] = (here[block] + 1 + int(rng.integers(sources - 1))) % sources
+        else:
+            there = {*there - {int(rng.choice(sorted(there)))}, int(rng.choice(stay))}
+        lost = loss(tuple(here), tuple(sorted(there)))
+        if lost <= least:
+            best, without_those, least = tuple(here), tuple(sorted(there)), lost
+    return best, without_those, least
 
 
 def stretch(teacher: Teacher, recipe: Recipe, count: int, blocks: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@
     python studies/sparsity/language_model.py greedy     --model smol --experts experts     # the same, one by one
     python studies/sparsity/language_model.py repair     --model smol --experts experts     # second-order repair
     python studies/sparsity/language_model.py take-over  --model smol --experts experts     # repair of blocks gone
+    python studies/sparsity/language_model.py tailor     --model smol --experts experts     # each block from any model
 
 Every number in a table is of texts that nothing was trained, calibrated or chosen by (`texts.py`). One thread.
 """
@@ -15,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from bench import LEVELS, MEASURES, Bench, Table, Teacher, numbers, pruned
-from blocks import SWAPPED, by_magnitude, greedy, influences, stretch, swapped, without
+from bench import DTYPE, LEVELS, MEASURES, Bench, Table, Teacher, numbers, pruned
+from blocks import SWAPPED, by_magnitude, chosen, greedy, influences, stretch, swapped, without
 from texts import TASKS
 
 from sae_moo import Cast, Expert, Merge, Recipe
@@ -32,6 +33,7 @@ SCALES = (0.4, 0.6, 0.8, 1.0)
 SLOPES = (-0.15, 0.0, 0.15, 0.3)
 COUNTS = (2, 4, 6)
 REPAIRED = 16_384
+TAILORED, TRIES = 4, 60
 MEASURED: tuple[Measure, ...] = ("tv", "kl")
 
 
@@ -181,6 +183,39 @@ def taken_over(bench: Bench) -> None:
         table.row(count, " ".join(map(str, gone)), REPAIRED, *numbers(bench.losses(recipe), unpruned))
 
 
+def tailored(bench: Bench) -> None:
+    """Print models without four blocks whose others are each of an expert or of the merge, chosen with labels."""
+    unpruned, blocks = bench.losses(bench.merge), len(bench.blocks)
+    sources = {"gsm8k": (1.0, 0.0), "languages": (0.0, 1.0), "merge": (bench.scale, bench.scale)}
+    order = np.argsort(influences(bench, bench.merge), kind="stable").tolist()
+    least = tuple(sorted(order[:TAILORED]))
+
+    def model(names: Sequence[str]) -> Callable[[tuple[int, ...]], Recipe]:
+        def of(choice: tuple[int, ...]) -> Recipe:
+            rows = [(0.0, 0.0)] * len(bench.pool.groups)
+            for group, number in zip(bench.blocks, choice, strict=True):
+                rows[group] = sources[names[number]]
+            return Cast(Merge("task_arithmetic", tuple(Expert(name) for name in TASKS), tuple(rows)), DTYPE)
+
+        return of
+
+    table = Table("each block of", "gone", "evaluations", "loss, choose", "blocks of each", *MEASURES)
+    for names in (("merge",), ("languages", "gsm8k"), ("merge", "languages", "gsm8k")):
+        of = model(names)
+
+        def loss(choice: tuple[int, ...], gone: tuple[int, ...], of: Callable[..., Recipe] = of) -> float:
+            return bench.losses(without(of(choice), gone, blocks), "choose").mean
+
+        for tries in (1, TRIES):
+            choice, gone, lost = chosen(loss, (0,) * blocks, least, len(names), tries, seed=0)
+            counts = ", ".join(
+                f"{sum(1 for block, number in enumerate(choice) if number == i and block not in gone)} {name}"
+                for i, name in enumerate(names)
+            )
+            losses = bench.losses(without(of(choice), gone, blocks))
+            table.row(" or ".join(names), " ".join(map(str, gone)), tries, lost, counts, *numbers(losses, unpruned))
+
+
 PARTS = {
     "dense": dense,
     "criteria": criteria,
@@ -189,6 +224,7 @@ PARTS = {
     "greedy": one_by_one,
     "repair": repaired,
     "take-over": taken_over,
+    "tailor": tailored,
 }
 
 

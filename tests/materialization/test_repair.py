@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers as hf
@@ -11,11 +13,12 @@ from stand_ins import weights_of
 from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.anatomy import anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.materialization import repair as repairing
+from sae_moo.materialization import blockwise
+from sae_moo.materialization.blockwise import Block, hidden_states
 from sae_moo.materialization.calibration import load_calibration, save_calibration
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.ops.reconstruct import Cheapest, CheapestOf, Fixed, add_moments, factorized, swept
-from sae_moo.materialization.repair import _with_added
+from sae_moo.materialization.repair import _estimate
 from sae_moo.materialization.texts import calibration_texts, texts_file
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, Repair
 from sae_moo.recipe.structure import chain, merged, unrepaired
@@ -188,16 +191,24 @@ def test_each_block_reads_what_the_repaired_ones_before_it_make(pools, kind):
     model = pool.live_model()
     materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
     stem = {"llama": "layers.2.self_attn.q_proj", "gpt2": "h.2.attn.c_attn"}[kind]
-    layer, moments = model.base_model.get_submodule(stem), torch.zeros(16, 16)
-    layer.register_forward_pre_hook(lambda _, args: add_moments(moments, args[0].flatten(0, 1)))
+    teacher = pool.live_model()
+    materialize(MERGE, pool, teacher)
+    layers = [each.base_model.get_submodule(stem) for each in (model, teacher)]
+    read: list[list[torch.Tensor]] = [[], []]
+    for layer, features in zip(layers, read, strict=True):
+        layer.register_forward_pre_hook(lambda _, args, features=features: features.append(args[0].flatten(0, 1)))
     for row in texts():
-        model.base_model(input_ids=torch.tensor([row]))
-    merged_model = pool.live_model()
-    materialize(MERGE, pool, merged_model)
-    dense = merged_model.base_model.get_submodule(stem).weight
-    before, after = (each if kind == "gpt2" else each.t() for each in (dense, layer.weight))
-    expected = swept(before.contiguous(), factorized(moments, 0.01), Cheapest(before.numel() // 2, 16))
+        for each in (model, teacher):
+            each.base_model(input_ids=torch.tensor([row]))
+    ours, theirs = (torch.cat(features) for features in read)
+    moments = torch.zeros(16, 16)
+    add_moments(moments, ours)
+    after, before = (layer.weight if kind == "gpt2" else layer.weight.t() for layer in layers)
+    moved = before + _estimate(ours.t() @ (theirs - ours), moments, 0.1) @ before
+    expected = swept(moved.contiguous(), factorized(moments, 0.01), Cheapest(before.numel() // 2, 16))
     torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
+    alone = swept(before.contiguous(), factorized(moments, 0.01), Cheapest(before.numel() // 2, 16))
+    assert not torch.allclose(after, alone, atol=1e-3), "the teacher reads something else"
 
 
 @pytest.mark.parametrize("kind", MAKES)
@@ -215,10 +226,16 @@ def test_what_is_removed_stays_removed(pools, kind, scope):
         assert torch.equal(weight == 0, pruned[name] == 0), name
     assert report.sparsity == before.sparsity
     readers = {part.info.name for part in anatomy(pool, scope).parts if part.output}
-    assert changed(pool, model, pruned) == readers
+    moved = changed(pool, model, pruned)
+    writer = WRITERS[kind] or "none"
+    assert {name for name in moved if ".0." in name} == {name for name in readers if ".0." in name} | {
+        name for name in pruned if f".0.{writer}.weight" in name
+    }, "of the first block nothing is made up for but what its own units leave"
+    assert readers <= moved
     assert distance(pool, model, dense) < lost
 
 
+PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WRITERS = {
     "llama": "mlp.down_proj", "gpt2": "mlp.c_proj", "gpt_neox": "mlp.dense_4h_to_h", "gemma2": None,
     "qwen2": "mlp.down_proj", "phi3": "mlp.down_proj",
@@ -239,10 +256,10 @@ def test_the_block_before_a_removed_stretch_takes_over_what_it_can(pools, kind, 
     lost, pruned = distance(pool, model, dense), weights_of(pool, model)
     report = materialize(repair(pool, pruning), pool, model)
     assert report.sparsity == before.sparsity
-    behind = [block - 1 for block in gone if block and block - 1 not in gone]
-    expected = {f".{block}.{WRITERS[kind]}.weight" for block in behind if WRITERS[kind]}
+    later = [block for block in range(3) if block not in gone and block + 1 >= min(gone)]  # the last before, and behind
+    expected = {f".{block}.{WRITERS[kind]}.weight" for block in later if WRITERS[kind]}
     assert {name[name.index(f".{name.split('.')[-4]}.") :] for name in changed(pool, model, pruned)} == expected
-    if expected and 0 not in gone:  # else nothing the block reads is the merge's own
+    if expected and 0 not in gone:  # else nothing that blocks read is the merge's own
         assert distance(pool, model, dense) < 0.9 * lost
     scattered = materialize(repair(pool, Prune(pruning, (0.5,) * len(pool.tensors))), pool, model)
     assert scattered.group_sparsity == {
@@ -253,13 +270,12 @@ def test_the_block_before_a_removed_stretch_takes_over_what_it_can(pools, kind, 
 
 def test_a_stretch_that_adds_what_its_reader_can_say_is_replaced_exactly(pools):
     """Of blocks that add a linear function of what the layer before them reads, nothing is lost."""
-    inputs, weights, added = (torch.randn(*shape) for shape in ((200, 6), (4, 6), (4, 6)))
+    inputs, added = torch.randn(200, 6), torch.randn(4, 6)
     moments = torch.zeros(6, 6)
     add_moments(moments, inputs)
     missing = inputs.t() @ (inputs @ added.t())
-    for turned in (False, True):
-        given, expected = ((each.t() if turned else each) for each in (weights, weights + added))
-        torch.testing.assert_close(_with_added(given, missing, moments, 1e-7, turned), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(_estimate(missing, moments, 1e-7), added.t(), rtol=1e-3, atol=1e-3)
+    assert not _estimate(missing, torch.zeros(6, 6), 1e-7).any()
 
 
 def changed(pool: ExpertPool, model, before: dict[str, torch.Tensor]) -> set[str]:
@@ -309,15 +325,22 @@ def test_forward_tokens_are_what_blocks_have_read(pools, monkeypatch):
     model, lengths = pool.live_model(), [len(row) for row in texts()]
     read, first = sum(lengths), 22 * lengths.count(22)
     report = materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
+    sizes = {info.name: info.numel for info in pool.tensors if ".0." in info.name and info.prunable}
+    shares = {part: sum(sizes[name] for name in sizes if part in name) / sum(sizes.values()) for part in PARTS}
+    before = [sum(list(shares.values())[:i]) for i in (0, 3, 4, 6)]  # of a block: what is run before each set of layers
     passes = 3 * read + 3 * first  # the model as it is, and the blocks of the first batch alone
-    assert report.tokens == -(-(passes + 3 * read + 2 * read) // 3), "then each for its moments, and but the last anew"
+    tried = 3 * first  # which layers read the same, and which writes straight to the stream: the largest is tried first
+    each = read + tried + sum(before[1:3]) * read + read  # the teacher's, and to the end for the last set alone
+    assert report.tokens == math.ceil((passes + 3 * each + 2 * read) / 3), "all blocks but the last are run anew"
     rows = ((), (0,), ())
     report = materialize(repair(pool, Prune(MERGE, 1 / 3, scope="blocks", units=rows)), pool, model)
-    takes_over = 8 * first + 2 * read  # which of seven layers writes straight to the stream, and what is missing
-    assert report.tokens == -(-(passes + 2 * read + takes_over + 2 * read) // 3), "a block that is gone has no moments"
-    monkeypatch.setattr(repairing, "BATCH_TOKENS", 48)
+    each = tried + read  # nothing but the last layer has something to make up for
+    assert report.tokens == math.ceil((passes + 3 * read + 2 * each + read) / 3), (
+        "a block that is gone is run as the teacher's alone"
+    )
+    monkeypatch.setattr(blockwise, "BATCH_TOKENS", 48)
     report = materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
-    assert report.tokens < 3 * read, "batches of one shape are not read twice to begin with"
+    assert report.tokens < 6.8 * read, "batches of one shape are not read twice to begin with"
     assert materialize(Cast(Prune(MERGE, 0.5), "float32"), pool, model).tokens == 0
 
 
@@ -360,15 +383,15 @@ class Told(torch.nn.Module):
 
 @pytest.mark.parametrize("tell", [False, True])
 def test_blocks_that_are_told_of_the_tokens_are_refused(tell, monkeypatch):
-    monkeypatch.setattr(repairing, "BATCH_TOKENS", 3)
+    monkeypatch.setattr(blockwise, "BATCH_TOKENS", 3)
     model = Told(tell)
-    blocks = [repairing._Block(str(i), block, (), {}) for i, block in enumerate(model.blocks)]
+    blocks = [Block(str(i), block, (), {}) for i, block in enumerate(model.blocks)]
     sequences = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     if tell:
         with pytest.raises(InputError, match="blocks, run one after another, do not compute what the model does"):
-            repairing._hidden_states(model, blocks, sequences, torch.device("cpu"))
+            hidden_states(model, blocks, sequences, torch.device("cpu"))
         return
-    batches = repairing._hidden_states(model, blocks, sequences, torch.device("cpu"))
+    batches = hidden_states(model, blocks, sequences, torch.device("cpu"))
     assert [batch.hidden[0, :, 0].tolist() for batch in batches] == sequences
 
 
