@@ -6,6 +6,7 @@ import json
 
 import pytest
 from commands import BUDGET, call, config_for, written
+from transformers import AutoTokenizer
 
 from sae_moo.explore.run import Run
 from sae_moo.recipe import Repair
@@ -94,9 +95,16 @@ def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_fold
     assert "expected texts of at least 2 tokens" in refused("validate", "s.yaml")
 
 
-def test_a_repaired_pick_without_its_neurons_is_a_smaller_model(here):
-    call("search", "c.yaml", "--set", "pruning.scope=neurons")
+def test_a_repaired_pick_without_its_neurons_is_a_smaller_model_and_read_the_calibration_texts(here):
+    (here / "texts.txt").write_text("one two three\n\nfour five six")
+    call("search", "c.yaml", "--set", "pruning={scope: neurons, calibration: {data: texts.txt}}")
     arguments = ("export", "tiny", *SPARSE, "--repair", "--format", "structured", "-o", "small", "--verify", "--json")
     document = json.loads(call(*arguments).stdout)
     assert document["repaired"]["sparsity"] == document["trial"]["sparsity"]
     assert json.loads((here / "small/config.json").read_text())["intermediate_size"] < 24
+    (texts,) = (here / "small").glob("texts-*.json")
+    decode = AutoTokenizer.from_pretrained(here / "small").decode
+    assert [decode(ids, skip_special_tokens=True).strip() for ids in json.loads(texts.read_text())] == [
+        "one two three",
+        "four five six",
+    ]
