@@ -10,12 +10,12 @@ from sae_moo.experts.anatomy import Anatomy, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.ops import prune as pruning
 from sae_moo.materialization.texts import held_texts
-from sae_moo.recipe import MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
 from sae_moo.recipe.catalogue import check_implemented
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import LARGEST, METHODS, Method, Setting
 from sae_moo.recipe.rows import Param, Rows
-from sae_moo.recipe.structure import chain, repair_of
+from sae_moo.recipe.structure import chain, removed_blocks, repair_of
 
 
 def check(recipe: Recipe, pool: ExpertPool) -> None:
@@ -34,6 +34,12 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
                 _check_prune(node, pool)
             case Repair():
                 _check_repair(node, recipe, pool)
+    removed = len(removed_blocks(recipe))
+    if removed and removed == anatomy(pool, BLOCKS).blocks:  # of what it merges, models of other candidates may be so
+        raise InputError(
+            f"Prune: scope {BLOCKS!r} would remove all {removed} blocks, and without them no model is left; expected "
+            "units that leave one at least"
+        )
 
 
 def _check_prune(node: Prune, pool: ExpertPool) -> None:

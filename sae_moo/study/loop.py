@@ -18,6 +18,7 @@ from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe, digest, dumps
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
+from sae_moo.recipe.scopes import going
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
@@ -402,7 +403,7 @@ def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float
     for node in chain(recipe):
         asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
         if node.scope == BLOCKS:
-            params["blocks removed"] = float(len(removed_blocks(recipe)) or round(asked[0] * len(groups)))
+            params["blocks removed"] = float(len(removed_blocks(recipe)) or going(asked[0], len(groups)))
         elif node.scope in STRUCTURED:
             stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
             params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)

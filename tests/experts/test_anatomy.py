@@ -219,14 +219,16 @@ def block_of(pool, block, stems):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.99])
-def test_the_units_of_least_norm_go(pools, sparsity):
+def test_the_units_of_least_norm_go_and_one_of_a_block_stays(pools, sparsity):
     pool = pools("mistral")
     neurons = resolve(Prune(MATH, sparsity, scope="neurons"), pool).units
     heads = resolve(Prune(MATH, sparsity, scope="heads"), pool).units
     for block in range(2):
         gate, up, down = block_of(pool, block, ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
         scores = [math.sqrt((gate[u] ** 2).sum() + (up[u] ** 2).sum() + (down[:, u] ** 2).sum()) for u in range(12)]
-        assert neurons[block] == tuple(sorted(sorted(range(12), key=lambda u: scores[u])[: round(sparsity * 12)]))
+        assert neurons[block] == tuple(
+            sorted(sorted(range(12), key=lambda u: scores[u])[: min(round(sparsity * 12), 11)])
+        )
         q, k, v, o = block_of(pool, block, [f"self_attn.{x}_proj" for x in "qkvo"])
         scores = []
         for u in range(2):
@@ -234,7 +236,7 @@ def test_the_units_of_least_norm_go(pools, sparsity):
             scores.append(
                 float((q[wide] ** 2).sum() + (k[rows] ** 2).sum() + (v[rows] ** 2).sum() + (o[:, wide] ** 2).sum())
             )
-        assert heads[block] == tuple(sorted(sorted(range(2), key=lambda u: scores[u])[: round(sparsity * 2)]))
+        assert heads[block] == tuple(sorted(sorted(range(2), key=lambda u: scores[u])[: min(round(sparsity * 2), 1)]))
 
 
 def test_weighed_by_activations_it_is_the_norm_of_what_is_read(pools):
