@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 from commands import BUDGET, call, config_for, written
 from transformers import AutoTokenizer
 
+from sae_moo.deploy import pace
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.explore.run import Run
+from sae_moo.jobs import export
 from sae_moo.recipe import Repair
 from sae_moo.recipe.structure import repair_of
 
@@ -19,10 +23,35 @@ def refused(*arguments: str) -> str:
     return " ".join(call(*arguments, code=2).stderr.split())
 
 
-def test_a_repaired_pick_is_exported_verified_and_made_again(there, tmp_path):
+@pytest.fixture
+def alive(monkeypatch):
+    """How many live models were in memory whenever an export is about to load others."""
+    live, made, counts = ExpertPool.live_model, [], []
+
+    def watched(*given):
+        model = live(*given)
+        made.append(weakref.ref(model))
+        return model
+
+    def counted(call):
+        def counting(*given):
+            assert made
+            counts.append(sum(model() is not None for model in made))
+            return call(*given)
+
+        return counting
+
+    monkeypatch.setattr(ExpertPool, "live_model", watched)
+    monkeypatch.setattr(pace, "load_model", counted(pace.load_model))
+    monkeypatch.setattr(export, "verify_apart", counted(export.verify_apart))
+    return counts
+
+
+def test_a_repaired_pick_is_exported_verified_and_made_again(there, tmp_path, alive):
     document = json.loads(
         call("export", "tiny", *SPARSE, "--repair", "-o", f"{tmp_path}/m", "--verify", "--json").stdout
     )
+    assert alive == [0]
     trial, repaired = document["trial"], document["repaired"]
     assert repaired["sparsity"] == trial["sparsity"]
     assert repaired["digest"] != trial["digest"]
@@ -95,11 +124,12 @@ def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_fold
     assert "expected texts of at least 2 tokens" in refused("validate", "s.yaml")
 
 
-def test_a_repaired_pick_without_its_neurons_is_a_smaller_model_and_read_the_calibration_texts(here):
+def test_a_repaired_pick_without_its_neurons_is_a_smaller_model_and_read_the_calibration_texts(here, alive):
     (here / "texts.txt").write_text("one two three\n\nfour five six")
     call("search", "c.yaml", "--set", "pruning={scope: neurons, calibration: {data: texts.txt}}")
     arguments = ("export", "tiny", *SPARSE, "--repair", "--format", "structured", "-o", "small", "--verify", "--json")
     document = json.loads(call(*arguments).stdout)
+    assert alive == [0, 0, 0], "the repaired model is given back before two are timed, and one is scored"
     assert document["repaired"]["sparsity"] == document["trial"]["sparsity"]
     assert json.loads((here / "small/config.json").read_text())["intermediate_size"] < 24
     (texts,) = (here / "small").glob("texts-*.json")
