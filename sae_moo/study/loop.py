@@ -202,14 +202,16 @@ class Study:
         """Resume if there are trials, then search on.
 
         Raises:
-            InputError: if the stored trials are not what this search would have asked for, or tokens are a budget and
-                one of them does not tell how many it took.
+            InputError: if the stored trials are not what this search would have asked for, tokens are a budget and one
+                of them does not tell how many it took, or there are no texts for the repairs to come.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
             RunError: if the search cannot go on: all its first candidates failed, or as many in a row as may; what was
                 evaluated is stored.
         """
         try:
             self._replay()
+            if self._finishing.count and self._wanting:
+                self._finishing.calibration()  # what is wrong with the texts is told now, not after the search
             while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(

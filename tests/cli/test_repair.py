@@ -93,8 +93,11 @@ def test_what_cannot_be_repaired_is_refused(there, tmp_path):
 
 @pytest.fixture
 def finished(here, tiny_folders):
-    (here / "f.yaml").write_text(written(config_for(tiny_folders, search={"population": 6, "evaluations": BUDGET})))
-    call("search", "f.yaml", "--set", "search.finish=2")
+    (here / "texts.txt").write_text("one two three\n\nfour five six")
+    search = {"population": 6, "evaluations": BUDGET, "finish": 2}
+    pruning = {"calibration": {"data": "texts.txt"}}
+    (here / "f.yaml").write_text(written(config_for(tiny_folders, search=search, pruning=pruning)))
+    call("search", "f.yaml")
     return Run.open(here / "runs/tiny")
 
 
@@ -109,11 +112,37 @@ def test_a_search_finishes_with_repaired_members_of_its_front(finished, here):
     number = str(records[-1].number)
     call("export", "tiny", "--trial", number, "-o", "out", "--verify")
     assert f"trial {number} is repaired already" in refused("export", "tiny", "--trial", number, "--repair", "-o", "o")
-    assert "16 evaluations" in call("search", "f.yaml", "--set", "search.finish=2").stdout
     call("search", "f.yaml", "--set", "search.finish=3", "--evaluations", str(BUDGET + 2))
     longer = finished.trials()
     assert longer[: len(records)] == records
     assert sum(repair_of(record.recipe) is None for record in longer) == BUDGET + 2
+
+
+def test_texts_are_asked_for_only_where_they_are_read(finished, here, tmp_path, monkeypatch):
+    """As on another machine, which has no cache: neither a search that is finished nor one that repairs nothing asks."""
+    texts, trials = (here / "texts.txt").read_text(), len(finished.trials())
+    (parent,) = finished.trials()[-1].parents
+    number, sparse = str(trials - 1), str(parent)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (here / "texts.txt").unlink()
+    for finish in (2, 0, 2):
+        assert "16 evaluations" in call("search", "f.yaml", "--set", f"search.finish={finish}").stdout
+        call("validate", "f.yaml", "--set", f"search.finish={finish}")
+    call("export", "tiny", "--trial", sparse, "-o", "sparse")
+    missing = f"{here / 'texts.txt'}: cannot read calibration texts"
+    for arguments in (
+        ("search", "f.yaml", "--evaluations", str(BUDGET + 2)),
+        ("export", "tiny", "--trial", number, "-o", "out"),
+        ("export", "tiny", "--trial", sparse, "--repair", "-o", "out"),
+        ("validate", "f.yaml", "--set", "study.name=new"),
+        ("search", "f.yaml", "--set", "study.name=new"),
+    ):
+        assert missing in refused(*arguments), arguments
+    assert len(finished.trials()) == trials
+    assert not (here / "runs/new").exists()
+    (here / "texts.txt").write_text(texts)
+    call("search", "f.yaml", "--set", "search.finish=0")
+    call("export", "tiny", "--trial", number, "-o", "out")
 
 
 def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_folders):
