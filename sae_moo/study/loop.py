@@ -97,10 +97,14 @@ class Exhausted:
     Args:
         evaluations: trials it made.
         budget: trials it might have made.
+        unproposed: how many of those that it did not make its algorithm had no candidate for.
+        unrepaired: for how many of them the front has no member that could be repaired.
     """
 
     evaluations: int
     budget: int
+    unproposed: int = 0
+    unrepaired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +230,12 @@ class Study:
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
             asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
-            if self._tokens is not None and self._spent >= self._tokens and self._asked < self._budget:
+            unproposed = max(0, self._budget - self._asked)
+            unrepaired = max(0, self._finishing.count - self._finishing.asked)
+            if self._tokens is not None and self._spent >= self._tokens and unproposed:
                 self._listener(Spent(asked, self._spent, self._tokens))
-            elif asked < budget:
-                self._listener(Exhausted(asked, budget))
+            elif unproposed or unrepaired:
+                self._listener(Exhausted(asked, budget, unproposed, unrepaired))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"

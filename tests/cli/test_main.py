@@ -261,7 +261,9 @@ def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_fo
     assert "exists already" in refused("export", "tiny", "-o", f"{tmp_path}/taken")
     assert "no trial 99; there are 0 to 13" in refused("export", "tiny", "--trial", "99", "-o", f"{tmp_path}/m")
     assert "give one or the other" in refused("export", "tiny", "--trial", "0", "--knee", "-o", f"{tmp_path}/m")
-    assert "no quantity 'fact'" in refused("export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m")
+    assert "got 'fact' (did you mean 'facts'?)" in refused(
+        "export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m"
+    )
     assert "cannot be written" in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/taken/file/m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
