@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mixture_kinds import opened
+from random_pools import made_once
 from stand_ins import NAMES, Landscape
 
 from sae_moo import zoo
@@ -67,14 +68,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def mixtures(tmp_path_factory):
     """Return a function: model type of a mixture of experts -> pool of a base and the expert ``math``, made once."""
-    made: dict[str, ExpertPool] = {}
-
-    def pool(kind: str) -> ExpertPool:
-        if kind not in made:
-            made[kind] = opened(tmp_path_factory.mktemp(kind), kind)
-        return made[kind]
-
-    return pool
+    return made_once(tmp_path_factory, opened)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from configurations import faults, load
 
 from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError
@@ -21,18 +22,6 @@ tasks:
 objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]
 constraints: {sparsity: {max: 0.9}, mine: {min: 0.2}}
 """
-
-
-def load(tmp_path, text, *overrides) -> Config:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    return Config.load(path, overrides)
-
-
-def faults(tmp_path, text, *overrides) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        load(tmp_path, text, *overrides)
-    return [line.strip().removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:]]
 
 
 def test_a_good_one(tmp_path):

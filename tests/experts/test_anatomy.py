@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers as hf
+from random_pools import made_once, random_pool
 from stand_ins import weights_of
 
 from sae_moo.errors import InputError
@@ -51,23 +52,12 @@ MAKES = {
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory):
     """Return a function: model type -> pool of a base and one expert with random weights and biases, made once."""
-    made: dict[str, ExpertPool] = {}
 
-    def pool(kind: str) -> ExpertPool:
-        if kind not in made:
-            config, model, settings = MAKES[kind]
-            folders = {}
-            for seed, name in enumerate(("base", "math")):
-                torch.manual_seed(seed)
-                each = model(config(**settings))
-                for parameter in each.parameters():
-                    torch.nn.init.normal_(parameter, std=0.3)
-                folders[name] = str(tmp_path_factory.mktemp(kind) / name)
-                each.save_pretrained(folders[name])
-            made[kind] = ExpertPool.open(folders["base"], {"math": folders["math"]})
-        return made[kind]
+    def make(folder, kind):
+        config, model, settings = MAKES[kind]
+        return random_pool(folder, lambda: model(config(**settings)), std=0.3)
 
-    return pool
+    return made_once(tmp_path_factory, make)
 
 
 def logits(model) -> torch.Tensor:
