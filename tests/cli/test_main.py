@@ -84,7 +84,7 @@ def test_report(there, tmp_path):
     assert "14 trials, 4." in call("report", "runs/tiny", "-o", f"{tmp_path}/r3.html").stdout
 
 
-def test_export_verify_and_merge(there, tmp_path, tiny):
+def test_export_verify_and_merge(there, tmp_path, tiny, fresh_process):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     document = json.loads(
@@ -113,7 +113,7 @@ def test_export_verify_and_merge(there, tmp_path, tiny):
     assert json.loads(call("trials", "tiny", "--json").stdout)["trials"][number] == document["trial"], "nothing changed"
 
 
-def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
+def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch, fresh_process):
     from sae_moo.deploy.stream import Stream
 
     right = Stream.tensor
