@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mixture_kinds import opened
+from random_pools import made_once
 from stand_ins import NAMES, Landscape
 
 from sae_moo import zoo
@@ -67,14 +68,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def mixtures(tmp_path_factory):
     """Return a function: model type of a mixture of experts -> pool of a base and the expert ``math``, made once."""
-    made: dict[str, ExpertPool] = {}
-
-    def pool(kind: str) -> ExpertPool:
-        if kind not in made:
-            made[kind] = opened(tmp_path_factory.mktemp(kind), kind)
-        return made[kind]
-
-    return pool
+    return made_once(tmp_path_factory, opened)
 
 
 @pytest.fixture(scope="session")
@@ -132,3 +126,22 @@ def data() -> Path:
 @pytest.fixture
 def landscape() -> Landscape:
     return Landscape()
+
+
+@pytest.fixture
+def fresh_process():
+    """Have exports verified in a process of its own, as they are for users; see `verified_here`."""
+
+
+@pytest.fixture
+def verified_here(request, monkeypatch):
+    """Verify exports in this process, which is seconds faster, and time them in as few rounds as there can be.
+
+    What verifying opens and reads is the same; that a fresh process can is for the tests that ask for one.
+    """
+    from sae_moo.deploy import pace
+    from sae_moo.jobs import verify
+
+    if "fresh_process" not in request.fixturenames:
+        monkeypatch.setattr(verify, "_answered_apart", lambda asked: verify.answer_to(asked).encode())
+    monkeypatch.setattr(pace, "ROUNDS", (1, 1))

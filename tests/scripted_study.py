@@ -45,7 +45,7 @@ class Setup:
             searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
         executor = LocalExecutor(evaluate or self.landscape)
         rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
-        finishing = Finishing(self.finish, "ab" * 32, OBJECTIVES, LIMITS)
+        finishing = Finishing(self.finish, lambda: "ab" * 32, OBJECTIVES, LIMITS)
         Study(storage, searcher, executor, **LANDSCAPE, **rest, finishing=finishing).run()
         return self.facts()
 

@@ -38,7 +38,8 @@ class SearchView:
     """
 
     def __init__(self, config: Config, console: Console, show: bool = True, clock: Clock = time.monotonic) -> None:
-        self._title = f"{config.study.name}: {config.search.algorithm}{SPACES[config.space_kind]}"
+        self._algorithm = config.search.algorithm
+        self._title = f"{config.study.name}: {self._algorithm}{SPACES[config.space_kind]}"
         self._standing = Standing(config)
         self._console = console
         self._show = show
@@ -111,7 +112,7 @@ class SearchView:
                 self._now = event.number, self._clock()
                 self._standing.generation = max(self._standing.generation, event.proposal.generation)
             case Exhausted():
-                self._say(f"nothing left to try after {event.evaluations} of {event.budget} evaluations")
+                self._say(_why_it_ends(event, self._algorithm))
             case Spent():
                 self._say(
                     f"the budget of {event.budget:,} forward tokens is spent after {event.evaluations} evaluations"
@@ -319,6 +320,22 @@ class CompareView:
         if (room := height - len(shown) - 1) > 0 and self._ended:
             shown += [Text(), *(Text(each[:width], "dim", no_wrap=True) for each in self._ended[-room:])]
         return shown
+
+
+def _why_it_ends(event: Exhausted, algorithm: str) -> str:
+    """Return for people that a search ends before its budget does, why, and what would go on."""
+    said = [f"nothing left to try after {event.evaluations:,} of {event.budget:,} evaluations"]
+    if event.unproposed:
+        said.append(
+            f"{algorithm} has no further candidate for {event.unproposed:,} of search.evaluations; other settings or "
+            "another algorithm may, in a study of another name"
+        )
+    if event.unrepaired:
+        said.append(
+            f"the front has no further member to repair for {event.unrepaired:,} of search.finish, since only what is "
+            "pruned can be; more search.evaluations may find some"
+        )
+    return ": ".join([said[0], "; ".join(said[1:])] if said[1:] else said)
 
 
 def _spread(records: Sequence[Ended], most: int) -> list[Ended]:

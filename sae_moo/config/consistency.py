@@ -20,7 +20,6 @@ from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY, SPEED
 from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
-from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
 from sae_moo.searchers.breeding import Operators
 
@@ -187,12 +186,6 @@ def _storage_that_lasts(draft: Config) -> Iterator[Fault]:
 
 def _what_pruning_reads(draft: Config) -> Iterator[Fault]:
     pruning = draft.pruning
-    reads = pruning.criterion is None or _calibrated(pruning.criterion) or draft.search.finish != 0
-    if pruning.calibration is not None and not reads:
-        yield (
-            ("pruning", "calibration"),
-            f"criterion: {pruning.criterion} is not calibrated, and search.finish repairs nothing; leave it out",
-        )
     if pruning.rescale and pruning.scope is not None and pruning.scattered is None:
         yield ("pruning", "rescale"), f"scope: {', '.join(pruning.scopes)} is not rescaled; leave it out"
     model, models = BASE if pruning.calibration is None else pruning.calibration.model, [BASE]
@@ -297,14 +290,6 @@ def _what_a_comparison_needs(draft: Config) -> Iterator[Fault]:
     for i, task in enumerate(draft.tasks):
         if task.test == 0:
             yield ("tasks", i, "test"), "a comparison judges on the test split; expected at least 1 instance"
-
-
-def _calibrated(criterion: str) -> bool:
-    """Say whether a criterion weighs by activations; of one that there is not, the section says so."""
-    try:
-        return CRITERIA.find(criterion).calibrated
-    except InputError:
-        return True
 
 
 RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (

@@ -141,7 +141,11 @@ class SpaceSection(Section):
 
 
 class CalibrationSection(Section):
-    """``pruning.calibration``: whose activations over which texts; null: the prompts of the tasks' search split."""
+    """``pruning.calibration``: which texts repairs and some criteria read; null: the tasks' prompts to search on.
+
+    Read by criteria that weigh by activations, and whenever a candidate is repaired, after a search or when it is
+    picked or exported.
+    """
 
     data: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
@@ -149,7 +153,10 @@ class CalibrationSection(Section):
         "split",
     )
     tokens: Annotated[int, Field(ge=2, le=10**9)] = Field(default=4096, description="how many tokens are read at most")
-    model: str = Field(default=BASE, description="whose activations are measured: `base`, or an expert's name")
+    model: str = Field(
+        default=BASE,
+        description="whose activations a criterion weighs by: `base`, or an expert's name; a repair measures its own",
+    )
 
 
 def _scope(scope: Any) -> Any:
@@ -208,7 +215,9 @@ class PruningSection(Section):
         "`vision_tower`, as `validate` names them. Others are merged only",
     )
     calibration: CalibrationSection | None = Field(
-        default=None, description="texts and model of criteria that need activations; null: the defaults below"
+        default=None,
+        description="texts that repairs read, and criteria that need activations; null: the defaults below, of a "
+        "repair more tokens",
     )
 
     @field_validator("criterion")

@@ -190,6 +190,7 @@ class Order:
         """
         if self.check is None:
             return None
+        self.stream.release()  # there the model is in memory once more
         self.stage("loaded and scored again in a fresh process")
         scores = self.check(folder, self.stream.digests if digests is None else digests, exact)
         return self.card.of(self.stream).scored(scores).text(self.stream.pool)

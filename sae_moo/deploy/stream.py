@@ -24,7 +24,7 @@ class Stream:
     """The weights of a recipe, bit for bit those that `materialize` writes into a live model.
 
     In memory are the tensor asked for and what it is computed from; of a recipe that ends in a repair, which runs
-    through a whole model, a live model that is made once.
+    through a whole model, a live model that is made once, until it is released.
 
     Args:
         recipe: any recipe over the pool's experts.
@@ -39,7 +39,7 @@ class Stream:
         entries: every tensor once (a tied head is none), in the pool's order; then what no merge touches, the base's
             whole numbers and truth values.
         digests: name -> hexadecimal SHA-256 of the bytes, of the tensors that have passed.
-        model: the live model of a repaired recipe, which holds it; None for others.
+        model: the live model of a repaired recipe, which holds it; None for others, and once it is released.
         two_four: name -> whether at most two of every four consecutive inputs are not zero, and not all are, of the
             prunable matrices that have passed.
 
@@ -67,17 +67,27 @@ class Stream:
         self._broken: dict[str, None] = {}
         self._device = torch.device(device)
         self._plan = ready.plan
-        self.model: Any = None if repair_of(recipe) is None else pool.live_model(dtype, device)
+        self.model: Any = None
         self._held: Mapping[str, Tensor] = {}
-        if self.model is not None:
-            written = write(ready.recipe, pool, self.model)
+        self._repair()
+
+    def _repair(self) -> None:
+        """Make the live model of a repaired recipe, unless it is there."""
+        if self.model is None and repair_of(self.recipe) is not None:
+            self.model = self.pool.live_model(self.dtype, self._device)
+            written = write(self.recipe, self.pool, self.model)
             self._held, self._zeros = written.exact, dict(written.zeros)
+
+    def release(self) -> None:
+        """Give back the live model's memory, once all tensors have passed; a further one has it made again."""
+        self.model, self._held = None, {}
 
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
         """Return one tensor: new, contiguous, on the CPU."""
         if name in self.pool.kept:
             return self.pool.load(BASE, name).clone(memory_format=torch.contiguous_format)
+        self._repair()
         info = self._infos[name]
         out = torch.empty(info.shape, dtype=self._dtypes[name], device=self._device)
         if name in self._held:

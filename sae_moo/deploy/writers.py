@@ -70,6 +70,7 @@ def recipe(order: Order, folder: Path) -> None:
         pass  # their digests are kept
     order.origin(folder)
     if order.verifies:
+        order.stream.release()  # to merge it takes as much
         with order.scratch() as scratch:
             order.merge(folder / RECIPE_FILE, scratch / "merged")
             _certify(folder, order.verified(scratch / "merged"))
@@ -157,6 +158,7 @@ def structured(order: Order, folder: Path) -> None:
     order.surround(folder, small.config)
     if order.verifies:
         order.stage("timed beside the base")
+        order.stream.release()  # two models are in memory then
         base, dtype = order.stream.pool.checkpoints[BASE].folder, order.stream.dtype
         measured = paces(folder, base, dtype, order.device)
         order.timed(measured)

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,8 @@ class ExpertPool:
             free there when the first one is asked for.
         norms: digest of a calibration -> tensor name -> norm of each input feature; see `calibration`.
         texts: digest of a calibration -> sequences of token ids; see `texts`.
+        further_texts: adds those that are configured to `texts`; called where others are asked for than are held, and
+            so only where something reads them. None: there are no others.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class ExpertPool:
         self._residents: dict[torch.device, Resident] = {}
         self.norms: dict[str, Mapping[str, Tensor]] = {}
         self.texts: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self.further_texts: Callable[[], object] | None = None
 
     @classmethod
     def open(

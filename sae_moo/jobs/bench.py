@@ -54,6 +54,9 @@ from sae_moo.searchers.searcher import Assignment, Searcher
 
 log = logging.getLogger(__name__)
 
+_NO_TEXTS = "0" * 64
+"""Stands for the digest of texts where it is asked what can be repaired, on whatever texts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -66,7 +69,6 @@ class Bench:
         device: where models live.
         calibration: digest of the activation norms that pruning weighs by, or None.
         screened: texts that allocations are screened on, as token ids; empty where they are not.
-        repair: digest of the texts that repairs read, or None where no member of the front is repaired.
         batches: how many tokens its study computes at once, by what is computed (`sizes.BatchSizes`); empty where that
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
@@ -79,7 +81,6 @@ class Bench:
     device: str
     calibration: str | None = None
     screened: tuple[tuple[int, ...], ...] = ()
-    repair: str | None = None
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
 
@@ -105,10 +106,10 @@ class Bench:
         )
         tasks, device = open_tasks(config, pool), resolve_device(models.device)
         scorer_of(config, pool, tasks, device, sizes=BatchSizes(device))  # refused here if it cannot be; nothing is run
-        repair = repaired_on(config, pool, tasks) if config.search.finish else None
         calibration = calibrated(config, pool, tasks, device)
-        bench = cls(config, pool, tasks, device, calibration, screened_on(config, pool, tasks), repair)
+        bench = cls(config, pool, tasks, device, calibration, screened_on(config, pool, tasks))
         bench.check()
+        pool.further_texts = bench.repairing
         return bench
 
     def configured(self, config: Config) -> Bench:
@@ -131,9 +132,9 @@ class Bench:
         screened = self.screened
         if config.evaluation.screening != self.config.evaluation.screening:
             screened = screened_on(config, self.pool, self.tasks)
-        repair = repaired_on(config, self.pool, self.tasks) if config.search.finish else None
-        bench = replace(self, config=config, calibration=calibration, screened=screened, repair=repair)
+        bench = replace(self, config=config, calibration=calibration, screened=screened)
         bench.check()
+        bench.pool.further_texts = bench.repairing
         return bench
 
     def check(self) -> None:
@@ -144,8 +145,8 @@ class Bench:
             prunings.append(Prune(Expert(BASE), 0.0, ground.criterion, scope, calibration=ground.calibration))
         for pruning in prunings:
             check(pruning, self.pool)
-            if self.repair is not None and isinstance(pruning, Prune):
-                check(Cast(Repair(pruning, self.repair), self.rounding), self.pool)
+            if self.config.search.finish and isinstance(pruning, Prune):
+                check(Cast(Repair(pruning, _NO_TEXTS), self.rounding), self.pool, texts=False)
         count, kept = len(ground.blocks), sum(ground.protected)
         if BLOCKS in ground.structured and kept >= count:
             raise InputError(f"pruning.protect: expected fewer than the {count} blocks there are, got {kept}")
@@ -237,12 +238,12 @@ class Bench:
         Raises:
             InputError: if there are none, or too short ones.
         """
-        return self.repair or repaired_on(self.config, self.pool, self.tasks)
+        return repaired_on(self.config, self.pool, self.tasks)
 
     def finishing(self) -> Finishing:
         """Return what asks for repaired members of the front once a search is over."""
         config = self.config
-        return Finishing(config.search.finish, self.repair, config.objective_list(), config.constraint_list())
+        return Finishing(config.search.finish, self.repairing, config.objective_list(), config.constraint_list())
 
     def live_model(self) -> Any:
         """Return the live model in the configured dtype, on the device."""

@@ -59,6 +59,8 @@ def search(
     if fresh and url is not None:
         raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")
     folder = RunFolder(Path(root) / config.study.name)
+    if fresh or not begun(url or folder.journal):
+        _check_texts(bench)
     aside = (lambda path: listener(PutAside(path))) if fresh else None
     with folder.held(aside):
         storage = open_storage(url or folder.journal, write=True)
@@ -101,17 +103,28 @@ def search(
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
-    """Raise InputError if a study can have no place, or there is one under other settings; writes nothing."""
+    """Raise InputError if a study can have no place, or there is one under other settings; writes nothing.
+
+    Of a study that is not begun, texts that repairs will read are checked, too; of one that is, as it goes on.
+    """
     folder = RunFolder(Path(root) / config.study.name)
     there = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "cannot be written to" if there.is_dir() else "is no folder"
         raise InputError(f"{folder.path}: the run folder cannot be written: {there} {why}")
     url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
-    if begun(url or folder.journal):
-        header = _header_of(open_storage(url or folder.journal, write=False), config.study.name)
-        if header is not None:
-            _check_same(folder, header.identity, bench.anchored(header.anchors), url)
+    if not begun(url or folder.journal):
+        _check_texts(bench)
+        return
+    header = _header_of(open_storage(url or folder.journal, write=False), config.study.name)
+    if header is not None:
+        _check_same(folder, header.identity, bench.anchored(header.anchors), url)
+
+
+def _check_texts(bench: Bench) -> None:
+    """Raise InputError if a search will repair members of its front, and there are no texts for it."""
+    if bench.config.search.finish:
+        bench.repairing()
 
 
 def _header_of(storage: OptunaStorage, name: str) -> StudyHeader | None:

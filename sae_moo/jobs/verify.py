@@ -65,16 +65,17 @@ def verify_apart(
     Raises:
         RunError: if anything differs, experts and items from those of the study too, or the process could not tell.
     """
-    result = _answer_of_child(
-        {
-            "run": str(run.folder.resolve()),
-            "trial": trial,
-            "folder": str(folder.resolve()),
-            "digests": dict(digests),
-            "exact": exact,
-            "expected": None if scores is None else {task: list(row) for task, row in scores.items()},
-        }
-    )
+    request = {
+        "run": str(run.folder.resolve()),
+        "trial": trial,
+        "folder": str(folder.resolve()),
+        "digests": dict(digests),
+        "exact": exact,
+        "expected": None if scores is None else {task: list(row) for task, row in scores.items()},
+    }
+    result: dict[str, Any] = json.loads(_answered_apart(json.dumps(request).encode()))
+    if "error" in result:
+        raise RunError(result["error"])
     instances, different = result["instances"], result["different"]
     tell(
         f"verified in a fresh process: {len(digests)} tensors read back as computed; "
@@ -90,27 +91,24 @@ def verify_apart(
     }
 
 
-def _answer_of_child(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a request answered in a fresh process.
+def _answered_apart(request: bytes) -> bytes:
+    """Have a request answered in a fresh process; see `answer_to`.
 
     Raises:
-        RunError: if the answer is a fault, or there is none.
+        RunError: if there is no answer.
     """
     library = str(Path(__file__).resolve().parents[2])
     paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", _CHILD],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        input=json.dumps(request).encode(),
+        input=request,
         stdout=subprocess.PIPE,
         check=False,
     )
     if not done.stdout:
         raise RunError(f"the process that verifies ended with code {done.returncode}; nothing was exported")
-    result: dict[str, Any] = json.loads(done.stdout)
-    if "error" in result:
-        raise RunError(result["error"])
-    return result
+    return done.stdout
 
 
 def check_tensors(folder: Path, digests: Mapping[str, str]) -> None:

@@ -10,16 +10,22 @@ from sae_moo.experts.anatomy import Anatomy, anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.ops import prune as pruning
 from sae_moo.materialization.texts import held_texts
-from sae_moo.recipe import MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
+from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
 from sae_moo.recipe.catalogue import check_implemented
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import LARGEST, METHODS, Method, Setting
 from sae_moo.recipe.rows import Param, Rows
-from sae_moo.recipe.structure import chain, repair_of
+from sae_moo.recipe.structure import chain, removed_blocks, repair_of
 
 
-def check(recipe: Recipe, pool: ExpertPool) -> None:
-    """Raise InputError if the pool or the catalogues of methods and criteria cannot serve the recipe."""
+def check(recipe: Recipe, pool: ExpertPool, *, texts: bool = True) -> None:
+    """Raise InputError if the pool or the catalogues of methods and criteria cannot serve the recipe.
+
+    Args:
+        recipe: what is to be computed.
+        pool: the experts.
+        texts: whether the texts that a repair reads have to be at hand.
+    """
     if not isinstance(recipe, Recipe):
         raise InputError(f"expected a recipe, such as Expert('math'), got {recipe!r}")
     for node in walk(recipe):
@@ -34,6 +40,14 @@ def check(recipe: Recipe, pool: ExpertPool) -> None:
                 _check_prune(node, pool)
             case Repair():
                 _check_repair(node, recipe, pool)
+                if texts:
+                    _check_texts(node, pool)
+    removed = len(removed_blocks(recipe))
+    if removed and removed == anatomy(pool, BLOCKS).blocks:  # of what it merges, models of other candidates may be so
+        raise InputError(
+            f"Prune: scope {BLOCKS!r} would remove all {removed} blocks, and without them no model is left; expected "
+            "units that leave one at least"
+        )
 
 
 def _check_prune(node: Prune, pool: ExpertPool) -> None:
@@ -137,6 +151,9 @@ def _check_repair(node: Repair, recipe: Recipe, pool: ExpertPool) -> None:
             f"Repair: {mixture.name} is an expert of a mixture, which reads only the tokens that are sent to it; "
             "mixtures are not repaired yet"
         )
+
+
+def _check_texts(node: Repair, pool: ExpertPool) -> None:
     if held_texts(pool, node.calibration) is None:
         known = ", ".join(each[:12] for each in pool.texts) or "none"
         raise InputError(

@@ -27,6 +27,7 @@ from sae_moo.recipe.catalogue import resolved
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS, Method, WholeModel
 from sae_moo.recipe.rows import Rows
+from sae_moo.recipe.scopes import going
 
 if TYPE_CHECKING:
     from sae_moo.materialization.ops.device.engine import Banded
@@ -176,8 +177,8 @@ def _resolved_units(
 
     A unit's score is the L2 norm of its weights in all its matrices; weighed by activations, it is the norm of what its
     columns of the reading matrix hold, each times its feature's norm (for a neuron: the norm of its output times that
-    of its column). Units compete within their block; whole blocks, all of whose matrices count, with each other. Sums
-    are float64.
+    of its column). Units compete within their block, where one stays at least; whole blocks, all of whose matrices
+    count, with each other, and one of them stays. Sums are float64.
     """
     whole = anatomy(pool, node.scope)
     weighed = CRITERIA.find(node.criterion).calibrated
@@ -191,14 +192,14 @@ def _resolved_units(
             totals[part.block] += part.per_unit(squares, whole.units)
     rows = Rows.of_places(node.sparsity)
     if node.scope == BLOCKS:
-        count = pruning.target_count(rows.of_group(0), whole.blocks)
+        count = going(rows.of_group(0), whole.blocks)
         lowest = set(torch.argsort(totals.flatten(), stable=True)[:count].tolist())
         return tuple((0,) if block in lowest else () for block in range(whole.blocks)), None
     if node.scope == MOE_EXPERTS:
         counts = _as_many_everywhere(pruning.target_count(rows.of_group(0), whole.units), totals, whole)
     else:
         group = {part.block: part.info.group for part in whole.parts}
-        counts = [pruning.target_count(rows.of_group(group[block]), whole.units) for block in range(whole.blocks)]
+        counts = [going(rows.of_group(group[block]), whole.units) for block in range(whole.blocks)]
     order = torch.argsort(totals, dim=1, stable=True)[:, : max(counts)]
     if min(counts) == max(counts):
         there = order.sort(dim=1).values

@@ -97,13 +97,20 @@ def load_texts(recipe: Recipe, pool: ExpertPool, folder: Path) -> None:
 
 
 def held_texts(pool: ExpertPool, digest: str) -> Sequences | None:
-    """Return the sequences of a digest that a pool holds, or is given now from the user's cache; None if neither."""
+    """Return the sequences of a digest that a pool holds, or is given now; None if nobody has them.
+
+    It is given them from the user's cache, else by what it has for `further_texts`.
+
+    Raises:
+        InputError: if further texts cannot be read.
+    """
     if digest not in pool.texts:
         sequences = _read(user_cache.folder("calibrations") / texts_file(digest))
-        if sequences is None or texts_digest(sequences) != digest:
-            return None
-        pool.texts[digest] = sequences
-    return pool.texts[digest]
+        if sequences is not None and texts_digest(sequences) == digest:
+            pool.texts[digest] = sequences
+        elif pool.further_texts is not None:
+            pool.further_texts()
+    return pool.texts.get(digest)
 
 
 def _read(file: Path) -> Sequences | None:

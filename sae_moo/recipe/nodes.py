@@ -165,7 +165,7 @@ class Prune(Recipe):
             compete with each other (``tensor``, ``row``, ``N:M``), one per tensor, in the pool's order. With a scope
             ``N:M`` it is the pattern's 1 - N/M (a group or tensor may ask 0.0 and is left alone). With ``neurons``,
             ``heads`` and ``moe-experts`` it is the fraction of a block's units, with ``blocks`` that of all blocks, one
-            number.
+            number; in each block one unit stays at least, and one block of all.
         criterion: name of one of `criteria.CRITERIA`, ``magnitude`` or ``wanda``; of an installed package's,
             ``package/name``.
         scope: what competes with what: ``tensor``, ``group`` or ``global`` (all prunable weights); ``row``, the inputs

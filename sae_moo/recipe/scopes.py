@@ -35,6 +35,20 @@ def pattern_sparsity(scope: str) -> float | None:
     return None if kept is None else rounded(1.0 - kept[0] / kept[1])
 
 
+def going(share: float, units: int, stay: int = 1) -> int:
+    """Return how many of some units, or blocks, go where a share of them is asked to: the nearest whole number.
+
+    Some stay, whatever the share: a model without any block is no merge, and what a block keeps of its neurons or heads
+    is what a smaller model of it has.
+
+    Args:
+        share: in [0, 1).
+        units: how many there are.
+        stay: how many of them stay at least.
+    """
+    return max(0, min(round(share * units), units - stay))
+
+
 def check_scope(scope: object, asked: Sequence[float], single: bool) -> None:
     """Raise InputError unless a scope is one, and can be asked for such sparsities.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.objectives.front import Front
@@ -39,7 +39,8 @@ class Finishing:
 
     Args:
         count: how many members are repaired: the first of the order.
-        calibration: digest of the token sequences that are read; None where none is repaired.
+        texts: returns the digest of the token sequences that are read, once somebody is to be repaired; None where
+            nobody is.
         objectives: what the front is of.
         constraints: limits.
 
@@ -50,15 +51,16 @@ class Finishing:
     def __init__(
         self,
         count: int = 0,
-        calibration: str | None = None,
+        texts: Callable[[], str] | None = None,
         objectives: Sequence[Objective] = (),
         constraints: Sequence[Constraint] = (),
     ) -> None:
-        if count and calibration is None:
-            raise ValueError("calibration: expected the digest of the texts that a repair reads, got None")
+        if count and texts is None:
+            raise ValueError("texts: expected what returns the digest of those that a repair reads, got None")
         self.count = count
         self.asked = 0
-        self._calibration = calibration
+        self._texts = texts
+        self._calibration: str | None = None
         self._objectives = tuple(objectives)
         self._front: Front[Evaluation] = Front(objectives, constraints)
         self._generation = 0
@@ -75,8 +77,18 @@ class Finishing:
         parent = self._next(self.count)
         if parent is None:
             return None
-        assert self._calibration is not None  # some are to be repaired
-        return self._proposal(parent, self._calibration)
+        return self._proposal(parent, self.calibration())
+
+    def calibration(self) -> str:
+        """Return the digest of the token sequences that are read; what it takes to know it is done once.
+
+        Raises:
+            InputError: if there are none, or too short ones.
+        """
+        if self._calibration is None:
+            assert self._texts is not None  # some are to be repaired
+            self._calibration = self._texts()
+        return self._calibration
 
     def recall(self, recipe: Recipe) -> Proposal | None:
         """Return the next one as it was asked for in an earlier run, perhaps one of more, or repaired on other texts.

@@ -18,6 +18,7 @@ from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe, digest, dumps
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
+from sae_moo.recipe.scopes import going
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
@@ -96,10 +97,14 @@ class Exhausted:
     Args:
         evaluations: trials it made.
         budget: trials it might have made.
+        unproposed: how many of those that it did not make its algorithm had no candidate for.
+        unrepaired: for how many of them the front has no member that could be repaired.
     """
 
     evaluations: int
     budget: int
+    unproposed: int = 0
+    unrepaired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +206,16 @@ class Study:
         """Resume if there are trials, then search on.
 
         Raises:
-            InputError: if the stored trials are not what this search would have asked for, or tokens are a budget and
-                one of them does not tell how many it took.
+            InputError: if the stored trials are not what this search would have asked for, tokens are a budget and one
+                of them does not tell how many it took, or there are no texts for the repairs to come.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
             RunError: if the search cannot go on: all its first candidates failed, or as many in a row as may; what was
                 evaluated is stored.
         """
         try:
             self._replay()
+            if self._finishing.count and self._wanting:
+                self._finishing.calibration()  # what is wrong with the texts is told now, not after the search
             while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(
@@ -223,10 +230,12 @@ class Study:
                 number, evaluation = self._executor.wait()
                 self._finish(number, evaluation)
             asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
-            if self._tokens is not None and self._spent >= self._tokens and self._asked < self._budget:
+            unproposed = max(0, self._budget - self._asked)
+            unrepaired = max(0, self._finishing.count - self._finishing.asked)
+            if self._tokens is not None and self._spent >= self._tokens and unproposed:
                 self._listener(Spent(asked, self._spent, self._tokens))
-            elif asked < budget:
-                self._listener(Exhausted(asked, budget))
+            elif unproposed or unrepaired:
+                self._listener(Exhausted(asked, budget, unproposed, unrepaired))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
@@ -402,7 +411,7 @@ def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float
     for node in chain(recipe):
         asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
         if node.scope == BLOCKS:
-            params["blocks removed"] = float(len(removed_blocks(recipe)) or round(asked[0] * len(groups)))
+            params["blocks removed"] = float(len(removed_blocks(recipe)) or going(asked[0], len(groups)))
         elif node.scope in STRUCTURED:
             stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
             params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)

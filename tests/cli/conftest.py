@@ -8,6 +8,11 @@ import pytest
 from commands import call, config_for, written
 
 
+@pytest.fixture(autouse=True)
+def quickly(verified_here):
+    """Exports are verified in this process, but where a test asks for `fresh_process`."""
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, tiny_folders) -> Path:
     """An empty current folder with a configuration and items."""

@@ -117,13 +117,14 @@ def test_every_search_is_worked_out_once_and_experts_are_opened_once(config, her
     cell, open_bench = Config.cell, Bench.open
     monkeypatch.setattr(Config, "cell", lambda *given: worked_out.append(given) or cell(*given))
     monkeypatch.setattr(comparison.Bench, "open", lambda config: opened.append(config) or open_bench(config))
-    parsed = Config.load(config, ["search.evaluations=6"])
+    parsed = Config.load(config, ["search.evaluations=6", f"compare.seeds={3 - workers}"])
     del worked_out[:]  # every method is checked once when it is read
     compare(parsed, workers=workers)
-    assert len(worked_out) == 3 * 2
+    cells = len(worked_out)
+    assert cells == 3 * (3 - workers)
     assert opened == ([parsed] if workers == 1 else []), "worker processes open their own"
     compare(parsed, workers=workers)
-    assert (len(worked_out), len(opened)) == (2 * 3 * 2, workers == 1), "nothing to do, nothing to open"
+    assert (len(worked_out), len(opened)) == (2 * cells, workers == 1), "nothing to do, nothing to open"
 
 
 def test_an_unfinished_search_is_resumed(config, here):
@@ -149,15 +150,6 @@ def test_an_unfinished_search_is_resumed(config, here):
     assert made == [(4 + i, i, 9) for i in range(6)]
 
 
-def test_searches_apart_tell_how_far_they_are(config, here):
-    heard = []
-    compare(Config.load("compare.yaml", ["compare.seeds=1"]), heard.append, workers=2)
-    for method in ("nsga2", "swarm, dense"):
-        own = [event for event in heard if event.cell.method.name == method]
-        assert [type(event) for event in own] == [CellBegun, *[Made] * 9, CellDone]
-        assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
-
-
 def test_a_smaller_budget_is_no_equal_one(config, here):
     call("compare", "compare.yaml")
     for _ in range(2):  # and again: nothing was written
@@ -170,17 +162,18 @@ def test_a_smaller_budget_is_no_equal_one(config, here):
     assert "--fresh" not in error
 
 
-def test_apart_and_together_give_the_same(config, here):
-    together = json.loads(call("compare", "compare.yaml", "--json").stdout)
-    apart = call(
-        "compare", "compare.yaml", "--json", "--workers", "2", "--set", "study.name=apart", "--set", "compare.seeds=1"
-    )
-    assert apart.exit_code == 0, apart.stderr
-    values = [
-        [m["quantities"]["hypervolume"]["values"][0] for m in each["methods"]]
-        for each in (together, json.loads(apart.stdout))
+def test_apart_and_together_give_the_same_and_apart_tell_how_far_they_are(config, here):
+    heard = []
+    found = [
+        compare(Config.load("compare.yaml", [f"study.name={name}", "compare.seeds=1"]), listener, workers=workers)
+        for name, listener, workers in (("together", lambda event: None, 1), ("apart", heard.append, 2))
     ]
-    assert values[0] == values[1]
+    together, apart = ([each["hypervolume"].values for each in one.methods.values()] for one in found)
+    assert together == apart
+    for method in ("nsga2", "swarm, dense"):
+        own = [event for event in heard if event.cell.method.name == method]
+        assert [type(event) for event in own] == [CellBegun, *[Made] * 9, CellDone]
+        assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
 
 
 def test_a_process_that_dies_fails_its_search_only(config, here, monkeypatch):

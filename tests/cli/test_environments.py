@@ -115,7 +115,7 @@ def test_commands_do_without_what_they_do_not_need(own, monkeypatch, surrounding
     assert not list(own.rglob(".*partial-*"))
 
 
-def test_a_checkout_that_was_never_installed_serves_other_processes_too(own, monkeypatch, tmp_path):
+def test_a_checkout_that_was_never_installed_serves_other_processes_too(own, monkeypatch, tmp_path, fresh_process):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "sitecustomize.py").write_text(HIDING)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "first"), str(CHECKOUT)]))

@@ -42,7 +42,7 @@ def mine(here, site, tiny_folders):
     return here
 
 
-def test_it_is_searched_with_evaluated_resumed_and_verified(mine):
+def test_it_is_searched_with_evaluated_resumed_and_verified(mine, fresh_process):
     call("search", "c.yaml")
     (front, *_) = json.loads(call("front", "tiny", "--json").stdout)["trials"]
     assert front["values"]["mine"] > 0

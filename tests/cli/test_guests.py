@@ -21,17 +21,10 @@ def packages(tmp_path, monkeypatch):
     return lambda version: acme_package.install(folder, monkeypatch, version)
 
 
-MEDIANS = (
-    "search: {algorithm: one-shot, evaluations: 6, merge: {method: acme/median, settings: {pull: [0, 0.2, 0.5]}}}\n"
-)
+MEDIANS = {"algorithm": "one-shot", "merge": {"method": "acme/median", "settings": {"pull": [0, 0.2, 0.5]}}}
 
 
-def medians(**compare) -> None:
-    raw = yaml.safe_load(Path("c.yaml").read_text()) | yaml.safe_load(MEDIANS) | compare
-    Path("c.yaml").write_text(written(raw))
-
-
-def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packages, here):
+def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packages, here, fresh_process):
     (here / "c.yaml").write_text(Path("c.yaml").read_text() + "pruning: {criterion: acme/relative, scope: row}\n")
     call("search", "c.yaml", "--evaluations", "10")
     call("search", "c.yaml", "--evaluations", "12")
@@ -59,10 +52,9 @@ def test_a_criterion_is_searched_with_resumed_exported_verified_and_merged(packa
     assert not Path("a").exists()
 
 
-def test_a_method_is_searched_with_resumed_exported_verified_merged_and_compared(packages, here):
-    medians(compare={"methods": ["one-shot", "task-arithmetic"], "seeds": 1, "resamples": 100})
-    document = json.loads(call("compare", "c.yaml", "--workers", "2", "--json").stdout)
-    assert [method["evaluations"] for method in document["methods"]] == [[6], [6]]
+def test_a_method_is_searched_with_resumed_exported_verified_and_merged(packages, here):
+    raw = yaml.safe_load(Path("c.yaml").read_text()) | {"search": {**MEDIANS, "evaluations": 6}}
+    Path("c.yaml").write_text(written(raw))
     for budget in ("2", "6"):
         call("search", "c.yaml", "--evaluations", budget)
     run = sae_moo.Run.open("runs/tiny")
@@ -109,12 +101,12 @@ def test_a_criterion_that_needs_activations_is_calibrated(packages, here):
 
 
 def test_processes_that_compare_know_the_guests_too(packages, here):
-    methods = ["nsga2", {"name": "relative", "pruning": {"criterion": "acme/relative"}}]
+    methods = [{"name": "relative", "pruning": {"criterion": "acme/relative"}}, {"name": "median", "search": MEDIANS}]
     raw = yaml.safe_load(Path("c.yaml").read_text()) | {"compare": {"methods": methods, "seeds": 1, "resamples": 100}}
-    raw["search"] = {"population": 6, "evaluations": 8}
+    raw["search"] = {"population": 6, "evaluations": 6}
     Path("compare.yaml").write_text(written(raw))
     document = json.loads(call("compare", "compare.yaml", "--workers", "2", "--json").stdout)
-    assert [method["evaluations"] for method in document["methods"]] == [[8], [8]]
+    assert [method["evaluations"] for method in document["methods"]] == [[6], [6]]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_report(there, tmp_path):
     assert "14 trials, 4." in call("report", "runs/tiny", "-o", f"{tmp_path}/r3.html").stdout
 
 
-def test_export_verify_and_merge(there, tmp_path, tiny):
+def test_export_verify_and_merge(there, tmp_path, tiny, fresh_process):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     document = json.loads(
@@ -113,7 +113,7 @@ def test_export_verify_and_merge(there, tmp_path, tiny):
     assert json.loads(call("trials", "tiny", "--json").stdout)["trials"][number] == document["trial"], "nothing changed"
 
 
-def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch):
+def test_an_export_that_is_not_the_trial_is_not_written(there, tmp_path, monkeypatch, fresh_process):
     from sae_moo.deploy.stream import Stream
 
     right = Stream.tensor
@@ -261,7 +261,9 @@ def test_exports_are_refused_before_anything_is_written(there, tmp_path, tiny_fo
     assert "exists already" in refused("export", "tiny", "-o", f"{tmp_path}/taken")
     assert "no trial 99; there are 0 to 13" in refused("export", "tiny", "--trial", "99", "-o", f"{tmp_path}/m")
     assert "give one or the other" in refused("export", "tiny", "--trial", "0", "--knee", "-o", f"{tmp_path}/m")
-    assert "no quantity 'fact'" in refused("export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m")
+    assert "got 'fact' (did you mean 'facts'?)" in refused(
+        "export", "tiny", "--where", "fact>=0", "-o", f"{tmp_path}/m"
+    )
     assert "cannot be written" in refused("export", "tiny", "--trial", "0", "-o", f"{tmp_path}/taken/file/m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 

@@ -262,6 +262,17 @@ def test_the_terminal_is_given_back_and_what_was_said_comes_after():
     assert after.splitlines()[3].startswith("2/100 evaluations  ")
 
 
+def test_why_a_search_ends_early_is_said_with_what_would_go_on():
+    console = terminal(400, force_terminal=False)
+    with SearchView(config(), console) as view:
+        view(Exhausted(88, 100, unproposed=9, unrepaired=3))
+        view(Exhausted(97, 100, unrepaired=3))
+    first, second = console.file.getvalue().splitlines()[:2]
+    assert first.startswith("nothing left to try after 88 of 100 evaluations: nsga2 has no further candidate for 9 of ")
+    assert "in a study of another name; the front has no further member to repair for 3 of search.finish" in first
+    assert "97 of 100 evaluations: the front has no further member to repair for 3 of search.finish" in second
+
+
 @pytest.mark.parametrize("settings", [{"force_terminal": False}, {"_environ": {"TERM": "dumb"}}])
 def test_pipes_and_dumb_terminals_get_lines_at_a_calm_rate(settings):
     clock, console = Clock(), terminal(400, **settings)

@@ -51,7 +51,7 @@ def reads(monkeypatch) -> Counter:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_reads_a_run_once(there, tmp_path, reads, command):
+def test_a_command_reads_a_run_once(there, tmp_path, reads, command, fresh_process):
     call(*command.format(new=tmp_path).split())
     assert reads == {"trials": 1, "studies": 1}
 

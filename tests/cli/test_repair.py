@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 from commands import BUDGET, call, config_for, written
+from transformers import AutoTokenizer
 
+from sae_moo.deploy import pace
+from sae_moo.experts.pool import ExpertPool
 from sae_moo.explore.run import Run
+from sae_moo.jobs import export
 from sae_moo.recipe import Repair
 from sae_moo.recipe.structure import repair_of
 
@@ -18,10 +23,35 @@ def refused(*arguments: str) -> str:
     return " ".join(call(*arguments, code=2).stderr.split())
 
 
-def test_a_repaired_pick_is_exported_verified_and_made_again(there, tmp_path):
+@pytest.fixture
+def alive(monkeypatch):
+    """How many live models were in memory whenever an export is about to load others."""
+    live, made, counts = ExpertPool.live_model, [], []
+
+    def watched(*given):
+        model = live(*given)
+        made.append(weakref.ref(model))
+        return model
+
+    def counted(call):
+        def counting(*given):
+            assert made
+            counts.append(sum(model() is not None for model in made))
+            return call(*given)
+
+        return counting
+
+    monkeypatch.setattr(ExpertPool, "live_model", watched)
+    monkeypatch.setattr(pace, "load_model", counted(pace.load_model))
+    monkeypatch.setattr(export, "verify_apart", counted(export.verify_apart))
+    return counts
+
+
+def test_a_repaired_pick_is_exported_verified_and_made_again(there, tmp_path, alive):
     document = json.loads(
         call("export", "tiny", *SPARSE, "--repair", "-o", f"{tmp_path}/m", "--verify", "--json").stdout
     )
+    assert alive == [0]
     trial, repaired = document["trial"], document["repaired"]
     assert repaired["sparsity"] == trial["sparsity"]
     assert repaired["digest"] != trial["digest"]
@@ -63,8 +93,11 @@ def test_what_cannot_be_repaired_is_refused(there, tmp_path):
 
 @pytest.fixture
 def finished(here, tiny_folders):
-    (here / "f.yaml").write_text(written(config_for(tiny_folders, search={"population": 6, "evaluations": BUDGET})))
-    call("search", "f.yaml", "--set", "search.finish=2")
+    (here / "texts.txt").write_text("one two three\n\nfour five six")
+    search = {"population": 6, "evaluations": BUDGET, "finish": 2}
+    pruning = {"calibration": {"data": "texts.txt"}}
+    (here / "f.yaml").write_text(written(config_for(tiny_folders, search=search, pruning=pruning)))
+    call("search", "f.yaml")
     return Run.open(here / "runs/tiny")
 
 
@@ -79,11 +112,37 @@ def test_a_search_finishes_with_repaired_members_of_its_front(finished, here):
     number = str(records[-1].number)
     call("export", "tiny", "--trial", number, "-o", "out", "--verify")
     assert f"trial {number} is repaired already" in refused("export", "tiny", "--trial", number, "--repair", "-o", "o")
-    assert "16 evaluations" in call("search", "f.yaml", "--set", "search.finish=2").stdout
     call("search", "f.yaml", "--set", "search.finish=3", "--evaluations", str(BUDGET + 2))
     longer = finished.trials()
     assert longer[: len(records)] == records
     assert sum(repair_of(record.recipe) is None for record in longer) == BUDGET + 2
+
+
+def test_texts_are_asked_for_only_where_they_are_read(finished, here, tmp_path, monkeypatch):
+    """As on another machine, which has no cache: neither a search that is finished nor one that repairs nothing asks."""
+    texts, trials = (here / "texts.txt").read_text(), len(finished.trials())
+    (parent,) = finished.trials()[-1].parents
+    number, sparse = str(trials - 1), str(parent)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (here / "texts.txt").unlink()
+    for finish in (2, 0, 2):
+        assert "16 evaluations" in call("search", "f.yaml", "--set", f"search.finish={finish}").stdout
+        call("validate", "f.yaml", "--set", f"search.finish={finish}")
+    call("export", "tiny", "--trial", sparse, "-o", "sparse")
+    missing = f"{here / 'texts.txt'}: cannot read calibration texts"
+    for arguments in (
+        ("search", "f.yaml", "--evaluations", str(BUDGET + 2)),
+        ("export", "tiny", "--trial", number, "-o", "out"),
+        ("export", "tiny", "--trial", sparse, "--repair", "-o", "out"),
+        ("validate", "f.yaml", "--set", "study.name=new"),
+        ("search", "f.yaml", "--set", "study.name=new"),
+    ):
+        assert missing in refused(*arguments), arguments
+    assert len(finished.trials()) == trials
+    assert not (here / "runs/new").exists()
+    (here / "texts.txt").write_text(texts)
+    call("search", "f.yaml", "--set", "search.finish=0")
+    call("export", "tiny", "--trial", number, "-o", "out")
 
 
 def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_folders):
@@ -94,9 +153,17 @@ def test_texts_too_short_to_repair_on_are_told_before_the_search(here, tiny_fold
     assert "expected texts of at least 2 tokens" in refused("validate", "s.yaml")
 
 
-def test_a_repaired_pick_without_its_neurons_is_a_smaller_model(here):
-    call("search", "c.yaml", "--set", "pruning.scope=neurons")
+def test_a_repaired_pick_without_its_neurons_is_a_smaller_model_and_read_the_calibration_texts(here, alive):
+    (here / "texts.txt").write_text("one two three\n\nfour five six")
+    call("search", "c.yaml", "--set", "pruning={scope: neurons, calibration: {data: texts.txt}}")
     arguments = ("export", "tiny", *SPARSE, "--repair", "--format", "structured", "-o", "small", "--verify", "--json")
     document = json.loads(call(*arguments).stdout)
+    assert alive == [0, 0, 0], "the repaired model is given back before two are timed, and one is scored"
     assert document["repaired"]["sparsity"] == document["trial"]["sparsity"]
     assert json.loads((here / "small/config.json").read_text())["intermediate_size"] < 24
+    (texts,) = (here / "small").glob("texts-*.json")
+    decode = AutoTokenizer.from_pretrained(here / "small").decode
+    assert [decode(ids, skip_special_tokens=True).strip() for ids in json.loads(texts.read_text())] == [
+        "one two three",
+        "four five six",
+    ]

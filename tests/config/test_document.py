@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from configurations import faults, load
 
 from sae_moo.config.document import Config, differences
 from sae_moo.errors import InputError
@@ -21,18 +22,6 @@ tasks:
 objectives: [{mean: [zoo_math, mine], name: accuracy}, sparsity]
 constraints: {sparsity: {max: 0.9}, mine: {min: 0.2}}
 """
-
-
-def load(tmp_path, text, *overrides) -> Config:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    return Config.load(path, overrides)
-
-
-def faults(tmp_path, text, *overrides) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        load(tmp_path, text, *overrides)
-    return [line.strip().removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:]]
 
 
 def test_a_good_one(tmp_path):
@@ -264,10 +253,6 @@ def test_pruning_scopes_with_or_without_quotes(tmp_path, written, scope):
         (
             "{criterion: wnda}",
             "expected a pruning criterion, one of magnitude, wanda; got 'wnda' (did you mean 'wanda'?)",
-        ),
-        (
-            "{calibration: {tokens: 64}}",
-            "pruning.calibration: criterion: magnitude is not calibrated, and search.finish",
         ),
         (
             "{criterion: wanda, calibration: {model: maths}}",
@@ -502,8 +487,16 @@ def test_ratios_are_annealed_where_children_of_a_lineage_are_pruned(tmp_path, al
         assert "has no cycles that could adapt" in faults(tmp_path, GOOD, *changes)[0]
 
 
-def test_a_finish_reads_calibration_texts_and_changes_no_identity(tmp_path):
+def test_calibration_texts_of_repairs_change_no_identity_and_a_method_may_leave_them_unread(tmp_path):
     plain = load(tmp_path, GOOD)
-    finished = load(tmp_path, GOOD + "pruning: {calibration: {tokens: 64}}\n", "search.finish=3")
-    assert finished.search.trials == finished.search.evaluations + 3
-    assert finished.identity() == plain.identity()
+    texts = "pruning: {calibration: {data: texts.txt, tokens: 64}}\n"
+    for finish in (0, 3):
+        config = load(tmp_path, GOOD + texts, f"search.finish={finish}")
+        assert config.search.trials == config.search.evaluations + finish
+        assert config.pruning.calibration.tokens == 64
+        assert config.identity() == plain.identity()
+    methods = "compare: {methods: [{name: weighed, pruning: {criterion: wanda}}, nsga2]}\n"
+    compared = load(tmp_path, GOOD + texts + methods)
+    weighed, other = (compared.cell(method, 0).identity() for method in compared.compare.named)
+    assert weighed["pruning.calibration.tokens"] == 64
+    assert not any("calibration" in key for key in other)

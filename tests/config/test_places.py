@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import configurations
 import pytest
 
 from sae_moo.config.document import Config
-from sae_moo.errors import InputError
 
 GOOD = """\
 models: {base: zoo:base, experts: {math: zoo:math}}
@@ -15,14 +17,7 @@ objectives: [mine, sparsity]
 constraints: {sparsity: {min: 0.1, max: 0.9}}
 search: {algorithm: pso, weights: {mine: 1, sparsity: 1}}
 """
-
-
-def faults(tmp_path, text, *overrides, **shorthands) -> list[str]:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        Config.load(path, overrides, "--set", **shorthands)
-    return [line.strip().removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:]]
+faults = partial(configurations.faults, given_as="--set")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from configurations import faults, load
 
 from sae_moo.config.document import Config, differences
-from sae_moo.errors import InputError
 
 GOOD = """\
 models: {base: zoo:base, experts: {math: zoo:math}}
@@ -14,18 +14,6 @@ objectives: [zoo_math, sparsity]
 """
 SCREENED = GOOD + "evaluation: {screening: {}}\n"
 COMPARED = GOOD + "compare: {methods: [nsga2, {name: b, evaluation: {screening: {tokens: 128}}}], seeds: 1}\n"
-
-
-def load(tmp_path, text, *overrides) -> Config:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    return Config.load(path, overrides)
-
-
-def faults(tmp_path, text, *overrides) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        load(tmp_path, text, *overrides)
-    return str(caught.value).splitlines()[1:]
 
 
 def test_the_defaults(tmp_path):

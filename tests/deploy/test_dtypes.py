@@ -207,7 +207,7 @@ def test_a_live_model_keeps_what_transformers_keeps_in_float32(tmp_path, caplog)
     assert torch.equal(found, expected(tmp_path, norm, found))
 
 
-def test_a_search_exports_and_verifies_what_it_evaluated(bf16, monkeypatch):
+def test_a_search_exports_and_verifies_what_it_evaluated(bf16, monkeypatch, verified_here):
     monkeypatch.chdir(bf16)
     config = Config.from_dict(
         {

@@ -8,13 +8,13 @@ import re
 import pytest
 import torch
 import transformers as hf
+from random_pools import random_pool
 
 from sae_moo.deploy.shrink import Shrunk
 from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config, write_surroundings
 from sae_moo.deploy.tensor_files import write_shards
 from sae_moo.errors import InputError
-from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert, Prune
 
@@ -63,19 +63,8 @@ def opened(tmp_path, tiny):
     """Return a function: kind, tied, what to do to the expert -> the pool."""
 
     def pool(kind, change, **more):
-        folders = {}
-        for seed, name in enumerate(("base", "math")):
-            torch.manual_seed(seed)
-            config = hf.AutoConfig.for_model(kind.split(",")[0], **(MAKES[kind] | more))
-            model = hf.AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-            if name == "math":
-                change(model)
-            folders[name] = str(tmp_path / name)
-            model.save_pretrained(folders[name])
-            tiny.tokenizer().save_pretrained(folders[name])
-        return ExpertPool.open(folders["base"], {"math": folders["math"]})
+        config = hf.AutoConfig.for_model(kind.split(",")[0], **(MAKES[kind] | more))
+        return random_pool(tmp_path, lambda: hf.AutoModelForCausalLM.from_config(config), 0.3, tiny.tokenizer(), change)
 
     return pool
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from random_pools import random_pool
 
 from sae_moo.deploy.estimate import estimates
 from sae_moo.deploy.formats import FORMATS
@@ -13,7 +14,6 @@ from sae_moo.deploy.stream import Stream
 from sae_moo.deploy.surroundings import deployed_config, write_surroundings
 from sae_moo.deploy.tensor_files import in_bytes, write_shards
 from sae_moo.errors import InputError
-from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization.into_model import materialize
 from sae_moo.recipe import Cast, Expert, Merge, Prune
 
@@ -38,14 +38,7 @@ MAKES = {
 @pytest.fixture
 def pool(request, tmp_path, tiny):
     config, make, settings = MAKES[request.param]
-    for seed, name in enumerate(("base", "math")):
-        torch.manual_seed(seed)
-        model = make(config(**settings))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(tmp_path / name)
-        tiny.tokenizer().save_pretrained(tmp_path / name)
-    return ExpertPool.open(str(tmp_path / "base"), {"math": str(tmp_path / "math")})
+    return random_pool(tmp_path, lambda: make(config(**settings)), 0.3, tiny.tokenizer())
 
 
 def written(small: Shrunk, folder):
@@ -197,10 +190,7 @@ def test_an_architecture_that_is_not_known_is_refused_by_name(pool, monkeypatch)
 def test_as_many_heads_go_as_a_config_can_say(tmp_path, tiny):
     """Llama's hidden size has to be a multiple of the number of heads, or transformers does not load it."""
     settings = SMALL | {"intermediate_size": 12, "num_attention_heads": 8, "head_dim": 4}
-    for name in ("base", "math"):
-        hf.LlamaForCausalLM(hf.LlamaConfig(**settings)).save_pretrained(tmp_path / name)
-        tiny.tokenizer().save_pretrained(tmp_path / name)
-    pool = ExpertPool.open(str(tmp_path / "base"), {"math": str(tmp_path / "math")})
+    pool = random_pool(tmp_path, lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**settings)), tokenizer=tiny.tokenizer())
     five = Stream(Prune(MATH, 0.625, scope="heads", units=((0, 1, 2, 3, 4), (3, 4, 5, 6, 7))), pool, torch.float32)
     small = Shrunk(five)
     assert small.dropped == "4 of 8 key/value groups of heads of every block"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from sae_moo.deploy.stream import Stream, is_two_four
 from sae_moo.errors import WeightsError
-from sae_moo.recipe import Expert, Merge, Prune
+from sae_moo.materialization.texts import calibration_texts
+from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,14 @@ def test_weights_that_are_not_finite_are_named(tiny):
             stream.tensor(entry.name)
     with pytest.raises(WeightsError, match=r"not finite in model.embed_tokens.weight, .* and 17 more; nothing was"):
         stream.sparsity()
+
+
+def test_a_repaired_model_is_given_back_and_made_again_for_a_further_tensor(tiny):
+    texts = calibration_texts(tiny, [list(range(3, 40))])
+    stream = Stream(Cast(Repair(Prune(Expert("math"), 0.5), texts), "float32"), tiny, torch.float32)
+    first = {entry.name: stream.tensor(entry.name) for entry in stream.entries}
+    model, sparsity = weakref.ref(stream.model), stream.sparsity()
+    stream.release()
+    assert model() is None
+    assert stream.sparsity() == sparsity
+    assert all(torch.equal(stream.tensor(name), weight) for name, weight in first.items())

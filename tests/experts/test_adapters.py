@@ -1,12 +1,14 @@
+"""Adapters: what peft merges of LoRA, the equation itself, and where their tensors have a place."""
+
 from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from adapted_models import Q, by_peft, factors, pool_of, refused
 from safetensors.torch import load_file, save_file
 
 from sae_moo.errors import InputError
@@ -18,95 +20,6 @@ from sae_moo.materialization.buffers import Buffers
 from sae_moo.materialization.into_model import materialize
 from sae_moo.materialization.plan import Plan
 from sae_moo.recipe import Expert, Merge
-
-Q = "model.layers.0.self_attn.q_proj"
-SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "bias": "none"}
-
-
-def model_of(kind: str):
-    from transformers import (
-        AutoModelForCausalLM,
-        Gemma3Config,
-        Gemma3ForConditionalGeneration,
-        GPT2Config,
-        GPTNeoXConfig,
-        GptOssConfig,
-        LlamaConfig,
-        MixtralConfig,
-    )
-
-    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    small |= {"bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 24}
-    stacked = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 1}
-    if kind == "gemma3":
-        text = small | {"num_key_value_heads": 1, "head_dim": 8}
-        vision = small | {"image_size": 8, "patch_size": 4}
-        places = {"mm_tokens_per_image": 4, "image_token_index": 47, "boi_token_index": 48, "eoi_token_index": 49}
-        torch.manual_seed(3)
-        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, **places))
-    config = {
-        "mixtral": lambda: MixtralConfig(**small, **stacked),
-        "gpt-oss": lambda: GptOssConfig(**(small | {"intermediate_size": 16}), **stacked, head_dim=8),
-        "biased": lambda: LlamaConfig(
-            **small, num_key_value_heads=1, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
-        ),
-        "untied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=False),
-        "tied": lambda: LlamaConfig(**small, num_key_value_heads=1, tie_word_embeddings=True),
-        "gpt-neox": lambda: GPTNeoXConfig(**small),
-        "gpt2": lambda: GPT2Config(
-            vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2
-        ),
-    }[kind]()
-    torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(config)
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """Return a function that saves the base of a kind once."""
-    root = tmp_path_factory.mktemp("bases")
-
-    def folder(kind: str, dtype: torch.dtype = torch.float32) -> Path:
-        place = root / f"{kind}-{dtype}".replace("torch.", "")
-        if not place.is_dir():
-            model_of(kind).to(dtype).save_pretrained(place)
-        return place
-
-    return folder
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    """Return a function that writes an adapter's folder by hand."""
-
-    def written(tensors, name: str = "adapter", **settings) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(json.dumps(SETTINGS | settings))
-        named = {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()}
-        save_file(named, folder / "adapter_model.safetensors")
-        return folder
-
-    return written
-
-
-def factors(module: str = Q, outputs: int = 16, inputs: int = 16, rank: int = 2, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"{module}.lora_A.weight": torch.randn(rank, inputs, generator=generator),
-        f"{module}.lora_B.weight": torch.randn(outputs, rank, generator=generator),
-    }
-
-
-def pool_of(base: Path, folder: Path) -> ExpertPool:
-    return ExpertPool.open(str(base), {"lora": str(folder)})
-
-
-def refused(base: Path, folder: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        pool_of(base, folder)
-    return str(caught.value)
-
 
 # what peft is asked for, on which base
 PEFT = {
@@ -174,27 +87,6 @@ PEFT = {
 }
 
 
-def by_peft(base: Path, folder: Path, dtype: torch.dtype, settings, config="LoraConfig", vocabulary=None):
-    """Write a random adapter with peft, and return what peft merges."""
-    peft = pytest.importorskip("peft", reason="peft is not installed: its merges are not compared with ours")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(5)
-        loaded = [load_model(base, dtype, "cpu") for _ in range(2)]
-        for each in loaded:
-            if vocabulary is not None:
-                each.resize_token_embeddings(vocabulary)
-        model = peft.get_peft_model(loaded[0], getattr(peft, config)(**settings, task_type="CAUSAL_LM"))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad and "magnitude" not in name:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-                elif parameter.requires_grad:
-                    parameter.mul_(1 + torch.rand_like(parameter) * 0.2)
-        model.save_pretrained(folder)
-        return peft.PeftModel.from_pretrained(loaded[1], folder).merge_and_unload()
-
-
 @pytest.mark.parametrize("case", PEFT)
 def test_bit_for_bit_what_peft_merges_in_float32(case, bases, tmp_path):
     kind, settings = PEFT[case]
@@ -232,86 +124,6 @@ def test_within_one_ulp_of_what_peft_merges_in_half_precision(case, dtype, bases
         assert value.dtype == dtype
         apart = (value.view(torch.int16).int() - merged[name].view(torch.int16).int()).abs()
         assert apart[value.sign() == merged[name].sign()].max() <= 1, name
-
-
-KIN = {
-    "ia3": ("biased", "IA3Config", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
-    "ia3 on gpt2": (
-        "gpt2",
-        "IA3Config",
-        {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"], "fan_in_fan_out": True},
-    ),
-    "loha": ("untied", "LoHaConfig", {"r": 3, "alpha": 5, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}}),
-    "lokr": ("untied", "LoKrConfig", {"r": 2, "alpha": 5, "target_modules": ["q_proj", "up_proj"]}),
-    "lokr, both": ("untied", "LoKrConfig", {"r": 1, "target_modules": ["up_proj"], "decompose_both": True}),
-    "adalora": (
-        "biased",
-        "AdaLoraConfig",
-        {"init_r": 3, "lora_alpha": 5, "total_step": 9, "target_modules": ["q_proj"], "bias": "all"},
-    ),
-    "vera": ("untied", "VeraConfig", {"r": 3, "target_modules": ["k_proj", "up_proj"]}),
-    "vera on gpt2": ("gpt2", "VeraConfig", {"r": 3, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
-    "norms": ("untied", "LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}),
-    "tokens": ("untied", "TrainableTokensConfig", {"token_indices": [7, 4], "target_modules": ["lm_head"]}),
-}
-
-
-@pytest.mark.parametrize("case", KIN)
-def test_kinds_beside_lora_are_what_peft_merges(case, bases, tmp_path):
-    kind, config, settings = KIN[case]
-    merged = by_peft(bases(kind), tmp_path, torch.float32, settings, config).state_dict()
-    pool = pool_of(bases(kind), tmp_path)
-    model = pool.live_model()
-    materialize(Expert("lora"), pool, model)
-    assert not all(pool.shares_base("lora", info.name) for info in pool.tensors)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, merged[name], rtol=1e-6, atol=1e-7)
-
-
-def test_a_module_that_adalora_allocated_no_rank_stays_as_the_base_has_it(bases, adapter):
-    parts = {"lora_A": (0, 16), "lora_B": (16, 0), "lora_E": (0, 1)}
-    folder = adapter({f"{Q}.{part}": torch.ones(shape) for part, shape in parts.items()})
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "ADALORA", "rank_pattern": {Q: [False] * 3}}))
-    pool = pool_of(bases("untied"), folder)
-    assert torch.equal(pool.load("lora", f"{Q}.weight"), pool.load("base", f"{Q}.weight"))
-
-
-def test_vera_without_the_matrices_that_it_shares_is_refused(bases, tmp_path):
-    settings = {"r": 3, "target_modules": ["k_proj"], "save_projection": False}
-    by_peft(bases("untied"), tmp_path, torch.float32, settings, "VeraConfig")
-    text = refused(bases("untied"), tmp_path)
-    assert (
-        "expected base_model.vera_A and vera_B in the same file (save_projection), over all inputs and outputs" in text
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "tensors", "message"),
-    [
-        ("IA3", {"ia3_l": (17, 1)}, "expected a vector of shape (16, 1) or (1, 16); there are ia3_l (17, 1)"),
-        ("LOHA", {"hada_w1_a": (16, 2), "hada_w1_b": (2, 16)}, "hada_w1_a, w1_b, w2_a and w2_b with products of shape"),
-        (
-            "LOKR",
-            {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)},
-            "a Kronecker product of shape (16, 16)",
-        ),
-        ("LOKR", {"lokr_w1": (4, 4), "lokr_w2": (4, 4), "lokr_w2_a": (4, 2)}, "a Kronecker product of shape (16, 16)"),
-        (
-            "ADALORA",
-            {"lora_A": (3, 16), "lora_B": (16, 3), "lora_E": (2, 1)},
-            "lora_A, lora_B and lora_E with a product",
-        ),
-        (
-            "ADALORA",
-            {"lora_A": (3, 16), "lora_B": (16, 3)},
-            "lora_A, lora_B and lora_E with a product of shape (16, 16)",
-        ),
-    ],
-)
-def test_tensors_of_other_kinds_that_do_not_fit_are_refused_by_name(kind, tensors, message, bases, adapter):
-    folder = adapter({f"{Q}.{part}": torch.ones(shape) for part, shape in tensors.items()})
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
-    assert message in refused(bases("untied"), folder)
 
 
 def in_each_vocabulary(base: Path, folder: Path) -> Adapter:
@@ -392,60 +204,12 @@ def test_factors_of_stacked_experts_have_the_rank_of_each(bases, adapter):
     assert f"{module}.lora_A.weight has no place in the base" in text
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ({"trainable_token_indices": [1, 2, 3]}, "has shape (2, 16), expected (3, 16) for 3 tokens"),
-        ({"trainable_token_indices": [1, 50]}, "expected distinct tokens, each one of the 50 rows"),
-        ({"trainable_token_indices": [1, 1]}, "expected distinct tokens"),
-        ({"trainable_token_indices": [1, -1]}, "expected distinct tokens"),
-        ({"trainable_token_indices": {"wte": [1, 2]}}, "the settings do not say which tokens"),
-        ({"trainable_token_indices": "1 2"}, "the settings do not say which tokens"),
-        ({}, "the settings do not say which tokens"),
-    ],
-)
-def test_trained_tokens_that_are_not_rows_are_refused(rows, message, bases, adapter):
-    name = "model.embed_tokens.token_adapter.trainable_tokens_delta"
-    assert message in refused(bases("untied"), adapter({name: torch.ones(2, 16)}, **rows))
-
-
 def test_two_updates_of_one_tensor_are_refused(bases, adapter):
     tensors = factors("model.layers.0.self_attn.q_proj") | factors("layers.0.self_attn.q_proj")
     tensors |= factors("model.language_model.layers.0.self_attn.q_proj")
     assert "a second update of model.layers.0.self_attn.q_proj.weight, beside" in refused(
         bases("untied"), adapter(tensors)
     )
-
-
-@pytest.mark.parametrize(
-    ("tensors", "settings", "message"),
-    [
-        ({f"{Q}.lora_B.bias": torch.ones(16)}, {}, "has no bias in the base to add it to"),
-        ({f"{Q}.lora_diag": torch.ones(2)}, {}, "lora_diag has no place in the base"),
-        (
-            {"model.norm.ln_tuning_layers.weight": torch.ones(16)},
-            {},
-            "ln_tuning_layers.weight has no place in the base",
-        ),
-        ({}, {"lora_bias": True}, "lora_bias is set, expected lora_B.bias beside it"),
-        ({}, {"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, of which the file holds no tensor"),
-        ({}, {"modules_to_save": "lm_head"}, "modules_to_save: expected a list of names, got 'lm_head'"),
-        ({}, {"trainable_token_indices": [1]}, "name trained tokens of the embeddings, of which the file holds none"),
-        (
-            {},
-            {"trainable_token_indices": {"lm_head": [1]}},
-            "name trained tokens of lm_head, of which the file holds none",
-        ),
-        ({}, {"use_dora": True}, "use_dora is set, expected magnitudes"),
-        ({f"{Q}.lora_magnitude_vector": torch.ones(3)}, {}, "expected one magnitude of the 16 outputs"),
-    ],
-)
-def test_what_stands_beside_the_factors_is_understood_or_refused(tensors, settings, message, bases, adapter):
-    assert message in refused(bases("untied"), adapter(factors() | tensors, **settings))
-
-
-def test_modules_to_save_that_the_base_does_not_have_are_no_matter(bases, adapter):
-    pool_of(bases("untied"), adapter(factors(), modules_to_save=["classifier", "score"]))  # peft adds them unasked
 
 
 def test_where_transformers_cannot_build_the_base_the_reason_stands_beside_the_fault(bases, adapter, tmp_path):
@@ -565,42 +329,6 @@ def test_every_tensor_without_a_place_is_listed_at_once(bases, adapter):
         "      base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight has no place in the base",
         "      base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight has no place in the base",
     ]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"peft_type": "OFT"},
-            "peft_type: expected LORA, ADALORA, IA3, LN_TUNING, LOHA, LOKR, TRAINABLE_TOKENS, VERA, got 'OFT'",
-        ),
-        ({"peft_type": None}, "peft_type: expected LORA,"),
-        ({"peft_type": "IA3"}, "r: expected it unset, got 2; what it does to the weights is not known"),
-        ({"use_qalora": True}, "use_qalora: expected it unset, got True; QA-LoRA is over quantized weights"),
-        ({"use_something_new": True}, "use_something_new: expected it unset, got True; what it does"),
-        ({"kasa_config": {}}, "kasa_config: expected it unset, got {}; KaSA starts from a truncated base"),
-        ({"something_new": 0}, "something_new: expected it unset, got 0; what it does"),
-        ({"use_rslora": 1}, "use_rslora: expected true or false, got 1"),
-        ({"target_parameters": "experts.down_proj"}, "target_parameters: expected a list of names, got"),
-        (
-            {"layer_replication": [[0, 2]]},
-            "layer_replication: expected it unset, got [[0, 2]]; it gives the model other",
-        ),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' starts from a changed base"),
-        ({"bias": "some"}, "bias: expected 'none', 'all' or 'lora_only', got 'some'"),
-        ({"r": 0}, "r: expected a whole number of at least 1, got 0"),
-        ({"lora_alpha": "six"}, "lora_alpha: expected a number, got 'six'"),
-        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern: expected a mapping of patterns and numbers"),
-        ({"alpha_pattern": {"q_(": 1}}, "alpha_pattern: 'q_(' is not a regular expression"),
-    ],
-)
-def test_settings_that_are_not_understood_are_refused_by_name(settings, message, bases, adapter):
-    assert message in refused(bases("untied"), adapter(factors(), **settings))
-
-
-def test_all_settings_are_judged_at_once(bases, adapter):
-    text = refused(bases("untied"), adapter(factors(), r=0, bias="some", use_qalora=True))
-    assert len(text.splitlines()) == 2 + 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from sae_moo.errors import InputError
 from sae_moo.experts import anatomy as anatomies
 from sae_moo.experts.layout import BLOCK
-from sae_moo.materialization.resolve import resolve
-from sae_moo.recipe import Expert, Prune
+from sae_moo.materialization.into_model import materialize
+from sae_moo.recipe import Cast, Expert, Merge, Prune
 
 COMMON = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
 COMMON |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.4, "max_position_embeddings": 96}
@@ -77,8 +78,18 @@ def test_another_architecture_is_refused_by_name(tiny, monkeypatch):
         anatomies._whole_blocks(tiny)
 
 
-def test_a_share_of_blocks_is_the_nearest_whole_number(tiny):
-    gone = [
-        sum(map(bool, resolve(Prune(Expert("math"), share, scope="blocks"), tiny).units)) for share in (0, 0.24, 0.26)
-    ]
-    assert gone == [0, 0, 1]
+@pytest.mark.parametrize(("share", "gone"), [(0.0, 0), (0.24, 0), (0.26, 1), (0.76, 1), (0.95, 1)])
+def test_a_share_of_blocks_is_the_nearest_whole_number_that_leaves_one(tiny, share, gone):
+    report = materialize(Prune(Expert("math"), share, scope="blocks"), tiny, tiny.live_model())
+    assert sum(map(bool, report.recipe.units)) == gone
+    assert report.sparsity < 1
+
+
+def test_without_any_block_there_is_no_model(tiny):
+    one = Prune(Expert("math"), 0.5, scope="blocks", units=((0,), ()))
+    for every in (Prune(one, 0.5, scope="blocks", units=((), (0,))), replace(one, units=((0,), (0,)))):
+        with pytest.raises(InputError, match="scope 'blocks' would remove all 2 blocks, and without them no model"):
+            materialize(Cast(every, "float32"), tiny, tiny.live_model())
+        materialize(
+            Merge("linear", (every, Expert("base")), (0.5, 0.5)), tiny, tiny.live_model()
+        )  # the base's are there

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from random_pools import random_pool
 from safetensors.torch import load_file
 
 from sae_moo.deploy.stream import Stream
@@ -39,12 +40,7 @@ MAKES = {
 
 def made(root, kind, tokenizer) -> ExpertPool:
     config, make, settings = MAKES[kind]
-    for seed, name in enumerate(("base", "math")):
-        torch.manual_seed(seed)
-        model = make(config(**settings)).bfloat16()
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    return ExpertPool.open(str(root / "base"), {"math": str(root / "math")})
+    return random_pool(root, lambda: make(config(**settings)).bfloat16(), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(("kind", "scope"), [*((kind, "tensor") for kind in MAKES), ("tied", "global")])

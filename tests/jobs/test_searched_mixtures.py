@@ -68,7 +68,7 @@ def config(folders, scope, evaluations=18, **more) -> Config:
 
 
 @pytest.mark.parametrize("scope", [SCOPE, [SCOPE, "tensor"], ["blocks", SCOPE]], ids=str)
-def test_a_pick_without_experts_is_exported_and_verified(folders, tmp_path, scope):
+def test_a_pick_without_experts_is_exported_and_verified(folders, tmp_path, scope, verified_here):
     study = search(config(folders, scope), root=tmp_path)
     lacking = [trial for trial in study.trials() if any(node.scope == SCOPE for node in chain(trial.recipe))]
     counts = {

@@ -121,7 +121,9 @@ def test_without_anyone_asking_nothing_is_measured_or_told(configured, clock, tm
     assert clock == []
     assert run.costs == {}
     assert all(record.evaluation.speed is None for record in run.trials())
-    with pytest.raises(InputError, match="no quantity 'speed'"):
+    with pytest.raises(
+        InputError, match=r"one of zoo_math, sparsity; got 'speed'\. Speed is told .* a section speed: \{\}"
+    ):
         run.pick([HALF])
 
 

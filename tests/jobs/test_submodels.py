@@ -232,7 +232,7 @@ def settings(root: Path, **pruning) -> Config:
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "llava"])
-def test_a_search_on_texts_says_what_it_left_alone(kind, saved, tmp_path, monkeypatch):
+def test_a_search_on_texts_says_what_it_left_alone(kind, saved, tmp_path, monkeypatch, verified_here):
     monkeypatch.chdir(tmp_path)
     run = search(settings(saved(kind)))
     told = "Sparsity is the text model's: multi_modal_projector and vision_tower are merged, and neither pruned nor counted."

@@ -8,6 +8,7 @@ import json
 import acme_package
 import pytest
 import torch
+from random_pools import random_gpt2
 from safetensors.torch import save_file
 from stand_ins import weights_of
 
@@ -16,7 +17,6 @@ if torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed: no kernels for a GPU")
 
 
-from sae_moo import zoo
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization import plan
 from sae_moo.materialization.calibration import calibrate
@@ -78,15 +78,7 @@ def both(tiny, monkeypatch):
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
     """Matrices stored inputs x outputs."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    folder, tokenizer = tmp_path_factory.mktemp("turned"), AutoTokenizer.from_pretrained(zoo.checkpoint("base"))
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    for seed, name in enumerate(("base", "math")):
-        torch.manual_seed(seed)
-        GPT2LMHeadModel(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    pool = ExpertPool.open(str(folder / "base"), {"math": str(folder / "math")})
+    pool = random_gpt2(tmp_path_factory.mktemp("turned"))
     return pool, calibrate(pool, TEXTS, tokens=20)
 
 

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from random_pools import random_gpt2
 from stand_ins import weights_of
 
 from sae_moo.errors import InputError
@@ -41,20 +42,6 @@ def pool(tiny) -> ExpertPool:
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "sae_moo" / "calibrations"
-
-
-def gpt2(folder, **changes) -> ExpertPool:
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    from sae_moo import zoo
-
-    tokenizer = AutoTokenizer.from_pretrained(zoo.checkpoint("base"))
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    for seed, name in enumerate(("base", "math")):
-        torch.manual_seed(seed)
-        GPT2LMHeadModel(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ExpertPool.open(str(folder / "base"), {"math": str(folder / "math")})
 
 
 def plain_llama(model, sequences) -> dict[str, torch.Tensor]:
@@ -110,7 +97,7 @@ def test_norms_are_those_of_the_forward_pass(pool, empty_cache):
 
 
 def test_transposed_layers_are_read_along_their_inputs(tmp_path, empty_cache):
-    pool = gpt2(tmp_path)
+    pool = random_gpt2(tmp_path)
     digest = calibrate(pool, TEXTS, tokens=20)
     assert {len(row) for row in pool.norms[digest].values()} == {16, 64}
     seen = []

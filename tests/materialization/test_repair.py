@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers as hf
+from random_pools import made_once, random_pool
 from safetensors.torch import load_file, save_file
 from stand_ins import weights_of
 
@@ -41,24 +42,11 @@ SCATTERED = ("tensor", "group", "global", "row", "2:4")
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory):
     """Return a function: model type -> pool of a base and one expert with random weights and biases, made once."""
-    made: dict[str, ExpertPool] = {}
-
-    def pool(kind: str) -> ExpertPool:
-        if kind not in made:
-            made[kind] = pool_of(*MAKES[kind], tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return pool
+    return made_once(tmp_path_factory, lambda folder, kind: pool_of(*MAKES[kind], folder))
 
 
 def pool_of(config, model, settings, folder) -> ExpertPool:
-    for seed, name in enumerate(("base", "math")):
-        torch.manual_seed(seed)
-        each = model(config(**settings))
-        for parameter in each.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        each.save_pretrained(folder / name)
-    pool = ExpertPool.open(str(folder / "base"), {"math": str(folder / "math")})
+    pool = random_pool(folder, lambda: model(config(**settings)), std=0.2)
     calibration_texts(pool, texts())
     return pool
 

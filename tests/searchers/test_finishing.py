@@ -40,14 +40,14 @@ FRONT = [(0.9, 0.0), (0.8, 0.3), (0.79, 0.31), (0.6, 0.5), (0.2, 0.7), (0.1, 0.2
 
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [0.5]), (2, [0.5, 0.3]), (9, [0.5, 0.3, 0.7, 0.31])])
 def test_the_best_spread_come_first_and_the_dense_and_dominated_never(count, expected):
-    finishing = told(Finishing(count, TEXTS, OBJECTIVES), FRONT)
+    finishing = told(Finishing(count, lambda: TEXTS, OBJECTIVES), FRONT)
     assert finishing.left == bool(count)
     assert asked(finishing) == expected
     assert (finishing.left, finishing.asked) == (False, len(expected))
 
 
 def test_a_candidate_that_was_told_twice_is_one_member():
-    finishing = told(Finishing(4, TEXTS, OBJECTIVES), [*FRONT, *FRONT[1:3]])
+    finishing = told(Finishing(4, lambda: TEXTS, OBJECTIVES), [*FRONT, *FRONT[1:3]])
     equal = Cast(Prune(Expert("code"), 0.5), "float32")
     finishing.tell(Proposal(equal), Evaluation(equal, {"a": (0.6,), "b": (0.6,)}, 0.5))
     finishing = told(finishing, FRONT[3:4])
@@ -57,9 +57,9 @@ def test_a_candidate_that_was_told_twice_is_one_member():
 
 
 def test_a_larger_number_goes_on_and_a_longer_search_repairs_what_is_new():
-    finishing = told(Finishing(2, TEXTS, OBJECTIVES), FRONT)
+    finishing = told(Finishing(2, lambda: TEXTS, OBJECTIVES), FRONT)
     first = asked(finishing)
-    again = told(Finishing(4, "cd" * 32, OBJECTIVES), FRONT)
+    again = told(Finishing(4, lambda: "cd" * 32, OBJECTIVES), FRONT)
     for sparsity in first:
         proposal = again.recall(repaired(candidate(sparsity), TEXTS))
         assert proposal.recipe == repaired(candidate(sparsity), TEXTS), "as it was repaired then"
@@ -71,7 +71,7 @@ def test_a_larger_number_goes_on_and_a_longer_search_repairs_what_is_new():
 
 
 def test_repaired_ones_are_no_members_and_limits_hold():
-    finishing = told(Finishing(1, TEXTS, OBJECTIVES, (Constraint(Sparsity(), high=0.4),)), FRONT)
+    finishing = told(Finishing(1, lambda: TEXTS, OBJECTIVES, (Constraint(Sparsity(), high=0.4),)), FRONT)
     proposal = finishing.ask()
     assert proposal.parents == (candidate(0.31),)
     finishing.tell(proposal, Evaluation(proposal.recipe, {"a": (1.0,), "b": (1.0,)}, 0.31))
@@ -80,7 +80,7 @@ def test_repaired_ones_are_no_members_and_limits_hold():
     assert repaired(Cast(Expert("math"), "float32"), TEXTS) is None
     assert Finishing().ask() is None
     assert not Finishing().left
-    with pytest.raises(ValueError, match="expected the digest of the texts"):
+    with pytest.raises(ValueError, match="expected what returns the digest"):
         Finishing(1)
 
 

@@ -101,7 +101,9 @@ def test_a_front_with_fewer_to_repair_is_said_to_be_exhausted(tmp_path):
     study.finish = 50
     events = []
     made = study.run(16, listener=events.append)
-    assert [event for event in events if isinstance(event, Exhausted)] == [Exhausted(len(made), 66)]
+    assert [event for event in events if isinstance(event, Exhausted)] == [
+        Exhausted(len(made), 66, unrepaired=66 - len(made))
+    ]
     assert 16 < len(made) < 30
 
 
@@ -264,7 +266,7 @@ def test_a_search_that_runs_dry_ends_and_says_so(tmp_path, landscape):
     events = []
     records, _, _ = scripted(tmp_path, [Cast(Expert("math"), "float32")], landscape, 3, events.append)
     assert [record.state for record in records] == ["complete"]
-    assert events[-1] == Exhausted(evaluations=1, budget=3)
+    assert events[-1] == Exhausted(evaluations=1, budget=3, unproposed=2)
 
 
 def test_deep_models_show_blocks_in_ranges(tmp_path, landscape):

@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 from sae_moo.errors import InputError, nearest
 from sae_moo.explore.decide.rules import KNEE, Condition, Knee, Lexicographic, PseudoWeighted, Rule, WeightedSum, Wish
 from sae_moo.explore.decide.scalarizing import achievement, pseudo_weights, scale
-from sae_moo.objectives import Objective
+from sae_moo.objectives import SPEED, Objective
 from sae_moo.objectives.front import Accuracy
 from sae_moo.study.record import Ended
 
+QUANTITY = "a quantity of the study"
+NO_SPEED = (
+    f". {SPEED.capitalize()} is told of candidates where the configuration has it among its objectives or constraints, "
+    f"or a section {SPEED}: {{}}; search with one of these"
+)
+"""What to do where speed is named and nothing modelled it."""
 SAME = 9  # digits that sums of scaled objectives must agree to, to be equal
 Array = NDArray[np.float64]
 
@@ -229,7 +235,9 @@ def _check_names(
         case WeightedSum():
             _check_known("weights", rule.weights, known)
         case PseudoWeighted():
-            _check_known("pseudo", rule.weights, {objective.name: objective for objective in objectives})
+            _check_known(
+                "pseudo", rule.weights, {objective.name: objective for objective in objectives}, "an objective"
+            )
         case Wish():
             _check_known("wish", rule.values, known)
         case Lexicographic():
@@ -244,7 +252,10 @@ def _check_together(conditions: Sequence[Condition]) -> None:
                 raise InputError(f"where {low} and {high}: nothing can keep both")
 
 
-def _check_known(where: str, names: Iterable[str], known: Mapping[str, Objective]) -> None:
+def _check_known(where: str, names: Iterable[str], known: Mapping[str, Objective], what: str = QUANTITY) -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{where}: no quantity {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            more = NO_SPEED if (what, name) == (QUANTITY, SPEED) else ""
+            raise InputError(
+                f"{where}: expected {what}, one of {', '.join(known)}; got {name!r}{nearest(name, known)}{more}"
+            )
