@@ -144,13 +144,15 @@ def one_by_one(bench: Bench) -> None:
     table = Table("model", "gone", "rule", "blocks", "tokens read", *MEASURES)
     teacher = Teacher(bench, bench.merge, "kl")
 
-    def told(rule: str, gone: Sequence[int]) -> None:
-        losses = bench.losses(without(bench.merge, gone, blocks))
+    def told(rule: str, gone: Sequence[int], repaired: bool = False) -> None:
+        recipe = without(bench.merge, gone, blocks)
+        losses = bench.losses(bench.repaired(recipe, REPAIRED) if repaired else recipe)
         table.row("merge", len(gone), rule, " ".join(map(str, gone)), teacher.tokens, *numbers(losses, unpruned))
 
     found, order = greedy(teacher, bench.merge, COUNTS, blocks)
     for gone in found.values():
         told("greedy, kl", gone)
+        told("greedy, kl, repaired", gone, repaired=True)
     for gone in found.values():
         told("greedy and swaps, kl", swapped(teacher, bench.merge, gone, order[:SWAPPED], blocks))
 
