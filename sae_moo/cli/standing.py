@@ -77,7 +77,7 @@ class Standing:
         self.best: dict[str, float] = {}
         self.failures = Failures()
         self._schedule = config.schedule if config.anneals else None
-        self._ratios: deque[float] = deque(maxlen=config.search.population)
+        self._ratios: deque[float] = deque(maxlen=config.population)
 
     @property
     def left(self) -> int:

@@ -14,6 +14,9 @@ from sae_moo.testing.searchers import GROUND, SearcherContract
 THREE = (TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity())
 BOTH = {"accuracy": 1.0, "sparsity": 0.5}
 SLOW = ("optuna:GPSampler",)  # a second a candidate: few candidates, of few numbers each
+SMALL = {"steps": 20, "widths": [32], "rate": 3e-3}  # networks that learn something in no time
+LEARNED = {"evogm": {"evogm": SMALL}}
+KNOWN = 1 + len(GROUND.experts)  # a round begins at models that are known
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -24,6 +27,8 @@ class TestEveryAlgorithm(SearcherContract):
         if algorithm in SLOW:
             self.evaluations, self.population = 12, 6
             self.changes = {"ground": replace(GROUND, granularity="model")}
+        if algorithm in LEARNED:
+            self.settings, self.repeats = LEARNED[algorithm], KNOWN
 
 
 FORMS = {
@@ -58,6 +63,26 @@ FORMS = {
     "model swarms of two": ("pso", {}, {"weights": BOTH}),
     "model swarms, one sparsity": ("pso", {}, {"sparsity": 0.25}),
     "pso merging": ("pso", {"pso": {"flavour": "pso-merging"}}, {}),
+    "evogm as published": (
+        "evogm",
+        {"evogm": SMALL},
+        {"ground": replace(GROUND, granularity="model"), "sparsity": 0.0},
+    ),
+    "evogm, all that is off by default": (
+        "evogm",
+        {
+            "evogm": {
+                **SMALL,
+                "mode": "single",
+                "target": "nearest",
+                "retrain": "iteration",
+                "selection": "front",
+                "repeats": False,
+                "collapse": 1.0,
+            }
+        },
+        {},
+    ),
     "cma-es of two": ("cmaes", {}, {"weights": BOTH}),
     "one-shot of a method that draws": (
         "one-shot",
@@ -73,3 +98,5 @@ class TestEveryForm(SearcherContract):
     @pytest.fixture(autouse=True)
     def chosen(self, form):
         self.algorithm, self.settings, self.changes = FORMS[form]
+        if self.algorithm in LEARNED and form != "evogm, all that is off by default":
+            self.repeats = KNOWN
