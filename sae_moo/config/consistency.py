@@ -24,6 +24,7 @@ from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.section import Section
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
 from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.learning import Generator
 
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
@@ -482,6 +483,16 @@ def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iter
             yield ("search", OPERATORS, key), reason
 
 
+def _what_a_generator_makes(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    own = getattr(draft.search, "generator", None)
+    makes = isinstance(own, Generator) and "share" not in own.unread and bool(own.share)
+    if makes and _over(draft, algorithm) == "lineage" and draft.pruning.scope is not None:
+        whole = [scope for scope in draft.pruning.scopes if scope in STRUCTURED]
+        if whole or isinstance(draft.pruning.scope, list):
+            only = "over lineages it is for one scope of scattered zeros"
+            yield ("search", "generator", "share"), f"{only}, not for {', '.join(draft.pruning.scopes)}"
+
+
 def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     if algorithm.faults is None:
         return
@@ -510,6 +521,7 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _what_there_is_to_screen,
     _what_of_pruning_the_algorithm_reads,
     _what_operators_of_pruning_read,
+    _what_a_generator_makes,
     _what_the_algorithm_says,
 )
 """What its row says of a search algorithm."""

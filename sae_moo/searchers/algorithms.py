@@ -17,7 +17,7 @@ from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.section import Section, section_of
 from sae_moo.searchers.baselines import AnyMethod, OneShot, grid
 from sae_moo.searchers.breeding import Ablation, Operators
-from sae_moo.searchers.learning import Evogm
+from sae_moo.searchers.learning import Evogm, Generator
 from sae_moo.searchers.sae import M2n2, Sae
 from sae_moo.searchers.scalar import Swarm
 from sae_moo.searchers.schedule import PUBLISHED
@@ -214,7 +214,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         source=source,
         make="sae_moo.searchers.nsga:make",
         fixed={"directions": directions},
-        settings={"operators": Operators, "ablation": Ablation},
+        settings={"operators": Operators, "ablation": Ablation, "generator": Generator},
         breeding=("operators", "ablation"),
         spaces=("lineage", "coefficients"),
         paces=True,

@@ -31,14 +31,13 @@ from sae_moo.searchers.learning import Evogm
 from sae_moo.searchers.ranking import Order, by_fitness, by_front
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
-from sae_moo.searchers.space import CoefficientSpace
+from sae_moo.searchers.space import CoefficientSpace, spread
 
 if TYPE_CHECKING:
     from sae_moo.searchers.generators import Generators
 
 Array = NDArray[np.float64]
 AGAIN = "first vectors of a round"  # what made the proposals that a later round begins with
-TRIES = 5  # how often a repeated vector is moved, each time twice as far, before it is asked for again
 WEIGHTS, START, DRAWS, MOVES = range(4)  # what random numbers are for
 
 
@@ -151,9 +150,11 @@ class EvogmSearcher:
             proposals.append(self._next(brood.made[brood.waiting[0]]))
         return proposals
 
-    def recall(self, vector: tuple[float, ...]) -> Proposal:
+    def recall(self, vector: tuple[float, ...]) -> Proposal | None:
         """Return the proposal of a vector that was asked for before, without what its networks would tell."""
-        return self._next(np.array(vector))
+        x = np.array(vector)
+        possible = self._brood.waiting and x.shape == (self._space.n_var,) and np.isfinite(x).all()
+        return self._next(x) if possible else None
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Take in one evaluation; the last of a population brings forth the next.
@@ -281,23 +282,20 @@ class EvogmSearcher:
         Places that were recalled already keep what was recalled.
         """
         now, space, settings = self._round, self._space, self._settings
-        low, high = space.bounds
-        middle, half = (low + high) / 2, (high - low) / 2
-        half[half == 0.0] = 1.0
         rng = np.random.default_rng((self._seed, DRAWS, now.number, len(now.ends)))
         draws = [self._drawn(rng) for _ in range(self._size)]
         sources = [self._source(place) for place in range(self._size)]
         x = np.array([draws[i] if source is None else now.x[source] for i, source in enumerate(sources)])
-        losses = self._train((np.array(now.x) - middle) / half)
+        losses = self._train(space.scaled(np.array(now.x)))
         if losses is None:  # nothing of the round went well: it goes on from draws
             return x, {}
         assert self._generators is not None
-        given = (x - middle) / half
+        given = space.scaled(x)
         made = self._generators(given)
-        spread, before = _spread(made), _spread(given)
-        numbers = {**losses, "spread of offspring": spread, "spread of population": before}
-        x = np.clip(middle + half * made, low, high)
-        collapsed = spread < settings.collapse * before
+        after, before = spread(made), spread(given)
+        numbers = {**losses, "spread of offspring": after, "spread of population": before}
+        x = space.unscaled(made)
+        collapsed = after < settings.collapse * before
         recalled = self._brood.x
         taken = {self._recipe(row) for row in recalled.values()}
         for place in range(self._size):
@@ -314,18 +312,15 @@ class EvogmSearcher:
             collapsed: whether G has.
             taken: what the places before it ask for.
         """
-        now, settings = self._round, self._settings
+        now, settings, space = self._round, self._settings, self._space
         rng = np.random.default_rng((self._seed, MOVES, now.number, len(now.ends), place))
-        low, high = self._space.bounds
-        deviation = settings.noise * (high - low)
         if collapsed:
-            x = np.clip(x + deviation * rng.standard_normal(len(low)), low, high)
-        for step in range(0 if settings.repeats else TRIES):
-            recipe = self._recipe(x)
-            if recipe not in self._known and recipe not in taken:
-                break
-            x = np.clip(x + 2**step * deviation * rng.standard_normal(len(low)), low, high)
-        return x
+            x = space.moved(x, settings.noise, rng)
+        if settings.repeats:
+            return x
+        return space.apart(
+            x, lambda each: (made := self._recipe(each)) in self._known or made in taken, settings.noise, rng
+        )
 
     def _train(self, u: Array) -> dict[str, float] | None:
         """Bring the generators to where the round stands; return the last losses, None if there is nothing to win by.
@@ -350,11 +345,6 @@ class EvogmSearcher:
                 losses = self._generators.train(u[order[:count]], u[order[count:]], (*where, 1))
             self._trained = iteration + 1
         return losses
-
-
-def _spread(x: Array) -> float:
-    """Return how far rows scatter: the root mean square of the coordinates' standard deviations."""
-    return float(np.sqrt(x.var(axis=0).mean()))
 
 
 def make(assignment: Assignment) -> EvogmSearcher:

@@ -6,7 +6,7 @@ is ours is off unless it is asked for.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from sae_moo.recipe.section import Amount, Count, Field, Section, Share, ValidationInfo, field_validator
 
@@ -95,3 +95,30 @@ class Evogm(Training):
         if high <= info.data.get("low", -11.0):
             raise ValueError(f"expected low < high, got {info.data['low']} >= {high}")
         return high
+
+
+class Generator(Training):
+    """``search.generator``: children of our own search that a learned generator makes."""
+
+    share: Share = Field(default=0.0, description="share of the children that the generator makes; 0: none")
+    adaptive: bool = Field(
+        default=False,
+        description="whether that is the share at first alone, and then follows the hypervolume that a child of the "
+        "generator, and one of the other operators, has gained",
+    )
+    after: Count = Field(default=2, description="populations that are evaluated before there is enough to learn from")
+    noise: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.05,
+        description="standard deviation of what is added to a child that would repeat another one, as a share of the "
+        "range of each coordinate",
+    )
+
+    later: ClassVar[frozenset[str]] = frozenset({*Training.model_fields, "share", "adaptive", "after", "noise"})
+
+    @field_validator("adaptive")
+    @classmethod
+    def _has_a_choice(cls, adaptive: bool, info: ValidationInfo) -> bool:
+        share = info.data.get("share", 0.5)
+        if adaptive and not 0.0 < share < 1.0:
+            raise ValueError(f"expected a share above 0 and below 1 to begin with, got {share:g}")
+        return adaptive

@@ -106,8 +106,11 @@ class Recalling(Protocol):
     that proposal, but for `Proposal.numbers` that are found by what is slow.
     """
 
-    def recall(self, vector: tuple[float, ...]) -> Proposal:
-        """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one."""
+    def recall(self, vector: tuple[float, ...]) -> Proposal | None:
+        """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one.
+
+        Or None, where it cannot have been: the vector is none of its own, or it would have to be told more first.
+        """
 
 
 def check_first(evaluations: Sequence[Evaluation]) -> None:

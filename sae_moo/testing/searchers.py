@@ -211,7 +211,9 @@ class SearcherContract:
         replayed = make(0)
         for proposal, evaluation in history:
             if isinstance(replayed, Recalling):
-                again = replace(replayed.recall(proposal.vector), numbers=proposal.numbers)
+                recalled = replayed.recall(proposal.vector)
+                assert recalled is not None
+                again = replace(recalled, numbers=proposal.numbers)
             else:
                 (again,) = replayed.ask(1)
             assert again == proposal

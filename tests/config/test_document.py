@@ -219,7 +219,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation, generator",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -350,6 +350,9 @@ def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_defa
     assert not {f"search.operators.{key}" for key in Operators.later} & told.keys()
     (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
     assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
+    assert differences(plain, load(tmp_path, GOOD, "search.generator={share: 0, steps: 200}").identity()) == []
+    (found,) = differences(plain, load(tmp_path, GOOD, "search.generator.share=0.5").identity())
+    assert str(found) == "search.generator.share: the study has None, now it is 0.5"
     blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
     assert blocks["pruning.scope"] == "blocks, row"
     assert blocks == load(tmp_path, GOOD, "pruning.scope=[blocks, row]").identity()
@@ -432,6 +435,9 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["objectives=[sparsity]", "search.algorithm=evogm"], "objectives: algorithm: evogm needs one that is scored on tasks, or search.weights"),
         (["search.evogm={low: 0.5, high: 0.5}", "search.algorithm=evogm"], "search.evogm.high: expected low < high, got 0.5 >= 0.5"),
         (["search.evogm={mode: single, pull: 0}", "search.algorithm=evogm"], "search.evogm.pull: expected above 0, as nothing else is learned, got 0"),
+        (["search.generator.adaptive=true"], "search.generator.adaptive: expected a share above 0 and below 1 to begin with, got 0"),
+        (["search.generator={share: 0.5, adaptive: true}", "pruning.scope=neurons"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for neurons"),
+        (["search.generator.share=0.2", "pruning.scope=[row, blocks]"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for blocks, row"),
         (["search.evogm.widths=[]", "search.algorithm=evogm"], "search.evogm.widths: expected at least one entry, got an empty list"),
         (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got an empty list"),
         (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),

@@ -58,6 +58,17 @@ FORMS = {
     "nsga2 over coefficients": ("nsga2", {}, {"space": "coefficients"}),
     "nsga3 over coefficients": ("nsga3", {}, {"space": "coefficients", "objectives": THREE}),
     "nsga2 over coefficients, steady-state": ("nsga2", {}, {"space": "coefficients", "pace": "steady-state"}),
+    "nsga2 with a generator": ("nsga2", {"generator": {**SMALL, "share": 0.5, "adaptive": True, "after": 1}}, {}),
+    "nsga2 over coefficients with a generator": (
+        "nsga2",
+        {"generator": {**SMALL, "share": 0.5, "mode": "single", "after": 1}},
+        {"space": "coefficients", "ground": replace(GROUND, granularity="model")},
+    ),
+    "nsga3 with a generator, steady-state": (
+        "nsga3",
+        {"generator": {**SMALL, "share": 0.5, "adaptive": True}},
+        {"objectives": THREE, "pace": "steady-state", "space": "coefficients"},
+    ),
     "sae by norms, no matchmaker": ("sae-local", {"sae": {"measure": "hoyer", "matchmaker": False}}, {}),
     "sae, adaptive": ("sae-global", {}, {"schedule": Adaptive(high=0.4)}),
     "model swarms of two": ("pso", {}, {"weights": BOTH}),

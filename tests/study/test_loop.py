@@ -13,6 +13,9 @@ from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
 from sae_moo.searchers.baselines import OneShotSearcher
+from sae_moo.searchers.evogm import EvogmSearcher
+from sae_moo.searchers.generated import GeneratingNsga
+from sae_moo.searchers.learning import Evogm, Generator
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Sae, SaeSearcher
@@ -120,6 +123,16 @@ SEARCHERS = {
     "adaptive": lambda: NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, schedule=Adaptive()),
     "swarm": scalar(ParticleSwarm),
     "cma-es": scalar(CovarianceAdaptation),
+    "evogm": lambda: EvogmSearcher(
+        SPACE, OBJECTIVES, LIMITS, settings=Evogm(steps=3, widths=[8], repeats=False), name="evogm", population=5
+    ),
+    "generator": lambda: GeneratingNsga(
+        LineageSpace(GROUND),
+        OBJECTIVES,
+        LIMITS,
+        generator=Generator(share=0.5, adaptive=True, after=1, steps=3, widths=[8]),
+        population=5,
+    ),
     "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="TPESampler", population=8),
     "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="NSGAIISampler", population=8),
     "one-shot": lambda: OneShotSearcher(
