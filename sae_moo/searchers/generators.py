@@ -46,7 +46,8 @@ class Generators:
     def train(self, winners: Array, losers: Array, seed: Sequence[int]) -> dict[str, float]:
         """Train on a history, on top of earlier trainings.
 
-        Every step sees as many losers as winners: of the larger side a part drawn anew. Its rows are not paired.
+        Every step sees as many losers as winners, of both sides no more than `Training.rows`: of what is more a part
+        drawn anew. Its rows are not paired.
 
         Args:
             winners: shape (some, dim), in [-1, 1].
@@ -63,7 +64,7 @@ class Generators:
             targets = centre.expand_as(every[0])
             if s.target == "nearest":
                 targets = every[1][torch.cdist(every[0], every[1]).argmin(dim=1)]
-            count = min(len(side) for side in every)
+            count = min(len(losers), len(winners), s.rows or len(losers))
             for _ in range(s.steps):
                 losing, winning = (_drawn(len(side), count, random) for side in every)
                 loser, winner = every[0][losing], every[1][winning]

@@ -27,6 +27,10 @@ class Training(Section):
     )
     steps: Count = Field(default=200, description="steps of Adam in each training")
     rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1e-4, description="learning rate of Adam")
+    rows: Count | None = Field(
+        default=None,
+        description="largest number of losers, and of winners, that a step sees; null: all of the fewer",
+    )
     widths: Annotated[list[Width], Field(min_length=1, max_length=20)] = Field(
         default=[128, 256, 256, 256, 128], description="sizes of the hidden layers of each network"
     )
@@ -107,6 +111,11 @@ class Generator(Training):
         "generator, and one of the other operators, has gained",
     )
     after: Count = Field(default=2, description="populations that are evaluated before there is enough to learn from")
+    rows: Count | None = Field(
+        default=32,
+        description="largest number of losers, and of winners, that a step sees, so that it takes no longer as the "
+        "history grows; null: all of the fewer",
+    )
     noise: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=0.05,
         description="standard deviation of what is added to a child that would repeat another one, as a share of the "

@@ -10,6 +10,7 @@ from pymoo.core.population import Population
 
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Cast, Expert, Prune
+from sae_moo.searchers import generators
 from sae_moo.searchers.evogm import EvogmSearcher
 from sae_moo.searchers.generators import Generators
 from sae_moo.searchers.ground import Ground
@@ -73,6 +74,24 @@ def test_a_round_that_follows_begins_at_the_best_models_and_is_written_over_the_
     assert [p.recipe for p, _ in still[80:90]] == [p.recipe for p, _ in still[:10]]
 
 
+@pytest.mark.parametrize(("retrain", "made"), [("round", 2), ("iteration", 6)])
+def test_winners_are_the_best_of_the_round_and_the_best_of_old_and_new_survive(monkeypatch, retrain, made):
+    trainings, networks = [], []
+    train, begin = Generators.train, Generators.__init__
+    monkeypatch.setattr(Generators, "train", lambda self, *a: trainings.append(a) or train(self, *a))
+    monkeypatch.setattr(Generators, "__init__", lambda self, *a: networks.append(a) or begin(self, *a))
+    history = drive(searcher(settings=SMALL.model_copy(update={"retrain": retrain})), bowl, 160)
+    assert len(networks) == made
+    assert [(len(winners), len(losers)) for winners, losers, _ in trainings] == 2 * [(6, 14), (12, 28), (18, 42)]
+    for i, (winners, losers, _) in enumerate(trainings):
+        start, end = 80 * (i // 3), 80 * (i // 3) + 20 * (i % 3 + 1)
+        best = sorted(history[start:end], key=lambda pair: -pair[1].mean("a"))
+        x = np.array([p.vector for p, _ in best])
+        np.testing.assert_array_equal(np.concatenate([winners, losers]), x)
+        parents = [p.parents[0] for p, _ in history[end : end + 20]]
+        assert parents == [p.recipe for p, _ in best[:20]]
+
+
 def test_a_blocks_own_numbers_and_sparsities_stay_with_a_model_that_becomes_an_expert(landscape):
     history = drive(searcher(BLOCKS, population=8), landscape, 36)
     order = by_fitness([e for _, e in history[:32]], OBJECTIVES, (), {"accuracy": 1.0})
@@ -112,14 +131,18 @@ def test_what_another_machine_made_of_a_vector_is_taken_as_it_is():
     np.testing.assert_allclose([p.vector for p in left], [first.ask(1)[0].vector for _ in range(15)], atol=1e-4)
 
 
-def test_nothing_global_of_torch_is_read_or_changed():
+def test_nothing_global_of_torch_is_read_or_changed(monkeypatch):
     x = np.random.default_rng(0).uniform(-1, 1, (12, 5))
 
     def made():
-        generators = Generators(5, SMALL, (1, 2))
-        losses = generators.train(x[:4], x[4:], (3,))
-        return losses, generators(x).tolist()
+        networks = Generators(5, SMALL, (1, 2))
+        losses = networks.train(x[:4], x[4:], (3,))
+        return losses, networks(x).tolist()
 
+    counts, through = set(), generators._through
+    monkeypatch.setattr(
+        generators, "_through", lambda *arguments: counts.add(torch.get_num_threads()) or through(*arguments)
+    )
     expected = made()
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     try:
@@ -129,6 +152,7 @@ def test_nothing_global_of_torch_is_read_or_changed():
         before = torch.get_rng_state()
         with torch.inference_mode():
             assert made() == expected
+        assert counts == {1}, "sums have one order"
         assert torch.get_num_threads() == 2
         assert torch.equal(torch.get_rng_state(), before)
     finally:
@@ -147,12 +171,21 @@ def test_losers_are_drawn_to_the_centre_of_the_winners_or_to_the_nearest_of_them
     centre, nearest = (
         Generators(2, Training(mode="single", target=target, **LEARNS), (0,)) for target in ("centre", "nearest")
     )
-    for generators in (centre, nearest):
-        losses = generators.train(winners, losers, (1,))
+    for networks in (centre, nearest):
+        losses = networks.train(winners, losers, (1,))
         assert losses.keys() == {"pull loss"}
         assert losses["pull loss"] < 0.01
     np.testing.assert_allclose(centre(losers), np.tile([0.0, 0.3], (10, 1)), atol=0.1)
     np.testing.assert_allclose(nearest(losers), winners, atol=0.2)
+
+
+@pytest.mark.parametrize(("rows", "seen"), [(None, 4), (2, 2), (9, 4)])
+def test_a_step_sees_as_many_winners_as_losers_and_no_more_than_it_may(monkeypatch, rows, seen):
+    x, sizes, through = np.random.default_rng(0).uniform(-1, 1, (12, 3)), set(), generators._through
+    monkeypatch.setattr(generators, "_through", lambda layers, u: sizes.add(len(u)) or through(layers, u))
+    for winners, losers in ((x[:4], x[4:]), (x[4:], x[:4])):
+        Generators(3, Training(steps=3, widths=[4], rows=rows), (0,)).train(winners, losers, (1,))
+    assert sizes == {seen}
 
 
 def test_the_way_there_and_back_is_learned_and_keeps_losers_apart():

@@ -231,6 +231,13 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_is_done(tmp_path):
     assert setup.run(evaluations=25)[:10] == first
 
 
+@pytest.mark.parametrize(("first", "other"), [("evogm", "adaptive"), ("generator", "adaptive")])
+def test_what_cannot_be_recalled_is_refused(tmp_path, first, other):
+    Setup(tmp_path / "s", searcher=SEARCHERS[other]).run(16)
+    with pytest.raises(InputError, match=r"trial \d+ of the study is not what this search would have asked for"):
+        Setup(tmp_path / "s", searcher=SEARCHERS[first]).run(17)
+
+
 def test_another_search_is_not_grafted_on(tmp_path):
     setup = Setup(tmp_path / "s")
     setup.run(evaluations=20)
