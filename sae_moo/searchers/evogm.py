@@ -27,7 +27,7 @@ from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.section import section_of
-from sae_moo.searchers.learning import Evogm
+from sae_moo.searchers.learning import OFFSPRING, POPULATION, Evogm
 from sae_moo.searchers.ranking import Order, by_fitness, by_front
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
@@ -293,7 +293,7 @@ class EvogmSearcher:
         given = space.scaled(x)
         made = self._generators(given)
         after, before = spread(made), spread(given)
-        numbers = {**losses, "spread of offspring": after, "spread of population": before}
+        numbers = {**losses, OFFSPRING: after, POPULATION: before}
         x = space.unscaled(made)
         collapsed = after < settings.collapse * before
         recalled = self._brood.x

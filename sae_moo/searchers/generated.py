@@ -19,7 +19,7 @@ from sae_moo.recipe import BASE, STRUCTURED, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.credit import Gains
 from sae_moo.searchers.ground import Array
-from sae_moo.searchers.learning import Generator
+from sae_moo.searchers.learning import OFFSPRING, POPULATION, SHARE, Generator
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.operators import ALTERNATIVES, ORIGIN, Origin
 from sae_moo.searchers.problem import EVALUATION
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from sae_moo.searchers.generators import Generators
 
 GENERATOR = "generator"  # what made a child that G made
-SHARE = "generator share"  # the number of a proposal that says how probable it was that G makes it
 PLAN = "plan"  # key of how an individual is to be made
 VECTOR = "vector"  # key of what G made
 CHOICE, WEIGHTS, MOVES = range(3)  # what random numbers are for
@@ -186,7 +185,7 @@ class GeneratingNsga(NsgaSearcher):
         x = self._vectors.apart(x, lambda each: self._vectors.decode(each) in seen, self._settings.noise, rng)
         self._become(individual, x)
         origin: Origin = individual.get(ORIGIN)
-        spreads = {"spread of offspring": spread(made), "spread of population": spread(given)}
+        spreads = {OFFSPRING: spread(made), POPULATION: spread(given)}
         individual.set(ORIGIN, replace(origin, numbers={**origin.numbers, **self._losses, **spreads}))
 
     def _become(self, individual: Individual, x: Array) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae_moo.searchers.learning import Training
+from sae_moo.searchers.learning import CYCLE, PULL, Training
 
 Array = NDArray[np.float64]
 
@@ -70,11 +70,11 @@ class Generators:
                 loser, winner = every[0][losing], every[1][winning]
                 won = _through(self._forth, loser)
                 pull = F.mse_loss(won, targets[losing])
-                loss, losses = s.pull * pull, {"pull loss": pull}
+                loss, losses = s.pull * pull, {PULL: pull}
                 if self._back:
                     again = F.mse_loss(_through(self._back, won), loser)
                     again = again + F.mse_loss(_through(self._forth, _through(self._back, winner)), winner)
-                    loss, losses = loss + s.cycle * again, {"cycle loss": again, **losses}
+                    loss, losses = loss + s.cycle * again, {CYCLE: again, **losses}
                 self._adam.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._adam.step()

@@ -10,6 +10,11 @@ from typing import Annotated, ClassVar, Literal
 
 from sae_moo.recipe.section import Amount, Count, Field, Section, Share, ValidationInfo, field_validator
 
+# Numbers of the proposals that a generator made, and of those that stand beside them.
+CYCLE, PULL = "cycle loss", "pull loss"
+OFFSPRING, POPULATION = "spread of offspring", "spread of population"
+SHARE = "generator share"  # how probable it was that a child is made by the generator
+
 Coefficient = Annotated[float, Field(ge=-10.0, le=10.0)]
 Width = Annotated[int, Field(ge=1, le=10_000)]
 
