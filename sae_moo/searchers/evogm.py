@@ -131,7 +131,7 @@ class EvogmSearcher:
         self._size = population
         self._sparsest = sparsest
         self._seed = seed
-        self._known: dict[Recipe, Evaluation] = {}  # of complete populations, by what was asked for
+        self._known: dict[Recipe, Evaluation] = {}  # of complete populations, where none repeats
         self._out: dict[tuple[float, ...], list[int]] = {}  # vector -> its places in the population
         self._generation = 0
         self._brood = Brood(deque())
@@ -205,7 +205,8 @@ class EvogmSearcher:
         now.x += [self._brood.x[place] for place in places]
         now.evaluations += evaluations
         now.ends.append(len(now.x))
-        self._known |= {self._recipe(now.x[i]): now.evaluations[i] for i in new}
+        if not settings.repeats:
+            self._known |= {self._recipe(now.x[i]): now.evaluations[i] for i in new}
         contenders = [*now.population, *new]
         order = self._order([now.evaluations[i] for i in contenders])
         now.population = [contenders[i] for i in order[: self._size]]

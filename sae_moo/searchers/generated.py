@@ -1,8 +1,9 @@
 """Our own search with a learned operator: some of its children are what a generator makes of the population.
 
 Ours; the networks and what they learn are EvoGM's (Jiang et al. 2026, arXiv 2605.29295; see `generators`). There they
-are all there is, for a round of a few populations that is learned from as it grows; here they are one operator among
-others, begun anew whenever another population has been evaluated, and learn from all that was.
+are all there is, and know their round; here they are one operator among others and learn from all that was evaluated,
+whenever another population is complete. Like there they begin anew every few populations, so that what is recalled
+costs no more than a few trainings.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class GeneratingNsga(NsgaSearcher):
         self._bandit = Bandit(Choice((0.0, 1.0))) if generator.adaptive else None
         self._gains = Gains(objectives, constraints)
         self._generators: Generators | None = None
-        self._epoch = 0  # populations that the generators have learned from
+        self._begun = self._epoch = 0  # populations there were when the generators began, and when they last learned
         self._losses: dict[str, float] = {}
         self._mixing: dict[Recipe, Array] = {}
 
@@ -197,17 +198,26 @@ class GeneratingNsga(NsgaSearcher):
         """Return generators that have learned from so many whole populations."""
         from sae_moo.searchers.generators import Generators
 
-        if self._generators is None or self._epoch != epoch:
-            history = self._history[: epoch * self._size]
-            evaluations = [evaluation for _, evaluation in history]
-            order = by_front(evaluations, self.problem.objectives, self.problem.constraints)
-            going = sum(each.ok for each in evaluations)  # at least one: G is given what went well
-            count = min(max(1, int(self._settings.winners * len(order))), going, len(order) - 1)
-            u = self._vectors.scaled(np.array([x for x, _ in history]))
-            where = (self._seed, WEIGHTS, epoch)
-            self._generators, self._epoch = Generators(u.shape[1], self._settings, (*where, 0)), epoch
-            self._losses = self._generators.train(u[order[:count]], u[order[count:]], (*where, 1))
+        begun = epoch - (epoch - self._settings.after) % self._settings.renew
+        if self._generators is None or self._begun != begun:
+            seed = (self._seed, WEIGHTS, begun, 0)
+            self._generators = Generators(self._vectors.n_var, self._settings, seed)
+            self._begun, self._epoch = begun, begun - 1
+        for each in range(self._epoch + 1, epoch + 1):
+            self._train(self._generators, each)
+        self._epoch = epoch
         return self._generators
+
+    def _train(self, generators: Generators, epoch: int) -> None:
+        history = self._history[: epoch * self._size]
+        evaluations = [evaluation for _, evaluation in history]
+        order = by_front(evaluations, self.problem.objectives, self.problem.constraints)
+        going = sum(each.ok for each in evaluations)
+        count = min(max(1, int(self._settings.winners * len(order))), going, len(order) - 1)
+        if count:
+            u = self._vectors.scaled(np.array([x for x, _ in history]))
+            seed = (self._seed, WEIGHTS, epoch, 1)
+            self._losses = generators.train(u[order[:count]], u[order[count:]], seed)
 
     def _vector(self, individual: Individual) -> Array:
         """Return the coordinates of an evaluated individual, within bounds."""

@@ -116,6 +116,9 @@ class Generator(Training):
         "generator, and one of the other operators, has gained",
     )
     after: Count = Field(default=2, description="populations that are evaluated before there is enough to learn from")
+    renew: Count = Field(
+        default=3, description="populations after which the networks begin anew; until then they learn on"
+    )
     rows: Count | None = Field(
         default=32,
         description="largest number of losers, and of winners, that a step sees, so that it takes no longer as the "
@@ -127,7 +130,9 @@ class Generator(Training):
         "range of each coordinate",
     )
 
-    later: ClassVar[frozenset[str]] = frozenset({*Training.model_fields, "share", "adaptive", "after", "noise"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {*Training.model_fields, "share", "adaptive", "after", "renew", "noise"}
+    )
 
     @field_validator("adaptive")
     @classmethod

@@ -12,6 +12,7 @@ from sae_moo.searchers.generators import Generators
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.learning import Generator
 from sae_moo.searchers.nsga import NsgaSearcher
+from sae_moo.searchers.ranking import by_front
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.testing.searchers import GROUND, LIMIT, OBJECTIVES, assignment, drive
 
@@ -55,6 +56,21 @@ def test_once_enough_is_known_children_are_what_g_makes_of_the_population(space,
     assert {parent for p, _ in made[:8] for parent in p.parents} <= evaluated
     assert len({p.parents for p, _ in made[:8]}) == 8, "the whole population goes through it"
     assert len({p.recipe for p, _ in history}) == 32
+
+
+@pytest.mark.parametrize(("renew", "begun"), [(1, [2, 3, 4, 5]), (3, [2, 5])])
+def test_it_learns_from_every_population_and_begins_anew_after_a_few(landscape, monkeypatch, renew, begun):
+    made, trained = [], []
+    begin, train = Generators.__init__, Generators.train
+    monkeypatch.setattr(Generators, "__init__", lambda self, *a: made.append(a[2]) or begin(self, *a))
+    monkeypatch.setattr(Generators, "train", lambda self, *a: trained.append(a) or train(self, *a))
+    searched = searcher(SPACES["coefficients"], renew=renew)
+    history = drive(searched, landscape, 48)
+    assert [seed[2] for seed in made] == begun
+    assert [len(winners) + len(losers) for winners, losers, _ in trained] == [16, 24, 32, 40]
+    order = by_front([e for _, e in history[:16]], OBJECTIVES, LIMIT)
+    best = searched._vectors.scaled(np.array([searched._history[i][0] for i in order[:4]]))
+    np.testing.assert_array_equal(trained[0][0], best)
 
 
 def test_a_generator_that_copies_what_it_is_given_is_moved_apart(space, landscape, monkeypatch):
