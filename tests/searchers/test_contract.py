@@ -74,11 +74,6 @@ FORMS = {
     "model swarms of two": ("pso", {}, {"weights": BOTH}),
     "model swarms, one sparsity": ("pso", {}, {"sparsity": 0.25}),
     "pso merging": ("pso", {"pso": {"flavour": "pso-merging"}}, {}),
-    "evogm as published": (
-        "evogm",
-        {"evogm": SMALL},
-        {"ground": replace(GROUND, granularity="model"), "sparsity": 0.0},
-    ),
     "evogm, all that is off by default": (
         "evogm",
         {
@@ -109,5 +104,3 @@ class TestEveryForm(SearcherContract):
     @pytest.fixture(autouse=True)
     def chosen(self, form):
         self.algorithm, self.settings, self.changes = FORMS[form]
-        if self.algorithm in LEARNED and form != "evogm, all that is off by default":
-            self.repeats = KNOWN
