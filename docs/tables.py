@@ -124,7 +124,7 @@ def algorithms(page: Path) -> str:  # noqa: ARG001
     for name, row in ALGORITHMS.items():
         reads = ", ".join(f"`{key}`" for key in (*(["pace"] if row.paces else []), *row.settings))
         able = ["yes" if able else "" for able in (row.races, row.screens)]
-        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.scalar], reads, *able))
+        rows.append((f"`{name}`", _cited(row), ", ".join(row.spaces), one_number[row.one_number({})], reads, *able))
     heads = ("`search.algorithm`", "what it is", "space", "one number", "reads of `search`", "can race", "can screen")
     return _table(heads, rows)
 

@@ -205,6 +205,8 @@ class SearchView:
             volume = f"   hypervolume {so_far.volume:.4f}, {grew}" if so_far.volume else ""
             rows.append(ScreenRow(2, said("front", size + volume)))
             rows.append(ScreenRow(4, said("generation", so_far.phase())))
+        if so_far.learned():
+            rows.append(ScreenRow(6, said("generator", so_far.learned())))
         if so_far.best:
             best = "   ".join(f"{task} {value:.3f}" for task, value in so_far.best.items())
             rows.append(ScreenRow(5, said("best score", best)))

@@ -8,8 +8,11 @@ from statistics import median
 
 from sae_moo.config.document import Config
 from sae_moo.objectives.front import Front
+from sae_moo.searchers.learning import CYCLE, OFFSPRING, POPULATION, PULL, SHARE
 from sae_moo.searchers.ratio import RATIO
 from sae_moo.study.record import Ended, TrialRecord, told
+
+LEARNED = (SHARE, OFFSPRING, POPULATION, CYCLE, PULL)
 
 
 class Failures:
@@ -77,7 +80,8 @@ class Standing:
         self.best: dict[str, float] = {}
         self.failures = Failures()
         self._schedule = config.schedule if config.anneals else None
-        self._ratios: deque[float] = deque(maxlen=config.search.population)
+        self._ratios: deque[float] = deque(maxlen=config.population)
+        self._learned: dict[str, float] = {}
 
     @property
     def left(self) -> int:
@@ -106,6 +110,7 @@ class Standing:
             self.screening += 0 if evaluation.screened is None else evaluation.screened.tokens
         if RATIO in record.params:
             self._ratios.append(record.params[RATIO])
+        self._learned |= {name: record.params[name] for name in LEARNED if name in record.params}
         if evaluation.ok:
             means = {task: evaluation.mean(task) for task in self.tasks}
             self.best = {task: max(value, self.best.get(task, 0.0)) for task, value in means.items()}
@@ -122,6 +127,15 @@ class Standing:
         most = "" if self.tokens is None else f"/{self.tokens:,}"
         share = f", {self.screening / self.spent:.0%} of them by screening" if self.screening else ""
         return f"{self.spent:,}{most}{share}"
+
+    def learned(self) -> str:
+        """Return what is known of a generator that makes offspring, as of the newest of them; else nothing."""
+        known = self._learned
+        parts = [f"share {known[SHARE]:.2f}"] if SHARE in known else []
+        if OFFSPRING in known:
+            parts.append(f"spread {known[OFFSPRING]:.2f} of the population's {known[POPULATION]:.2f}")
+        parts += [f"{name} {known[name]:.3f}" for name in (CYCLE, PULL) if name in known]
+        return "   ".join(parts)
 
     def phase(self) -> str:
         """Return the generation, and the pruning ratio if there is one."""

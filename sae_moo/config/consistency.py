@@ -20,8 +20,10 @@ from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
 from sae_moo.objectives import SPARSITY, SPEED
 from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
+from sae_moo.recipe.section import Section
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Fault
 from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.learning import Generator
 
 if TYPE_CHECKING:
     from sae_moo.config.document import Config
@@ -170,8 +172,15 @@ def _what_is_limited(draft: Config) -> Iterator[Fault]:
             yield ("constraints", name), f"expected min <= max, got {limit.min} > {limit.max}"
 
 
-def _room_in_the_first_population(draft: Config) -> Iterator[Fault]:
-    experts, population = draft.models.experts or {}, draft.search.population
+def _population(draft: Config, algorithm: Algorithm) -> int | None:
+    """Return the size of the population, asked for or usual; None if it could not be read."""
+    experts, asked = draft.models.experts, draft.search.population
+    usual = None if experts is None or "population" in draft.search.unread else algorithm.population(len(experts))
+    return usual if asked is None else asked
+
+
+def _room_in_the_first_population(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    experts, population = draft.models.experts or {}, _population(draft, algorithm)
     if population is not None and population <= len(experts):
         need = f"expected at least {len(experts) + 1}, room for the base and every expert in the first population"
         yield ("search", "population"), f"{need}; got {population}"
@@ -300,7 +309,6 @@ RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
     _objectives_are_tasks,
     _every_objective_once,
     _what_is_limited,
-    _room_in_the_first_population,
     _storage_that_lasts,
     _what_pruning_reads,
     _scopes_together,
@@ -364,15 +372,18 @@ def _annealing_of_the_algorithm(draft: Config, algorithm: Algorithm) -> Iterator
 
 def _what_one_number_is_made_of(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     weights, objectives = draft.search.weights, _objectives(draft)
-    if weights is not None and algorithm.scalar is False:
-        single = _names(lambda row: row.scalar is not False)
-        yield ("search", "weights"), f"is for what works on one number ({single}), not for {algorithm.name}"
+    settings = _settings_that_are_read(draft)
+    one_number = algorithm.one_number(settings)
+    if weights is not None and one_number is False and len(settings) == len(draft.search.settings):
+        single = _names(lambda row: row.one_number({}) is not False)
+        so = "" if algorithm.one_number({}) is False else " with these settings"
+        yield ("search", "weights"), f"is for what works on one number ({single}), not for {algorithm.name}{so}"
     for name in weights or ():
         if name not in objectives:
             yield ("search", "weights", name), f"expected an objective, got {name!r}{nearest(name, objectives)}"
     if weights is not None and not any(weights.values()):
         yield ("search", "weights"), "expected at least one weight above 0"
-    if algorithm.scalar and weights is None and objectives and set(objectives) <= {*COUNTED}:
+    if one_number and weights is None and objectives and set(objectives) <= {*COUNTED}:
         yield ("objectives",), f"algorithm: {algorithm.name} needs one that is scored on tasks, or search.weights"
 
 
@@ -457,6 +468,16 @@ def _what_operators_of_pruning_read(draft: Config, algorithm: Algorithm) -> Iter
             yield ("search", OPERATORS, key), reason
 
 
+def _what_a_generator_makes(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    own = getattr(draft.search, "generator", None)
+    makes = isinstance(own, Generator) and "share" not in own.unread and bool(own.share)
+    if makes and _over(draft, algorithm) == "lineage" and draft.pruning.scope is not None:
+        whole = [scope for scope in draft.pruning.scopes if scope in STRUCTURED]
+        if whole or isinstance(draft.pruning.scope, list):
+            only = "over lineages it is for one scope of scattered zeros"
+            yield ("search", "generator", "share"), f"{only}, not for {', '.join(draft.pruning.scopes)}"
+
+
 def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     if algorithm.faults is None:
         return
@@ -464,13 +485,19 @@ def _what_the_algorithm_says(draft: Config, algorithm: Algorithm) -> Iterator[Fa
         Draft(
             experts=tuple(draft.models.experts or ()),
             objectives=tuple(_objectives(draft)),
-            population=draft.search.population,
-            settings={key: each for key, each in draft.search.settings.items() if not each.unread},
+            population=_population(draft, algorithm),
+            settings=_settings_that_are_read(draft),
         )
     )
 
 
+def _settings_that_are_read(draft: Config) -> dict[str, Section]:
+    """Return the algorithm's own settings, but for those that could not be read whole."""
+    return {key: each for key, each in draft.search.settings.items() if not each.unread}
+
+
 RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = (
+    _room_in_the_first_population,
     _space_of_the_algorithm,
     _one_sparsity_for_all,
     _annealing_of_the_algorithm,
@@ -479,6 +506,7 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _what_there_is_to_screen,
     _what_of_pruning_the_algorithm_reads,
     _what_operators_of_pruning_read,
+    _what_a_generator_makes,
     _what_the_algorithm_says,
 )
 """What its row says of a search algorithm."""

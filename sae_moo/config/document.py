@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -182,7 +183,8 @@ class Config(Section):
         over = algorithm.space(space.get("kind"))
         read = {*SearchSection.model_fields, *algorithm.read(over)}
         read -= {"pace"} if not algorithm.paces else set()
-        read -= {"weights"} if algorithm.scalar is False else set()
+        if "weights" not in method.search and algorithm.one_number(_settings(algorithm, search)) is False:
+            read -= {"weights"}
         search = {key: value for key, value in search.items() if key in read or key in method.search}
         raw |= {"search": search, "space": space}
         for section in ("pruning", "annealing", "evaluation"):
@@ -213,6 +215,11 @@ class Config(Section):
     def pace(self) -> Pace:
         """When a population takes its children in."""
         return self.search.pace or "generational"
+
+    @property
+    def population(self) -> int:
+        """Size of the population, archive or swarm: as asked, else as the algorithm has it."""
+        return self.search.population or self.algorithm.population(len(self.models.experts))
 
     @property
     def schedule(self) -> Schedule:
@@ -301,6 +308,7 @@ class Config(Section):
         document["pruning"]["rescale"] = self.rescale
         document["annealing"] = self.schedule.model_dump(mode="json")
         document["space"]["kind"] = self.space_kind
+        document["search"]["population"] = self.population
         document["search"]["pace"] = self.pace if self.algorithm.paces else None
         if self.algorithm.guest is not None:
             document["search"]["algorithm's package"] = str(self.algorithm.guest)
@@ -314,6 +322,15 @@ def _row(name: Any) -> Algorithm:
         return ALGORITHMS.find(name if isinstance(name, str) else "")
     except InputError:
         return ALGORITHMS[SearchSection().algorithm]
+
+
+def _settings(algorithm: Algorithm, search: Mapping[str, Any]) -> dict[str, Section]:
+    """Return an algorithm's own settings as far as they can be read; what is wrong with others is told elsewhere."""
+    settings = {}
+    for key, kind in algorithm.settings.items():
+        with suppress(ValidationError):
+            settings[key] = kind.model_validate(search.get(key) or {})
+    return settings
 
 
 def _deeper(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

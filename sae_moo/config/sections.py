@@ -255,8 +255,9 @@ class SearchSection(Section):
     for_algorithm: ClassVar[str] = ""  # whose settings it has
 
     algorithm: str = Field(default=algorithms.USUAL, description="the search algorithm; see the page on algorithms")
-    population: Annotated[int, Field(ge=4, le=100_000)] = Field(
-        default=24, description="size of the population, archive or swarm"
+    population: Annotated[int, Field(ge=4, le=100_000)] | None = Field(
+        default=None,
+        description="size of the population, archive or swarm; null: 24, for `evogm` twice the number of experts",
     )
     evaluations: Count = Field(
         default=400, description="the budget: trials in all, earlier ones of a resumed study counted"

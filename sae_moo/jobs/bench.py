@@ -279,7 +279,7 @@ class Bench:
         needs = self.config.algorithm.needs(self.assignment())
         cache = WeightCache(int(self.config.models.cache_gib * 2**30) if needs.parents else 0)
         held = cache.max_bytes // self.model_bytes
-        wanted = 2 * self.config.search.population  # the population, and as many children on their way
+        wanted = 2 * self.config.population  # the population, and as many children on their way
         if held < wanted and needs.parents:
             log.warning(
                 "models.cache_gib: %g GiB of memory hold %d candidates of %.2g GiB each; parents that are not held are "
@@ -367,7 +367,7 @@ class Bench:
             schedule=schedule.learning() if schedule.adapts else schedule,
             pace=config.pace,
             allocations=1 if config.evaluation.screening is None else config.evaluation.screening.candidates,
-            population=config.search.population,
+            population=config.population,
             seed=config.study.seed,
             settings=config.search.settings,
         )

@@ -17,11 +17,13 @@ from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.section import Section, section_of
 from sae_moo.searchers.baselines import AnyMethod, OneShot, grid
 from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.learning import Evogm, Generator
 from sae_moo.searchers.sae import M2n2, Sae
 from sae_moo.searchers.scalar import Swarm
 from sae_moo.searchers.schedule import PUBLISHED
 from sae_moo.searchers.searcher import Assignment, Searcher, SpaceKind
 
+USUAL_POPULATION = 24  # what measured best for our own search
 Fault = tuple[tuple[str | int, ...], str]
 """A key of the configuration, and what is wrong with it."""
 
@@ -76,7 +78,9 @@ class Algorithm(Row):
         breeding: those of `settings` that it reads over lineages only.
         spaces: kinds of space that it searches, the usual one first; empty for one-shot merges, which have none.
         scalar: whether it works on one number (the mean of the objectives scored on tasks, or ``search.weights``);
-            None: on whatever ``search.weights`` says, else on all objectives.
+            None: on whatever ``search.weights`` says, else on all objectives. Or a function of its settings that says
+            so; see `one_number`.
+        population: how large its population is where nobody says so, by the number of experts.
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
@@ -99,7 +103,8 @@ class Algorithm(Row):
     settings: Mapping[str, type[Section]] = field(default_factory=dict)
     breeding: tuple[str, ...] = ()
     spaces: tuple[SpaceKind, ...] = ()
-    scalar: bool | None = False
+    scalar: bool | Callable[[Mapping[str, Section]], bool | None] | None = False
+    population: Callable[[int], int] = lambda experts: USUAL_POPULATION
     paces: bool = False
     anneals: bool = False
     races: bool = False
@@ -129,6 +134,10 @@ class Algorithm(Row):
         """Say whether its seed changes anything under some settings."""
         return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)
 
+    def one_number(self, settings: Mapping[str, Section]) -> bool | None:
+        """Say whether it works on one number under some settings; see `scalar`."""
+        return self.scalar(settings) if callable(self.scalar) else self.scalar
+
     def annealed(self, space: SpaceKind | None) -> bool:
         """Say whether it follows ``annealing`` over a kind of space: it is children of a lineage that are pruned."""
         return self.anneals and self.space(space) == "lineage"
@@ -151,6 +160,15 @@ def _room_for_experts(draft: Draft) -> Iterator[Fault]:
     if merging and draft.population is not None and draft.population < least:
         need = f"expected at least {least}: base, experts and sparsified experts"
         yield ("search", "population"), f"{need}; got {draft.population}"
+
+
+def _twice_the_experts(experts: int) -> int:
+    """EvoGM's population as published; not below what every search has."""
+    return max(4, 2 * experts)
+
+
+def _by_the_selection(settings: Mapping[str, Section]) -> bool:
+    return section_of(settings, Evogm).selection == "fitness"
 
 
 def _pairs(draft: Draft) -> Iterator[Fault]:
@@ -196,7 +214,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         source=source,
         make="sae_moo.searchers.nsga:make",
         fixed={"directions": directions},
-        settings={"operators": Operators, "ablation": Ablation},
+        settings={"operators": Operators, "ablation": Ablation, "generator": Generator},
         breeding=("operators", "ablation"),
         spaces=("lineage", "coefficients"),
         paces=True,
@@ -318,6 +336,17 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:covariance_adaptation",
             spaces=("coefficients",),
             scalar=True,
+            combines=True,
+        ),
+        Algorithm(
+            name="evogm",
+            summary="a population that moves as learned generators say, round by round",
+            source="Jiang et al. 2026, arXiv 2605.29295",
+            make="sae_moo.searchers.evogm:make",
+            settings={"evogm": Evogm},
+            spaces=("coefficients",),
+            scalar=_by_the_selection,
+            population=_twice_the_experts,
             combines=True,
         ),
         Algorithm(

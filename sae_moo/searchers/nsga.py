@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe.section import section_of
 from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.learning import Generator
 from sae_moo.searchers.operators import (
     ABLATION,
     ALTERNATIVES,
@@ -112,14 +114,7 @@ class NsgaSearcher:
     def ask(self, n: int) -> Sequence[Proposal]:
         """Return up to `n` proposals; none while the generation still has evaluations out."""
         proposals: list[Proposal] = []
-        while len(proposals) < n:
-            if not self._waiting and not self._breed():
-                break
-            individual = self._waiting.popleft()
-            proposal = self._proposal(individual)
-            if self._lineage:
-                self._seen.add(proposal.recipe)
-            self._out.setdefault(proposal.recipe, []).append(individual)
+        while len(proposals) < n and (proposal := self._next()) is not None:
             proposals.append(proposal)
         return proposals
 
@@ -144,6 +139,16 @@ class NsgaSearcher:
                 self._advance(self._brood)  # in the order asked, whatever order the workers finished in
         else:
             self._advance([individual])
+
+    def _next(self) -> Proposal | None:
+        if not self._waiting and not self._breed():
+            return None
+        individual = self._waiting.popleft()
+        proposal = self._proposal(individual)
+        if self._lineage:
+            self._seen.add(proposal.recipe)
+        self._out.setdefault(proposal.recipe, []).append(individual)
+        return proposal
 
     def _advance(self, individuals: Sequence[Individual]) -> None:
         if self._first:
@@ -196,7 +201,13 @@ def reference_directions(objectives: int, population: int) -> Any:
 
 def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
     """Return NSGA-II, or NSGA-III by reference directions, over the assigned space."""
-    return NsgaSearcher(
+    generator = section_of(assignment.settings, Generator)
+    kind: Callable[..., NsgaSearcher] = NsgaSearcher
+    if generator.share:
+        from sae_moo.searchers.generated import GeneratingNsga  # is built on this one
+
+        kind = partial(GeneratingNsga, generator=generator)
+    return kind(
         LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),
         assignment.objectives,
         assignment.constraints,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.objectives.front import Front
-from sae_moo.objectives.pareto import hypervolume
+from sae_moo.searchers.credit import Gains
 from sae_moo.searchers.schedule import Adaptive, Bandit, Schedule
 from sae_moo.searchers.searcher import Proposal
 
@@ -29,8 +28,7 @@ class AnnealedRatio:
     ) -> None:
         self.schedule = schedule
         self.bandit = Bandit(schedule) if isinstance(schedule, Adaptive) else None
-        self._front: Front[Evaluation] = Front(objectives, constraints)
-        self._volume = 0.0
+        self._gains = Gains(objectives, constraints)
 
     def draw(self, step: int, rng: np.random.Generator) -> float:
         """Return the ratio for one child of a step (from 0); only the adaptive one draws."""
@@ -45,20 +43,6 @@ class AnnealedRatio:
         """Take in an evaluation."""
         if self.bandit is None:
             return
-        gain = self._gain(evaluation)
+        gain = self._gains.take(evaluation)
         if RATIO in proposal.numbers:
             self.bandit.credit(proposal.numbers[RATIO], gain)
-
-    def _gain(self, evaluation: Evaluation) -> float:
-        """Take in an evaluation and return the hypervolume that it adds, at least 0.
-
-        A difference of volumes, each counted with the newest point: `Front.gain` rounds otherwise, and the searches
-        that are stored were credited by this one.
-        """
-        point = self._front.point(evaluation)
-        if point is None:
-            return 0.0
-        volume = hypervolume(np.vstack([self._front.points, point]))
-        gain = volume - self._volume
-        self._front, self._volume = self._front.after(evaluation), volume
-        return max(0.0, gain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from sae_moo.recipe.section import Count, Field, Section, Sparsity, ValidationInfo, field_validator
@@ -166,13 +167,38 @@ class Adaptive(Section):
         return tuple(self.low + (self.high - self.low) * i / (self.arms - 1) for i in range(self.arms))
 
 
+class Arms(Protocol):
+    """What a `Bandit` chooses from; `Adaptive` is one."""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """What the arms are called, ascending."""
+
+    @property
+    def rate(self) -> float:
+        """Share of an estimate that a new gain replaces, above 0, at most 1."""
+
+    @property
+    def floor(self) -> float:
+        """Least probability of every arm, above 0, at most 1 / arms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Arms that are no pruning ratios; see `Arms`."""
+
+    ratios: tuple[float, ...]
+    rate: float = 0.1
+    floor: float = 0.05
+
+
 class Bandit:
     """Chooses pruning ratios by the hypervolume that children pruned at them have gained: probability matching.
 
     An arm's estimate begins at its first child's gain and follows those of the next, a new one replacing the share
-    `Adaptive.rate` of it. An arm is drawn in proportion to its estimate, never below `Adaptive.floor`; one without a
-    child yet counts as the best, and as long as nothing was gained all are alike. The state is the estimates, and what
-    is drawn and credited in the same order gives the same ones.
+    `Arms.rate` of it. An arm is drawn in proportion to its estimate, never below `Arms.floor`; one without a child yet
+    counts as the best, and as long as nothing was gained all are alike. The state is the estimates, and what is drawn
+    and credited in the same order gives the same ones. Arms may stand for other choices than ratios.
 
     Args:
         settings: the arms, and how fast estimates move.
@@ -181,14 +207,14 @@ class Bandit:
         estimates: hypervolume gained per child, one per arm; None before its first child.
     """
 
-    def __init__(self, settings: Adaptive) -> None:
+    def __init__(self, settings: Arms) -> None:
         self.settings = settings
-        self.estimates: list[float | None] = [None] * settings.arms
+        self.estimates: list[float | None] = [None] * len(settings.ratios)
 
     @property
     def probabilities(self) -> tuple[float, ...]:
         """Probability of every arm."""
-        arms, floor = self.settings.arms, self.settings.floor
+        arms, floor = len(self.estimates), self.settings.floor
         best = max((estimate for estimate in self.estimates if estimate is not None), default=0.0)
         hopes = [best if estimate is None else estimate for estimate in self.estimates]
         if best <= 0.0:
@@ -211,6 +237,6 @@ class Bandit:
             ratio: what it was pruned at, as `draw` returned it.
             gain: hypervolume that it added to the front, at least 0.
         """
-        arm = min(range(self.settings.arms), key=lambda i: abs(self.settings.ratios[i] - ratio))
+        arm = min(range(len(self.estimates)), key=lambda i: abs(self.settings.ratios[i] - ratio))
         before = self.estimates[arm]
         self.estimates[arm] = gain if before is None else before + self.settings.rate * (gain - before)

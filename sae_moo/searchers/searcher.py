@@ -28,7 +28,7 @@ class Proposal:
         operator: what made it, e.g. ``expert`` or ``zero-aware crossover``.
         generation: 0 for the first population.
         numbers: settings worth plotting, e.g. ``{"annealed ratio": 0.3}``.
-        vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
+        vector: the coordinates that its searcher knows the recipe by, where the search is over vectors; else empty.
         alternatives: other allocations of the recipe's budget over the same merge: the best of all, by what can be told
             without labels, is evaluated in its place. Empty unless several allocations were asked for.
     """
@@ -102,11 +102,15 @@ class Searcher(Protocol):
 class Recalling(Protocol):
     """A Searcher whose `ask` is slow: it can be told what it asked for instead of finding it again.
 
-    Promises: `recall` leaves it in the state that the `ask` which returned the proposal left it in.
+    Promises: `recall` leaves it in the state that the `ask` which returned the proposal left it in. What it returns is
+    that proposal, but for `Proposal.numbers` that are found by what is slow.
     """
 
-    def recall(self, vector: tuple[float, ...]) -> Proposal:
-        """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one."""
+    def recall(self, vector: tuple[float, ...]) -> Proposal | None:
+        """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one.
+
+        Or None, where it cannot have been: the vector is none of its own, or it would have to be told more first.
+        """
 
 
 def check_first(evaluations: Sequence[Evaluation]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from sae_moo.searchers.ground import SCALES, Array, Ground
 from sae_moo.searchers.structure import Structure, built
 
 MOST_WHOLE = 0.5  # largest coordinate of a share of units: what loses more of them has collapsed
+TRIES = 5  # how often noise is added to what was seen before; then it is taken as it is
 
 
 class LineageSpace:
@@ -131,6 +132,42 @@ class CoefficientSpace:
         if self.places:  # where a stretch lies is said whether there is one or not
             whole[-1] = rng.random()
         return self.encode(weights, sparsity, whole.tolist())
+
+    def scaled(self, x: Array) -> Array:
+        """Return vectors with the range of every coordinate mapped to [-1, 1]; shape (..., n_var)."""
+        low, high = self.bounds
+        u: Array = (x - (low + high) / 2) / self._half
+        return u
+
+    def unscaled(self, u: Array) -> Array:
+        """Return the vectors, within bounds, that `scaled` maps to `u`."""
+        low, high = self.bounds
+        x: Array = np.clip((low + high) / 2 + self._half * u, low, high)
+        return x
+
+    @property
+    def _half(self) -> Array:
+        low, high = self.bounds
+        return np.where(high > low, (high - low) / 2, 1.0)
+
+    def moved(self, x: Array, noise: float, rng: np.random.Generator) -> Array:
+        """Return a vector with normal noise, within bounds; `noise` is its deviation as a share of each range."""
+        low, high = self.bounds
+        vector: Array = np.clip(x + noise * (high - low) * rng.standard_normal(len(x)), low, high)
+        return vector
+
+    def apart(self, x: Array, seen: Callable[[Array], bool], noise: float, rng: np.random.Generator) -> Array:
+        """Return a vector that was not seen before: itself, or with noise, each time twice as much, a few times."""
+        for step in range(TRIES):
+            if not seen(x):
+                break
+            x = self.moved(x, 2**step * noise, rng)
+        return x
+
+
+def spread(u: Array) -> float:
+    """Return how far rows scatter: the root mean square of their coordinates' standard deviations."""
+    return float(np.sqrt(u.var(axis=0).mean()))
 
 
 Space = LineageSpace | CoefficientSpace

@@ -327,19 +327,17 @@ class Study:
                 self._take_in(finished[self._told])
             if record.operator == REPAIR:
                 again = self._finishing.recall(record.asked)
-                proposals: Sequence[Proposal] = [] if again is None else [again]
             elif isinstance(self._searcher, Recalling):
-                proposals = [self._searcher.recall(record.vector)]
+                again = self._searcher.recall(record.vector)
             else:
-                proposals = self._searcher.ask(1)
-            alike = proposals and proposals[0].recipe == record.asked
-            if not alike or _allocations(proposals[0]) != record.allocations:
+                again = next(iter(self._searcher.ask(1)), None)
+            if again is None or again.recipe != record.asked or _allocations(again) != record.allocations:
                 raise InputError(
                     f"trial {record.number} of the study is not what this search would have asked for: the study was "
                     "made by another version, or on a machine with other arithmetic",
                     Hint.ANEW,
                 )
-            self._out(record.number, proposals[0], record.identity)
+            self._out(record.number, again, record.identity)
         while self._told < len(finished):
             self._take_in(finished[self._told])
         if records:

@@ -26,7 +26,7 @@ class Asked:
         operator, generation, parents: where the candidate comes from; parents are trial numbers.
         asked_after: how many evaluations had been told when this one was asked for.
         params: the numbers worth plotting.
-        vector: the coefficients that the recipe stands for, where the search is over vectors; else empty.
+        vector: the coordinates that the searcher knows the recipe by, where the search is over vectors; else empty.
         allocations: identity of `asked` with its alternatives in their order; None where it had none.
     """
 

@@ -226,6 +226,18 @@ def test_before_the_first_child_no_ratio_has_been_drawn():
     assert "generation  1, pruning ratio learned" in shown(view)
 
 
+def test_how_a_generator_stands():
+    view = search(Clock(), 3)
+    assert not any(line.startswith("generator") for line in shown(view))
+    losses = {"cycle loss": 0.1638, "pull loss": 0.0699}
+    view(
+        ended(3, params={"generator share": 0.5, "spread of offspring": 0.189, "spread of population": 0.425, **losses})
+    )
+    view(ended(4, params={"generator share": 0.728}))
+    scatter = "spread 0.19 of the population's 0.42"
+    assert f"generator   share 0.73   {scatter}   cycle loss 0.164   pull loss 0.070" in shown(view)
+
+
 def test_what_does_not_anneal_has_a_generation_only():
     over = {"search": {"algorithm": "pso", "population": 4, "evaluations": 100}, "space": {"kind": "coefficients"}}
     assert "generation  4" in shown(search(Clock(), **over))

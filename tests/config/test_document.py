@@ -29,7 +29,7 @@ def test_a_good_one(tmp_path):
     assert config.directory == tmp_path
     assert config.objective_list() == (TaskMean("accuracy", ("zoo_math", "mine")), Sparsity())
     assert [label for c in config.constraint_list() for label in c.labels] == ["sparsity max", "mine min"]
-    assert (config.search.population, config.annealing.period) == (24, 8)
+    assert (config.population, config.annealing.period) == (24, 8)
     assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
 
 
@@ -208,7 +208,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation",
+        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation, generator",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -290,7 +290,7 @@ SEVERAL = "[blocks, neurons, row]"
         (["pruning.scope=blocks", "pruning.protect.frist=1"], "pruning.protect.frist: no such key (did you mean 'first'?)"),
         ([f"pruning.scope={SEVERAL}", "search.algorithm=sae-local"], "pruning.scope: expected one scope; several are for nsga2, nsga3, pso, "),
         ([f"pruning.scope={SEVERAL}", "search.algorithm=ties"], "pruning.scope: expected one scope; several are for nsga2, "),
-        (["pruning.scope=blocks", "pruning.protect={last: 1}", "search.algorithm=ties"], "pruning.protect: is for nsga2, nsga3, pso, cmaes, random, optuna:TPESampler"),
+        (["pruning.scope=blocks", "pruning.protect={last: 1}", "search.algorithm=ties"], "pruning.protect: is for nsga2, nsga3, pso, cmaes, evogm, random, optuna:TPESampler"),
         ([f"pruning.scope={SEVERAL}", "search.algorithm=pso", "space.sparsity=0.3"], "space.sparsity: is for one scope; of blocks, neurons, row each has its own"),
         (["search.operators.edit=0.5"], "search.operators.edit: is for pruning.scope: blocks"),
         (["search.operators.narrow=0.7", "pruning.scope=blocks"], "search.operators.narrow: is for a list of scopes with neurons, heads, moe-experts"),
@@ -335,6 +335,9 @@ def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_defa
     assert not {f"search.operators.{key}" for key in Operators.later} & told.keys()
     (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
     assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
+    assert differences(plain, load(tmp_path, GOOD, "search.generator={share: 0, steps: 200}").identity()) == []
+    (found,) = differences(plain, load(tmp_path, GOOD, "search.generator.share=0.5").identity())
+    assert str(found) == "search.generator.share: the study has None, now it is 0.5"
     blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
     assert blocks["pruning.scope"] == "blocks, row"
     assert blocks == load(tmp_path, GOOD, "pruning.scope=[blocks, row]").identity()
@@ -413,6 +416,14 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.weights.sparsity=1", "search.algorithm=random"], "search.weights: is for what works on one number (pso, cmaes, "),
         (["space.sparsity=0.92", "search.algorithm=pso"], "space.sparsity: expected at most 0.9, got 0.92"),
         (["search.pso.flavour=pso-merging", "search.algorithm=pso", "search.population=4", "models.experts.a=zoo:lingua"], "search.population: expected at least 5: base, experts and sparsified experts; got 4"),
+        (["search.weights.sparsity=1", "search.algorithm=evogm", "search.evogm.selection=front"], "search.weights: is for what works on one number (pso, cmaes, evogm, "),
+        (["objectives=[sparsity]", "search.algorithm=evogm"], "objectives: algorithm: evogm needs one that is scored on tasks, or search.weights"),
+        (["search.evogm={low: 0.5, high: 0.5}", "search.algorithm=evogm"], "search.evogm.high: expected low < high, got 0.5 >= 0.5"),
+        (["search.evogm={mode: single, pull: 0}", "search.algorithm=evogm"], "search.evogm.pull: expected above 0, as nothing else is learned, got 0"),
+        (["search.generator.adaptive=true"], "search.generator.adaptive: expected a share above 0 and below 1 to begin with, got 0"),
+        (["search.generator={share: 0.5, adaptive: true}", "pruning.scope=neurons"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for neurons"),
+        (["search.generator.share=0.2", "pruning.scope=[row, blocks]"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for blocks, row"),
+        (["search.evogm.widths=[]", "search.algorithm=evogm"], "search.evogm.widths: expected at least one entry, got an empty list"),
         (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got an empty list"),
         (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
     ],
@@ -427,6 +438,35 @@ def test_every_algorithm_can_be_asked_for_and_what_is_stored_is_read_again(tmp_p
     monkeypatch.setattr("sae_moo.searchers.algorithms.find_spec", lambda name: True)  # as if all extras were installed
     config = load(tmp_path, GOOD, f"search.algorithm={algorithm}", "models.experts.lingua=zoo:lingua")
     assert Config.from_dict(config.model_dump(mode="json"), tmp_path) == config
+
+
+def test_a_population_is_as_large_as_the_algorithm_has_it_unless_it_is_said(tmp_path):
+    experts = {f"expert{i}": "zoo:math" for i in range(10)}
+    text = GOOD.replace("{math: zoo:math}", str(experts).replace("'", ""))
+
+    def population(*changes):
+        config = load(tmp_path, text, *changes)
+        assert config.identity()["search.population"] == config.population
+        return config.population
+
+    assert population() == 24, "as in studies that were begun when it was always said"
+    assert population("search.algorithm=evogm") == 20
+    assert population("search.algorithm=evogm", "search.population=14") == 14
+    assert load(tmp_path, GOOD, "search.algorithm=evogm").population == 4, "no search has less"
+    (found,) = faults(
+        tmp_path,
+        text.replace("expert9", "expert9: zoo:math, " + ", ".join(f"e{i}: zoo:math" for i in range(14)) + ", e"),
+    )
+    assert "search.population: expected at least 26, room for the base and every expert" in found
+
+
+def test_weights_of_a_comparison_are_for_methods_that_work_on_one_number(tmp_path):
+    weights = "search: {weights: {accuracy: 1, sparsity: 0.3}, algorithm: pso}\n"
+    methods = "compare: {methods: [evogm, {name: front, search: {algorithm: evogm, evogm: {selection: front}}}]}\n"
+    config = load(tmp_path, GOOD + weights + methods)
+    one, front = (config.cell(method, 0).search for method in config.compare.named)
+    assert one.weights == {"accuracy": 1, "sparsity": 0.3}
+    assert front.weights is None
 
 
 def test_optunas_cma_es_says_what_it_needs(tmp_path, monkeypatch):

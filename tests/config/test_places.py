@@ -107,5 +107,5 @@ def test_a_number_in_powers_of_ten_is_advised_as_it_will_be_read(tmp_path, key, 
     [("", "null"), ("true", "true"), ("{a: 1}", "a mapping"), ("[1]", "a list"), ("[]", "an empty list"), ("x", "'x'")],
 )
 def test_what_came_is_said_as_yaml_has_it(tmp_path, value, shown):
-    (found,) = faults(tmp_path, GOOD, f"search.population={value}")
-    assert found == f"--set search.population={value}: search.population: expected integer, got {shown}"
+    (found,) = faults(tmp_path, GOOD, f"search.evaluations={value}")
+    assert found == f"--set search.evaluations={value}: search.evaluations: expected integer, got {shown}"

@@ -14,6 +14,9 @@ from sae_moo.testing.searchers import GROUND, SearcherContract
 THREE = (TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity())
 BOTH = {"accuracy": 1.0, "sparsity": 0.5}
 SLOW = ("optuna:GPSampler",)  # a second a candidate: few candidates, of few numbers each
+SMALL = {"steps": 20, "widths": [32], "rate": 3e-3}  # networks that learn something in no time
+LEARNED = {"evogm": {"evogm": SMALL}}
+KNOWN = 1 + len(GROUND.experts)  # a round begins at models that are known
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -24,6 +27,8 @@ class TestEveryAlgorithm(SearcherContract):
         if algorithm in SLOW:
             self.evaluations, self.population = 12, 6
             self.changes = {"ground": replace(GROUND, granularity="model")}
+        if algorithm in LEARNED:
+            self.settings, self.repeats = LEARNED[algorithm], KNOWN
 
 
 FORMS = {
@@ -53,11 +58,37 @@ FORMS = {
     "nsga2 over coefficients": ("nsga2", {}, {"space": "coefficients"}),
     "nsga3 over coefficients": ("nsga3", {}, {"space": "coefficients", "objectives": THREE}),
     "nsga2 over coefficients, steady-state": ("nsga2", {}, {"space": "coefficients", "pace": "steady-state"}),
+    "nsga2 with a generator": ("nsga2", {"generator": {**SMALL, "share": 0.5, "adaptive": True, "after": 1}}, {}),
+    "nsga2 over coefficients with a generator": (
+        "nsga2",
+        {"generator": {**SMALL, "share": 0.5, "mode": "single", "after": 1}},
+        {"space": "coefficients", "ground": replace(GROUND, granularity="model")},
+    ),
+    "nsga3 with a generator, steady-state": (
+        "nsga3",
+        {"generator": {**SMALL, "share": 0.5, "adaptive": True}},
+        {"objectives": THREE, "pace": "steady-state", "space": "coefficients"},
+    ),
     "sae by norms, no matchmaker": ("sae-local", {"sae": {"measure": "hoyer", "matchmaker": False}}, {}),
     "sae, adaptive": ("sae-global", {}, {"schedule": Adaptive(high=0.4)}),
     "model swarms of two": ("pso", {}, {"weights": BOTH}),
     "model swarms, one sparsity": ("pso", {}, {"sparsity": 0.25}),
     "pso merging": ("pso", {"pso": {"flavour": "pso-merging"}}, {}),
+    "evogm, all that is off by default": (
+        "evogm",
+        {
+            "evogm": {
+                **SMALL,
+                "mode": "single",
+                "target": "nearest",
+                "retrain": "iteration",
+                "selection": "front",
+                "repeats": False,
+                "collapse": 1.0,
+            }
+        },
+        {},
+    ),
     "cma-es of two": ("cmaes", {}, {"weights": BOTH}),
     "one-shot of a method that draws": (
         "one-shot",

@@ -13,6 +13,9 @@ from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
 from sae_moo.searchers.baselines import OneShotSearcher
+from sae_moo.searchers.evogm import EvogmSearcher
+from sae_moo.searchers.generated import GeneratingNsga
+from sae_moo.searchers.learning import Evogm, Generator
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.sae import Sae, SaeSearcher
@@ -122,6 +125,16 @@ SEARCHERS = {
     "adaptive": lambda: NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, schedule=Adaptive()),
     "swarm": scalar(ParticleSwarm),
     "cma-es": scalar(CovarianceAdaptation),
+    "evogm": lambda: EvogmSearcher(
+        SPACE, OBJECTIVES, LIMITS, settings=Evogm(steps=3, widths=[8], repeats=False), name="evogm", population=5
+    ),
+    "generator": lambda: GeneratingNsga(
+        LineageSpace(GROUND),
+        OBJECTIVES,
+        LIMITS,
+        generator=Generator(share=0.5, adaptive=True, after=1, steps=3, widths=[8]),
+        population=5,
+    ),
     "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="TPESampler", population=8),
     "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="NSGAIISampler", population=8),
     "one-shot": lambda: OneShotSearcher(
@@ -218,6 +231,13 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_is_done(tmp_path):
     first = setup.run(evaluations=10)
     assert setup.run(evaluations=5) == first
     assert setup.run(evaluations=25)[:10] == first
+
+
+@pytest.mark.parametrize(("first", "other"), [("evogm", "adaptive"), ("generator", "adaptive")])
+def test_what_cannot_be_recalled_is_refused(tmp_path, first, other):
+    Setup(tmp_path / "s", searcher=SEARCHERS[other]).run(16)
+    with pytest.raises(InputError, match=r"trial \d+ of the study is not what this search would have asked for"):
+        Setup(tmp_path / "s", searcher=SEARCHERS[first]).run(17)
 
 
 def test_another_search_is_not_grafted_on(tmp_path):
