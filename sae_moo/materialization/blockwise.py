@@ -213,23 +213,36 @@ def _first(model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
 def _calls(
     model: Any, blocks: Sequence[Block], tokens: Tensor
 ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]], Tensor]:
-    """Return what the first block reads, what each is given beside, and what the last one makes."""
+    """Return what the first block reads, what each is given beside, and what the last one makes.
+
+    Raises:
+        InputError: if a block is given beside hidden states something that the one before it has made.
+    """
     first: list[Tensor] = []
     last: list[Tensor] = []
+    handed: list[Any] = []  # what the block before has made
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not first:
             first.append(_read(args, named))
-        if HIDDEN in named:
-            calls.append((args, {**named, HIDDEN: None}))
-        else:
-            calls.append((args[1:], named))
+        beside = (args, {**named, HIDDEN: None}) if HIDDEN in named else (args[1:], named)
+        given = [value for value in (*beside[0], *beside[1].values()) if isinstance(value, Tensor)]
+        if any(value is each for value in given for each in handed):
+            raise InputError(
+                "Repair: this architecture's blocks hand on more than hidden states, so that they cannot be run one "
+                "after another"
+            )
+        calls.append(beside)
+
+    def keep(_: nn.Module, __: tuple[Any, ...], made: Any) -> None:
+        handed[:] = made.values() if isinstance(made, dict) else made if isinstance(made, (tuple, list)) else ()
 
     def end(_: nn.Module, __: tuple[Any, ...], made: Any) -> None:
         last.append(output_of(made))
 
     handles = [block.module.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    handles += [block.module.register_forward_hook(keep) for block in blocks[:-1]]
     handles.append(blocks[-1].module.register_forward_hook(end))
     try:
         model.base_model(input_ids=tokens, use_cache=False)

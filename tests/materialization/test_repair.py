@@ -400,10 +400,12 @@ class Told(torch.nn.Module):
         tell: whether they are.
         naming: whether hidden states are given by their name, behind something else.
         pack: what of hidden states a block returns.
+        hand_on: whether the second thing a block returns is given to the next.
     """
 
-    def __init__(self, tell: bool = False, naming: bool = False, pack=lambda hidden: hidden) -> None:
+    def __init__(self, tell=False, naming=False, pack=lambda hidden: hidden, hand_on=False) -> None:
         super().__init__()
+        self.hand_on = hand_on
         self.blocks, self.tell, self.naming = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2)), tell, naming
         for block in self.blocks:
             block.forward = (
@@ -418,6 +420,7 @@ class Told(torch.nn.Module):
         for block in self.blocks:
             made = block(beside, hidden_states=hidden) if self.naming else block(hidden, beside)
             hidden = made if torch.is_tensor(made) else made[0]
+            beside = made[1] if self.hand_on else beside
         return hidden
 
     @property
@@ -441,7 +444,10 @@ def test_blocks_that_are_told_of_the_tokens_are_refused(naming, monkeypatch):
         assert [batch.hidden[0, :, 0].tolist() for batch in batches] == sequences
 
 
-def test_blocks_that_return_no_hidden_states_are_refused():
+def test_blocks_that_hand_on_more_or_less_than_hidden_states_are_refused():
+    for naming in (False, True):
+        with pytest.raises(InputError, match="blocks hand on more than hidden states"):
+            Told(False, naming, lambda hidden: (hidden, hidden.mean()), hand_on=True).hidden_states([[1, 2, 3]])
     with pytest.raises(
         InputError, match=r"expected blocks that read and return hidden states.*has dict in their place"
     ):
