@@ -18,8 +18,12 @@ from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.linear import linear_layers
 from sae_moo.recipe.groups import in_block
 
+HIDDEN = "hidden_states"
+"""What architectures call what a block reads, where they name it."""
 BATCH_TOKENS = 2048
 """Tokens of a forward pass; a longer single sequence is its own batch."""
+DIFFERING = 0.01
+"""How far hidden states of blocks run alone may be from the model's, as a part of what the blocks add."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,8 @@ class Batch:
 
     Args:
         hidden: what the next block reads, shape (sequences, length, features).
-        calls: what each block is given beside that, one for every block: positional and named.
+        calls: what each block is given beside that, one for every block: positional and named. Where it is given hidden
+            states by their name, that name is among them, without a value.
     """
 
     hidden: Tensor
@@ -54,6 +59,8 @@ class Block:
     def run(self, batch: Batch, number: int) -> Tensor:
         """Return what the block makes of a batch's hidden states."""
         positional, named = batch.calls[number]
+        if HIDDEN in named:
+            return output_of(self.module(*positional, **{**named, HIDDEN: batch.hidden}))
         return output_of(self.module(batch.hidden, *positional, **named))
 
 
@@ -80,8 +87,15 @@ def counting(blocks: Sequence[Block]) -> Iterator[Callable[[], int]]:
 
 def output_of(made: Any) -> Tensor:
     """Return the hidden states among what a block returns."""
-    found = made[0] if isinstance(made, tuple) else made
-    assert isinstance(found, Tensor)
+    return _states(made[0] if isinstance(made, (tuple, list)) else made)
+
+
+def _states(found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise InputError(
+            "Repair: expected blocks that read and return hidden states, so that they can be run one after another; "
+            f"one of this architecture has {type(found).__name__} in their place"
+        )
     return found
 
 
@@ -130,9 +144,7 @@ class Reached(Exception):
 
 
 def _read(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    hidden = args[0] if args else named["hidden_states"]
-    assert isinstance(hidden, Tensor)
-    return hidden
+    return _states(args[0] if args and HIDDEN not in named else named.get(HIDDEN))
 
 
 def hidden_states(
@@ -173,7 +185,8 @@ def _check_chain(blocks: Sequence[Block], batch: Batch, expected: Tensor) -> Non
         alone.hidden = block.run(alone, number)
     if not torch.isfinite(expected).all():
         raise WeightsError("repair: the activations of the merged model are not finite")
-    if not torch.allclose(alone.hidden, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+    differing, added = (float((expected - each).float().norm()) for each in (alone.hidden, batch.hidden))
+    if not differing <= DIFFERING * added:
         raise InputError(
             "Repair: this architecture's blocks, run one after another, do not compute what the model does"
         )
@@ -200,21 +213,36 @@ def _first(model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
 def _calls(
     model: Any, blocks: Sequence[Block], tokens: Tensor
 ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]], Tensor]:
-    """Return what the first block reads, what each is given beside, and what the last one makes."""
+    """Return what the first block reads, what each is given beside, and what the last one makes.
+
+    Raises:
+        InputError: if a block is given beside hidden states something that the one before it has made.
+    """
     first: list[Tensor] = []
     last: list[Tensor] = []
+    handed: list[Any] = []  # what the block before has made
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not first:
             first.append(_read(args, named))
-        rest = {key: value for key, value in named.items() if key != "hidden_states"}
-        calls.append((args[1:], rest))
+        beside = (args, {**named, HIDDEN: None}) if HIDDEN in named else (args[1:], named)
+        given = [value for value in (*beside[0], *beside[1].values()) if isinstance(value, Tensor)]
+        if any(value is each for value in given for each in handed):
+            raise InputError(
+                "Repair: this architecture's blocks hand on more than hidden states, so that they cannot be run one "
+                "after another"
+            )
+        calls.append(beside)
+
+    def keep(_: nn.Module, __: tuple[Any, ...], made: Any) -> None:
+        handed[:] = made.values() if isinstance(made, dict) else made if isinstance(made, (tuple, list)) else ()
 
     def end(_: nn.Module, __: tuple[Any, ...], made: Any) -> None:
         last.append(output_of(made))
 
     handles = [block.module.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    handles += [block.module.register_forward_hook(keep) for block in blocks[:-1]]
     handles.append(blocks[-1].module.register_forward_hook(end))
     try:
         model.base_model(input_ids=tokens, use_cache=False)

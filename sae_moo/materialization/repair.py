@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.anatomy import transposed
 from sae_moo.experts.pool import ExpertPool, TensorInfo
 from sae_moo.materialization.blockwise import Batch, Block, Reached, blocks_of, counting, hidden_states
@@ -115,16 +115,19 @@ def repair(
     with counting(blocks) as tokens:
         batches = hidden_states(model, blocks, pool.texts[node.calibration], device)
         teacher = [Batch(batch.hidden, batch.calls) for batch in batches]
-        stays = [any(parameters[name].any() for name in block.layers) for block in blocks]
+        stays = [
+            any(parameters[name].any() for name in block.layers) or not _hands_on(block, batches[0], number)
+            for number, block in enumerate(blocks)
+        ]
         lost = False  # whether the stream may differ from the teacher's
         for number, stretch in _parts(stays):
             block = blocks[number]
+            infos = {info.name: info for info in block.infos}
             before = put(block, dense)
-            after = {info.name: pruned.tensor(info).float() for info in block.infos}
-            gone = {name: after[name] == 0 for name in block.layers}
+            gone = {name: pruned.tensor(infos[name]).float() == 0 for name in block.layers}
             lost = lost or bool(stretch) or any(bool(each.any()) for each in gone.values())
-            writer = _writer(block, batches[0], number, turned) if lost and stays[number] else None
             stages = _stages(block, batches[0], number) if lost and stays[number] else []
+            writer = _writer(block, stages, batches[0], number, turned)
             stages = [stage for stage in stages if writer in stage or any(bool(gone[name].any()) for name in stage)]
             with _hearing(block, [stage[0] for stage in stages if writer not in stage]) as heard:
                 _advance(teacher, block, number)
@@ -132,17 +135,27 @@ def repair(
                 put(blocks[i], dense)
                 _advance(teacher, blocks[i], i)
                 put(blocks[i], pruned)
-            infos = {info.name: info for info in block.infos}
-            for name in infos if not stays[number] else infos.keys() - gone.keys():
-                write(infos[name], after[name])
-            part = _Part(block, number, stages, before, gone, writer, heard)
-            for name, weights in _mended(part, batches, teacher, scope, node.damping, turned):
+            if not stays[number]:
+                put(block, pruned)
+                continue
+            for info in block.infos:
+                if info.name not in block.layers:
+                    write(info, pruned.tensor(info).float())
+            mended = _mended(
+                _Part(block, number, stages, before, gone, writer, heard),
+                batches, teacher, scope, node.damping, turned,
+            )  # fmt: skip
+            for name, weights in mended:
                 write(infos[name], weights)
-            if stays[number]:
-                zeros |= {name: infos[name].numel - int(torch.count_nonzero(places[name])) for name in gone}
-                if number + len(stretch) + 1 < len(blocks):
-                    _advance(batches, block, number)
+            zeros |= {name: infos[name].numel - int(torch.count_nonzero(places[name])) for name in gone}
+            if number + len(stretch) + 1 < len(blocks):
+                _advance(batches, block, number)
         return Repaired(zeros, tokens())
+
+
+def _hands_on(block: Block, batch: Batch, number: int) -> bool:
+    """Say whether a block puts out what it reads: one whose matrices are all zero may have biases yet."""
+    return torch.equal(block.run(batch, number), batch.hidden)
 
 
 def _parts(stays: Sequence[bool]) -> list[tuple[int, list[int]]]:
@@ -352,22 +365,26 @@ def _choice(zeros: Tensor, scope: str, whole: bool) -> Choice:
     return Cheapest(zeros.sum(dim=0) if scope == "row" else int(zeros.sum()), len(zeros))
 
 
-def _writer(block: Block, batch: Batch, number: int, turned: bool) -> str | None:
+def _writer(block: Block, stages: Sequence[Sequence[str]], batch: Batch, number: int, turned: bool) -> str | None:
     """Return the largest layer whose outputs are added to the block's as they are; None if there is none.
 
-    It is tried: what is added to the layer's outputs has to come out of the block.
+    It is tried: what is added to the layer's outputs has to come out of the block. Of equally large ones it is the last
+    in the order of stages.
     """
+    if not stages:
+        return None
     plain = block.run(batch, number)
     added = torch.linspace(-1, 1, plain.shape[-1], device=plain.device, dtype=plain.dtype) * plain.std()
-    fitting = [info for info in block.infos if info.name in block.layers and info.shape[turned] == len(added)]
-    for info in sorted(fitting, key=lambda info: -info.numel):
-        handle = block.layers[info.name].register_forward_hook(lambda _, __, made: made + added)
+    infos = {info.name: info for info in block.infos}
+    fitting = [name for stage in reversed(stages) for name in stage if infos[name].shape[turned] == len(added)]
+    for name in sorted(fitting, key=lambda name: -infos[name].numel):
+        handle = block.layers[name].register_forward_hook(lambda _, __, made: made + added)
         try:
             moved = block.run(batch, number) - plain
         finally:
             handle.remove()
         if float((moved - added).float().norm()) < STRAIGHT * float(added.expand_as(moved).float().norm()):
-            return info.name
+            return name
     return None
 
 
@@ -381,6 +398,11 @@ def _estimate(lacking: Tensor, moments: Tensor, damping: float) -> Tensor:
 
     Returns:
         Float32, shape (inputs, features); zeros if the layer never reads anything but zeros.
+
+    Raises:
+        WeightsError: if what is lacking is not finite: the teacher's activations.
     """
+    if not torch.isfinite(lacking).all():
+        raise WeightsError("repair: the activations of the unpruned merge are not finite")
     factor = factorized(moments, damping)
     return torch.zeros_like(lacking) if factor is None else torch.cholesky_solve(lacking, factor)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sae_moo.errors import InputError, WeightsError
 from sae_moo.experts.anatomy import anatomy, transposed
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.materialization import blockwise
+from sae_moo.materialization import repair as repairing
 from sae_moo.materialization.blockwise import Block, hidden_states
 from sae_moo.materialization.calibration import load_calibration, save_calibration
 from sae_moo.materialization.into_model import materialize
@@ -31,7 +34,11 @@ TURNED = {"vocab_size": 32, "n_embd": 16, "n_inner": 24, "n_layer": 3, "n_head":
 MAKES = {
     "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, GROUPED | {"mlp_bias": True, "tie_word_embeddings": True}),
     "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, TURNED),
-    "gpt_neox": (hf.GPTNeoXConfig, hf.GPTNeoXForCausalLM, SMALL | {"max_position_embeddings": 64}),
+    "gpt_neox": (  # attention's last matrix is as large as the MLP's
+        hf.GPTNeoXConfig,
+        hf.GPTNeoXForCausalLM,
+        SMALL | {"max_position_embeddings": 64, "intermediate_size": 16},
+    ),
     "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, GROUPED | {"sliding_window": 8}),
     "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, GROUPED),
     "phi3": (hf.Phi3Config, hf.Phi3ForCausalLM, GROUPED | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
@@ -287,6 +294,27 @@ def test_a_chain_of_prunings(pools):
         assert merged(report.recipe) == MERGE
 
 
+def test_a_block_without_matrices_still_adds_its_biases(tmp_path):
+    """Its matrices are so small that none is left; the blocks behind it are told what it makes of its inputs."""
+
+    def change(model):
+        for name, parameter in model.named_parameters():
+            if ".h.1." in name and parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=1e-6)
+
+    config, model, settings = MAKES["gpt2"]
+    pool = random_pool(tmp_path, lambda: model(config(**settings)), 0.3, change=change)
+    calibration_texts(pool, texts())
+    live, dense, pruning = pool.live_model(), Expert("math"), Prune(Expert("math"), 0.4, scope="global")
+    materialize(dense, pool, live)
+    expected = hidden(live)
+    before = materialize(Cast(pruning, "float32"), pool, live)
+    lost = distance(pool, live, expected)
+    report = materialize(repair(pool, pruning), pool, live)
+    assert report.group_sparsity["block.1"] == before.group_sparsity["block.1"] == 1.0
+    assert distance(pool, live, expected) < 0.1 * lost
+
+
 def test_zeros_beside_a_pattern_stay(pools):
     pool = pools("llama")
     model = pool.live_model()
@@ -320,16 +348,32 @@ def test_forward_tokens_are_what_blocks_have_read(pools, monkeypatch):
     tried = 3 * first  # which layers read the same, and which writes straight to the stream: the largest is tried first
     each = read + tried + sum(before[1:3]) * read + read  # the teacher's, and to the end for the last set alone
     assert report.tokens == math.ceil((passes + 3 * each + 2 * read) / 3), "all blocks but the last are run anew"
-    rows = ((), (0,), ())
-    report = materialize(repair(pool, Prune(MERGE, 1 / 3, scope="blocks", units=rows)), pool, model)
-    each = tried + read  # nothing but the last layer has something to make up for
-    assert report.tokens == math.ceil((passes + 3 * read + 2 * each + read) / 3), (
-        "a block that is gone is run as the teacher's alone"
-    )
+    each = tried + read  # nothing but the last layer has something to make up for, behind what is lost and just before
+    for gone, making_up in ((1, 2), (2, 1)):
+        units = tuple((0,) if block == gone else () for block in range(3))
+        report = materialize(repair(pool, Prune(MERGE, 1 / 3, scope="blocks", units=units)), pool, model)
+        assert report.tokens == math.ceil((passes + first + 3 * read + making_up * each + read) / 3), (
+            "a block that is gone is run as the teacher's alone, once it is known that it is"
+        )
     monkeypatch.setattr(blockwise, "BATCH_TOKENS", 48)
     report = materialize(repair(pool, Prune(MERGE, 0.5)), pool, model)
     assert report.tokens < 6.8 * read, "batches of one shape are not read twice to begin with"
     assert materialize(Cast(Prune(MERGE, 0.5), "float32"), pool, model).tokens == 0
+
+
+def test_of_what_layers_read_in_the_teacher_one_block_is_kept(pools, monkeypatch):
+    kept, pool, hearing = [], pools("llama"), repairing._hearing
+
+    @contextmanager
+    def watched(block, layers):
+        with hearing(block, layers) as heard:
+            yield heard
+        assert not any(each() is not None for each in kept)
+        kept.extend(weakref.ref(features) for read in heard.values() for features in read)
+
+    monkeypatch.setattr(repairing, "_hearing", watched)
+    materialize(repair(pool, Prune(MERGE, 0.5)), pool, pool.live_model())
+    assert len(kept) == 3 * 3 * 3, "of each block, for all sets of layers but the last, a batch of every length"
 
 
 def test_what_the_model_held_before_is_not_read(tmp_path):
@@ -350,37 +394,64 @@ def test_what_the_model_held_before_is_not_read(tmp_path):
 
 
 class Told(torch.nn.Module):
-    """Blocks that are given hidden states and, or not, something of the tokens."""
+    """Blocks that are given hidden states and, or not, something of the tokens.
 
-    def __init__(self, tell: bool) -> None:
+    Args:
+        tell: whether they are.
+        naming: whether hidden states are given by their name, behind something else.
+        pack: what of hidden states a block returns.
+        hand_on: whether the second thing a block returns is given to the next.
+    """
+
+    def __init__(self, tell=False, naming=False, pack=lambda hidden: hidden, hand_on=False) -> None:
         super().__init__()
-        self.blocks, self.tell = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2)), tell
+        self.hand_on = hand_on
+        self.blocks, self.tell, self.naming = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2)), tell, naming
         for block in self.blocks:
-            block.forward = lambda hidden, beside: hidden + beside
+            block.forward = (
+                (lambda beside, hidden_states: pack(hidden_states + beside / 1000))
+                if naming
+                else lambda hidden, beside: pack(hidden + beside / 1000)
+            )
 
     def forward(self, input_ids, use_cache):
-        hidden = beside = input_ids[..., None].float().repeat(1, 1, 4)
+        hidden = input_ids[..., None].float().repeat(1, 1, 4)
+        beside = hidden if self.tell else torch.ones(1)
         for block in self.blocks:
-            hidden = block(hidden, beside if self.tell else torch.ones(1))
+            made = block(beside, hidden_states=hidden) if self.naming else block(hidden, beside)
+            hidden = made if torch.is_tensor(made) else made[0]
+            beside = made[1] if self.hand_on else beside
         return hidden
 
     @property
     def base_model(self):
         return self
 
+    def hidden_states(self, sequences):
+        blocks = [Block(str(i), block, (), {}) for i, block in enumerate(self.blocks)]
+        return hidden_states(self, blocks, sequences, torch.device("cpu"))
 
-@pytest.mark.parametrize("tell", [False, True])
-def test_blocks_that_are_told_of_the_tokens_are_refused(tell, monkeypatch):
+
+@pytest.mark.parametrize("naming", [False, True])
+def test_blocks_that_are_told_of_the_tokens_are_refused(naming, monkeypatch):
+    """However little it changes what they read."""
     monkeypatch.setattr(blockwise, "BATCH_TOKENS", 3)
-    model = Told(tell)
-    blocks = [Block(str(i), block, (), {}) for i, block in enumerate(model.blocks)]
     sequences = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    if tell:
-        with pytest.raises(InputError, match="blocks, run one after another, do not compute what the model does"):
-            hidden_states(model, blocks, sequences, torch.device("cpu"))
-        return
-    batches = hidden_states(model, blocks, sequences, torch.device("cpu"))
-    assert [batch.hidden[0, :, 0].tolist() for batch in batches] == sequences
+    with pytest.raises(InputError, match="blocks, run one after another, do not compute what the model does"):
+        Told(True, naming).hidden_states(sequences)
+    for pack in (lambda hidden: hidden, lambda hidden: [hidden, None], lambda hidden: (hidden,)):
+        batches = Told(False, naming, pack).hidden_states(sequences)
+        assert [batch.hidden[0, :, 0].tolist() for batch in batches] == sequences
+
+
+def test_blocks_that_hand_on_more_or_less_than_hidden_states_are_refused():
+    for naming in (False, True):
+        with pytest.raises(InputError, match="blocks hand on more than hidden states"):
+            Told(False, naming, lambda hidden: (hidden, hidden.mean()), hand_on=True).hidden_states([[1, 2, 3]])
+    with pytest.raises(
+        InputError, match=r"expected blocks that read and return hidden states.*has dict in their place"
+    ):
+        Told(pack=lambda hidden: {0: hidden}).hidden_states([[1, 2, 3]])
 
 
 def test_texts_travel_beside_a_recipe(pools, tmp_path, monkeypatch):
@@ -427,3 +498,8 @@ def test_activations_that_are_not_finite(pools):
     broken = Merge("task_arithmetic", (Expert("math"),), (1e30,))
     with pytest.raises(WeightsError, match="activations of the merged model are not finite"):
         materialize(repair(pool, Prune(broken, 0.5)), pool, pool.live_model())
+    last = Merge(
+        "task_arithmetic", (Expert("math"),), tuple((1e30 if group == "block.2" else 0.7,) for group in pool.groups)
+    )
+    with pytest.raises(WeightsError, match="activations of the unpruned merge are not finite"):
+        materialize(repair(pool, Prune(last, 0.34, scope="blocks", units=((), (), (0,)))), pool, pool.live_model())
