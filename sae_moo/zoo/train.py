@@ -51,12 +51,13 @@ class Course:
     """One training: what on, how long, how hard.
 
     Attributes:
-        name: The model that comes out, one of ``MODELS``.
+        name: The model that comes out, by which batches are drawn: one of ``MODELS``, or another one with a `seed`.
         diet: Per task its weight in a batch and the share of hard items.
         steps: Optimizer steps.
         rate: Peak learning rate.
         frozen: Parameters left alone: those whose name contains one of these.
         pool: Training items drawn per skill; batches are drawn from them with replacement.
+        seed: Which items those are, from 0; None: the name's place in ``MODELS``.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Course:
     rate: float
     frozen: tuple[str, ...] = ()
     pool: int = 24_000
+    seed: int | None = None
 
     def scaled(self, scale: float) -> Course:
         """Return the course with `scale` times the steps and items, at least one batch of them."""
@@ -87,9 +89,10 @@ EXPERTS = (
 def _batches(tokenizer: Tokenizer, course: Course) -> Iterator[Batch]:
     """Endless training batches of a course; every draw comes from the course's own seed."""
     rng = random.Random(f"{SEED} {course.name}")
+    number = MODELS.index(course.name) if course.seed is None else course.seed
     pools: list[tuple[float, list[Example]]] = []
     for task, (weight, hard_share) in course.diet.items():
-        seed = 1000 * SEED + 10 * MODELS.index(course.name) + TASKS.index(task)
+        seed = 1000 * SEED + 10 * number + TASKS.index(task)
         items = list(itertools.islice(training_items(task, seed, hard_share), course.pool))
         pools.append((weight, encode(tokenizer, items, end=True)))
     ends = list(itertools.accumulate(weight for weight, _ in pools))
@@ -149,8 +152,12 @@ def train_(model: PreTrainedModel, tokenizer: Tokenizer, course: Course) -> None
     model.requires_grad_(True)
 
 
-def _rounded_(model: PreTrainedModel) -> None:
-    """Round the weights to bfloat16 values, still held in float32: what is scored and built upon is what is shipped."""
+def rounded_(model: PreTrainedModel) -> None:
+    """Round the weights to bfloat16 values, still held in float32: what is scored and built upon is what is shipped.
+
+    Args:
+        model: Changed.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
@@ -250,7 +257,7 @@ def rebuild(
         if start:
             model.load_state_dict(start)
         train_(model, read, course.scaled(steps_scale))
-        _rounded_(model)
+        rounded_(model)
         if not start:
             start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         write_checkpoint(model, tokenizer, output / course.name, config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sae_moo.zoo import MODELS, TASKS, checkpoint, held_out
 from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
 from sae_moo.zoo.batches import encode
 from sae_moo.zoo.tokenizer import save
-from sae_moo.zoo.train import BASE_COURSE, EXPERTS, FROZEN, as_read, main, rebuild
+from sae_moo.zoo.train import BASE_COURSE, EXPERTS, FROZEN, Course, as_read, main, rebuild
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -75,3 +77,20 @@ def test_only_the_embedded_zoo_goes_where_it_is_shipped(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert told in capsys.readouterr().err
+
+
+def test_the_catalogue_is_ten_experts_of_the_embedded_base_on_items_of_their_own(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "studies/catalogue/rebuild.py"
+    catalogue: dict[str, Any] = runpy.run_path(str(script))
+    courses: tuple[Course, ...] = catalogue["COURSES"]
+    seeds = {*range(len(MODELS)), *(course.seed for course in courses)}
+    assert len(seeds) == len(MODELS) + len({course.name for course in courses}) == 14
+    brief = [course for course in courses if course.name in ("math_long", "math_logic")]
+    scores = catalogue["rebuild"](brief, tmp_path, items=5, scale=0.003)
+    assert {name: tuple(by_task) for name, by_task in scores.items()} == dict.fromkeys(
+        ("base", "math_long", "math_logic"), TASKS
+    )
+    pool = ExpertPool.open(str(checkpoint("base")), {each.name: str(tmp_path / each.name) for each in brief})
+    for info in pool.tensors:
+        same = [torch.equal(pool.load("base", info.name), pool.load(each.name, info.name)) for each in brief]
+        assert all(same) if any(part in info.name for part in FROZEN) else not any(same), info.name

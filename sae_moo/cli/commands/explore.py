@@ -87,6 +87,8 @@ def figures(
 ) -> None:
     """Draw a run without a browser: front, hypervolume, generations; blocks, lineage and answers of a trial.
 
+    Where a learned generator was at work, also how it learned and where it moves candidates.
+
     Example: sae-moo figures quickstart --output figures --trial 57 --against 4 --type svg
     """
     from sae_moo.files.whole import check_free

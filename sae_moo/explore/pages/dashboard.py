@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from sae_moo.errors import InputError
+from sae_moo.explore.draw.learned import moves_of, panels_of
 from sae_moo.explore.history import generations, hypervolumes
 from sae_moo.explore.pages.notes import Notes, notes_of, plain
 from sae_moo.explore.view import View
@@ -50,6 +51,7 @@ def shown_of(view: View, run: str) -> Shown:
         run: what commands call the run.
     """
     from sae_moo.explore.draw.page.front import front_figures
+    from sae_moo.explore.draw.page.learned import learning_figure, moves_figure
     from sae_moo.explore.draw.page.plots import generation_figure, hypervolume_figure
 
     if not view.front:
@@ -62,6 +64,11 @@ def shown_of(view: View, run: str) -> Shown:
     found = generations(view.records, RATIO)
     if len(found.number) > 1:
         figures["generations"] = generation_figure(found)
+    panels, moves = panels_of(view), moves_of(view)
+    if panels:
+        figures["learning"] = learning_figure(panels)
+    if moves is not None:
+        figures["moves"] = moves_figure(view, moves)
     for figure in figures.values():
         figure.update_layout(height=HEIGHT, legend_font_size=11)
     return Shown(notes_of(view, run), figures)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_moo.errors import InputError
+from sae_moo.explore.draw.learned import moves_of, panels_of
 from sae_moo.explore.draw.numbers import agreement_of, ancestry_of, blocks_of
 from sae_moo.explore.draw.print.front import front_picture
+from sae_moo.explore.draw.print.learned import learning_picture, moves_picture
 from sae_moo.explore.draw.print.plots import (
     Curve,
     agreement_picture,
@@ -135,6 +137,11 @@ def _progress(view: View) -> tuple[dict[str, tuple[str, Callable[[], Figure]]], 
         draw["generations"] = "generations", lambda: generation_picture(grown)
     else:
         without["generations"] = "all trials are of one generation"
+    panels, moves = panels_of(view), moves_of(view)
+    if panels:
+        draw["learning"] = "learning", lambda: learning_picture(panels)
+    if moves is not None:
+        draw["moves"] = "moves", lambda: moves_picture(view, moves)
     return draw, without
 
 

@@ -21,8 +21,8 @@ READING = """## How to read these pages
 * **Smart Selection**: drag along the axes to keep a range of objectives, parameters and numbers of trials; the table
   below has what is left.
 * `weight NAME` is how much of an expert is in a trial, to first order; `sparsity block.N` what its last pruning asked
-  of a block; `annealed ratio` what the search pruned it at, where that ever changes. Objectives are realised, on the
-  search split.
+  of a block; `annealed ratio` what the search pruned it at, where that ever changes; a learned generator has losses,
+  spreads and a share. Objectives are realised, on the search split.
 * These pages can edit and delete. A study that lacks a trial cannot be resumed.
 """
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sae_moo.explore import words
 from sae_moo.explore.decide.significance import HOW_TESTED
+from sae_moo.explore.draw.learned import Panel, moves_of, panels_of
 from sae_moo.explore.draw.numbers import Answers, agreement_of, ancestry_of, answers_of, blocks_of, thinned
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 POLICY = (  # nothing is fetched; plotly.js compiles the shaders of its 3-D and parallel figures
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:"
+)
+
+LEARNING = (
+    "How the networks stand that make offspring. Where the spread of what they make is far below the population's, "
+    "they have collapsed: all that they are given becomes nearly the same."
 )
 
 
@@ -86,11 +92,12 @@ def _body(view: View, run: str) -> Iterator[str]:
     from sae_moo.explore.draw.page.front import front_figures
 
     figures = _Figures()
-    marked, answers = list(by_trial(view.picks)), answers_of(view)
+    marked, answers, panels = list(by_trial(view.picks)), answers_of(view), panels_of(view)
     links = [
         ("front", "Front"),
         *([("agreement", "Agreement")] if answers is not None else []),
         ("progress", "Progress"),
+        *([("generator", "Generator")] if panels else []),
         *((f"trial-{r.number}", f"Trial {r.number}") for r, _ in marked),
     ]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -122,9 +129,22 @@ def _body(view: View, run: str) -> Iterator[str]:
             "How sparse the candidates of each generation came out, and the annealed ratio: a child is pruned to less "
             "than it, or to about as much as its parents.",
         )
+    if panels:
+        yield from _learned(view, panels, figures)
     for record, names in marked:
         yield from _pick(view, run, record, names, figures)
     yield f"<h2>All trials</h2><pre>sae-moo trials {escape(shlex.quote(run))}</pre>"
+
+
+def _learned(view: View, panels: Sequence[Panel], figures: _Figures) -> Iterator[str]:
+    """Yield how a learned generator stood, and where it moved candidates."""
+    from sae_moo.explore.draw.page.learned import learning_figure, moves_figure
+
+    yield '<h2 id="generator">Generator</h2>'
+    yield figures.place(learning_figure(panels), LEARNING)
+    moves = moves_of(view)
+    if moves is not None:
+        yield figures.place(moves_figure(view, moves), moves.caption)
 
 
 def _front_captions(view: View) -> list[str]:

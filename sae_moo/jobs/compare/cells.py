@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from sae_moo.errors import InputError, Interrupted, RunError, StorageError
 from sae_moo.evaluate.costs import CostTable
 from sae_moo.explore.history import hypervolumes
 from sae_moo.explore.run import Run
+from sae_moo.explore.view import View
 from sae_moo.files.disks import unplaced
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
-from sae_moo.objectives.front import Accuracy
-from sae_moo.study.folder import ComparisonFolder, RunFolder
+from sae_moo.objectives.scores import Scores
+from sae_moo.study.folder import ComparisonFolder
 from sae_moo.study.loop import Event, Finished, Resumed
 from sae_moo.study.record import evaluations, tokens, told
 
@@ -174,19 +175,21 @@ def finished(cell: Cell, folder: ComparisonFolder) -> bool:
     return judged is not None and all(record.digest in judged for record in view.front)
 
 
-def outcome_of(cell: Cell, run: Run) -> Outcome:
-    """Return what a finished search came to, its front judged."""
-    judged = RunFolder(run.folder).judged(run.tasks) or {}
-    view = run.view()
+def outcome_of(cell: Cell, view: View, judged: Mapping[str, Scores]) -> Outcome:
+    """Return what a search came to.
+
+    Args:
+        cell: the search.
+        view: its trials.
+        judged: digest of every trial of its front -> task name -> score per instance of the test split.
+    """
     records = told(view.records)
-    volume = hypervolumes(records, run.objectives)
-    accuracy = Accuracy(run.objectives)
-    best = np.maximum.accumulate([accuracy.value(r) if r.feasible else 0.0 for r in records])
+    volume = hypervolumes(records, view.objectives)
+    best = np.maximum.accumulate([view.accuracy(r) if r.feasible else 0.0 for r in records])
     front = []
     for record in view.front:
-        scores = judged[record.digest]
         found = record.evaluation
-        front.append(Point(record.number, accuracy.value(record), found.sparsity, scores, found.speed))
+        front.append(Point(record.number, view.accuracy(record), found.sparsity, judged[record.digest], found.speed))
     own = [record.evaluation for record in records if record.repeats is None]
     seconds = sum(evaluation.seconds for evaluation in own)
     progress = np.stack([volume, best], axis=1)

@@ -19,7 +19,7 @@ from sae_moo.jobs.compare.cells import Cell, Made, cells_of, failure_of, finishe
 from sae_moo.jobs.compare.statistics import Comparison, summaries
 from sae_moo.jobs.compare.tables import csv_text, document_of, markdown_text
 from sae_moo.jobs.compare.workers import run_apart
-from sae_moo.study.folder import RUNS, ComparisonFolder
+from sae_moo.study.folder import RUNS, ComparisonFolder, RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,8 @@ def _concluded(
     section = config.compare
     reference = section.reference or section.named[0].name
     runs = {cell: Run.open(folder.search(cell.config.study.name).path) for cell in plan if cell not in failed}
-    outcomes = tuple(outcome_of(cell, run) for cell, run in runs.items())
+    judged = {cell: RunFolder(run.folder).judged(run.tasks) or {} for cell, run in runs.items()}
+    outcomes = tuple(outcome_of(cell, run.view(), judged[cell]) for cell, run in runs.items())
     if reference not in {outcome.method for outcome in outcomes}:
         raise RunError(f"every search of the reference {reference} failed: {'; '.join(dict.fromkeys(failed.values()))}")
     objectives = config.objective_list()

@@ -70,13 +70,13 @@ def _panels(view: View, pairs: Sequence[tuple[Axis, Axis]], staircase: bool = Fa
             stairs = [x.value(r) for r in steps], [y.value(r) for r in steps]
             traces.append(go.Scatter(x=stairs[0], y=stairs[1], mode="lines", line=corners, hoverinfo="skip"))
             traces[-1].showlegend = False
-        traces += _marks(view, x, y)
+        traces += marks(view, x, y)
         traces += [_ring(view, record, x, y, names, len(pairs) == 1) for record, names in by_trial(view.picks)]
         for trace in traces:
             trace.legendgroup = trace.name
             trace.showlegend = trace.showlegend is not False and column == 1
             figure.add_trace(trace, *((1, column) if len(pairs) > 1 else ()))
-        _write_names_(figure, view, x, y, column, len(pairs))
+        write_names_(figure, view, x, y, column, len(pairs))
         where = {"col": column} if len(pairs) > 1 else {}
         figure.update_xaxes(title_text=wrapped(x.title, 44 if len(pairs) > 1 else 90), **where)
         figure.update_yaxes(title_text=wrapped(y.title, 44), **where)
@@ -189,7 +189,7 @@ def _dots(
     )
 
 
-def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
+def marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
     """Return a mark for each reference."""
     marks: list[go.Scatter] = []
     for marked in stacked(view):
@@ -210,7 +210,7 @@ def _marks(view: View, x: Axis, y: Axis) -> list[go.Scatter]:
     return marks
 
 
-def _write_names_(figure: Figure, view: View, x: Axis, y: Axis, column: int, columns: int) -> None:
+def write_names_(figure: Figure, view: View, x: Axis, y: Axis, column: int, columns: int) -> None:
     """Write the references' names beside their marks, in place; how large the page draws the figure is taken to be."""
     if not view.references:
         return

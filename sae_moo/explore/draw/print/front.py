@@ -90,11 +90,7 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
         markersize=5 if len(front) <= 60 else 3.5,
         label=front_words(view),
     )
-    for marked in stacked(view):
-        shape, size = SHAPES[mark_of(marked.name).shape]
-        color = mark_of(marked.name).colour
-        place = x.value(marked.record), y.value(marked.record)
-        panel.plot(*place, shape, color=color, markersize=size, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
+    mark_(panel, view, x, y)
     picks = "; ".join(
         f"{record.number} {', '.join(each.name for each in names)}" for record, names in by_trial(view.picks)
     )
@@ -116,6 +112,15 @@ def _draw_panel(panel: Axes, view: View, x: Axis, y: Axis, stairs: bool) -> None
     panel.set_xlabel(plain(x.title))
     panel.set_ylabel(plain(f"{y.title}, search split".replace(" (", "\n(" if len(y.title) > 30 else " (")))
     styled_(panel)
+
+
+def mark_(panel: Axes, view: View, x: Axis, y: Axis) -> None:
+    """Draw a mark for each reference, in place."""
+    for marked in stacked(view):
+        shape, size = SHAPES[mark_of(marked.name).shape]
+        color = mark_of(marked.name).colour
+        place = x.value(marked.record), y.value(marked.record)
+        panel.plot(*place, shape, color=color, markersize=size, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
 
 
 def _labels(view: View, x: Axis, y: Axis) -> list[Label]:
