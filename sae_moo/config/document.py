@@ -167,7 +167,8 @@ class Config(Section):
     def cell(self, method: MethodSection, seed: int) -> Config:
         """Return the configuration of one search of a comparison, in a study of its own.
 
-        What the other sections say holds for every method that reads it; the kind of space is the method's own.
+        What the other sections say holds for every method that reads it: a kind of space for algorithms that search it, a
+        sparsity of that space for those over coefficients.
 
         Raises:
             InputError: listing what is wrong with the method.
@@ -178,9 +179,12 @@ class Config(Section):
         raw = self.model_dump(mode="json", exclude_unset=True, exclude={"compare"})
         search = _deeper(raw.get("search", {}), method.search)
         algorithm = _row(search.get("algorithm", self.search.algorithm))
-        space = {key: value for key, value in raw.get("space", {}).items() if key not in ("kind", "sparsity")}
-        space |= method.space
+        space = {**raw.get("space", {}), **method.space}
+        if space.get("kind") not in algorithm.spaces and "kind" not in method.space:
+            space.pop("kind", None)
         over = algorithm.space(space.get("kind"))
+        if over != "coefficients" and "sparsity" not in method.space:
+            space.pop("sparsity", None)
         read = {*SearchSection.model_fields, *algorithm.read(over)}
         read -= {"pace"} if not algorithm.paces else set()
         if "weights" not in method.search and algorithm.one_number(_settings(algorithm, search)) is False:

@@ -506,6 +506,23 @@ def test_a_misspelt_key_is_told_once(tmp_path, right, wrong, fault):
 
 
 @pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("{kind: coefficients, sparsity: 0.3}", [("coefficients", 0.3), ("coefficients", 0.3), (None, None)]),
+        ("{kind: lineage}", [("lineage", None), (None, None), ("lineage", None)]),
+        ("{sparsity: 0.3}", [(None, None), (None, 0.3), (None, None)]),
+    ],
+)
+def test_a_space_of_a_comparison_holds_for_the_methods_that_search_it(tmp_path, base, expected):
+    methods = "[{name: ours, search: {algorithm: nsga2}}, pso, sae-local]"
+    whole = f"compare: {{reference: ours, methods: {methods}}}\n"
+    changes = [f"space={base}"] if "kind" in base else [f"space={base}", "search.algorithm=pso"]
+    config = load(tmp_path, GOOD + whole, *changes)
+    spaces = [config.cell(method, 0).space for method in config.compare.named]
+    assert [(space.kind, space.sparsity) for space in spaces] == expected
+
+
+@pytest.mark.parametrize(
     ("algorithm", "kind", "space", "anneals"),
     [
         ("nsga2", None, "lineage", True),
