@@ -167,8 +167,8 @@ class Config(Section):
     def cell(self, method: MethodSection, seed: int) -> Config:
         """Return the configuration of one search of a comparison, in a study of its own.
 
-        What the other sections say holds for every method that reads it: a kind of space for algorithms that search it, a
-        sparsity of that space for those over coefficients.
+        What the other sections say holds for every method that reads it: a kind of space for algorithms that search it,
+        a sparsity of that space for those over coefficients.
 
         Raises:
             InputError: listing what is wrong with the method.

@@ -212,7 +212,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         name=name,
         summary=summary,
         source=source,
-        make="sae_moo.searchers.nsga:make",
+        make="sae_moo.searchers.generated:make",
         fixed={"directions": directions},
         settings={"operators": Operators, "ablation": Ablation, "generator": Generator},
         breeding=("operators", "ablation"),

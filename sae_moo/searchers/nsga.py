@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,8 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.util.ref_dirs import get_reference_directions
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.recipe.section import section_of
 from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.breeding import Ablation, Operators
-from sae_moo.searchers.learning import Generator
 from sae_moo.searchers.operators import (
     ABLATION,
     ALTERNATIVES,
@@ -36,7 +33,7 @@ from sae_moo.searchers.operators import (
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
 from sae_moo.searchers.ratio import AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
-from sae_moo.searchers.searcher import Assignment, Pace, Proposal, check_first
+from sae_moo.searchers.searcher import Pace, Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
 
 
@@ -197,26 +194,3 @@ def reference_directions(objectives: int, population: int) -> Any:
             break
         lattice = finer
     return lattice
-
-
-def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
-    """Return NSGA-II, or NSGA-III by reference directions, over the assigned space."""
-    generator = section_of(assignment.settings, Generator)
-    kind: Callable[..., NsgaSearcher] = NsgaSearcher
-    if generator.share:
-        from sae_moo.searchers.generated import GeneratingNsga  # is built on this one
-
-        kind = partial(GeneratingNsga, generator=generator)
-    return kind(
-        LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),
-        assignment.objectives,
-        assignment.constraints,
-        directions=directions,
-        population=assignment.population,
-        seed=assignment.seed,
-        schedule=assignment.schedule,
-        pace=assignment.pace,
-        settings=section_of(assignment.settings, Operators),
-        ablation=section_of(assignment.settings, Ablation),
-        allocations=assignment.allocations,
-    )
