@@ -24,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
-from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.section import section_of
 from sae_moo.searchers.learning import OFFSPRING, POPULATION, Evogm
-from sae_moo.searchers.ranking import Order, by_fitness, by_front
+from sae_moo.searchers.ranking import Order, by_fitness, by_front, weights_of
 from sae_moo.searchers.scalar import FIRST
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace, spread
@@ -126,8 +125,7 @@ class EvogmSearcher:
         self._constraints = tuple(constraints)
         self._settings = settings
         self._name = name
-        every = {objective.name: 1.0 for objective in objectives}
-        self._weights = (Accuracy(objectives).weights or every) if weights is None else dict(weights)
+        self._weights = weights_of(objectives, weights)
         self._size = population
         self._sparsest = sparsest
         self._seed = seed

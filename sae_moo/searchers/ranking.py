@@ -8,8 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss, minimized, violations
+from sae_moo.objectives.front import Accuracy
 
 Order = NDArray[np.int64]
+
+
+def weights_of(objectives: Sequence[Objective], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return objective name -> how much it counts in one number: as given, else in the mean of those scored on tasks.
+
+    Where none is scored on tasks all count the same.
+    """
+    if weights is not None:
+        return dict(weights)
+    return Accuracy(objectives).weights or {objective.name: 1.0 for objective in objectives}
 
 
 def by_fitness(

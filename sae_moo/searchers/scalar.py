@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_moo.objectives import Constraint, Evaluation, Objective, loss
-from sae_moo.objectives.front import Accuracy
 from sae_moo.recipe.section import Amount, Field, Section, ValidationInfo, field_validator, section_of
+from sae_moo.searchers.ranking import weights_of
 from sae_moo.searchers.searcher import Assignment, Proposal, check_first
 from sae_moo.searchers.space import CoefficientSpace
 
@@ -66,8 +66,7 @@ class ScalarSearcher:
         self._space = space
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
-        every = {objective.name: 1.0 for objective in objectives}
-        self._weights = (Accuracy(objectives).weights or every) if weights is None else dict(weights)
+        self._weights = weights_of(objectives, weights)
         self._name = name
         self._rng = np.random.default_rng(seed)
         self._optimizer = optimizer
