@@ -126,6 +126,9 @@ def main() -> None:
     if (why := unprinted()) is not None:
         tell(why)
         code = code or 1
+    # CPython notes a Ctrl-C that arrives while it runs a string, as dataclasses and compilers do, and forgets it when
+    # it runs the next one; under ``python -m`` it would else die by SIGINT here, whatever the code.
+    exec("")
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -64,3 +65,14 @@ def test_a_closed_stream_is_no_terminal(monkeypatch, closed):
     assert not console.is_interactive
     with staged() as stage:
         stage("nothing")
+
+
+def test_ctrl_c_while_a_string_is_run_ends_like_any_other(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "from sae_moo.cli import main\nmain.app = lambda: exec('raise KeyboardInterrupt')\nmain.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "sae-moo: interrupted\n")
