@@ -181,8 +181,10 @@ def _population(draft: Config, algorithm: Algorithm) -> int | None:
 
 def _room_in_the_first_population(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
     experts, population = draft.models.experts or {}, _population(draft, algorithm)
-    if population is not None and population <= len(experts):
-        need = f"expected at least {len(experts) + 1}, room for the base and every expert in the first population"
+    least = len(experts) + algorithm.holds_base
+    if population is not None and population < least:
+        whom = "the base and every expert" if algorithm.holds_base else "every expert"
+        need = f"expected at least {least}, room for {whom} in the first population"
         yield ("search", "population"), f"{need}; got {population}"
 
 

@@ -81,6 +81,7 @@ class Algorithm(Row):
             None: on whatever ``search.weights`` says, else on all objectives. Or a function of its settings that says
             so; see `one_number`.
         population: how large its population is where nobody says so, by the number of experts.
+        holds_base: whether a first population must have room for the base, beside every expert.
         paces: whether it reads ``search.pace``.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
@@ -105,6 +106,7 @@ class Algorithm(Row):
     spaces: tuple[SpaceKind, ...] = ()
     scalar: bool | Callable[[Mapping[str, Section]], bool | None] | None = False
     population: Callable[[int], int] = lambda experts: USUAL_POPULATION
+    holds_base: bool = True
     paces: bool = False
     anneals: bool = False
     races: bool = False
@@ -347,6 +349,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             spaces=("coefficients",),
             scalar=_by_the_selection,
             population=_twice_the_experts,
+            holds_base=False,
             combines=True,
         ),
         Algorithm(

@@ -161,6 +161,14 @@ def test_the_first_population_has_room_for_every_expert(tmp_path):
     load(tmp_path, text, "search.population=6")
 
 
+def test_a_first_population_that_does_not_begin_at_the_base_has_room_for_the_experts(tmp_path):
+    text = GOOD.replace("{math: zoo:math}", "{" + ", ".join(f"e{i}: zoo:math" for i in range(5)) + "}")
+    evogm = ("search.algorithm=evogm", "space.kind=coefficients")
+    (found,) = faults(tmp_path, text, *evogm, "search.population=4")
+    assert "search.population: expected at least 5, room for every expert in the first population; got 4" in found
+    load(tmp_path, text, *evogm, "search.population=5")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
