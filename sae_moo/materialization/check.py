@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sae_moo.errors import InputError, nearest
 from sae_moo.experts.anatomy import Anatomy, anatomy, transposed
@@ -13,7 +13,7 @@ from sae_moo.materialization.texts import held_texts
 from sae_moo.recipe import BLOCKS, MOE_EXPERTS, STRUCTURED, Expert, Merge, Prune, Recipe, Repair, pattern, walk
 from sae_moo.recipe.catalogue import check_implemented
 from sae_moo.recipe.criteria import CRITERIA
-from sae_moo.recipe.methods import LARGEST, METHODS, Method, Setting
+from sae_moo.recipe.methods import METHODS, Method, Setting
 from sae_moo.recipe.rows import Param, Rows
 from sae_moo.recipe.structure import chain, removed_blocks, repair_of
 
@@ -189,7 +189,7 @@ def _check_merge(node: Merge, pool: ExpertPool) -> None:
     method = METHODS.find(node.method)
     check_implemented(METHODS, method, method.step)
     least, most = method.inputs
-    if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
+    if not method.takes(len(node.inputs)):
         bound = f"{least}" if least == most else f"at least {least}"
         raise InputError(f"{node.method}: expected {bound} inputs, got {len(node.inputs)}")
     for name, value in node.params:
@@ -207,16 +207,9 @@ def _check_merge(node: Merge, pool: ExpertPool) -> None:
             f"got {len(weights.rows)}"
         )
     for row in weights.rows:
-        _check_weights(method, row, normalized=bool(method.filled(node.params).get("normalize", True)))
-
-
-def _check_weights(method: Method, row: Sequence[float], normalized: bool) -> None:
-    if max(map(abs, row)) > LARGEST:
-        raise InputError(f"{method.name}: expected weights that float32 can hold, got {row}")
-    if method.weights == "sum" and normalized and sum(row) == 0:
-        raise InputError(f"{method.name}: expected weights whose sum is not 0, got {row}")
-    if method.weights == "mixing" and (min(row) < 0 or sum(row) <= 0):
-        raise InputError(f"{method.name}: expected weights of at least 0 with a sum above 0, got {row}")
+        fault = method.weights_fault(row, normalized=bool(method.filled(node.params).get("normalize", True)))
+        if fault is not None:
+            raise InputError(f"{node.method}: {fault}")
 
 
 def _each_settings(method: Method, node: Merge, pool: ExpertPool) -> Iterator[dict[str, Param]]:
@@ -239,8 +232,7 @@ def _setting_fault(method: Method, name: str, value: Param, pool: ExpertPool) ->
         measured = rows.placed and len(rows.rows) == tensors
         return None if measured else f"{name}: expected {tensors} rows, one per tensor"
     if name not in method.settings:
-        known = ", ".join(method.settings) or "none"
-        return f"no setting {name!r}{nearest(name, method.settings)}; there are: {known}"
+        return method.unknown(name)
     setting = method.settings[name]
     fault = _rows_fault(setting, rows, groups, tensors) if isinstance(value, tuple) else setting.fault(value)
     return None if fault is None else f"{name}: {fault}"

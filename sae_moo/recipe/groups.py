@@ -9,6 +9,8 @@ EMBEDDINGS = "embeddings"
 HEAD = "head"
 """The final norm, and the head unless it is tied to the embeddings."""
 _BLOCK = "block."
+THIRDS = ("early", "middle", "late")
+"""Parts of a model's depth, by which models of different depths are compared."""
 
 
 def block(number: int) -> str:
@@ -33,3 +35,19 @@ def model_order(group: str) -> tuple[int, int, str]:
     if group == HEAD:
         return (2, 0, "")
     return (1, int(group.removeprefix(_BLOCK)), "") if in_block(group) else (3, 0, group)
+
+
+def thirds(count: int) -> tuple[range, range, range]:
+    """Return which of so many layers are early, in the middle and late.
+
+    Each part has a third of them, rounded up, so that none is empty, and the middle one more where it would not be in
+    the middle else: where the number is no multiple of three they overlap.
+
+    Raises:
+        ValueError: for less than one layer.
+    """
+    if count < 1:
+        raise ValueError(f"count: expected at least one layer, got {count}")
+    size = -(-count // 3)
+    before = (count - size) // 2
+    return range(size), range(before, count - before), range(count - size, count)

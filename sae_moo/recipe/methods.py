@@ -9,10 +9,11 @@ the base, ``normalize`` divides by the weights' sum, ``relative`` works on diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sae_moo.errors import nearest
 from sae_moo.recipe.catalogue import Catalogue, Row, resolved
 from sae_moo.recipe.rows import Param, Scalar
 
@@ -98,6 +99,23 @@ class WholeModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """A usual way to merge two models by a method.
+
+    Args:
+        name: how configurations call it: the method's own name, or one of its own.
+        weights: of the first model and of the second.
+        settings: of the method, where they are not its defaults.
+        usual: whether it is tried where nobody says which are.
+    """
+
+    name: str
+    weights: tuple[float, float]
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    usual: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Row):
     """One merge method.
 
@@ -117,6 +135,7 @@ class Method(Row):
             ``normalize`` is on; if not, they are shares of a mean. What `mixing_weights` goes by.
         weighted_sum: whether the result is a weighted sum of the inputs and the base, and no more.
         whole_model: a setting that is measured on whole models before anything is merged.
+        pairings: usual ways to merge two models by it.
         faults: yields what is wrong with settings together, given one value of each, defaults filled in; None: nothing
             beyond what every `Setting` says of its own.
     """
@@ -132,6 +151,7 @@ class Method(Row):
     adds_to_base: bool = False
     weighted_sum: bool = False
     whole_model: WholeModel | None = None
+    pairings: tuple[Pairing, ...] = ()
     faults: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
 
     @property
@@ -153,6 +173,37 @@ class Method(Row):
         """Return settings as a recipe gives them, defaults filled in."""
         return {**self.defaults, **dict(params)}
 
+    def takes(self, inputs: int) -> bool:
+        """Say whether so many inputs can be merged by it."""
+        least, most = self.inputs
+        return least <= inputs and (most is None or inputs <= most)
+
+    def pairing(self) -> Pairing:
+        """Return how two models are merged by it where nothing else is said: evenly, unless the row knows better."""
+        even = (1.0, 1.0) if self.adds_to_base else (0.5, 0.5)
+        own = next((each for each in self.pairings if each.name == self.name), None)
+        return Pairing(name=self.name, weights=even, usual=False) if own is None else own
+
+    def unknown(self, setting: str) -> str:
+        """Return why a setting's name finds none: what came, the nearest name, and what there is."""
+        known = ", ".join(self.settings) or "none"
+        return f"no setting {setting!r}{nearest(setting, self.settings)}; there are: {known}"
+
+    def weights_fault(self, row: Sequence[float], normalized: bool) -> str | None:
+        """Return what is wrong with one weight for each input, None if nothing is.
+
+        Args:
+            row: the weights.
+            normalized: whether they are divided by their sum, as far as the method leaves it open.
+        """
+        if max(map(abs, row)) > LARGEST:
+            return f"expected weights that float32 can hold, got {row}"
+        if self.weights == "sum" and normalized and sum(row) == 0:
+            return f"expected weights whose sum is not 0, got {row}"
+        if self.weights == "mixing" and (min(row) < 0 or sum(row) <= 0):
+            return f"expected weights of at least 0 with a sum above 0, got {row}"
+        return None
+
     def needs_base(self, params: Mapping[str, Param]) -> bool:
         """Say whether the base's tensor is needed under some settings, defaults filled in."""
         return self.reads_base if isinstance(self.reads_base, bool) else self.reads_base(params)
@@ -173,6 +224,9 @@ _MERGE = "sae_moo.materialization.ops.merge"
 _SPHERICAL = "sae_moo.materialization.ops.spherical"
 _TASK_VECTORS = "sae_moo.materialization.ops.task_vectors"
 
+_SUM_OF_TWO = 0.6  # of two task vectors, half-way between one of them and both whole
+_USUAL = ("ties", "dare_ties", "breadcrumbs")  # of their family, those that are tried where nobody says which are
+
 _SCALE = Setting(default=1.0, about="factor of the merged difference from the base")
 _RELATIVE = Setting(default=False, about="work on differences from the base")
 _SEED = Setting(default=0, about="of the random masks")
@@ -187,9 +241,29 @@ def _normalize(default: bool) -> Setting:
 
 
 def _thinned(
-    name: str, step: str, *, elect: bool, normalize: bool, rescale: str, summary: str, source: str, **own: Setting
+    name: str,
+    step: str,
+    *,
+    elect: bool,
+    normalize: bool,
+    rescale: str,
+    summary: str,
+    source: str,
+    pairings: tuple[Pairing, ...] = (),
+    **own: Setting,
 ) -> Method:
-    """A row of the TIES, DARE, DELLA and breadcrumbs family."""
+    """A row of the TIES, DARE, DELLA and breadcrumbs family.
+
+    Two models are merged with half of each difference from the base, of breadcrumbs with all but a tenth; where they
+    are added up, at the scale that sums of two task vectors are usual at.
+    """
+    density = {"density": 0.9 if "gamma" in own else 0.5}
+    usual = Pairing(
+        name=name,
+        weights=(0.5, 0.5) if normalize else (1.0, 1.0),
+        settings=density if normalize else density | {"scale": _SUM_OF_TWO},
+        usual=name in _USUAL,
+    )
     common = {
         "density": Setting(
             default=1.0, least=0, most=1, per_input=True, about="share of each difference from the base that stays"
@@ -210,6 +284,7 @@ def _thinned(
         reads_base=True,
         adds_to_base=not normalize,
         faults=_chances if "epsilon" in own else None,
+        pairings=(usual, *pairings),
         summary=summary,
         source=source,
     )
@@ -233,6 +308,10 @@ METHODS: Catalogue[Method] = Catalogue(
             settings={"normalize": _normalize(True)},
             weights="sum",
             weighted_sum=True,
+            pairings=(
+                Pairing(name="linear", weights=(0.5, 0.5)),
+                Pairing(name="linear-0.7", weights=(0.7, 0.3)),
+            ),
             summary="weighted mean",
             source="Wortsman et al. 2022, arXiv 2203.05482",
         ),
@@ -241,6 +320,7 @@ METHODS: Catalogue[Method] = Catalogue(
             step=f"{_SPHERICAL}:slerp",
             inputs=(2, 2),
             weights="sum",
+            pairings=(Pairing(name="slerp", weights=(0.5, 0.5)),),
             summary="along the arc between two tensors",
             source="Shoemake 1985",
         ),
@@ -302,6 +382,7 @@ METHODS: Catalogue[Method] = Catalogue(
             reads_base=True,
             adds_to_base=True,
             weighted_sum=True,
+            pairings=(Pairing(name="task_arithmetic", weights=(1.0, 1.0), settings={"scale": _SUM_OF_TWO}),),
             summary="weighted differences from the base, added to it",
             source="Ilharco et al. 2023, arXiv 2212.04089",
         ),
@@ -311,6 +392,7 @@ METHODS: Catalogue[Method] = Catalogue(
             elect=True,
             normalize=True,
             rescale="none",
+            pairings=(Pairing(name="ties-0.7", weights=(0.7, 0.3), settings={"density": 0.5}),),
             summary="trim each difference from the base by magnitude, elect a sign, mean of what agrees",
             source=_TIES,
         ),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,11 +18,14 @@ from pydantic import (
     Field,
     PrivateAttr,
     Tag,
+    ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 __all__ = [
+    "AfterValidator",
     "Amount",
     "BeforeValidator",
     "Count",
@@ -31,8 +35,10 @@ __all__ = [
     "Share",
     "Sparsity",
     "Tag",
+    "ValidationError",
     "ValidationInfo",
     "field_validator",
+    "model_validator",
     "section_of",
 ]
 
