@@ -1,0 +1,1 @@
+"""How a merge will score, said without making it: features of pairs, what was observed, what is learned of both."""
