@@ -126,3 +126,17 @@ class ScreeningSection(Section):
         default=None,
         description="texts to compare on, `.txt` or `.jsonl` with `text`; null: the prompts of the tasks' search split",
     )
+
+
+class ProbesSection(Section):
+    """``predict.probes``: the texts without labels on which models are held beside each other."""
+
+    data: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="texts, `.txt` or `.jsonl` with `text`, the same for every task; null: prompts of each task's "
+        "search split, without their answers",
+    )
+    items: Annotated[int, Field(ge=1, le=100_000)] = Field(default=32, description="how many texts of each task")
+    tokens: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        default=4096, description="how many tokens of each task's texts are read at most"
+    )

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,11 +76,7 @@ class ExpertScores:
             [[task.name, task.fingerprint] for task in tasks],
             blocks,
             writer,
-            name_of(device),
-            platform.node(),
-            torch.get_num_threads(),
-            [_version(name) for name in LIBRARIES],
-            _code(),
+            *computed_by(device),
         ]
 
     def find(self, recipe: Recipe) -> Evaluation | None:
@@ -118,6 +115,15 @@ class ExpertScores:
         if self._sizes is not None and self._sizes.chosen:
             facts.append(self._sizes.chosen)
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def computed_by(device: str) -> list[Any]:
+    """Return what numbers of models depend on beside models and tasks: device, machine, threads, libraries, our code.
+
+    Of the code, that which makes weights, asks and judges (`CODE`).
+    """
+    versions = [_version(name) for name in LIBRARIES]
+    return [name_of(device), platform.node(), torch.get_num_threads(), versions, _code()]
 
 
 def beside_weights(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ def parsed(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] |
     except InputError:  # of `pairs`
         raise
     except json.JSONDecodeError as error:
-        where = f" in line {error.lineno}" if error.lineno > 1 else ""
+        where = f" in line {error.lineno}" if error.lineno > 1 else f" at character {error.colno}"
         raise ValueError(f"not JSON: {error.msg}{where}") from error
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -42,8 +42,10 @@ def read_json(
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path.parent}: expected {what}, there is no {path.name}") from None
-    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {what}, there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: expected {what}: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(f"{path}: expected {what}: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected {what}, got {type(document).__name__}")

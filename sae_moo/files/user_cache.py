@@ -12,14 +12,20 @@ a name must be what would be computed anew, whatever was done to the files meanw
   and the libraries' versions. Measured anew it is another number; a study has a copy of its own.
 * ``calibrations``, norms of activations: the model's fingerprint, the base's configuration, dtype, kind of device and
   the token ids that were read; the norms themselves under their own digest, and so sequences of token ids.
+* ``traces``, what one forward pass over probe texts left: see `evaluate.traces.Traces`; a digest of the content is
+  inside, which is looked at whenever it is read.
+* ``likenesses``, features of two models: see `jobs.features`; likewise with a digest of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -64,3 +70,22 @@ def keep(kind: str, name: str, content: str | Callable[[Path], object]) -> None:
                 content(partial)
     except (OSError, InputError, StorageError, SafetensorError) as error:
         log.info("%s are not kept: %s", kind, error)
+
+
+def kept_value(kind: str, name: str) -> Any:
+    """Return the value kept by `keep_value`; None if there is none, or the file is not what was written."""
+    try:
+        digest, content = json.loads(kept(kind, name) or "")
+        return json.loads(content) if digest == _digest(content) else None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def keep_value(kind: str, name: str, value: Any) -> None:
+    """Keep a value that JSON can hold with a digest of it, so that a damaged file is no other value; see `keep`."""
+    content = json.dumps(value)
+    keep(kind, name, json.dumps([_digest(content), content]))
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,27 @@ from sae_moo.files.room import KEPT, writing
 
 def check_creatable(path: Path) -> None:
     """Raise InputError unless a file of that name could be made: it exists, or its folder does not or is closed."""
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path}: exists already; give a new name, or remove it")
+    check_free(path, folder=False)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+
+
+def check_all_creatable(files: Mapping[str, Path | None]) -> None:
+    """Raise InputError unless every file could be made, each a file of its own.
+
+    Args:
+        files: option that names it -> file; None: it was not given.
+    """
+    taken: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None:
+            continue
+        check_creatable(file)
+        other = taken.setdefault(file.absolute().parent.resolve() / file.name, option)
+        if other != option:
+            raise InputError(f"{file}: expected a file for {other} and another for {option}, got one for both")
 
 
 @contextmanager
@@ -85,7 +100,7 @@ def _unwritable(output: Path, error: OSError) -> SaeMooError:
 def check_free(output: Path, folder: bool = True) -> None:
     """Raise InputError if there is a file of that name, or a folder; an empty one may become one that is written."""
     if not output.name:
-        raise InputError(f"{output}: expected the name of a new {'folder' if folder else 'file'}")
+        raise InputError(f"expected the name of a new {'folder' if folder else 'file'}, got {str(output)!r}")
     if folder and output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():

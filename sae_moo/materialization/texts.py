@@ -164,22 +164,23 @@ def _text(entry: Any) -> str:
     return str(entry["text"])
 
 
-def read_texts(path: Path) -> list[str]:
-    """Read calibration texts: from ``.jsonl`` the field ``text`` of every object, else paragraphs between empty lines.
+def read_texts(path: Path, what: str = "calibration texts") -> list[str]:
+    """Read texts, called `what`: of ``.jsonl`` the field ``text`` of every object, else what empty lines part.
 
     Raises:
         InputError: if the file cannot be read, a line is not such an object, or there is no text.
     """
     if path.suffix == ".jsonl":
-        texts, faults = json_lines.read(path, "calibration texts", _text)
+        texts, faults = json_lines.read(path, what, _text)
         if faults:
             raise InputError("\n".join(first_few(faults)))
     else:
         try:
             content = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot read calibration texts: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{path}: cannot read {what}: {reason}") from error
         texts = [text for text in re.split(r"\n[ \t\r]*\n", content) if text.strip()]
     if not texts:
-        raise InputError(f"{path}: expected calibration texts, the file holds none")
+        raise InputError(f"{path}: expected {what}, the file holds none")
     return texts
