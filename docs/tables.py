@@ -42,6 +42,7 @@ COMMANDS = {
     "evaluate": ("MODEL", "tasks.md#score-any-model"),
     "merge": ("FILE", "mergekit.md"),
     "compare": ("CONFIG", "comparing.md"),
+    "predict": ("CONFIG", "predict.md"),
     "report": ("RUN", "looking.md#one-page-to-pass-on"),
     "figures": ("RUN", "looking.md#pictures-for-a-paper"),
     "dashboard": ("RUN", "looking.md#the-dashboard"),
@@ -305,6 +306,8 @@ def _yaml(value: Any) -> str:
             return str(value).lower()
         case list():
             return "[" + ", ".join(_yaml(each) for each in value) + "]"
+        case dict() if value:
+            return "{" + ", ".join(f"{key}: {_yaml(each)}" for key, each in value.items()) + "}"
     return str(value)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sae_moo.jobs.bench import Bench
     from sae_moo.jobs.export import export
     from sae_moo.jobs.merge import merge
+    from sae_moo.jobs.predict import Forecast, predict
     from sae_moo.jobs.search import search
     from sae_moo.materialization.calibration import calibrate, load_calibration
     from sae_moo.materialization.into_model import Report, materialize
@@ -50,6 +51,7 @@ _HOMES = {
     "experts.pool": ("ExpertPool",),
     "jobs.export": ("export",),
     "jobs.merge": ("merge",),
+    "jobs.predict": ("Forecast", "predict"),
     "jobs.search": ("search",),
     "evaluate.task": ("Task",),
     "materialization.into_model": ("Report", "materialize"),
@@ -88,6 +90,7 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertPool",
+    "Forecast",
     "Ground",
     "InputError",
     "Interrupted",
@@ -123,6 +126,7 @@ __all__ = [
     "load_calibration",
     "materialize",
     "merge",
+    "predict",
     "search",
 ]
 

@@ -136,6 +136,7 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "stopped": None,
         "tokens": None,
         "screened": None,
+        "inherited": None,
     }
     if isinstance(record, Running):
         return document
@@ -153,6 +154,7 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "stopped": asdict(evaluation.stopped) if evaluation.stopped is not None else None,
         "tokens": evaluation.tokens,
         "screened": asdict(evaluation.screened) if evaluation.screened is not None else None,
+        "inherited": asdict(record.inherited) if record.inherited is not None else None,
     }
 
 
@@ -227,6 +229,8 @@ def bare_table(title: str) -> Table:
 def _note(record: TrialRecord, constraints: Sequence[Constraint]) -> str:
     if isinstance(record, Running):
         return "begun, not ended"
+    if record.inherited is not None:
+        return ": ".join(filter(None, (str(record.inherited), record.evaluation.reason)))
     if record.evaluation.reason is not None:
         return record.evaluation.reason
     if record.repeats is not None:

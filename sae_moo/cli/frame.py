@@ -112,8 +112,6 @@ def open_run(run: str) -> Run:
     from sae_moo.explore.run import Run
     from sae_moo.study.folder import RunFolder, runs_there
 
-    if not run:
-        raise InputError(f"expected a run folder or the name of a run, got no name{runs_there()}")
     folder = RunFolder.find(run)
     if not folder.begun and not folder.journal.is_file():
         raise InputError(f"{run}: no study at {folder.journal}{runs_there()}")

@@ -17,6 +17,7 @@ from sae_moo import __version__
 from sae_moo.cli.commands.decide import diff, pick
 from sae_moo.cli.commands.deploy import evaluate, export, merge, unpack
 from sae_moo.cli.commands.explore import dashboard, doctor, figures, front, report, trials
+from sae_moo.cli.commands.predict import predict
 from sae_moo.cli.commands.search import compare, search, validate
 from sae_moo.cli.streams import open_streams, tell, unprinted
 
@@ -73,6 +74,7 @@ app = typer.Typer(
 for command in (
     search,
     compare,
+    predict,
     front,
     trials,
     pick,

@@ -99,7 +99,11 @@ class SearchView:
                 if self._standing.left <= 0:
                     spent = f"{self._standing.replayed:,} of {self._standing.budget:,} evaluations"
                     self._say(f"the budget is spent already, {spent}: there is nothing to do unless it is raised")
-                self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
+                if self._standing.inherited:
+                    taken = count(self._standing.inherited, "trial")
+                    self._say(f"taken over from an earlier study, in no budget: {taken}")
+                if self._standing.replayed:
+                    self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
             case Opened():
                 self._merging = event.merging
             case PutAside():

@@ -61,6 +61,7 @@ class Standing:
         volume: its hypervolume.
         ended: evaluations that have ended, those of earlier sessions among them.
         replayed: those of earlier sessions.
+        inherited: trials that an earlier study has evaluated.
         stopped: those that racing ended early.
         generation: the newest generation.
         grew: evaluations that had ended when the hypervolume last grew.
@@ -76,7 +77,7 @@ class Standing:
         self.spent = self.screening = 0
         self.front: Front[Ended] = Front(self.objectives)
         self.volume = 0.0
-        self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
+        self.inherited = self.ended = self.replayed = self.stopped = self.generation = self.grew = 0
         self.best: dict[str, float] = {}
         self.failures = Failures()
         self._schedule = config.schedule if config.anneals else None
@@ -101,11 +102,12 @@ class Standing:
 
     def take(self, record: Ended) -> bool:
         """Take in a trial, and say whether it failed for a reason that is new."""
-        evaluation = record.evaluation
-        self.ended += 1
+        evaluation, inherits = record.evaluation, record.inherited is not None
+        self.ended += not inherits
+        self.inherited += inherits
         self.generation = max(self.generation, record.generation)
         self.stopped += record.state == "stopped"
-        if record.repeats is None:
+        if record.repeats is None and not inherits:
             self.spent += evaluation.spent or 0
             self.screening += 0 if evaluation.screened is None else evaluation.screened.tokens
         if RATIO in record.params:

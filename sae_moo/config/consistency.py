@@ -498,6 +498,16 @@ def _settings_that_are_read(draft: Config) -> dict[str, Section]:
     return {key: each for key, each in draft.search.settings.items() if not each.unread}
 
 
+def _what_takes_over(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    if draft.study.extends is None:
+        return
+    if not algorithm.inherits:
+        able = _names(lambda row: row.inherits)
+        yield ("study", "extends"), f"algorithm: {algorithm.name} takes nothing over from an earlier run; {able} do"
+    if draft.compare is not None:
+        yield ("study", "extends"), "searches that are compared begin anew; leave it out"
+
+
 RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = (
     _room_in_the_first_population,
     _space_of_the_algorithm,
@@ -509,6 +519,7 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _what_of_pruning_the_algorithm_reads,
     _what_operators_of_pruning_read,
     _what_a_generator_makes,
+    _what_takes_over,
     _what_the_algorithm_says,
 )
 """What its row says of a search algorithm."""

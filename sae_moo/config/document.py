@@ -23,6 +23,7 @@ from sae_moo.config.sections import (
     MeanSection,
     MethodSection,
     ModelsSection,
+    PredictSection,
     PruningSection,
     SearchSection,
     SpaceSection,
@@ -60,6 +61,7 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     executor: ExecutorSection = ExecutorSection()
     compare: CompareSection | None = None
+    predict: PredictSection = PredictSection()
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
 
     @field_validator("search", mode="wrap")
@@ -278,11 +280,12 @@ class Config(Section):
 
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
-        The budgets of evaluations, tokens and repairs, the place of storage, the cache and the executor change no
-        result and are left out; so are places of models, items and texts, whose contents a study is bound to instead.
+        The budgets of evaluations, tokens and repairs, the place of storage, the cache, the executor and what is ranked
+        by prediction change no result and are left out; so are places of models, items and texts, whose contents a
+        study is bound to instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["executor"], document["compare"]
+        del document["study"]["storage"], document["executor"], document["compare"], document["predict"]
         for budget in ("evaluations", "tokens", "finish"):
             del document["search"][budget]
         del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
@@ -292,8 +295,9 @@ class Config(Section):
         if self.evaluation.screening is not None:
             del document["evaluation"]["screening"]["data"]
         document["pruning"]["scope"] = ", ".join(self.pruning.scopes)
-        for key in self.pruning.unsaid:
-            del document["pruning"][key]
+        for section in ("study", "pruning"):
+            for key in getattr(self, section).unsaid:
+                del document[section][key]
         for name, settings in self.search.settings.items():
             for key in settings.unsaid if document["search"].get(name) is not None else ():
                 del document["search"][name][key]

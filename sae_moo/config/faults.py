@@ -89,6 +89,8 @@ def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> st
             return str(fault["ctx"]["error"])
         case "string_pattern_mismatch":
             return f"expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got {shown}"
+        case "too_short" | "too_long" | "string_too_short" | "string_too_long":
+            return f"expected {_length(fault['type'], fault['ctx'])}, got {_with_length(got)}"
         case "literal_error":
             near = nearest(str(got), [part.strip("' ") for part in re.split(",| or ", fault["ctx"]["expected"])])
             return f"expected {fault['ctx']['expected']}, got {shown}{near}"
@@ -97,9 +99,19 @@ def _explained(model: type[BaseModel], key: Key, fault: Any, kinds: Kinds) -> st
                 return f"expected {NUMBERS[fault['type']]}; YAML reads {got} as text, write {plain}"
             text = str(fault["msg"]).removeprefix("Input should be ").replace("a valid ", "")
             text = re.sub(r"dictionary or instance of \w+|dictionary", "a mapping", text)
-            text = re.sub(r"List should have at least 1 item.*", "at least one entry", text)
-            text = re.sub(r"List should have at most (\d+) item.*", r"at most \1 entries", text)
             return f"expected {text}, got {shown}"
+
+
+def _length(kind: str, bounds: Mapping[str, Any]) -> str:
+    """Return how many entries, or characters, were expected at least or at most."""
+    one, several = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+    word, number = ("least", bounds.get("min_length")) if kind.endswith("short") else ("most", bounds.get("max_length"))
+    return f"at {word} {'one' if number == 1 else number} {one if number == 1 else several}"
+
+
+def _with_length(got: Any) -> str:
+    """Return a value that is too short or too long, with its length where it does not show it."""
+    return f"a list of {len(got)}" if isinstance(got, list) and got else _shown(got)
 
 
 NUMBERS = {"int_type": "an integer", "float_type": "a number"}

@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import create_model
 
 from sae_moo.errors import InputError, nearest
-from sae_moo.evaluate.asking import Racing, ScreeningSection
+from sae_moo.evaluate.asking import ProbesSection, Racing, ScreeningSection
 from sae_moo.recipe import BASE, SCOPES, STRUCTURED, pattern
 from sae_moo.recipe.criteria import CRITERIA, USUAL
+from sae_moo.recipe.operators import USUAL as USUAL_OPERATORS
+from sae_moo.recipe.operators import Operator, OperatorSections, operators_of
 from sae_moo.recipe.section import (
     Amount,
     BeforeValidator,
@@ -31,7 +33,9 @@ ONE, SEVERAL = "one scope", "several scopes"
 
 
 class StudySection(Section):
-    """``study``: name, seed, and where trials are stored (null: ``runs/NAME/study.journal``, or an Optuna URL)."""
+    """``study``: name, seed, where trials are stored (null: ``runs/NAME/study.journal``), what run is gone on from."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"extends"})
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
         default="study", description="names the run folder `runs/NAME/` and the study"
@@ -43,6 +47,11 @@ class StudySection(Section):
         default=None,
         description="where trials are stored: null for a journal file in the run folder, or an Optuna URL such as "
         "`sqlite:///s.db`",
+    )
+    extends: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="name or folder of an earlier run: what it has evaluated when this study begins is known to the "
+        "search and counts in no budget, while operators, tasks and experts may have joined; null: none",
     )
 
 
@@ -372,6 +381,40 @@ class ExecutorSection(Section):
         description="evaluations that may fail in a row; then the search stops and tells why, and goes on when it is "
         "run again. 0: any number",
     )
+
+
+class PredictSection(Section):
+    """``predict``: which merges `sae-moo predict` ranks, on what texts, and how many of them it lists."""
+
+    operators: OperatorSections = Field(
+        default=[each.name for each in USUAL_OPERATORS],
+        validate_default=True,
+        description="ways to merge two experts: plain names, or mappings with the keys below",
+    )
+    probes: ProbesSection = Field(
+        default=ProbesSection(), description="the texts on which experts are held beside each other; see below"
+    )
+    largest: Annotated[int, Field(ge=2, le=20)] = Field(
+        default=2,
+        description="experts in one merge at most; more than two are merged one after another, and their predictions "
+        "are not to be trusted without trying",
+    )
+    most: Annotated[int, Field(ge=1, le=10**7)] = Field(
+        default=5000,
+        description="merges of each number of experts beyond two that are looked at, at most; where there are more, "
+        "those that go on from the most promising merges of one expert less",
+    )
+    listed: Annotated[int, Field(ge=1, le=10**7)] = Field(
+        default=20, description="how many merges are listed, the most promising first"
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
+        default=0.9, description="share of merges whose score the intervals are to hold"
+    )
+
+    @property
+    def known(self) -> tuple[Operator, ...]:
+        """The operators, in their order."""
+        return operators_of(self.operators)
 
 
 class MethodSection(Section):

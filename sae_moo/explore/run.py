@@ -17,7 +17,7 @@ from sae_moo.recipe import Recipe
 from sae_moo.recipe.groups import is_submodel
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, only_study, open_storage, reached
-from sae_moo.study.record import Ended, TrialRecord, ended
+from sae_moo.study.record import Ended, TrialRecord, ended, own
 from sae_moo.study.trials import TrialStorage
 
 
@@ -110,7 +110,7 @@ class Run:
             dtype=self.config.models.dtype,
             records=tuple(records),
             front=front_of(ended(records), self.objectives).ranked,
-            exhausted=self.exhausted == len(records),
+            exhausted=self.exhausted == len(own(records)),
             left_alone=tuple(
                 group for group in self.groups if is_submodel(group) and group not in self.config.pruning.submodels
             ),

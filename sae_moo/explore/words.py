@@ -15,7 +15,7 @@ from sae_moo.objectives import Constraint, Objective, Screened, Sparsity, Speed,
 from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, walk
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Rows
-from sae_moo.study.record import Ended, ended, tokens
+from sae_moo.study.record import Ended, ended, inherited, own, tokens
 
 MOST_STEPS = 12  # of a recipe in words; what only experts and trials are made of is seldom longer
 MOST_NAMES = 4
@@ -240,18 +240,19 @@ def _sure(view: View) -> str:
 
 
 def _cost(view: View) -> str:
-    made = ended(view.records)
+    earlier, made = inherited(view.records), ended(own(view.records))
     fresh = [record.evaluation for record in made if record.repeats is None]
     merging, scoring = sum(e.seconds_merge for e in fresh), sum(e.seconds_score for e in fresh)
     screened = [each.screened for each in fresh if each.screened is not None]
     read = tokens(view.records)
-    states = Counter(record.state for record in view.records)
+    states = Counter(record.state for record in own(view.records))
     asides = [
         (states["failed"], "failed"),
         (states["stopped"], "stopped early by racing"),
         (states["running"], "not ended"),
         (sum(r.repeats is not None for r in made), "the same weights as an earlier one, not scored again"),
         (sum(bool(r.values) and not r.feasible for r in made), "beyond a limit"),
+        (len(earlier), "taken over from an earlier study beside them"),
     ]
     budget = f" of {view.budget:,}" if len(made) < view.budget else ""
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)

@@ -19,25 +19,24 @@ from sae_moo.config.consistency import MOST_SPARSE
 from sae_moo.config.document import Config
 from sae_moo.errors import InputError
 from sae_moo.evaluate.anchors import anchored, anchors
-from sae_moo.evaluate.asking import TaskSection
+from sae_moo.evaluate.asking import ProbesSection
 from sae_moo.evaluate.costs import CostTable
 from sae_moo.evaluate.evaluator import Evaluator
 from sae_moo.evaluate.expert_scores import ExpertScores
 from sae_moo.evaluate.hardware import name_of
-from sae_moo.evaluate.kinds import HARNESS, KINDS, OWN_ITEMS, Opening
+from sae_moo.evaluate.kinds import KINDS
+from sae_moo.evaluate.probes import probes_of
 from sae_moo.evaluate.scorer import Scorer
 from sae_moo.evaluate.screening import Screening
 from sae_moo.evaluate.sizes import BatchSizes
 from sae_moo.evaluate.task import Prompt, Task
-from sae_moo.evaluate.tasks import open_task, origin_of, read_items, split_items, zoo_items
 from sae_moo.evaluate.timing import cost_table, measured_by
 from sae_moo.evaluate.vllm import Engine, VllmWriter
 from sae_moo.evaluate.writing import decoding
 from sae_moo.experts.anatomy import anatomy
-from sae_moo.experts.code import only_code
-from sae_moo.experts.layout import longest_input
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.files.places import located
+from sae_moo.jobs.features import features_of
+from sae_moo.jobs.tasks import open_tasks
 from sae_moo.jobs.texts import calibrated, repaired_on, screened_on
 from sae_moo.materialization.check import check
 from sae_moo.materialization.parents import WeightCache
@@ -45,6 +44,7 @@ from sae_moo.materialization.texts import texts_digest
 from sae_moo.objectives import Evaluation, Sparsity
 from sae_moo.objectives.front import Front
 from sae_moo.objectives.scores import SPLITS
+from sae_moo.prediction.table import FeatureTable
 from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, Cast, Expert, Prune, Repair
 from sae_moo.recipe.catalogue import Guest, release
 from sae_moo.recipe.groups import in_block
@@ -73,6 +73,7 @@ class Bench:
             is not known yet.
         costs: what a token costs, by which the speed of candidates is modelled; None: it is not measured yet, or
             nothing asks for it.
+        earlier: what its study has taken over from an earlier one, as `Inheritance.facts` says it; empty: nothing.
     """
 
     config: Config
@@ -83,6 +84,7 @@ class Bench:
     screened: tuple[tuple[int, ...], ...] = ()
     batches: Mapping[str, int] = field(default_factory=dict)
     costs: CostTable | None = None
+    earlier: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: Config) -> Bench:
@@ -170,15 +172,10 @@ class Bench:
         Raises:
             InputError: if an expert cannot be evaluated.
         """
-        share, dtype = self.config.evaluation.anchors, self.rounding
+        share = self.config.evaluation.anchors
         if share is None:
             return {}
-        sizes = sizes_of(self.config, self.pool, self.tasks, self.device)
-        writer = self.config.evaluation.generation
-        known = ExpertScores(self.pool, self.tasks, self.device, writer=writer, sizes=sizes)
-        whole = scorer_of(self.config, self.pool, self.tasks, self.device, sizes=sizes)
-        evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
-        found = {name: evaluator.evaluate(Cast(Expert(name), dtype)) for name in self.pool.names}
+        found = self.unmerged()
         broken = [f"evaluation.anchors: {name}: {each.reason}" for name, each in found.items() if not each.ok]
         if broken:
             raise InputError("\n".join(broken))
@@ -188,6 +185,19 @@ class Bench:
             for name, n in counts.items()
         }
 
+    def unmerged(self) -> dict[str, Evaluation]:
+        """Evaluate the base and each expert by itself, on the search split; what this machine kept is not made anew.
+
+        Returns:
+            Name -> evaluation, one that failed among them, in the pool's order.
+        """
+        sizes = sizes_of(self.config, self.pool, self.tasks, self.device)
+        writer = self.config.evaluation.generation
+        known = ExpertScores(self.pool, self.tasks, self.device, writer=writer, sizes=sizes)
+        whole = scorer_of(self.config, self.pool, self.tasks, self.device, sizes=sizes)
+        evaluator = Evaluator(self.pool, self.live_model(), whole, known=known)
+        return {name: evaluator.evaluate(Cast(Expert(name), self.rounding)) for name in self.pool.names}
+
     def anchored(self, chosen: Mapping[str, Sequence[int]]) -> Bench:
         """Return a bench whose searches ask the chosen instances only; see `anchors`."""
         return replace(self, tasks=anchored(self.tasks, chosen))
@@ -195,6 +205,10 @@ class Bench:
     def sized(self, batches: Mapping[str, int]) -> Bench:
         """Return a bench that computes as many tokens at once as a study did so far."""
         return replace(self, batches=batches)
+
+    def extending(self, earlier: Mapping[str, Any]) -> Bench:
+        """Return a bench whose study has taken over what an earlier one has evaluated."""
+        return replace(self, earlier=earlier)
 
     def cost_table(self) -> CostTable | None:
         """Return what a token costs here, by the table that is at hand, else measured: a study begins with it.
@@ -372,9 +386,46 @@ class Bench:
             settings=config.search.settings,
         )
 
+    @property
+    def _featured(self) -> bool:
+        """Whether the searcher reads features of pairs of experts."""
+        return self.config.algorithm.features(self.config.search.settings)
+
     def searcher(self) -> Searcher:
-        """Return a fresh searcher."""
-        return self.config.algorithm.searcher(self.assignment())
+        """Return a fresh searcher; where it reads features of pairs that this machine does not know, they are made.
+
+        Raises:
+            InputError: if there are no texts for them.
+        """
+        assignment = self.assignment()
+        if self._featured:
+            assignment = replace(assignment, features=self.features())
+        return self.config.algorithm.searcher(assignment)
+
+    def check_searcher(self) -> None:
+        """Raise InputError if there is no searcher as configured.
+
+        Of the features that it reads, nothing but their texts is looked at: to make them takes forward passes.
+        """
+        self._probes()
+        self.config.algorithm.searcher(self.assignment())
+
+    def features(self, probes: ProbesSection | None = None, experts: Sequence[str] | None = None) -> FeatureTable:
+        """Return the features of all ordered pairs of experts on all tasks; see `features_of`.
+
+        Args:
+            probes: which texts; None: those of ``predict.probes``.
+            experts: names; None: all but the base.
+        """
+        section = self.config.predict.probes if probes is None else probes
+        return features_of(self.config, self.pool, self.tasks, self.device, section, experts)
+
+    def _probes(self) -> dict[str, str]:
+        """Return task name -> digest of the texts that its features are of; empty where none are read."""
+        if not self._featured:
+            return {}
+        read = probes_of(self.tasks, self.pool, self.config.predict.probes, self.config.directory)
+        return {f"probes of {probes.task}": probes.digest for probes in read}
 
     def _guests(self) -> Iterator[tuple[str, Guest]]:
         """Yield the tasks whose kind an installed package offers, and which."""
@@ -397,6 +448,8 @@ class Bench:
             "generation_config.json of base": json.dumps(decoding(self.pool.checkpoints[BASE].folder), sort_keys=True),
             **({} if self.calibration is None else {"activation norms": self.calibration}),
             **({} if not self.screened else {"texts screened on": texts_digest(self.screened)}),
+            **self._probes(),
+            **self.earlier,
             "device": torch.device(self.device).type,
         }
 
@@ -469,66 +522,6 @@ def scorer_of(
 def _engine(folder: Path, dtype: str, device: str, length: int) -> Engine:
     """Return the engine of this process: it lives as long, and memory holds one. Weights are loaded before each use."""
     return Engine(folder, dtype, device, length)
-
-
-def open_tasks(config: Config, pool: ExpertPool, tokenizer: Any = None) -> tuple[Task, ...]:
-    """Build the configured tasks.
-
-    Args:
-        config: the configuration.
-        pool: the experts; the base says how many tokens the model takes.
-        tokenizer: None means the base's.
-
-    Raises:
-        InputError: listing the faults of every task; or if only code beside the base's weights could build the model.
-    """
-    unknown = only_code(pool.checkpoints[BASE].folder)
-    if unknown is not None:
-        raise InputError(unknown)
-    tokenizer = pool.tokenizer() if tokenizer is None else tokenizer
-    longest = longest_input(pool.checkpoints[BASE].config)
-    tasks: list[Task] = []
-    faults = []
-    for section in config.tasks:
-        try:
-            tasks.append(_task(section, config.directory, tokenizer, pool.checkpoints[BASE].folder, longest))
-        except InputError as error:
-            faults.append(str(error))
-    if faults:
-        first, *more = (line for fault in faults for line in fault.splitlines())
-        raise InputError("\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in more)]))
-    return tuple(tasks)
-
-
-def _task(section: TaskSection, directory: Path, tokenizer: Any, folder: Path, longest: int | None) -> Task:
-    items: Sequence[Any] | None = None
-    if section.of_harness:
-        kind = HARNESS
-    elif section.kind is None:
-        items, name = zoo_items(section.name)
-        kind = KINDS.find(name)
-    else:
-        assert section.kind is not None  # the configuration was checked
-        kind = KINDS.find(section.kind)
-    if section.data is not None:
-        items = read_items(located(section.data, directory), kind.name)
-    splits = {} if items is None else split_items(section.name, items, section.search, section.test)
-    return open_task(
-        Opening(
-            name=section.name,
-            kind=kind,
-            search=section.search,
-            test=section.test,
-            tokenizer=tokenizer,
-            folder=folder,
-            longest=longest,
-            directory=directory,
-            splits=splits,
-            origin=OWN_ITEMS if items is None else origin_of(items),
-            settings=None if kind.settings is None else kind.settings.model_validate(section.settings),
-            keys={key: getattr(section, key) for key in kind.keys},
-        )
-    )
 
 
 def resolve_device(name: str) -> str:

@@ -11,9 +11,10 @@ from sae_moo.config.document import Config
 from sae_moo.evaluate.task import Metric
 from sae_moo.experts.checkpoint import Checkpoint
 from sae_moo.experts.pool import ExpertPool
-from sae_moo.jobs.bench import Bench, open_tasks, resolve_device, scorer_of
+from sae_moo.jobs.bench import Bench, resolve_device, scorer_of
 from sae_moo.jobs.judge import check_has_test
 from sae_moo.jobs.merge import read_recipe
+from sae_moo.jobs.tasks import open_tasks
 from sae_moo.materialization.into_model import materialize, measured_sparsity
 from sae_moo.objectives.scores import Score, Split, task_scores
 from sae_moo.recipe import BASE

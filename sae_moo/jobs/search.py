@@ -13,6 +13,7 @@ from sae_moo.errors import Hint, InputError, itemized
 from sae_moo.evaluate.costs import CostTable
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench, versions
+from sae_moo.jobs.extending import adopt, facts_of, inheritance
 from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
@@ -61,12 +62,17 @@ def search(
     folder = RunFolder(Path(root) / config.study.name)
     if fresh or not begun(url or folder.journal):
         _check_texts(bench)
+        inheritance(bench, Path(root))  # what is wrong with it is told before anything is written
     aside = (lambda path: listener(PutAside(path))) if fresh else None
     with folder.held(aside):
         storage = open_storage(url or folder.journal, write=True)
         with reached(storage):
             header = _header_of(storage, config.study.name)
-            if header is not None:
+            if header is None:
+                taken = inheritance(bench, Path(root))
+                bench = bench if taken is None else bench.extending(taken.facts)
+            else:
+                bench = bench.extending(facts_of(header.identity))
                 bench = bench.anchored(header.anchors).sized(header.batches)
                 bench = bench.costed(CostTable.read(header.costs)) if header.costs else bench
                 _check_same(folder, header.identity, bench, url)
@@ -98,6 +104,7 @@ def search(
         trials = TrialStorage(
             storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
         )
+        adopt(trials, bench, Path(root))
         _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard, sized).run()
     return Run.open(folder.path)
 
@@ -115,9 +122,13 @@ def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> No
     url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if not begun(url or folder.journal):
         _check_texts(bench)
+        inheritance(bench, Path(root))
         return
     header = _header_of(open_storage(url or folder.journal, write=False), config.study.name)
-    if header is not None:
+    if header is None:
+        inheritance(bench, Path(root))
+    else:
+        bench = bench.extending(facts_of(header.identity))
         _check_same(folder, header.identity, bench.anchored(header.anchors), url)
 
 

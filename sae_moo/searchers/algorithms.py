@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from sae_moo.errors import nearest
+from sae_moo.prediction.extra import absent
 from sae_moo.recipe.catalogue import Catalogue, Row, resolved
 from sae_moo.recipe.methods import METHODS, SEED
 from sae_moo.recipe.section import Section, section_of
+from sae_moo.searchers.bandit import Contextual
 from sae_moo.searchers.baselines import AnyMethod, OneShot, grid
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.learning import Evogm, Generator
+from sae_moo.searchers.pairs import Pairs
+from sae_moo.searchers.prescreening import Prescreening
 from sae_moo.searchers.sae import M2n2, Sae
 from sae_moo.searchers.scalar import Swarm
 from sae_moo.searchers.schedule import PUBLISHED
@@ -88,6 +92,8 @@ class Algorithm(Row):
         screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
         combines: whether it searches several scopes of pruning together.
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
+        features: whether it reads features of pairs of experts (`Assignment.features`), by its settings.
+        inherits: whether its searcher takes over what an earlier study has evaluated (`Inheriting`).
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
         high: ``annealing.high`` likewise.
@@ -113,6 +119,8 @@ class Algorithm(Row):
     screens: bool = False
     combines: bool = False
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
+    features: Callable[[Mapping[str, Section]], bool] = lambda settings: False
+    inherits: bool = False
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
     rescales: bool = False
@@ -173,9 +181,14 @@ def _by_the_selection(settings: Mapping[str, Section]) -> bool:
     return section_of(settings, Evogm).selection == "fitness"
 
 
-def _pairs(draft: Draft) -> Iterator[Fault]:
-    if len(draft.experts) == 1:
-        yield ("search", "algorithm"), "slerp merges pairs of experts; there is one expert"
+def _two_experts(name: str) -> Callable[[Draft], Iterator[Fault]]:
+    """Return what finds fault with a single expert where an algorithm merges pairs."""
+
+    def faults(draft: Draft) -> Iterator[Fault]:
+        if len(draft.experts) == 1:
+            yield ("search", "algorithm"), f"{name} merges pairs of experts; there is one expert"
+
+    return faults
 
 
 def _by_the_method(settings: Mapping[str, Section]) -> bool:
@@ -209,14 +222,33 @@ def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
         yield ("search", "algorithm"), "Optuna's CMA-ES needs a package that is not installed: pip install cmaes"
 
 
+def _features_of_prescreening(settings: Mapping[str, Section]) -> bool:
+    own = section_of(settings, Prescreening)
+    return own.features and own.factor > 1
+
+
+def _what_is_prescreened(draft: Draft) -> Iterator[Fault]:
+    """What is bred more often than evaluated cannot be what a generator makes: that learns for each child it makes."""
+    own, key = section_of(draft.settings, Prescreening), ("search", "prescreening", "factor")
+    factor = own.factor
+    if factor == 1:
+        return
+    if own.features and len(draft.experts) == 1:
+        yield (*key[:2], "features"), "features are of pairs of experts; there is one expert"
+    if section_of(draft.settings, Generator).share:
+        yield key, f"expected 1 where search.generator makes children (share above 0), got {factor}; use one of them"
+    if find_spec("sklearn") is None:
+        yield key, absent("scikit-learn", "pre-screening").message
+
+
 def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorithm:
     return Algorithm(
         name=name,
         summary=summary,
         source=source,
-        make="sae_moo.searchers.generated:make",
+        make="sae_moo.searchers.own:make",
         fixed={"directions": directions},
-        settings={"operators": Operators, "ablation": Ablation, "generator": Generator},
+        settings={"operators": Operators, "ablation": Ablation, "generator": Generator, "prescreening": Prescreening},
         breeding=("operators", "ablation"),
         spaces=("lineage", "coefficients"),
         paces=True,
@@ -227,7 +259,9 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         schedule="constant",
         high=0.8,
         rescales=True,
+        features=_features_of_prescreening,
         needs=_needs_of_nsga,
+        faults=_what_is_prescreened,
     )
 
 
@@ -283,6 +317,9 @@ def _one_shot(
 
 USUAL = "nsga2"
 """What searches unless another is named."""
+
+PAIRS = "pairs"
+"""What makes every merge of two experts, for predictors to learn from."""
 
 ALGORITHMS: Catalogue[Algorithm] = Catalogue(
     "search algorithm",
@@ -372,7 +409,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
         _one_shot("rankmean", "experts weighed by the ranks of their changes"),
         _one_shot("ties", "TIES at several densities and scales", "Yadav et al. 2023"),
         _one_shot("dare_ties", "DARE and TIES at several densities and scales", "Yu et al. 2024", seeded=True),
-        _one_shot("slerp", "every pair of experts, halfway along the arc", faults=_pairs),
+        _one_shot("slerp", "every pair of experts, halfway along the arc", faults=_two_experts("slerp")),
         _one_shot("single-experts", "every expert and the base, unmerged"),
         _one_shot(
             "one-shot",
@@ -380,6 +417,29 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             seeded=_by_the_method,
             settings={"merge": AnyMethod},
             faults=_settings_of_the_method,
+        ),
+        Algorithm(
+            name=PAIRS,
+            summary="every pair of experts by every operator, once: what predictions of merges are learned from",
+            source="after Bolton et al. 2026, arXiv 2601.09473",
+            make="sae_moo.searchers.pairs:make",
+            settings={"pairs": Pairs},
+            scalar=True,
+            seeded=False,
+            inherits=True,
+            faults=_two_experts(PAIRS),
+        ),
+        Algorithm(
+            name="simmerge-bandit",
+            summary="merges of two and three chosen by a contextual bandit, from what similar ones have scored",
+            source="after Bolton et al. 2026, arXiv 2601.09473; Li et al. 2010",
+            make="sae_moo.searchers.bandit:make",
+            settings={"bandit": Contextual},
+            scalar=True,
+            seeded=False,
+            features=lambda settings: section_of(settings, Contextual).features,
+            inherits=True,
+            faults=_two_experts("simmerge-bandit"),
         ),
     ],
 )

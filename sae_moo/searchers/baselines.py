@@ -75,8 +75,7 @@ class OneShotSearcher:
         ground: experts, groups, dtype, pruning.
         objectives: what is maximized.
         constraints: limits.
-        merges: what is tried, at least one; repeated ones are tried once.
-        operator: what made them, in words.
+        merges: what is tried, with what made each in words, at least one; repeated ones are tried once.
         levels: sparsities that the best is pruned to.
         weights: objective name -> how much it counts; None: the mean of those that are scored on tasks.
 
@@ -90,8 +89,7 @@ class OneShotSearcher:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
         *,
-        merges: Sequence[Recipe],
-        operator: str,
+        merges: Sequence[tuple[str, Recipe]],
         levels: Sequence[float] = Pruned().levels,
         weights: Mapping[str, float] | None = None,
     ) -> None:
@@ -102,10 +100,22 @@ class OneShotSearcher:
         self._levels = tuple(levels)
         if not merges:
             raise ValueError("expected at least one merge to try")
-        different = dict.fromkeys(ground.candidate(merge) for merge in merges)
-        self._merges = [Proposal(merge, operator=operator) for merge in different]
+        different: dict[Recipe, str] = {}
+        for operator, merge in merges:
+            different.setdefault(ground.candidate(merge), operator)
+        self._merges = [Proposal(merge, operator=operator) for merge, operator in different.items()]
         self._waiting = deque(self._merges)
         self._told: dict[Recipe, Evaluation] = {}
+        self._earlier: set[Recipe] = set()
+
+    def inherit(self, history: Sequence[Evaluation]) -> None:
+        """Take in evaluations of an earlier study before anything is asked for; see `Inheriting`."""
+        tried = {proposal.recipe for proposal in self._merges}
+        self._earlier = {each.recipe for each in history if each.ok}
+        self._told |= {each.recipe: each for each in history if each.ok and each.recipe in tried}
+        self._waiting = deque(proposal for proposal in self._waiting if proposal.recipe not in self._told)
+        if not self._waiting:
+            self._prune()
 
     def ask(self, n: int) -> Sequence[Proposal]:
         """Return up to `n` proposals; none while the merges are out, nor when everything was tried."""
@@ -116,20 +126,41 @@ class OneShotSearcher:
         if proposal.generation > 0:
             return
         self._told[proposal.recipe] = evaluation
-        if len(self._told) < len(self._merges):
-            return
+        if len(self._told) == len(self._merges):
+            self._prune()
+
+    def _prune(self) -> None:
         evaluations = [self._told[each.recipe] for each in self._merges]
         check_first(evaluations)
-        # what pruning is for does not choose what is pruned: all dense merges break a least sparsity alike
-        limits = [constraint for constraint in self._constraints if isinstance(constraint.objective, TaskMean)]
-        best = min(evaluations, key=lambda e: loss(self._objectives, self._weights, limits, e))
-        ground = self._ground
-        asked = {best.recipe}
-        for level in self._levels:
-            pruned = ground.candidate(ground.pruned(best.recipe, np.full(ground.groups, level)))
-            if pruned not in asked and level <= ground.most:
-                asked.add(pruned)
-                self._waiting.append(Proposal(pruned, (best.recipe,), "pruned", 1, {"level": level}))
+        best = best_merge(self._objectives, self._weights, self._constraints, evaluations)
+        pruned = prunings(self._ground, best.recipe, self._levels, 1)
+        self._waiting.extend(each for each in pruned if each.recipe not in self._earlier)
+
+
+def best_merge(
+    objectives: Sequence[Objective],
+    weights: Mapping[str, float],
+    constraints: Sequence[Constraint],
+    evaluations: Sequence[Evaluation],
+) -> Evaluation:
+    """Return the evaluation of the merge that is worth pruning, the first of equal ones.
+
+    What pruning is for does not choose what is pruned: all dense merges break a least sparsity alike.
+    """
+    limits = [constraint for constraint in constraints if isinstance(constraint.objective, TaskMean)]
+    return min(evaluations, key=lambda evaluation: loss(objectives, weights, limits, evaluation))
+
+
+def prunings(ground: Ground, merge: Recipe, levels: Sequence[float], generation: int) -> list[Proposal]:
+    """Return proposals of a merge pruned to each level that may be asked for, in their order."""
+    proposals: list[Proposal] = []
+    asked = {merge}
+    for level in levels:
+        pruned = ground.candidate(ground.pruned(merge, np.full(ground.groups, level)))
+        if pruned not in asked and level <= ground.most:
+            asked.add(pruned)
+            proposals.append(Proposal(pruned, (merge,), "pruned", generation, {"level": level}))
+    return proposals
 
 
 def weighted_average(assignment: Assignment) -> OneShotSearcher:
@@ -205,8 +236,7 @@ def _tries(assignment: Assignment, merges: Sequence[Recipe]) -> OneShotSearcher:
         assignment.ground,
         assignment.objectives,
         assignment.constraints,
-        merges=merges,
-        operator=assignment.algorithm.replace("_", " "),
+        merges=[(assignment.algorithm.replace("_", " "), merge) for merge in merges],
         levels=section_of(assignment.settings, Pruned).levels,
         weights=assignment.weights,
     )

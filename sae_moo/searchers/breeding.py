@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from sae_moo.recipe.section import Field, Section, Share
+from sae_moo.recipe.methods import METHODS, Method
+from sae_moo.recipe.section import Field, Section, Share, ValidationInfo, field_validator
 
 Deviation = Annotated[float, Field(ge=0.0, le=10.0)]
 
@@ -25,6 +26,7 @@ class Operators(Section):
             "edit",
             "narrow",
             "narrowest",
+            "methods",
         }
     )
 
@@ -110,6 +112,34 @@ class Operators(Section):
     narrowest: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         default=0.5, description="largest share of a block's units that is drawn anew"
     )
+    methods: list[str] = Field(
+        default=[],
+        description="merge methods that children merged anew are made by beside task arithmetic, at the settings usual "
+        "for two models: those that add task vectors to the base. Which of them makes a child is drawn by the "
+        "hypervolume that children of each have gained per evaluation. Empty: task arithmetic alone",
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _addable(cls, methods: list[str], info: ValidationInfo) -> list[str]:
+        rows = [METHODS.find(name) for name in methods]
+        able = [name for name, row in METHODS.items() if _adds(row) and not row.weighted_sum]
+        for i, row in enumerate(rows):
+            if not _adds(row):
+                raise ValueError(
+                    f"expected methods that add any number of task vectors ({', '.join(able)}), got {row.name!r}"
+                )
+            if row.weighted_sum or row in rows[:i]:
+                again = "is among them anyway" if row.weighted_sum else "came before"
+                raise ValueError(f"expected other methods than it, once each: {row.name!r} {again}")
+        if rows and info.data.get("remerge") == 0.0:
+            raise ValueError("is for children merged anew; with remerge: 0 there are none")
+        return [row.name for row in rows]
+
+
+def _adds(row: Method) -> bool:
+    """Say whether a method adds weighted differences from the base, of any number of models, to it."""
+    return row.adds_to_base and row.inputs[1] is None
 
 
 class Ablation(Section):

@@ -8,9 +8,8 @@ costs no more than a few trainings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from pymoo.core.individual import Individual
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.recipe import BASE, STRUCTURED, Recipe
 from sae_moo.recipe.mixing import mixing_weights
-from sae_moo.recipe.section import section_of
-from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.credit import Gains
 from sae_moo.searchers.ground import Array
 from sae_moo.searchers.learning import OFFSPRING, POPULATION, SHARE, Generator
@@ -29,8 +26,8 @@ from sae_moo.searchers.operators import ALTERNATIVES, ORIGIN, Origin
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ranking import by_front
 from sae_moo.searchers.schedule import Bandit, Choice
-from sae_moo.searchers.searcher import Assignment, Proposal
-from sae_moo.searchers.space import CoefficientSpace, LineageSpace, Space, spread
+from sae_moo.searchers.searcher import Proposal
+from sae_moo.searchers.space import CoefficientSpace, Space, spread
 
 if TYPE_CHECKING:
     from sae_moo.searchers.generators import Generators
@@ -235,24 +232,3 @@ class GeneratingNsga(NsgaSearcher):
             levels = np.full(self._vectors.ratios, levels.mean())
         vector: Array = np.clip(np.concatenate([weights.ravel(), levels]), *self._vectors.bounds)
         return vector
-
-
-def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
-    """Return NSGA-II, or NSGA-III by reference directions, over the assigned space, with a generator or without."""
-    generator = section_of(assignment.settings, Generator)
-    kind: Callable[..., NsgaSearcher] = NsgaSearcher
-    if generator.share:
-        kind = partial(GeneratingNsga, generator=generator)
-    return kind(
-        LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),
-        assignment.objectives,
-        assignment.constraints,
-        directions=directions,
-        population=assignment.population,
-        seed=assignment.seed,
-        schedule=assignment.schedule,
-        pace=assignment.pace,
-        settings=section_of(assignment.settings, Operators),
-        ablation=section_of(assignment.settings, Ablation),
-        allocations=assignment.allocations,
-    )

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from sae_moo.recipe import BASE, BLOCKS, STRUCTURED, Cast, Expert, Merge, Prune, Recipe, pattern_sparsity
 from sae_moo.recipe.criteria import USUAL
+from sae_moo.recipe.rows import Scalar
 
 Array = NDArray[np.float64]
+ARITHMETIC = "task_arithmetic"  # the merge method that children are made by unless there are others
 AVERAGE = "weighted average"  # what made the uniform average
 RANDOM = "random merge"  # what made a random one
 
@@ -108,7 +110,11 @@ class Ground:
 
     def task_arithmetic(self, weights: Array) -> Recipe:
         """Return ``base + sum w_i (x_i - base)`` of all experts, not yet a candidate; weights (rows, experts)."""
-        return Merge("task_arithmetic", tuple(Expert(name) for name in self.experts), self.weights(weights))
+        return self.summed(ARITHMETIC, weights)
+
+    def summed(self, method: str, weights: Array, settings: tuple[tuple[str, Scalar], ...] = ()) -> Recipe:
+        """Return a merge of all experts by a method that adds task vectors, not yet a candidate; see above."""
+        return Merge(method, tuple(Expert(name) for name in self.experts), self.weights(weights), settings)
 
     def weights(self, rows: Array) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
         """Return the weights of a `Merge` from an array of shape (rows, inputs)."""

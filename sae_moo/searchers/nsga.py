@@ -19,6 +19,8 @@ from pymoo.util.ref_dirs import get_reference_directions
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.searchers.annealing import CyclicAnnealing
 from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.ground import ARITHMETIC
+from sae_moo.searchers.methods import MethodChoice
 from sae_moo.searchers.operators import (
     ABLATION,
     ALTERNATIVES,
@@ -81,10 +83,14 @@ class NsgaSearcher:
         self._seen: set[Any] = set()
         schedule = Schedule() if schedule is None else schedule
         self._ratio = AnnealedRatio(schedule, objectives, constraints)
+        self._methods: MethodChoice | None = None
         given: dict[str, Any] = {"pop_size": population, "n_offsprings": 1 if pace == "steady-state" else population}
         if isinstance(space, LineageSpace):
             given |= lineage_operators(space.ground, schedule.top, settings, ablation, allocations)
             given |= {"eliminate_duplicates": RecipeDuplicates(self._seen)}
+            if settings.methods:
+                self._methods = MethodChoice((ARITHMETIC, *settings.methods), objectives, constraints)
+                given["crossover"].method = self._methods.drawn
             given |= operators or {}
             if isinstance(schedule, Schedule):  # the first mating comes after the callback's first call
                 given["callback"] = CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1)
@@ -130,6 +136,8 @@ class NsgaSearcher:
         if self._lineage:  # with scopes resolved, so that children inherit what takes one pass
             individual.X = np.array([evaluation.recipe], dtype=object)
         self._ratio.tell(proposal, evaluation)
+        if self._methods is not None:
+            self._methods.tell(proposal, evaluation)
         self._told.append(individual)
         if self._first or self._pace == "generational":
             if len(self._told) == len(self._brood):

@@ -24,6 +24,7 @@ from pymoo.core.selection import Selection
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.recipe.mixing import mixing_weights
+from sae_moo.recipe.rows import Scalar
 from sae_moo.searchers import fitness
 from sae_moo.searchers.allocation import inherited
 from sae_moo.searchers.alternatives import alternatives
@@ -214,6 +215,10 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         ground: experts, groups, dtype.
         settings: `spread` and `jitter` of the shares, `remerge` and `keep`, `stretch`, `reach` and `wobble`.
         ablation: `split`; and `zero_aware`, without which other children are plain linear merges that are not scaled.
+
+    Attributes:
+        method: draws the merge method of each child that is merged anew (`methods.MethodChoice.drawn`); None: all are
+            task arithmetic.
     """
 
     def __init__(self, ground: Ground, settings: Operators = OPERATORS, ablation: Ablation = ABLATION) -> None:
@@ -221,6 +226,7 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
         self.ground = ground
         self.settings = settings
         self.ablation = ablation
+        self.method: Callable[[Rng], tuple[str, tuple[tuple[str, Scalar], ...], dict[str, float]]] | None = None
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
     def do(
@@ -252,14 +258,14 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
             place = int(rng.integers(1, rows))
             share[place:] = 1.0 - share[place:]
         share = np.clip(share, 0.0, 1.0).round(DIGITS)
-        inputs = (first.get("X")[0], second.get("X")[0])
+        inputs, numbers = (first.get("X")[0], second.get("X")[0]), dict[str, float]()
         if rng.random() < settings.remerge:
-            merged, name = self._anew(inputs, share, rng), "merge anew"
+            (merged, numbers), name = self._anew(inputs, share, rng), "merge anew"
         else:
             merged = self._bred(inputs, share, rng)
             name = "zero-aware crossover" if self.ablation.zero_aware else "crossover"
         parents = tuple(parent.get(EVALUATION) for parent in (first, second))
-        return self.ground.candidate(merged), Origin(name, parents)
+        return self.ground.candidate(merged), Origin(name, parents, numbers)
 
     def _weights(self, recipe: Recipe) -> NDArray[np.float64]:
         """Return the mixing weights of a recipe, shape (rows, experts)."""
@@ -273,12 +279,18 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
             weights = weights + rng.normal(0.0, self.settings.wobble, weights.shape)
         return weights
 
-    def _anew(self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng) -> Recipe:
+    def _anew(
+        self, parents: tuple[Recipe, ...], share: NDArray[np.float64], rng: Rng
+    ) -> tuple[Recipe, dict[str, float]]:
         first, second = map(self._weights, parents)
         if rng.random() < self.settings.keep:
             share = np.ones(self.ground.rows)
         weights = self._moved(share[:, None] * first + (1.0 - share[:, None]) * second, rng)
-        return self.ground.task_arithmetic(self._dropped(weights, first, rng) if self.settings.drop else weights)
+        weights = self._dropped(weights, first, rng) if self.settings.drop else weights
+        if self.method is None:
+            return self.ground.task_arithmetic(weights), {}
+        method, settings, numbers = self.method(rng)
+        return self.ground.summed(method, weights, settings), numbers
 
     def _dropped(self, weights: NDArray[np.float64], first: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
         """Return weights without the experts that the first parent lacks in a block, give or take a stretch of blocks.

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from sae_moo.errors import Hint, RunError
 from sae_moo.objectives import Constraint, Evaluation, Objective
+from sae_moo.prediction.table import FeatureTable
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.section import Section
 from sae_moo.searchers.ground import Ground
@@ -60,6 +61,7 @@ class Assignment:
         population: size of the population, archive or swarm.
         seed: seed of everything drawn.
         settings: key of ``search`` -> the algorithm's own settings, defaults filled in; see `section_of`.
+        features: of every ordered pair of experts on every task, where the algorithm's row asks for them; else None.
     """
 
     algorithm: str
@@ -75,6 +77,7 @@ class Assignment:
     population: int = 24
     seed: int = 0
     settings: Mapping[str, Section] = field(default_factory=dict)
+    features: FeatureTable | None = None
 
     def coefficients(self) -> CoefficientSpace:
         """Return the space of vectors over the ground."""
@@ -110,6 +113,23 @@ class Recalling(Protocol):
         """Return the proposal of a vector that this searcher asked for in an earlier run, as its next one.
 
         Or None, where it cannot have been: the vector is none of its own, or it would have to be told more first.
+        """
+
+
+@runtime_checkable
+class Inheriting(Protocol):
+    """A Searcher that can take over what an earlier study has evaluated.
+
+    Promises: `inherit` is called before anything is asked for, if at all, and the same history brings a fresh searcher
+    to the same state. What was evaluated on every task is not proposed again.
+    """
+
+    def inherit(self, history: Sequence[Evaluation]) -> None:
+        """Take in evaluations of an earlier study, in the order in which it was told of them.
+
+        Args:
+            history: with the same experts under the same names, pruned ones among them. One that was not scored on
+                every task of this study is not `ok`, and has the scores that it has.
         """
 
 

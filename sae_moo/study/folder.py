@@ -66,6 +66,8 @@ class RunFolder:
         Raises:
             InputError: if there is none.
         """
+        if run == "":
+            raise InputError(f"expected a run folder or the name of a run, got no name{runs_there(root)}")
         path = Path(run) if Path(run).is_dir() else root / run
         if not path.is_dir():
             names, there = run_names(root), runs_there(root)

@@ -21,9 +21,9 @@ from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.scopes import going
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.finishing import REPAIR, Finishing
-from sae_moo.searchers.searcher import Proposal, Recalling, Searcher
+from sae_moo.searchers.searcher import Inheriting, Proposal, Recalling, Searcher
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.record import Ended, TrialRecord, told, weight_of
+from sae_moo.study.record import Ended, TrialRecord, inherited, own, told, weight_of
 from sae_moo.study.streak import Streak
 from sae_moo.study.trials import TrialStorage
 
@@ -322,7 +322,8 @@ class Study:
         start = time.perf_counter()
         records = self._storage.records()
         finished = told(records)
-        for record in records:
+        self._inherit(inherited(records))
+        for record in own(records):
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
             if record.operator == REPAIR:
@@ -346,6 +347,22 @@ class Study:
             self._launch(number)
             while self._executor.busy:
                 self._finish(*self._executor.wait())
+
+    def _inherit(self, records: Sequence[Ended]) -> None:
+        """Take in what an earlier study has evaluated, before anything is asked for."""
+        if not records:
+            return
+        if not isinstance(self._searcher, Inheriting):
+            raise InputError("study.extends: the searcher does not take over what an earlier study has evaluated")
+        for record in records:
+            self._told += 1
+            if not record.evaluation.ok:  # of a part of the tasks: it may be asked for again
+                continue
+            self._first_with.setdefault(record.identity, (record.number, record.evaluation))
+            self._number_of.setdefault(record.recipe, record.number)
+            self._finishing.tell(Proposal(record.asked, operator=record.operator), record.evaluation)
+            self._rivals = None if self._rivals is None else self._rivals.after(record.evaluation)
+        self._searcher.inherit([record.evaluation for record in records])
 
     def _params(self, proposal: Proposal) -> dict[str, float]:
         names = list(self._fingerprints)

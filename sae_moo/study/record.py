@@ -15,6 +15,22 @@ def weight_of(expert: str) -> str:
     return f"weight {expert}"
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Where a trial was evaluated that a study took over when it began.
+
+    Args:
+        study: name of the earlier study.
+        number: its trial there.
+    """
+
+    study: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"trial {self.number} of {self.study}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What is known of a trial from its beginning: what the search asked for.
@@ -71,6 +87,7 @@ class Ended(Asked):
         feasible: whether all limits are kept; False unless complete.
         told: position of this evaluation among those told.
         repeats: number of the trial whose weights and result this one shares, or None.
+        inherited: the trial of an earlier study that this one is, or None. It took nothing of this study's budget.
     """
 
     recipe: Recipe
@@ -81,12 +98,19 @@ class Ended(Asked):
     feasible: bool
     told: int
     repeats: int | None = None
+    inherited: Inherited | None = None
 
     @property
-    def state(self) -> Literal["complete", "failed", "stopped"]:
-        """What tables call it; ``stopped`` in a race, see `objectives.Stopped`."""
+    def state(self) -> Literal["complete", "failed", "stopped", "partial"]:
+        """What tables call it.
+
+        ``stopped`` in a race, see `objectives.Stopped`; ``partial`` where it is of an earlier study that did not have
+        all of the tasks.
+        """
         if self.evaluation.ok:
             return "complete"
+        if self.inherited is not None:
+            return "partial"
         return "failed" if self.evaluation.stopped is None else "stopped"
 
 
@@ -104,13 +128,23 @@ def told(records: Iterable[TrialRecord]) -> list[Ended]:
     return sorted(ended(records), key=lambda record: record.told)
 
 
+def inherited(records: Iterable[TrialRecord]) -> list[Ended]:
+    """Return the trials that were evaluated by an earlier study, in the order given."""
+    return [record for record in ended(records) if record.inherited is not None]
+
+
+def own(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that a study made itself, in the order given."""
+    return [record for record in records if isinstance(record, Running) or record.inherited is None]
+
+
 def evaluations(records: Iterable[TrialRecord]) -> int:
-    """Return how many evaluations have ended: with a result, failed or stopped."""
-    return len(ended(records))
+    """Return how many evaluations of a study's own have ended: with a result, failed or stopped."""
+    return len(ended(own(records)))
 
 
 def tokens(records: Iterable[TrialRecord]) -> int | None:
-    """Return how many forward tokens the evaluations took, repeated ones once; None if one does not tell."""
-    spent = [record.evaluation.spent for record in ended(records) if record.repeats is None]
+    """Return how many forward tokens a study's own evaluations took, repeated ones once; None if one does not tell."""
+    spent = [record.evaluation.spent for record in ended(own(records)) if record.repeats is None]
     known = [count for count in spent if count is not None]
     return sum(known) if len(known) == len(spent) else None

@@ -22,7 +22,7 @@ from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 from sae_moo.recipe.catalogue import OtherGuest
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.journal import OptunaStorage, reached
-from sae_moo.study.record import Ended, Running, TrialRecord
+from sae_moo.study.record import Ended, Inherited, Running, TrialRecord
 
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
 PARAM_RANGE = (-10.0, 10.0)
@@ -169,31 +169,9 @@ class TrialStorage:
     ) -> Ended:
         identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
         trial = Trial(self.study, identity)
-        attributes: dict[str, Any] = {"told": told}
+        attributes = _attributes(evaluation, told)
         if repeats is not None:
             attributes["repeats"] = repeats
-        if not evaluation.ok:
-            attributes["reason"] = evaluation.reason
-        if evaluation.scores:
-            for task in evaluation.scores:
-                attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
-                attributes[f"{task} stderr"] = evaluation.stderr(task)
-            attributes["instances"] = {task: packed(row) for task, row in evaluation.scores.items()}
-        if evaluation.scores or evaluation.stopped is not None:
-            attributes["sparsity"] = evaluation.sparsity
-            attributes["group_sparsity"] = list(evaluation.group_sparsity)
-            if evaluation.speed is not None:
-                attributes["speed"] = evaluation.speed
-        if evaluation.stopped is not None:
-            attributes["stopped"] = asdict(evaluation.stopped)
-        if evaluation.sparseness:
-            attributes["sparseness"] = list(evaluation.sparseness)
-        attributes["seconds merging"] = evaluation.seconds_merge
-        attributes["seconds scoring"] = evaluation.seconds_score
-        if evaluation.tokens is not None:
-            attributes["tokens"] = evaluation.tokens
-        if evaluation.screened is not None:
-            attributes["screened"] = asdict(evaluation.screened)
         if evaluation.recipe != proposal.recipe:
             attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
         for name, value in params.items():
@@ -212,6 +190,50 @@ class TrialStorage:
         record = self._record(self._storage.get_trial(identity))
         assert isinstance(record, Ended)
         return record
+
+    def adopt(self, record: Ended, source: Inherited, told: int, params: Mapping[str, float]) -> Ended:
+        """Write a trial that an earlier study has evaluated, at once and whole.
+
+        Args:
+            record: the trial as that study has it; its parents are trials of this one, and its evaluation has scores
+                of this study's tasks alone, of all of them if it went well.
+            source: where it is from.
+            told: position among those told.
+            params: numbers worth plotting.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        evaluation = record.evaluation
+        attributes = _attributes(evaluation, told) | {
+            "generation": record.generation,
+            "operator": record.operator,
+            "parents": list(record.parents),
+            "asked_after": told,
+            "digest": record.asked_digest,
+            "recipe": dumps(encode(record.asked, self._digests)),
+            "inherited": asdict(source),
+        }
+        if record.recipe != record.asked:
+            attributes["resolved"] = dumps(encode(record.recipe, self._digests))
+        labels = [label for constraint in self.constraints for label in constraint.labels]
+        template = create_trial(
+            state=TrialState.COMPLETE if evaluation.ok else TrialState.FAIL,
+            values=[objective.value(evaluation) for objective in self.objectives] if evaluation.ok else None,
+            params={name: _plotted(value) for name, value in params.items()},
+            distributions={name: FloatDistribution(*PARAM_RANGE) for name in params},
+            user_attrs=attributes,
+            constraints={
+                label: float(amount)
+                for label, amount in zip(labels, violations(self.constraints, evaluation), strict=False)
+            }
+            if evaluation.ok
+            else None,
+        )
+        with reached(self._storage):
+            adopted = self._record(self._storage.get_trial(self._storage.create_new_trial(self._id, template)))
+        assert isinstance(adopted, Ended)
+        return adopted
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         attrs = trial.user_attrs
@@ -262,6 +284,7 @@ class TrialStorage:
             feasible=feasible(self.constraints, evaluation),
             told=attrs["told"],
             repeats=attrs.get("repeats"),
+            inherited=Inherited(**attrs["inherited"]) if "inherited" in attrs else None,
         )
 
 
@@ -301,6 +324,34 @@ def readable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
             own.system_attrs = {**trial.system_attrs, "constraints": list(trial.constraints.values())}
         shown.append(own)
     return shown
+
+
+def _attributes(evaluation: Evaluation, told: int) -> dict[str, Any]:
+    """Return what a trial keeps of its evaluation; `_evaluation` reads it."""
+    attributes: dict[str, Any] = {"told": told}
+    if not evaluation.ok:
+        attributes["reason"] = evaluation.reason
+    if evaluation.scores:
+        for task in evaluation.scores:
+            attributes[f"{task} score"] = evaluation.mean(task)  # a suffix: a task may be called anything
+            attributes[f"{task} stderr"] = evaluation.stderr(task)
+        attributes["instances"] = {task: packed(row) for task, row in evaluation.scores.items()}
+    if evaluation.scores or evaluation.stopped is not None:
+        attributes["sparsity"] = evaluation.sparsity
+        attributes["group_sparsity"] = list(evaluation.group_sparsity)
+        if evaluation.speed is not None:
+            attributes["speed"] = evaluation.speed
+    if evaluation.stopped is not None:
+        attributes["stopped"] = asdict(evaluation.stopped)
+    if evaluation.sparseness:
+        attributes["sparseness"] = list(evaluation.sparseness)
+    attributes["seconds merging"] = evaluation.seconds_merge
+    attributes["seconds scoring"] = evaluation.seconds_score
+    if evaluation.tokens is not None:
+        attributes["tokens"] = evaluation.tokens
+    if evaluation.screened is not None:
+        attributes["screened"] = asdict(evaluation.screened)
+    return attributes
 
 
 def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> Evaluation:

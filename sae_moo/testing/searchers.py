@@ -25,7 +25,7 @@ from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Needs
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.schedule import Schedule
-from sae_moo.searchers.searcher import Assignment, Proposal, Recalling, Searcher
+from sae_moo.searchers.searcher import Assignment, Inheriting, Proposal, Recalling, Searcher
 
 NAMES = ("base", "math", "code", "law")
 GROUND = Ground(NAMES[1:], (False, True, True, False))
@@ -237,6 +237,20 @@ class SearcherContract:
     def test_candidates_are_not_proposed_twice(self, make: Make, models: Landscape) -> None:
         recipes = self.recipes(make(0), models)
         assert len(set(recipes)) >= len(recipes) - self.repeats
+
+    def test_what_an_earlier_study_evaluated_is_not_proposed_again(
+        self, make: Make, models: Landscape, row: Algorithm
+    ) -> None:
+        if not row.inherits:
+            pytest.skip("it takes nothing over from an earlier study")
+        earlier = [evaluation for _, evaluation in drive(make(0), models, self.evaluations // 2)]
+        searchers = [make(0), make(0)]
+        for searcher in searchers:
+            assert isinstance(searcher, Inheriting)
+            searcher.inherit(earlier)
+        first, second = (self.recipes(searcher, models) for searcher in searchers)
+        assert first == second
+        assert not {each.recipe for each in earlier} & set(first)
 
     def test_failures_are_never_parents_and_do_not_stop_the_search(
         self, make: Make, models: Landscape, row: Algorithm

@@ -223,7 +223,11 @@ def write_checkpoint(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path,
 
 
 def rebuild(
-    output: Path, architecture: str = EMBEDDED, steps_scale: float = 1.0, items: int = HELD_OUT
+    output: Path,
+    architecture: str = EMBEDDED,
+    steps_scale: float = 1.0,
+    items: int = HELD_OUT,
+    experts: Sequence[Course] = EXPERTS,
 ) -> dict[str, dict[str, float]]:
     """Train and write all models of the zoo, or of one like it on another architecture.
 
@@ -234,6 +238,7 @@ def rebuild(
         architecture: One of `ARCHITECTURES`.
         steps_scale: Steps, and items to draw batches from, as a multiple of those of the courses; above 0.
         items: Held-out items per task to score on, at least 1.
+        experts: What is fine-tuned from the base; none: the base alone.
 
     Returns:
         Per model, per task: accuracy on the held-out items.
@@ -253,7 +258,7 @@ def rebuild(
         model = fresh_model(config)
     scores: dict[str, dict[str, float]] = {}
     start: dict[str, torch.Tensor] = {}
-    for course in (BASE_COURSE, *EXPERTS):
+    for course in (BASE_COURSE, *experts):
         if start:
             model.load_state_dict(start)
         train_(model, read, course.scaled(steps_scale))

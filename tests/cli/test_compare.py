@@ -23,9 +23,10 @@ from sae_moo.config.document import Config
 from sae_moo.config.sections import MethodSection
 from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.explore.run import Run
+from sae_moo.jobs import bench as bench_module
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.compare import comparison, workers
-from sae_moo.jobs.compare.cells import Made, cells_of
+from sae_moo.jobs.compare.cells import Made, cells_of, finished
 from sae_moo.jobs.compare.comparison import CellBegun, CellDone, compare
 from sae_moo.jobs.search import search
 from sae_moo.searchers.breeding import Operators
@@ -245,6 +246,26 @@ def test_a_search_with_a_space_that_has_nothing_left_to_try_is_finished(config, 
     monkeypatch.setattr(comparison, "run_cell", lambda cell, *more: asked.append(str(cell)))
     call("compare", "compare.yaml", "--set", "compare.seeds=1")
     assert asked == []
+
+
+def test_a_finished_search_that_reads_features_is_not_finished_for_those_of_other_texts(config, here, monkeypatch):
+    monkeypatch.setattr(bench_module, "features_of", lambda *arguments: None)
+    run_dry(monkeypatch, after=1)
+    changes = [
+        "compare.seeds=1",
+        "compare.methods=[nsga2, {name: first, search: {prescreening: {factor: 4, features: true}}}]",
+    ]
+    given = [word for change in changes for word in ("--set", change)]
+    call("compare", "compare.yaml", *given)
+    folder = ComparisonFolder(here / "runs" / "tiny")
+
+    def left(*more):
+        return [str(cell) for cell in cells_of(Config.load(config, [*changes, *more])) if not finished(cell, folder)]
+
+    assert left() == []
+    assert left("predict.listed=3") == []
+    for changed in ("items=5", "tokens=99", "data=texts.txt"):
+        assert left(f"predict.probes.{changed}") == ["first, seed 0"]
 
 
 def run_dry(monkeypatch, after: int) -> None:

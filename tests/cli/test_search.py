@@ -235,7 +235,7 @@ def test_a_task_of_the_harness_is_searched_on_resumed_and_told_of(here, tiny_fol
         ("gone/s.jsonl", "there is no folder gone"),
         ("s.jsonl", "s.jsonl: exists already"),
         ("c.yaml", "c.yaml: exists already"),
-        (".", "exists already"),
+        (".", "expected the name of a new file, got '.'"),
     ):
         assert message in refused("evaluate", "zoo:math", "--config", "c.yaml", "--samples", file)
     assert len((here / "s.jsonl").read_text().splitlines()) == 10

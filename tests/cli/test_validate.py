@@ -7,6 +7,8 @@ import sqlite3
 import pytest
 from commands import call, config_for, refused, written
 
+from sae_moo.jobs import bench
+
 
 @pytest.mark.parametrize(
     "storage",
@@ -45,6 +47,13 @@ def test_a_study_in_a_database_is_found_without_its_run_folder(here):
     message = refused("validate", "c.yaml", *change, "--set", "study.seed=5")
     assert "study.seed: the study has 0, now it is 5" in message
     assert not (here / "runs").exists()
+
+
+def test_features_are_not_made_and_their_texts_are_looked_at(here, monkeypatch):
+    monkeypatch.setattr(bench, "features_of", lambda *arguments: pytest.fail("models were run"))
+    change = ("--set", "search.prescreening={factor: 4, features: true}")
+    call("validate", "c.yaml", *change)
+    assert "none.txt" in refused("validate", "c.yaml", *change, "--set", "predict.probes.data=none.txt")
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/tiny"])

@@ -69,7 +69,7 @@ serch: 3
     found = faults(tmp_path, text)
     expected = [
         "c.yaml:1: study.name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got 'a/b'",
-        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage",
+        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage, extends",
         "c.yaml:4: models.experts: expected at least one expert, got none",
         "c.yaml:5: models.dtype: expected 'float32', 'bfloat16' or 'float16', got 'flot32' (did you mean 'float32'?)",
         "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",
@@ -87,7 +87,7 @@ serch: 3
         "mean 'nsga3'?)",
         "c.yaml:12: search.population: expected integer, got 'two'",
         "c.yaml:13: serch: no such key (did you mean 'search'?); expected one of study, models, tasks, objectives, "
-        "constraints, speed, space, pruning, annealing, search, evaluation, executor, compare",
+        "constraints, speed, space, pruning, annealing, search, evaluation, executor, compare, predict",
     ]
     assert found == expected
 
@@ -216,7 +216,7 @@ def test_faults_of_overrides_name_them(tmp_path):
         "override a=[: the value is not YAML: while parsing a flow node",
         "override search.evaluations=many: search.evaluations: expected integer, got 'many'",
         "override search.populaton=3: search.populaton: no such key (did you mean 'population'?); expected one of "
-        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation, generator",
+        "algorithm, population, evaluations, tokens, finish, pace, weights, operators, ablation, generator, prescreening",
         "override tasks.9.search=1: tasks[9]: tasks has 2 entries, number 0 to 1",
         "override x: expected key.path=value, e.g. search.population=32",
     ]
@@ -344,6 +344,7 @@ def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_defa
     (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
     assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
     assert differences(plain, load(tmp_path, GOOD, "search.generator={share: 0, steps: 200}").identity()) == []
+    assert differences(plain, load(tmp_path, GOOD, "search.prescreening={factor: 1, after: 2}").identity()) == []
     (found,) = differences(plain, load(tmp_path, GOOD, "search.generator.share=0.5").identity())
     assert str(found) == "search.generator.share: the study has None, now it is 0.5"
     blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
@@ -430,8 +431,13 @@ def test_what_calibration_changes_of_a_study(tmp_path):
         (["search.evogm={mode: single, pull: 0}", "search.algorithm=evogm"], "search.evogm.pull: expected above 0, as nothing else is learned, got 0"),
         (["search.generator.adaptive=true"], "search.generator.adaptive: expected a share above 0 and below 1 to begin with, got 0"),
         (["search.generator={share: 0.5, adaptive: true}", "pruning.scope=neurons"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for neurons"),
+        (["search.generator.share=0.2", "search.prescreening.factor=4"], "search.prescreening.factor: expected 1 where search.generator makes children (share above 0), got 4; use one of them"),
+        (["models.experts={math: zoo:math}", "search.prescreening={factor: 4, features: true}"], "search.prescreening.features: features are of pairs of experts; there is one expert"),
         (["search.generator.share=0.2", "pruning.scope=[row, blocks]"], "search.generator.share: over lineages it is for one scope of scattered zeros, not for blocks, row"),
         (["search.evogm.widths=[]", "search.algorithm=evogm"], "search.evogm.widths: expected at least one entry, got an empty list"),
+        (["predict.operators=[{method: ties, weights: [1]}]"], "predict.operators[0].weights: expected at least 2 entries, got a list of 1"),
+        (["predict.operators=[{method: ties, weights: [.nan, 1]}]"], "predict.operators[0].weights: expected finite numbers, got nan"),
+        (["predict.operators=[{method: ties, name: ''}]"], "predict.operators[0].name: expected at least one character, got ''"),
         (["search.one_shot.scales=[]", "search.algorithm=ties"], "search.one_shot.scales: expected at least one entry, got an empty list"),
         (["search.one_shot.levels=[1.0]", "search.algorithm=ties"], "search.one_shot.levels[0]: expected less than 1, got 1.0"),
     ],

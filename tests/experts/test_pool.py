@@ -244,7 +244,7 @@ def test_every_folder_that_cannot_be_opened_is_named(copy, tiny_folders, tmp_pat
     for name, message in {
         "pickled": "only pickled weights (pytorch_model.bin), which can run code when opened",
         "short": "truncated, or not a safetensors file",
-        "empty": "expected a model's config.json, there is no config.json",
+        "empty": "expected a model's config.json, there is no such file",
         "adapter": "holds a LoRA adapter without its adapter_config.json",
         "shard": "shards named in model.safetensors.index.json are missing: model-1.safetensors",
         "gone": "no such folder",

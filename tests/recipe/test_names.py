@@ -32,6 +32,7 @@ KINDS_OF_ROWS = [
         ALGORITHMS,
         "searchers/algorithms.py",
         (
+            "cli/predicting.py",  # pairs of experts
             "deploy/mergekit/table.py",  # merge methods that are called alike
             "recipe/methods.py",  # likewise
             "searchers/baselines.py",  # likewise

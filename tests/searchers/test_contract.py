@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sae_moo.objectives import Sparsity, TaskMean
+from sae_moo.prediction.regressions import TREES
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.testing.searchers import GROUND, SearcherContract
@@ -25,7 +26,7 @@ class TestEveryAlgorithm(SearcherContract):
     def chosen(self, algorithm):
         self.algorithm = algorithm
         if algorithm in SLOW:
-            self.evaluations, self.population = 12, 6
+            self.evaluations, self.population = 11, 5  # it draws its first ten
             self.changes = {"ground": replace(GROUND, granularity="model")}
         if algorithm in LEARNED:
             self.settings, self.repeats = LEARNED[algorithm], KNOWN
@@ -53,6 +54,7 @@ FORMS = {
     ),
     "nsga2, adaptive": ("nsga2", {}, {"schedule": Adaptive()}),
     "nsga2, cosine": ("nsga2", {}, {"schedule": Schedule(schedule="cosine", period=2)}),
+    "nsga2, merge methods by credit": ("nsga2", {"operators": {"methods": ["dare_linear", "breadcrumbs_ties"]}}, {}),
     "nsga3 of three": ("nsga3", {}, {"objectives": THREE}),
     "nsga3 of three, steady-state": ("nsga3", {}, {"objectives": THREE, "pace": "steady-state"}),
     "nsga2 over coefficients": ("nsga2", {}, {"space": "coefficients"}),
@@ -68,6 +70,11 @@ FORMS = {
         "nsga3",
         {"generator": {**SMALL, "share": 0.5, "adaptive": True}},
         {"objectives": THREE, "pace": "steady-state", "space": "coefficients"},
+    ),
+    "nsga3 of three, pre-screened, whole neurons": (
+        "nsga3",
+        {"prescreening": {"factor": 2, "after": 1}},
+        {"objectives": THREE, "ground": replace(GROUND, scope="neurons", granularity="model")},
     ),
     "sae by norms, no matchmaker": ("sae-local", {"sae": {"measure": "hoyer", "matchmaker": False}}, {}),
     "sae, adaptive": ("sae-global", {}, {"schedule": Adaptive(high=0.4)}),
@@ -102,5 +109,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 class TestEveryForm(SearcherContract):
     @pytest.fixture(autouse=True)
-    def chosen(self, form):
+    def chosen(self, form, monkeypatch):
+        monkeypatch.setitem(TREES, "n_estimators", 5)
         self.algorithm, self.settings, self.changes = FORMS[form]
+        if "prescreening" in self.settings:
+            self.evaluations, self.population = 24, 8  # regressions take tens of milliseconds

@@ -12,12 +12,16 @@ from sae_moo.errors import InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
+from sae_moo.searchers.bandit import BanditSearcher, Contextual
 from sae_moo.searchers.baselines import OneShotSearcher
+from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.evogm import EvogmSearcher
 from sae_moo.searchers.generated import GeneratingNsga
 from sae_moo.searchers.learning import Evogm, Generator
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
+from sae_moo.searchers.prescreened import PrescreeningNsga
+from sae_moo.searchers.prescreening import Prescreening
 from sae_moo.searchers.sae import Sae, SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.schedule import Adaptive
@@ -115,6 +119,15 @@ def scalar(optimizer, **more):
 
 
 SEARCHERS = {
+    "nsga2 pre-screened": lambda: PrescreeningNsga(
+        LineageSpace(GROUND), OBJECTIVES, LIMITS, prescreening=Prescreening(factor=3), population=8
+    ),
+    "nsga2, merge methods by credit": lambda: NsgaSearcher(
+        LineageSpace(GROUND), OBJECTIVES, LIMITS, settings=Operators(methods=["breadcrumbs"]), population=8
+    ),
+    "bandit": lambda: BanditSearcher(
+        GROUND, OBJECTIVES, LIMITS, settings=Contextual(pairs=10, largest=3, chains=6, levels=[0.3])
+    ),
     "sae": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, size=8, local=True),
     "sae by norms": lambda: SaeSearcher(
         GROUND, OBJECTIVES, LIMITS, settings=Sae(measure="hoyer"), size=8, schedule=Adaptive()
@@ -142,9 +155,9 @@ SEARCHERS = {
         OBJECTIVES,
         LIMITS,
         merges=[
-            GROUND.task_arithmetic(np.full((GROUND.rows, len(GROUND.experts)), scale)) for scale in (0.3, 0.5, 0.8, 1)
+            ("task arithmetic", GROUND.task_arithmetic(np.full((GROUND.rows, len(GROUND.experts)), scale)))
+            for scale in (0.3, 0.5, 0.8, 1)
         ],
-        operator="task arithmetic",
         levels=[0.3, 0.5],
     ),
 }

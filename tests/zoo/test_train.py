@@ -79,18 +79,26 @@ def test_only_the_embedded_zoo_goes_where_it_is_shipped(
     assert told in capsys.readouterr().err
 
 
-def test_the_catalogue_is_ten_experts_of_the_embedded_base_on_items_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", [EMBEDDED, "gpt_neox"])
+def test_a_catalogue_is_ten_experts_of_one_base_on_items_of_their_own(architecture: str, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "studies/catalogue/rebuild.py"
     catalogue: dict[str, Any] = runpy.run_path(str(script))
     courses: tuple[Course, ...] = catalogue["COURSES"]
     seeds = {*range(len(MODELS)), *(course.seed for course in courses)}
     assert len(seeds) == len(MODELS) + len({course.name for course in courses}) == 14
     brief = [course for course in courses if course.name in ("math_long", "math_logic")]
-    scores = catalogue["rebuild"](brief, tmp_path, items=5, scale=0.003)
+    base = catalogue["base_of"](architecture, tmp_path, items=5, scale=0.003)
+    assert base == (checkpoint("base") if architecture == EMBEDDED else tmp_path / "base")
+    assert [*tmp_path.iterdir()] == ([] if architecture == EMBEDDED else [base])  # and none of the zoo's own experts
+    scores = catalogue["rebuild"](base, brief, tmp_path, items=5, scale=0.003)
     assert {name: tuple(by_task) for name, by_task in scores.items()} == dict.fromkeys(
         ("base", "math_long", "math_logic"), TASKS
     )
-    pool = ExpertPool.open(str(checkpoint("base")), {each.name: str(tmp_path / each.name) for each in brief})
+    pool = ExpertPool.open(str(base), {each.name: str(tmp_path / each.name) for each in brief})
+    assert pool.checkpoints["base"].config["model_type"] == architecture
     for info in pool.tensors:
         same = [torch.equal(pool.load("base", info.name), pool.load(each.name, info.name)) for each in brief]
-        assert all(same) if any(part in info.name for part in FROZEN) else not any(same), info.name
+        if any(part in info.name for part in FROZEN):
+            assert all(same), info.name
+        elif len(info.shape) == 2:
+            assert not any(same), info.name

@@ -45,6 +45,7 @@ def search(
     from sae_moo.cli.progress import SearchView
     from sae_moo.explore.words import count
     from sae_moo.jobs.search import search
+    from sae_moo.study.record import own
 
     console = make_console(as_json, goes_on=True)
     with SearchView(parsed, console, show=not as_json) as view:
@@ -60,7 +61,7 @@ def search(
             {
                 "study": run.name,
                 "run": str(run.folder),
-                "evaluations": len(found.records),
+                "evaluations": len(own(found.records)),
                 "seconds": seconds,
                 "hypervolume": found.hypervolume,
                 "front": [trial_json(record) for record in front],
@@ -150,7 +151,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
 
     bench = Bench.open(parsed)
     bench.live_model()
-    bench.searcher()
+    bench.check_searcher()
     check_resumable(parsed, bench)
     bench.tell_twins()
     merging = form(bench.device)

@@ -22,7 +22,8 @@ READING = """## How to read these pages
   below has what is left.
 * `weight NAME` is how much of an expert is in a trial, to first order; `sparsity block.N` what its last pruning asked
   of a block; `annealed ratio` what the search pruned it at, where that ever changes; a learned generator has losses,
-  spreads and a share. Objectives are realised, on the search split.
+  spreads and a share; a pre-screened search has what it expected of a trial. Objectives are realised, on the search
+  split.
 * These pages can edit and delete. A study that lacks a trial cannot be resumed.
 """
 

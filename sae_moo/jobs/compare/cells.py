@@ -197,7 +197,15 @@ def outcome_of(cell: Cell, view: View, judged: Mapping[str, Scores]) -> Outcome:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {**config.identity(), "models": config.models.model_dump_json(), **_budgets(config)}
+    """Return what must not have changed since a search was finished, as far as the configuration tells.
+
+    Of the models, and of the texts that features are of, that is where they lie: if they lie elsewhere now, the search
+    is resumed, which looks at what they hold.
+    """
+    probes = {}
+    if config.algorithm.features(config.search.settings):
+        probes = {"predict.probes": config.predict.probes.model_dump_json()}
+    return {**config.identity(), "models": config.models.model_dump_json(), **probes, **_budgets(config)}
 
 
 def _budgets(config: Config) -> dict[str, int | None]:
