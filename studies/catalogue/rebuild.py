@@ -1,7 +1,10 @@
-"""Rebuild the catalogue: ``python studies/catalogue/rebuild.py [--output DIR]``, ten experts of the embedded zoo's base.
+"""Rebuild a catalogue, ten experts of one base: ``python studies/catalogue/rebuild.py [--architecture NAME]``.
 
-Each is fine-tuned by the zoo's trainer on items of one skill or two. They differ in skills, shares of hard items, steps,
-learning rates and seeds, as checkpoints do that one finds: some are good, some pay with other skills, one learned little, one is ruined.
+The base is the embedded zoo's, or one of another architecture, which is trained first as the zoo's was. Each expert is
+fine-tuned by the zoo's trainer on items of one skill or two. They differ in skills, shares of hard items, steps, learning
+rates and seeds, as checkpoints do that one finds: some are good, some pay with other skills, one learned little, one is
+ruined.
+
 One thread and seeds make the same bits on the same machine and release of torch.
 """
 
@@ -18,12 +21,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from sae_moo.zoo import TASKS, checkpoint, held_out
+from sae_moo.zoo.architectures import ARCHITECTURES, EMBEDDED
 from sae_moo.zoo.batches import accuracy, encode
 from sae_moo.zoo.train import FROZEN, Course, as_read, rounded_, train_, write_checkpoint
+from sae_moo.zoo.train import rebuild as rebuild_zoo
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent / "checkpoints"
 MATH, LINGUA, LOGIC = TASKS
 
 
@@ -47,11 +51,28 @@ COURSES = (
 )
 
 
-def rebuild(courses: Sequence[Course], output: Path, items: int, scale: float = 1.0) -> dict[str, dict[str, float]]:
-    """Train and write experts of the zoo's base.
+def folder_of(architecture: str) -> Path:
+    """Return where the catalogue of an architecture is built unless told otherwise."""
+    return Path(__file__).with_name("checkpoints" if architecture == EMBEDDED else f"checkpoints-{architecture}")
+
+
+def base_of(architecture: str, output: Path, items: int, scale: float = 1.0) -> Path:
+    """Return the base's folder: the embedded one, or `output`'s own, trained by the zoo's course if it is not there."""
+    if architecture == EMBEDDED:
+        return checkpoint("base")
+    if not (output / "base" / "tokenizer_config.json").exists():  # what is written last
+        rebuild_zoo(output, architecture, scale, items, experts=())
+    return output / "base"
+
+
+def rebuild(
+    base: Path, courses: Sequence[Course], output: Path, items: int, scale: float = 1.0
+) -> dict[str, dict[str, float]]:
+    """Train and write experts of one base.
 
     Args:
-        courses: what each is trained by.
+        base: folder of the zoo's base, or of one like it.
+        courses: what each expert is trained by.
         output: folder that gets one folder for each.
         items: held-out items of each task to score on, at least 1.
         scale: steps, and items to draw batches from, as a multiple of the courses'; above 0.
@@ -59,7 +80,6 @@ def rebuild(courses: Sequence[Course], output: Path, items: int, scale: float = 
     Returns:
         Of each, and of the base before them, accuracy on the held-out items of each task.
     """
-    base = checkpoint("base")
     config = json.loads((base / "config.json").read_text("utf-8"))
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     read = as_read(tokenizer, config)
@@ -82,8 +102,9 @@ def rebuild(courses: Sequence[Course], output: Path, items: int, scale: float = 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Rebuild the catalogue of ten experts (minutes on a CPU).")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the ten model folders")
+    parser = argparse.ArgumentParser(description="Rebuild a catalogue of ten experts (minutes on a CPU).")
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default=EMBEDDED)
+    parser.add_argument("--output", type=Path, help="folder for the model folders; default: beside this script")
     parser.add_argument("--only", nargs="+", choices=[course.name for course in COURSES], help="these experts alone")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="train for this multiple of the steps")
     parser.add_argument("--items", type=int, default=1000, help="held-out items of each task to score on")
@@ -94,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # sums are split by thread: their last bits depend on how many there are
     torch.use_deterministic_algorithms(True)
     courses = [course for course in COURSES if not options.only or course.name in options.only]
-    scores = rebuild(courses, options.output, options.items, options.steps_scale)
+    output = options.output or folder_of(options.architecture)
+    base = base_of(options.architecture, output, options.items, options.steps_scale)
+    scores = rebuild(base, courses, output, options.items, options.steps_scale)
     print("| expert | " + " | ".join(TASKS) + " | mean |\n| --- |" + " --- |" * (len(TASKS) + 1))
     for name, row in scores.items():
         values = [*row.values(), sum(row.values()) / len(row)]
