@@ -88,7 +88,7 @@ class Training:
                 itemized(
                     f"to predict what an operator's merges score, merges by it of at least {FEWEST_PAIRS} pairs of "
                     "experts must have been evaluated; evaluated were",
-                    [f"{name}: {count} {'pair' if count == 1 else 'pairs'}" for name, count in short.items()]
+                    [f"{name}: {count} pair{'' if count == 1 else 's'}" for name, count in short.items()]
                     or ["none by an operator asked for"],
                 )
             )
