@@ -23,7 +23,7 @@ from sae_moo.evaluate.kinds import KINDS
 from sae_moo.recipe import SCOPES
 from sae_moo.recipe.criteria import CRITERIA
 from sae_moo.recipe.methods import METHODS
-from sae_moo.searchers.algorithms import ALGORITHMS
+from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm
 from sae_moo.searchers.schedule import ADAPTIVE, SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +130,26 @@ def algorithms(page: Path) -> str:  # noqa: ARG001
     return _table(heads, rows)
 
 
+def abreast(page: Path) -> str:  # noqa: ARG001
+    """Return how many candidates the algorithms have out at a time."""
+    by_words: dict[str, list[str]] = {}
+    for name, row in ALGORITHMS.items():
+        by_words.setdefault(_abreast(row), []).append(f"`{name}`")
+    rows = [(", ".join(names), words) for words, names in by_words.items()]
+    return _table(("`search.algorithm`", "candidates at a time"), rows)
+
+
+def _abreast(row: Algorithm) -> str:
+    """Return in words how many candidates an algorithm asks for before it must be told more."""
+    if row.waits and row.paces:
+        return "a generation; with `pace: steady-state`, any number once the first generation is evaluated"
+    if row.waits:
+        return "a generation" if row.spaces else "all merges it tries, then the best one at all levels"
+    if row.spaces:
+        return "any number, once its first population is evaluated"
+    return "all experts, then any number of pairs, of chains, and the best merge at all levels, one after the other"
+
+
 def merge_methods(page: Path) -> str:  # noqa: ARG001
     """Return the merge methods: summary, source, inputs, weights, settings."""
     rows = []
@@ -192,6 +212,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "commands": commands,
     "keys": keys,
     "algorithms": algorithms,
+    "abreast": abreast,
     "merge methods": merge_methods,
     "task kinds": task_kinds,
     "criteria": criteria,

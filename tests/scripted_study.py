@@ -30,6 +30,7 @@ class Setup:
         self.searcher = searcher
         self.landscape = Landscape()
         self.rivals = None
+        self.by_generation = False
         self.finish = 0
 
     def storage(self) -> TrialStorage:
@@ -37,39 +38,46 @@ class Setup:
         create_or_load(opened, "s", OBJECTIVES)
         return TrialStorage(opened, "s", OBJECTIVES, LIMITS, Landscape.fingerprints)
 
-    def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None):
+    def run(self, evaluations=40, evaluate=None, seed=0, listener=lambda event: None, executor=None):
         storage = self.storage()
         if self.searcher is not None:
             searcher = self.searcher()
         else:
             searcher = NsgaSearcher(self.space(GROUND), OBJECTIVES, LIMITS, population=8, seed=seed, pace=self.pace)
-        executor = LocalExecutor(evaluate or self.landscape)
+        if executor is None:
+            executor = LocalExecutor(evaluate or self.landscape)
         rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
+        rest["by_generation"] = self.by_generation
         finishing = Finishing(self.finish, lambda: "ab" * 32, OBJECTIVES, LIMITS)
         Study(storage, searcher, executor, **LANDSCAPE, **rest, finishing=finishing).run()
         return self.facts()
 
     def facts(self):
-        return [
-            (
-                r.number,
-                r.state,
-                r.asked,
-                r.recipe,
-                r.digest,
-                r.evaluation,
-                dict(r.values),
-                r.operator,
-                r.generation,
-                r.parents,
-                r.asked_after,
-                r.told,
-                r.repeats,
-                dict(r.params),
-                r.vector,
-            )
-            for r in self.storage().records()
-        ]
+        return facts_of(self.storage().records())
+
+
+def facts_of(records):
+    """What every trial that has ended says of itself."""
+    return [
+        (
+            r.number,
+            r.state,
+            r.asked,
+            r.recipe,
+            r.digest,
+            r.evaluation,
+            dict(r.values),
+            r.operator,
+            r.generation,
+            r.parents,
+            r.asked_after,
+            r.told,
+            r.repeats,
+            dict(r.params),
+            r.vector,
+        )
+        for r in records
+    ]
 
 
 class Script:

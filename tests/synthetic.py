@@ -15,6 +15,7 @@ from sae_moo.objectives import Evaluation, Objective, Sparsity, TaskMean, named_
 from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Recipe, digest
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.executor import Answer
 from sae_moo.study.folder import RunFolder, StudyHeader
 from sae_moo.study.journal import create_or_load, describe, open_storage
 from sae_moo.study.record import Ended
@@ -162,5 +163,5 @@ def run_folder(folder: Path, count: int, tasks: tuple[str, ...] = ("a", "b")) ->
         proposal = Proposal(each.recipe, operator=each.operator, generation=each.generation)
         name = digest(each.recipe, prints)
         number = trials.begin(proposal, name, parents=each.parents, params=each.params, asked_after=i, versions="v")
-        trials.finish(number, proposal, each.evaluation, i)
+        trials.finish(number, proposal, Answer(number, each.evaluation), i)
     return folder

@@ -137,6 +137,9 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "tokens": None,
         "screened": None,
         "inherited": None,
+        "worker": None,
+        "began": None,
+        "workers_lost": 0,
     }
     if isinstance(record, Running):
         return document
@@ -155,6 +158,9 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "tokens": evaluation.tokens,
         "screened": asdict(evaluation.screened) if evaluation.screened is not None else None,
         "inherited": asdict(record.inherited) if record.inherited is not None else None,
+        "worker": record.worker or None,
+        "began": record.began,
+        "workers_lost": record.losses,
     }
 
 

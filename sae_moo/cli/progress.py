@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from sae_moo.cli.attendance import Attendance, follow_words
 from sae_moo.cli.display import front_table, say
 from sae_moo.cli.pace import Clock, Speed, rate_text
 from sae_moo.cli.rows import ScreenRow, bar, fitting, said
@@ -19,6 +20,7 @@ from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
+from sae_moo.study.executor import Crewed, WorkerLost
 from sae_moo.study.loop import Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
 from sae_moo.study.record import Ended
 
@@ -45,7 +47,10 @@ class SearchView:
         self._show = show
         self._clock = clock
         self._pace = Speed(clock)
-        self._now: tuple[int, float] | None = None  # the trial that is being evaluated, and since when
+        self._now: dict[int, float] = {}  # the trials that are being evaluated, and since when; replaced, never changed
+        self._attendance = Attendance(clock)
+        self._counted = False  # whether it was said how many workers there are
+        self._lost = Failures()  # workers
         self._said: list[str] = []
         self._merging = ""
         self._begun = False
@@ -67,10 +72,11 @@ class SearchView:
         self._canvas.__exit__(*exception)
         for text in self._said:
             self._print(text)
-        if so_far.failures:
-            self._print(f"{count(len(so_far.failures), 'evaluation')} failed")
-            for text in so_far.failures.told(MOST_REASONS):
-                self._print(f"  {text}")
+        for failures, what, became in ((self._lost, "worker", "lost"), (so_far.failures, "evaluation", "failed")):
+            if failures:
+                self._print(f"{count(len(failures), what)} {became}")
+                for text in failures.told(MOST_REASONS):
+                    self._print(f"  {text}")
         if any(exception) and so_far.ended:
             self._print(self.line())
 
@@ -108,12 +114,24 @@ class SearchView:
                 self._merging = event.merging
             case PutAside():
                 self._say(f"the earlier run was put aside: {event.folder}")
+            case Crewed():
+                self._attendance.take(event)
+                if event.ready:
+                    self._pace.begin()  # not while they open models
+                if self._attendance.complete:
+                    self._count()
+            case WorkerLost():
+                follows = follow_words(event)
+                self._lost.add(f"{event.worker} ({follows})", event.why)
+                if self._canvas is None and self._show:
+                    self._print(f"{event.worker} was lost: {event.why}; {follows}")
             case Begun():
                 if self._merging and self._canvas is None and not self._begun:  # not where nothing is evaluated
                     self._say(f"merging: {self._merging}")
                 self._begun = True
-                self._pace.begin()
-                self._now = event.number, self._clock()
+                if not self._attendance.opening:
+                    self._pace.begin()
+                self._now = {**self._now, event.number: self._clock()}
                 self._standing.generation = max(self._standing.generation, event.proposal.generation)
             case Exhausted():
                 self._say(_why_it_ends(event, self._algorithm))
@@ -125,7 +143,8 @@ class SearchView:
                 record = event.record
                 self._pace.begin()
                 self._pace.tick()
-                self._now = None
+                self._now = {number: since for number, since in self._now.items() if number != record.number}
+                self._count()
                 new = self._standing.take(record)
                 if record.generation == 1 and not self._looked:
                     self._look()
@@ -142,6 +161,12 @@ class SearchView:
                 f"task {task}: every candidate so far scores 0 on it; "
                 "evaluate --samples shows what models are asked and answer"
             )
+
+    def _count(self) -> None:
+        """Say once, without a terminal, how many workers there are and where."""
+        if self._canvas is None and not self._counted and self._attendance.there():
+            self._counted = True
+            self._say(f"workers: {self._attendance.there()}")
 
     def _say(self, text: str) -> None:
         """Print something at once, or show it now and print it when the terminal is given back."""
@@ -201,6 +226,7 @@ class SearchView:
             rows.append(ScreenRow(1, said("time", pace)))
         else:
             what = "the first candidates are evaluated" if now or self.evaluated else "models and tasks are opened"
+            what = "workers open models and tasks" if self._attendance.opening else what
             rows.append(ScreenRow(1, said("time", f"{clock_time(self.seconds)} so far: {what}")))
         if so_far.ended:
             ago = so_far.ended - so_far.grew
@@ -209,6 +235,10 @@ class SearchView:
             volume = f"   hypervolume {so_far.volume:.4f}, {grew}" if so_far.volume else ""
             rows.append(ScreenRow(2, said("front", size + volume)))
             rows.append(ScreenRow(4, said("generation", so_far.phase())))
+        if self._attendance.now is not None:
+            rows.append(ScreenRow(5, said("workers", self._attendance.words())))
+        if self._lost:
+            rows.append(ScreenRow(6, said(f"lost {len(self._lost)}", self._lost.told(1)[0], "yellow")))
         if so_far.learned():
             rows.append(ScreenRow(6, said("generator", so_far.learned())))
         if so_far.best:
@@ -224,9 +254,12 @@ class SearchView:
             rows += [ScreenRow(7, said("", each, "yellow")) for each in others]
         if self._merging:
             rows.append(ScreenRow(7, said("merging", self._merging)))
-        if now is not None and self._pace.rate and self._clock() - now[1] > LONG:
-            number, since = now
-            rows.append(ScreenRow(6, said("now", f"trial {number}, for {clock_time(self._clock() - since)}")))
+        if now and self._pace.rate:
+            number, since = min(now.items(), key=lambda item: item[1])
+            lasts = self._clock() - since
+            if lasts > LONG:
+                among = f", the longest of {len(now)}" if len(now) > 1 else ""
+                rows.append(ScreenRow(6, said("now", f"trial {number}, for {clock_time(lasts)}{among}")))
         rows += [ScreenRow(7, said("", text)) for text in self._said[-2:]]
         return rows
 

@@ -74,6 +74,24 @@ def _objectives(draft: Config) -> list[str]:
     return [name for name in called if name is not None]
 
 
+def _workers_beside(draft: Config) -> Iterator[Fault]:
+    if draft.executor.kind == "local" and (draft.executor.workers or 1) > 1:
+        yield (
+            ("executor", "workers"),
+            f"local evaluates in this process; for {draft.executor.workers} use kind: processes",
+        )
+    if draft.executor.kind not in ("ray", None):
+        for key in ("address", "cpus_per_worker", "gpus_per_worker"):
+            if getattr(draft.executor, key) is not None:
+                yield ("executor", key), f"it is for kind: ray, got kind: {draft.executor.kind}"
+    if draft.executor.kind == "ray":
+        joins = draft.executor.address is not None
+        if joins and draft.executor.workers is None and "workers" not in draft.executor.unread:
+            yield ("executor", "workers"), "expected how many, for a cluster that runs already has its own size"
+        if (draft.models.device or "").startswith("cuda:"):
+            yield ("models", "device"), "expected cuda or auto: a worker of Ray is given its GPUs, and sees no others"
+
+
 def _every_task_once(draft: Config) -> Iterator[Fault]:
     names: set[str] = set()
     for i, name in enumerate(task.name for task in draft.tasks):
@@ -304,6 +322,7 @@ def _what_a_comparison_needs(draft: Config) -> Iterator[Fault]:
 
 
 RULES: Sequence[Callable[[Config], Iterator[Fault]]] = (
+    _workers_beside,
     _every_task_once,
     _tasks_that_are_built_in,
     _settings_of_a_kind,

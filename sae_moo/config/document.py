@@ -288,7 +288,8 @@ class Config(Section):
         del document["study"]["storage"], document["executor"], document["compare"], document["predict"]
         for budget in ("evaluations", "tokens", "finish"):
             del document["search"][budget]
-        del document["models"]["cache_gib"], document["models"]["base"], document["models"]["experts"]
+        for key in ("base", "experts", "roots", "cache_gib"):
+            del document["models"][key]
         del document["pruning"]["calibration"]
         if self.pruning.calibrated is not None:
             document["pruning"]["calibration"] = self.pruning.calibrated.model_dump(mode="json", exclude={"data"})

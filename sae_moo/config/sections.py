@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -75,6 +76,11 @@ class ModelsSection(Section):
         default=2.0,
         description="memory in GiB for the population's weights; read where children are merged from their parents' "
         "weights. It changes speed, never a result",
+    )
+    roots: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[],
+        description="folders in which relative paths of models are looked for first, in this order, on every machine "
+        "for itself; what none of them has lies relative to the configuration, as without",
     )
     vocabulary: Literal["refuse", "intersection", "base", "union", "position"] = Field(
         default="refuse",
@@ -375,12 +381,52 @@ class EvaluationSection(Section):
 class ExecutorSection(Section):
     """``executor``: where evaluations run, and how many may fail."""
 
-    kind: Literal["local"] = Field(default="local", description="where candidates are evaluated: in this process")
+    kind: Literal["local", "processes", "ray"] = Field(
+        default="local",
+        description="where candidates are evaluated: `local`, in this process, one after another; `processes`, in "
+        "processes of this machine, several at a time; `ray`, in processes of a Ray cluster, on any number of machines",
+    )
+    workers: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None,
+        description="how many evaluate at a time; null: one a GPU, or one for every two cores where there is none; "
+        "`local` has one, and for a cluster that runs already the number is to be given",
+    )
+    address: str | None = Field(
+        default=None,
+        description="`ray`: the cluster, as `HOST:PORT` of its head, or `auto` for the one that runs on this machine; "
+        "null: one of the search's own, on this machine alone, which ends with it",
+    )
+    cpus_per_worker: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None,
+        description="`ray`: processors of each worker, and how many threads it computes with; null: its share of this "
+        "machine, one where `address` is given",
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=1000.0)] | None = Field(
+        default=None,
+        description="`ray`: GPUs of each worker, or the share of one that several have; null: one where models are on "
+        "GPUs, else none",
+    )
     failures: Annotated[int, Field(ge=0, le=10**9)] = Field(
         default=20,
         description="evaluations that may fail in a row; then the search stops and tells why, and goes on when it is "
         "run again. 0: any number",
     )
+
+    @field_validator("address")
+    @classmethod
+    def _head(cls, address: str | None) -> str | None:
+        if address not in (None, "auto"):
+            found = re.fullmatch(r"[^\s/]+:([0-9]{1,5})", address)
+            if found is None or not 0 < int(found[1]) < 2**16:
+                raise ValueError(f"expected 'auto', or HOST:PORT with a port from 1 to 65535, got {address!r}")
+        return address
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_or_a_share(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1.0 and gpus != int(gpus):
+            raise ValueError(f"expected a whole number of GPUs, or a share of one, got {gpus:g}")
+        return gpus
 
 
 class PredictSection(Section):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_moo.errors import TaskError, out_of_memory
@@ -21,6 +23,34 @@ UNTRIED = Reading(Layout.PADDED, Head.ALL)
 
 SAMPLE = 4
 """Passes that sizes are measured on, beside the two that take the most memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What forward passes gave, as it came: finite or not.
+
+    Args:
+        request: which requests were read whole, ascending, int64, shape (read,).
+        logprob: of their continuations, natural, float64, shape (read,).
+        agreed: how many of the asked tokens greedy decoding would write, int64, shape (read,).
+    """
+
+    request: NDArray[np.int64]
+    logprob: NDArray[np.float64]
+    agreed: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, readings: Sequence[Readings]) -> Readings:
+        """Put together what was read apart; a request is in one of them."""
+        request = np.concatenate([each.request for each in readings])
+        order = np.argsort(request)
+        logprob = np.concatenate([each.logprob for each in readings])
+        return cls(request[order], logprob[order], np.concatenate([each.agreed for each in readings])[order])
+
+    @property
+    def finite(self) -> bool:
+        """Whether all log probabilities are."""
+        return bool(np.isfinite(self.logprob).all())
 
 
 class Batches:
@@ -97,30 +127,60 @@ class Batches:
     def _score(self, model: Any, part: int) -> list[Answer]:
         if not len(self._parts[part]):
             return []
+        passes = self.ready(model)[part]
+        return self.answers(part, self.read(model, passes), undecided=self.reading is None)
+
+    @torch.inference_mode()
+    def ready(self, model: Any) -> list[list[Pass]]:
+        """Find out how a model is read, and how much at once, where that is not known; return the passes of each part.
+
+        They stay the same until memory runs out, or a model with finite logits tells how its like are read.
+        """
         reading = self._read(model)
-        if reading is not None:
-            self._size(model, reading)
-        head = UNTRIED.head if reading is None else reading.head
-        batches = (self._batches if reading is not None else self._laid_out(UNTRIED.layout))[part]
+        if reading is None:
+            return self._laid_out(UNTRIED.layout)
+        self._size(model, reading)
+        return self._batches
+
+    @torch.inference_mode()
+    def read(self, model: Any, passes: Sequence[Pass]) -> Readings:
+        """Run some forward passes, at least one, of those that are `ready`."""
+        head = UNTRIED.head if self.reading is None else self.reading.head
         # nothing of a batch is looked at before all are on their way: a device that is waited for has nothing to do
-        asked = [self._asked(self._logits(model, batch, head), batch) for batch in batches]
+        asked = [self._asked(self._logits(model, batch, head), batch) for batch in passes]
         gold, greedy = torch.cat(asked, dim=1).cpu().double().numpy()
-        self.tokens += sum(batch.tokens for batch in batches)
-        request = np.concatenate([batch.request for batch in batches])
-        logprob = np.zeros(len(self.requests))
-        agreed = np.zeros(len(self.requests), dtype=np.int64)
-        np.add.at(logprob, request, gold)
-        np.add.at(agreed, request, greedy.astype(np.int64))
-        broken = np.flatnonzero(~np.isfinite(logprob))
+        self.tokens += sum(batch.tokens for batch in passes)
+        request, place = np.unique(np.concatenate([batch.request for batch in passes]), return_inverse=True)
+        logprob = np.zeros(len(request))
+        agreed = np.zeros(len(request), dtype=np.int64)
+        np.add.at(logprob, place, gold)
+        np.add.at(agreed, place, greedy.astype(np.int64))
+        return Readings(request, logprob, agreed)
+
+    def answers(self, part: int, readings: Readings | None, *, undecided: bool) -> list[Answer]:
+        """Return the answers to the requests of a part, in its order.
+
+        Args:
+            part: which one.
+            readings: of all its requests, and perhaps of others; None: of none.
+            undecided: whether they were made before it was known how the model is read.
+
+        Raises:
+            TaskError: if a log probability is not finite, naming the first request concerned, or nothing was decided.
+        """
+        if readings is None or not len(self._parts[part]):
+            return []
+        broken = readings.request[~np.isfinite(readings.logprob) & np.isin(readings.request, self._parts[part])]
         if len(broken):
             raise TaskError(f"log probabilities are not finite for {len(broken)} requests, the first is {broken[0]}")
-        if reading is None:
+        if undecided:
             raise TaskError("logits are not finite where a few requests are read alone")
+        place = dict(zip(readings.request.tolist(), range(len(readings.request)), strict=True))
         return [
             Answer(
-                float(logprob[i]),
+                float(readings.logprob[place[i]]),
                 int(self._lengths[i]),
-                bool(agreed[i] == self._lengths[i] + bool(self.requests[i].ends)),
+                bool(readings.agreed[place[i]] == self._lengths[i] + bool(self.requests[i].ends)),
             )
             for i in self._parts[part]
         ]

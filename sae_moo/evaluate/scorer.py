@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from sae_moo.errors import TaskError
-from sae_moo.evaluate.batches import Batches
+from sae_moo.evaluate.batches import Batches, Readings
+from sae_moo.evaluate.shares import BEFORE, ShareAnswers, dealt, digest_of
 from sae_moo.evaluate.sizes import BatchSizes
-from sae_moo.evaluate.task import Answered, Asked, Prompt, Request, Task
+from sae_moo.evaluate.task import Answer, Answered, Asked, Prompt, Request, Task
 from sae_moo.evaluate.writing import TransformersWriter, Writer
 from sae_moo.objectives import SCORE_DIGITS
 from sae_moo.objectives.scores import Split
@@ -42,7 +44,18 @@ class _Layout:
     asked: Sequence[Asked]
     parts: Sequence[_Part]
     batches: Batches
+    prompts: Sequence[Prompt]
     writer: Writer
+
+    def room(self, batch: Sequence[int]) -> int:
+        """Return how many tokens there are of prompts and what is written after them, at most."""
+        return sum(len(self.prompts[i].context) + self.prompts[i].tokens for i in batch)
+
+    def place(self, part: int, scored: Sequence[Answer], written: Sequence[str], found: list[Answered | None]) -> None:
+        """Put the answers to a part's requests in their places; `found` is changed."""
+        answers, texts = iter(scored), iter(written)
+        for place in self.parts[part].asked:
+            found[place] = next(answers) if isinstance(self.asked[place], Request) else next(texts)
 
 
 class Scorer:
@@ -129,11 +142,100 @@ class Scorer:
             TaskError: if the model's answers are not finite, or naming the task that raised.
         """
         layout = self._layout(split)
-        found: list[Answered | None] = [None] * len(layout.asked)
         layout.writer.load(model)
+        yield from self._judged_parts(split, partial(self._ask, model, layout))
+
+    def score_share(self, model: Any, split: Split, index: int, shares: int) -> ShareAnswers:
+        """Ask a model one share of a split's requests; see `shares`.
+
+        A model that cannot be scored is asked as far as is needed to tell so.
+
+        Args:
+            model: the model.
+            split: which items.
+            index: which share, from 0.
+            shares: how many there are.
+
+        Raises:
+            RuntimeError, MemoryError: if memory runs out.
+        """
+        layout = self._layout(split)
+        try:
+            layout.writer.load(model)
+        except TaskError as error:
+            return ShareAnswers(digest_of(), 0, fault=(BEFORE, str(error)))
+        passes, fault = layout.batches.ready(model), None
+        try:
+            prompts = [layout.writer.batches(model, part.written) for part in layout.parts]
+        except TaskError as error:
+            prompts = [[] for _ in layout.parts]
+            fault = (next(i for i, part in enumerate(layout.parts) if part.written), str(error))
+        undecided, sizes = layout.batches.reading is None, dict(self._sizes.chosen)
+        read = dealt([[each.inputs.numel() for each in part] for part in passes], index, shares)
+        written = dealt([[layout.room(batch) for batch in part] for part in prompts], index, shares)
+        readings, texts = list[Readings](), dict[int, str]()
+        for i in range(len(layout.parts)):
+            if read[i]:
+                readings.append(layout.batches.read(model, [passes[i][j] for j in read[i]]))
+                if not readings[-1].finite:
+                    break
+            if (undecided and passes[i]) or (fault is not None and fault[0] == i):
+                break
+            chosen = [number for j in written[i] for number in prompts[i][j]]
+            try:
+                texts |= zip(chosen, layout.writer.write(model, chosen), strict=True)
+            except TaskError as error:
+                fault = (i, str(error))
+                break
+        composed = [[(each.request.tolist(), tuple(each.inputs.shape)) for each in part] for part in passes]
+        return ShareAnswers(
+            digest_of(layout.batches.reading, composed, prompts),
+            max(sum(map(len, passes)), sum(map(len, prompts))),
+            undecided,
+            Readings.joined(readings) if readings else None,
+            texts,
+            fault,
+            sizes == self._sizes.chosen,
+        )
+
+    def joined_parts(self, split: Split, shares: Sequence[ShareAnswers]) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield what `score_parts` yields of a model that was asked in shares, and raise what it raises.
+
+        Args:
+            split: which items.
+            shares: all shares, in their order, of one layout.
+        """
+        layout = self._layout(split)
+        whole = [share.readings for share in shares if share.readings is not None]
+        readings = Readings.joined(whole) if whole else None
+        texts = {number: text for share in shares for number, text in share.texts.items()}
+        faults = dict(reversed([each.fault for each in shares if each.fault is not None]))  # of a part's, the first
+        if BEFORE in faults:
+            raise TaskError(faults[BEFORE])
+
+        def answer(index: int, found: list[Answered | None]) -> None:
+            part = layout.parts[index]
+            scored = layout.batches.answers(index, readings, undecided=shares[0].undecided)
+            if index in faults:
+                raise TaskError(faults[index])
+            layout.place(index, scored, [texts[number] for number in part.written], found)
+
+        yield from self._judged_parts(split, answer)
+
+    def _judged_parts(
+        self, split: Split, answer: Callable[[int, list[Answered | None]], None]
+    ) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield the scores of part after part.
+
+        Args:
+            split: which items.
+            answer: puts the answers to a part's requests in their places.
+        """
+        layout = self._layout(split)
+        found: list[Answered | None] = [None] * len(layout.asked)
         starts = np.cumsum([0, *(len(task.requests(split)) for task in self.tasks)])
         for i, part in enumerate(layout.parts):
-            self._ask(model, layout, i, found)
+            answer(i, found)
             yield {
                 task.name: _judged(task, split, found[start:end], part.instances[task.name])
                 for task, start, end in zip(self.tasks, starts[:-1], starts[1:], strict=True)
@@ -141,11 +243,8 @@ class Scorer:
 
     def _ask(self, model: Any, layout: _Layout, index: int, found: list[Answered | None]) -> None:
         """Put the answers to a part's requests in their places; `found` is changed."""
-        part = layout.parts[index]
-        scored = iter(layout.batches.score(model, index))
-        written = iter(layout.writer.write(model, part.written))
-        for place in part.asked:
-            found[place] = next(scored) if isinstance(layout.asked[place], Request) else next(written)
+        scored = layout.batches.score(model, index)
+        layout.place(index, scored, layout.writer.write(model, layout.parts[index].written), found)
 
     def _layout(self, split: Split) -> _Layout:
         if split not in self._laid_out:
@@ -173,6 +272,7 @@ class Scorer:
             asked,
             parts,
             Batches(requests, self._device, parts=likelihoods, sizes=self._sizes),
+            prompts,
             self._writer(prompts),
         )
 

@@ -53,7 +53,8 @@ class Writer(Protocol):
     Promises: `load` is called with every candidate before its first prompts; `write` then gives one text per prompt,
     special tokens left out, cut before its first stop text. `tokens` is how many were read in all so far, prompts and
     what was written, all of it again where nothing is kept from token to token; not padding, nor what was read to find
-    out how to write. The last token written is not read.
+    out how to write. The last token written is not read. What is written after a prompt may depend, in the rounding of
+    logits, on the prompts in its batch and on nothing else: `write`, given whole `batches`, makes these.
     """
 
     @property
@@ -65,6 +66,9 @@ class Writer(Protocol):
 
     def write(self, model: Any, which: Sequence[int] | None = None) -> list[str]:
         """Return the texts for the prompts of these numbers, in their order; None: all."""
+
+    def batches(self, model: Any, which: Sequence[int]) -> list[list[int]]:
+        """Return which of these prompts would be written together, batch by batch, as long as memory has room."""
 
 
 class Way(Enum):
@@ -144,10 +148,8 @@ class TransformersWriter:
             InputError: if the model cannot be asked to write.
         """
         which = range(len(self.requests)) if which is None else which
-        if which and self.way is None:
-            self.way = self._tried_out(model)
         if which:
-            self._size(model)
+            self._ready(model)
         found: dict[int, str] = {}
         while len(found) < len(which):
             chosen = self._next([i for i in which if i not in found], self._way_of(model))
@@ -163,6 +165,24 @@ class TransformersWriter:
                 self.tokens += self._read(model, self.requests[i], tokens)
                 found[i] = text_of(self._tokenizer, tokens, self.requests[i].stops)
         return [found[i] for i in which]
+
+    @torch.inference_mode()
+    def batches(self, model: Any, which: Sequence[int]) -> list[list[int]]:
+        """Return which prompts are written together; see `Writer.batches` and, for what is raised, `write`."""
+        if which:
+            self._ready(model)
+        left, batches = list(which), list[list[int]]()
+        while left:
+            batches.append(self._next(left, self._way_of(model)))
+            taken = set(batches[-1])
+            left = [i for i in left if i not in taken]
+        return batches
+
+    def _ready(self, model: Any) -> None:
+        """Find out how a model may be asked to write, and how much at once, where that is not known."""
+        if self.way is None:
+            self.way = self._tried_out(model)
+        self._size(model)
 
     def _read(self, model: Any, request: Prompt, written: Sequence[int]) -> int:
         """Return how many tokens were read to write; rows that ended before others are filled up with padding."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,13 +10,16 @@ from sae_moo.errors import InputError, itemized
 from sae_moo.experts.adapters import Adapter
 from sae_moo.experts.built import check_places
 from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, locate
-from sae_moo.experts.composed import Composed, is_composed
+from sae_moo.experts.composed import PLUS, Composed, is_composed
 from sae_moo.experts.layers import Order, Relaid, layer_count
 from sae_moo.experts.live import parsed_config
+from sae_moo.files.places import rooted
 from sae_moo.recipe import BASE
 
 
-def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None = None) -> dict[str, ModelWeights]:
+def open_models(
+    base: str, experts: Mapping[str, str], relative_to: Path | None = None, roots: Sequence[str] = ()
+) -> dict[str, ModelWeights]:
     """Open a base and experts, without comparing them; see `ExpertPool.open`.
 
     Raises:
@@ -26,12 +29,13 @@ def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None 
         raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
     opened: dict[str, ModelWeights] = {}
     faults = []
-    for name, source in {BASE: base, **experts}.items():
+    for name, given in {BASE: base, **experts}.items():
         try:
+            source = _rooted(str(given), roots, relative_to)
             if name == BASE:
-                opened[name] = _base(str(source), relative_to)
+                opened[name] = _base(source, relative_to)
             else:
-                weights = _expert(str(source), relative_to, opened.get(BASE))
+                weights = _expert(source, relative_to, opened.get(BASE))
                 if weights is not None:
                     opened[name] = weights
         except InputError as error:
@@ -39,6 +43,14 @@ def open_models(base: str, experts: Mapping[str, str], relative_to: Path | None 
     if faults:
         raise InputError(itemized("cannot open", faults))
     return opened
+
+
+def _rooted(source: str, roots: Sequence[str], relative_to: Path | None) -> str:
+    """Return where a model lies in the first of the folders that has it; model and adapter each for itself."""
+    whole = rooted(source, roots, relative_to)
+    if whole != source or not is_composed(source, relative_to):
+        return whole
+    return PLUS.join(rooted(part, roots, relative_to) for part in source.split(PLUS))
 
 
 def _base(source: str, relative_to: Path | None) -> ModelWeights:

@@ -186,6 +186,7 @@ class ExpertPool:
         relative_to: Path | None = None,
         vocabulary: Policy = REFUSE,
         pruned: Iterable[str] = (),
+        roots: Sequence[str] = (),
     ) -> ExpertPool:
         """Open and check the models; nothing is read into memory beyond headers and one pass for fingerprints.
 
@@ -196,6 +197,7 @@ class ExpertPool:
             vocabulary: ``refuse``, ``intersection``, ``base``, ``union``, ``position`` or a `vocabulary.Vocabulary`:
                 what to do about experts whose vocabulary is not the base's; see `vocabulary.aligned`.
             pruned: sub-models that can be pruned beside the text model, such as ``vision_tower``.
+            roots: folders in which relative paths are looked for first, in this order.
 
         Raises:
             InputError: listing every model that cannot be opened, or every difference from the base.
@@ -207,7 +209,7 @@ class ExpertPool:
                 raise InputError(f"{name}: expected the name of a model and a folder or hub id, got {source!r}")
         if not experts:
             raise InputError("experts: expected at least one, got none")
-        return cls(open_models(base, experts, relative_to), vocabulary, pruned=pruned)
+        return cls(open_models(base, experts, relative_to, roots), vocabulary, pruned=pruned)
 
     @property
     def left_alone(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from sae_moo.explore.decide.neighbours import Neighbour, neighbours
 from sae_moo.explore.decide.pick import pick
 from sae_moo.explore.decide.rules import KNEE, Condition, Rule
 from sae_moo.explore.history import hypervolumes
+from sae_moo.explore.timeline import Timeline, timeline
 from sae_moo.objectives import Constraint, Objective, Speed
 from sae_moo.objectives.front import Accuracy, front_of
 from sae_moo.recipe import BASE, Merge, Prune, Recipe, walk
@@ -116,6 +117,11 @@ class View:
     def mixing(self) -> dict[Recipe, NDArray[np.float64]]:
         """The memo of `mixing.mixing_weights`: lineages share most of their trials."""
         return {}
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Who was busy when; see `timeline.timeline`."""
+        return timeline(self.records)
 
     @cached_property
     def hypervolumes(self) -> NDArray[np.float64]:

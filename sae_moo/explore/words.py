@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_moo.explore.decide.significance import Paired, paired
+from sae_moo.explore.timeline import HERE, PHASES, Timeline
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.objectives import Constraint, Objective, Screened, Sparsity, Speed, TaskMean
 from sae_moo.recipe import BASE, BLOCKS, STORED, Cast, Expert, Merge, Prune, Recipe, Repair, children, walk
@@ -259,8 +260,31 @@ def _cost(view: View) -> str:
     return (
         f"{len(made):,}{budget} evaluations{f' ({told})' if told else ''}, "
         f"{duration(merging)} of merging and {duration(scoring)} of scoring"
-        f"{f', {read:,} forward tokens' if read else ''}.{_screened(screened, read)}"
+        f"{f', {read:,} forward tokens' if read else ''}.{_screened(screened, read)}{_crewed(view.timeline)}"
     )
+
+
+def busy_words(found: Timeline) -> str:
+    """Return how many workers there were and how busy they were, a clause."""
+    single = len(found.workers) == 1
+    who = found.workers[0] if single and found.workers[0] == HERE else count(len(found.workers), "worker")
+    share, parts = found.share(), {phase: found.share((phase,)) for phase in PHASES}
+    each = ", ".join(f"{part:.0%} {phase}" for phase, part in parts.items() if part)
+    sessions = f" in {count(len(found.sessions), 'session')}" if len(found.sessions) > 1 else ""
+    lost = f"; {count(found.losses, 'worker')} lost over trials" if found.losses else ""
+    return f"{who}, busy {share:.0%} of {duration(found.seconds)}{sessions}{f' ({each})' if each else ''}{lost}"
+
+
+def _crewed(found: Timeline) -> str:
+    """Return who evaluated, a sentence with a blank before it; nothing where the search did so itself."""
+    if set(found.workers) <= {HERE} and not found.losses:
+        return ""
+    lost = ""
+    if found.losses:
+        were = "was" if found.losses == 1 else "were"
+        lost = f"; {count(found.losses, 'worker')} {were} lost over trials, which others took over or which failed"
+    busy = f"{found.share():.0%} of {duration(found.seconds)}"
+    return f" Evaluated by {count(len(found.workers), 'worker')}, busy {busy}{lost}."
 
 
 def _screened(screened: Sequence[Screened], everything: int | None) -> str:

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from sae_moo.errors import InputError, shown
+
+
+def rooted(given: str, roots: Sequence[str], start: Path | None = None) -> str:
+    """Return what finds a path in the first of some folders that has it, or the text as it was given where none has.
+
+    Args:
+        given: the text; what is absolute or begins with ``~`` stays as it is.
+        roots: the folders, as users write them.
+        start: what relative folders start from; None: the current folder.
+
+    Raises:
+        InputError: if no path can be called so.
+    """
+    if located(given).is_absolute():
+        return given
+    places = (located(given, located(root, start)) for root in roots)
+    return next((str(place.absolute()) for place in places if place.exists()), given)
 
 
 def located(given: str, start: Path | None = None) -> Path:

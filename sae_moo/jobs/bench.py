@@ -54,6 +54,8 @@ from sae_moo.searchers.searcher import Assignment, Searcher
 
 log = logging.getLogger(__name__)
 
+VERSIONED = ("torch", "transformers", "pymoo", "optuna")
+"""Packages whose versions are kept with every trial."""
 _NO_TEXTS = "0" * 64
 """Stands for the digest of texts where it is asked what can be repaired, on whatever texts."""
 
@@ -103,6 +105,7 @@ class Bench:
             models.base,
             models.experts,
             relative_to=config.directory,
+            roots=models.roots,
             vocabulary=models.vocabulary,
             pruned=config.pruning.submodels,
         )
@@ -539,7 +542,11 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def versions() -> str:
-    """Return the versions of what evaluates, as one text; of what says none, that it is unknown."""
-    others = (f"{name} {release(name) or 'unknown'}" for name in ("torch", "transformers", "pymoo", "optuna"))
+def versions(*packages: str) -> str:
+    """Return the versions of this package and others, as one text; of what says none, that it is unknown.
+
+    Args:
+        packages: the others; none: all that a study's results may depend on.
+    """
+    others = (f"{name} {release(name) or 'unknown'}" for name in packages or VERSIONED)
     return ", ".join((f"sae-moo {__version__}", *others))

@@ -282,7 +282,11 @@ class _Examination:
         models = config.models
         try:
             pool = ExpertPool.open(
-                models.base, models.experts, relative_to=config.directory, vocabulary=models.vocabulary
+                models.base,
+                models.experts,
+                relative_to=config.directory,
+                roots=models.roots,
+                vocabulary=models.vocabulary,
             )
         except InputError as error:
             told = f"cannot be opened, digests are those of the recorded fingerprints: {str(error).splitlines()[0]}"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sae_moo.config.document import Config, differences
-from sae_moo.errors import Hint, InputError, itemized
+from sae_moo.errors import Hint, InputError, Interrupted, RunError, itemized
 from sae_moo.evaluate.costs import CostTable
+from sae_moo.explore.pages.trace import write_trace
 from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench, versions
+from sae_moo.jobs.executors import check_workers, executor_of
 from sae_moo.jobs.extending import adopt, facts_of, inheritance
 from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
+from sae_moo.study.executor import Executor
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
-from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Event, Exhausted, Listener, Opened, PutAside, Spent, Study
+from sae_moo.study.loop import Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent, Study
+from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
 
 
@@ -31,6 +35,7 @@ def search(
     fresh: bool = False,
     searcher: Callable[[Bench], Searcher] | None = None,
     bench: Bench | None = None,
+    executor: Callable[[Bench], Executor] | None = None,
 ) -> Run:
     """Run a search, or go on with one.
 
@@ -43,6 +48,8 @@ def search(
         searcher: makes the searcher instead of the configured one, e.g. with operators of one's own; the study cannot
             tell the two apart, so give it a name of its own.
         bench: what evaluating needs, if it is open already (`Bench.configured`).
+        executor: makes what evaluates instead of the configured one, e.g. by a crew of one's own, from the bench as the
+            study is anchored; it is closed at the end. Batch sizes that it measures are not kept.
 
     Returns:
         The run, to look at.
@@ -59,6 +66,7 @@ def search(
     url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and url is not None:
         raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")
+    check_workers(bench)
     folder = RunFolder(Path(root) / config.study.name)
     if fresh or not begun(url or folder.journal):
         _check_texts(bench)
@@ -93,9 +101,16 @@ def search(
             with reached(storage):
                 describe(stored, said.attributes())
 
+        records: dict[int, TrialRecord] = {}  # as the study holds them, by number
+
         def heard(event: Event) -> None:
-            if isinstance(event, Exhausted | Spent):
-                noted(exhausted=event.evaluations)
+            match event:
+                case Exhausted() | Spent():
+                    noted(exhausted=event.evaluations)
+                case Resumed():
+                    records.update((record.number, record) for record in event.records)
+                case Finished():
+                    records[event.record.number] = event.record
             listener(event)
 
         def sized(batches: Mapping[str, int]) -> None:
@@ -105,8 +120,33 @@ def search(
             storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
         )
         adopt(trials, bench, Path(root))
-        _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard, sized).run()
+        with (
+            _traced(folder, config.study.name, records),
+            closing(
+                executor_of(bench, anchors, sized, listener) if executor is None else executor(bench)
+            ) as evaluating,
+        ):
+            _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard, evaluating).run()
     return Run.open(folder.path)
+
+
+@contextmanager
+def _traced(folder: RunFolder, name: str, records: Mapping[int, TrialRecord]) -> Iterator[None]:
+    """Write who was busy when once the search has ended, or was stopped with all that it finished stored.
+
+    A search that is killed leaves the file as it is: the next one, and `sae-moo figures`, make it from the study.
+
+    Args:
+        folder: of the run.
+        name: the study's.
+        records: its trials by number, as it holds them when the search ends; they would take longer to read again.
+    """
+    try:
+        yield
+    except (Interrupted, RunError, SystemExit):  # the last one: a signal asks for the end
+        write_trace(folder.timeline, name, records.values())
+        raise
+    write_trace(folder.timeline, name, records.values())
 
 
 def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> None:
@@ -188,21 +228,22 @@ def _study(
     trials: TrialStorage,
     searcher: Searcher,
     listener: Listener,
-    sized: Callable[[Mapping[str, int]], None],
+    executor: Executor,
 ) -> Study:
-    evaluator = bench.evaluator(sized)
+    config = bench.config
     return Study(
         trials,
         searcher,
-        LocalExecutor(evaluator.evaluate, None if evaluator.screening is None else evaluator.best_of),
+        executor,
         fingerprints=bench.pool.fingerprints,
         groups=bench.pool.groups,
         tensors=bench.pool.prunable_sizes,
-        evaluations=bench.config.search.evaluations,
+        evaluations=config.search.evaluations,
         versions=versions(),
         listener=listener,
         rivals=bench.rivals(),
-        tokens=bench.config.search.tokens,
+        by_generation=config.executor.kind != "local" and config.algorithm.by_generation(config.pace),
+        tokens=config.search.tokens,
         finishing=bench.finishing(),
-        failures=bench.config.executor.failures,
+        failures=config.executor.failures,
     )

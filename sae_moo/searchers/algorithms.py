@@ -25,7 +25,7 @@ from sae_moo.searchers.prescreening import Prescreening
 from sae_moo.searchers.sae import M2n2, Sae
 from sae_moo.searchers.scalar import Swarm
 from sae_moo.searchers.schedule import PUBLISHED
-from sae_moo.searchers.searcher import Assignment, Searcher, SpaceKind
+from sae_moo.searchers.searcher import Assignment, Pace, Searcher, SpaceKind
 
 USUAL_POPULATION = 24  # what measured best for our own search
 Fault = tuple[tuple[str | int, ...], str]
@@ -87,6 +87,7 @@ class Algorithm(Row):
         population: how large its population is where nobody says so, by the number of experts.
         holds_base: whether a first population must have room for the base, beside every expert.
         paces: whether it reads ``search.pace``.
+        waits: whether it asks for a generation at a time, at the usual pace: for the next one once all of it was told.
         anneals: whether it follows ``annealing`` beyond its first population.
         races: whether it can do with candidates that were given up in a race.
         screens: whether it can propose several allocations of a child's budget (`Assignment.allocations`).
@@ -114,6 +115,7 @@ class Algorithm(Row):
     population: Callable[[int], int] = lambda experts: USUAL_POPULATION
     holds_base: bool = True
     paces: bool = False
+    waits: bool = False
     anneals: bool = False
     races: bool = False
     screens: bool = False
@@ -143,6 +145,10 @@ class Algorithm(Row):
     def draws(self, settings: Mapping[str, Section]) -> bool:
         """Say whether its seed changes anything under some settings."""
         return self.seeded if isinstance(self.seeded, bool) else self.seeded(settings)
+
+    def by_generation(self, pace: Pace) -> bool:
+        """Say whether it asks for a generation at a time, so that nothing depends on which of it ends first."""
+        return self.waits and not (self.paces and pace == "steady-state")
 
     def one_number(self, settings: Mapping[str, Section]) -> bool | None:
         """Say whether it works on one number under some settings; see `scalar`."""
@@ -252,6 +258,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         breeding=("operators", "ablation"),
         spaces=("lineage", "coefficients"),
         paces=True,
+        waits=True,
         anneals=True,
         races=True,
         screens=True,
@@ -310,6 +317,7 @@ def _one_shot(
         make=f"sae_moo.searchers.baselines:{name.replace('-', '_')}",
         settings=settings or {"one_shot": OneShot},
         scalar=True,
+        waits=True,
         seeded=seeded,
         faults=faults,
     )
@@ -365,6 +373,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             settings={"pso": Swarm},
             spaces=("coefficients",),
             scalar=True,
+            waits=True,
             combines=True,
             faults=_room_for_experts,
         ),
@@ -375,6 +384,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:covariance_adaptation",
             spaces=("coefficients",),
             scalar=True,
+            waits=True,
             combines=True,
         ),
         Algorithm(
@@ -387,6 +397,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             scalar=_by_the_selection,
             population=_twice_the_experts,
             holds_base=False,
+            waits=True,
             combines=True,
         ),
         Algorithm(
@@ -395,6 +406,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.scalar:random_draws",
             spaces=("coefficients",),
             races=True,
+            waits=True,
             combines=True,
         ),
         _optuna("TPESampler", "Optuna's tree-structured Parzen estimator"),
@@ -425,6 +437,7 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             make="sae_moo.searchers.pairs:make",
             settings={"pairs": Pairs},
             scalar=True,
+            waits=True,
             seeded=False,
             inherits=True,
             faults=_two_experts(PAIRS),

@@ -119,13 +119,8 @@ class GeneratingNsga(NsgaSearcher):
             self._become(individual, x)
         return self._next()
 
-    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Take in one evaluation.
-
-        Raises:
-            KeyError: if the proposal is not one that is out.
-        """
-        super().tell(proposal, evaluation)
+    def _learn(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        super()._learn(proposal, evaluation)
         if self._bandit is not None:
             gain = self._gains.take(evaluation)
             if SHARE in proposal.numbers:

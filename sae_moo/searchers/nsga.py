@@ -38,6 +38,8 @@ from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Pace, Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
 
+PROPOSAL = "proposal"  # key of what was asked for
+
 
 class NsgaSearcher:
     """Evolves a population of merges towards the front; see `Searcher` for the contract.
@@ -135,9 +137,7 @@ class NsgaSearcher:
         individual.set(EVALUATION, evaluation)
         if self._lineage:  # with scopes resolved, so that children inherit what takes one pass
             individual.X = np.array([evaluation.recipe], dtype=object)
-        self._ratio.tell(proposal, evaluation)
-        if self._methods is not None:
-            self._methods.tell(proposal, evaluation)
+        individual.set(PROPOSAL, proposal)
         self._told.append(individual)
         if self._first or self._pace == "generational":
             if len(self._told) == len(self._brood):
@@ -155,7 +155,15 @@ class NsgaSearcher:
         self._out.setdefault(proposal.recipe, []).append(individual)
         return proposal
 
+    def _learn(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Take in what an evaluation says of how children are best made."""
+        self._ratio.tell(proposal, evaluation)
+        if self._methods is not None:
+            self._methods.tell(proposal, evaluation)
+
     def _advance(self, individuals: Sequence[Individual]) -> None:
+        for individual in individuals:
+            self._learn(individual.get(PROPOSAL), individual.get(EVALUATION))
         if self._first:
             check_first([individual.get(EVALUATION) for individual in individuals])
         self._algorithm.tell(infills=Population.create(*individuals))
@@ -166,8 +174,10 @@ class NsgaSearcher:
         steady = self._pace == "steady-state" and not self._first
         if self._out and not steady:
             return False
+        drawn = self._algorithm.random_state.bit_generator.state
         born = self._algorithm.ask()
         if born is None or len(born) == 0:
+            self._algorithm.random_state.bit_generator.state = drawn  # nobody replays an ask that came to nothing
             return False
         self._waiting.extend(born)
         self._brood = list(born)

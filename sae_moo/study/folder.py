@@ -35,6 +35,7 @@ JOURNAL = "study.journal"  # the study, unless it lies elsewhere; Optuna's entri
 POINTER = "run.json"  # which study it is, and where
 LOCK = "search.lock"  # held by the one process that searches there, which it names
 JUDGED = "test.json"  # digest -> task -> scores on the test split, packed
+TIMELINE = "timeline.json"  # who was busy when, for trace viewers; made from the study
 RESULTS = "compare"  # in the folder of a comparison, by ending
 
 
@@ -81,6 +82,11 @@ class RunFolder:
     def journal(self) -> Path:
         """The file of the study, unless that lies elsewhere."""
         return self.path / JOURNAL
+
+    @property
+    def timeline(self) -> Path:
+        """The file that tells trace viewers who was busy when."""
+        return self.path / TIMELINE
 
     @property
     def begun(self) -> bool:

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from sae_moo.errors import NO_ROOM, Hint, InputError, SaeMooError, StorageError, no_room
 from sae_moo.files.room import KEPT
@@ -65,10 +66,11 @@ class FileLock:
 
 
 class JournalFile(JournalFileBackend):
-    """Optuna's journal file, without waiting for the disk after every attribute of a trial.
+    """Optuna's journal file, written and waited for once where a trial ends, not after every attribute of it.
 
-    A dozen attributes come before the entry that ends a trial, and that entry waits for all of them. A killed process
-    loses nothing either way; a power cut loses at most the trial that was being written.
+    A dozen attributes come before the entry that ends a trial: they are held, and written with it. Nobody waits for the
+    disk when a trial begins: whatever is waited for next comes after it. Killed, or cut off from power, a search loses
+    no trial that has ended; those that were being evaluated are evaluated again.
 
     Args:
         path: the journal.
@@ -79,22 +81,33 @@ class JournalFile(JournalFileBackend):
         super().__init__(str(path), lock_obj=lock)  # type: ignore[arg-type]  # it has acquire and release
         self._path = path
         self._own_lock = lock
+        self._held: list[dict[str, Any]] = []
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries, a line each, all of them or none.
+        """Append entries, a line each, all of them or none; attributes of a trial are held until another entry comes.
 
         Raises:
-            StorageError: if the disk has no room for them, or fails.
+            StorageError: if the disk has no room for them, or fails; what was held is gone then.
         """
+        if all("trial_id" in entry and ("user_attr" in entry or "system_attr" in entry) for entry in logs):
+            self._held += logs
+            return
+        logs, self._held = [*self._held, *logs], []
         rest = memoryview("".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode())
         try:
             self._own_lock.acquire()
             try:
-                self._append(rest, wait=not all("user_attr" in entry for entry in logs))
+                begins = "study_id" in logs[-1] and logs[-1].get("state") == TrialState.RUNNING
+                self._append(rest, wait=not (begins or "user_attr" in logs[-1]))
             finally:
                 self._own_lock.release()
         except OSError as error:
             raise StorageError(f"{self._path}: {error.strerror or error}; {KEPT}") from error
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the entries from a number on; none while attributes are held, after each of which it is asked for."""
+        if not self._held:
+            yield from super().read_logs(log_number_from)
 
     def _append(self, rest: memoryview, wait: bool) -> None:
         """Append bytes, all of them or none, and wait for the disk where asked to."""

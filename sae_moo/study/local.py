@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Recipe
+from sae_moo.study.executor import Answer, Job
 
 
 class LocalExecutor:
-    """Runs one evaluation at a time, when its result is waited for.
-
-    Promises of an executor: every submitted job comes back from `wait` exactly once; `free` says whether another job
-    may be submitted, `busy` whether any has not come back yet. A job is a recipe, or several of which the best is
-    evaluated; weights never travel.
+    """Runs one evaluation at a time, when its result is waited for; see `Executor`.
 
     Args:
         evaluate: recipe, and the front it races against (None where it does not) -> evaluation.
@@ -28,7 +26,7 @@ class LocalExecutor:
     ) -> None:
         self._evaluate = evaluate
         self._best_of = best_of
-        self._job: tuple[int, Sequence[Recipe], Front[Evaluation] | None] | None = None
+        self._job: Job | None = None
 
     @property
     def free(self) -> bool:
@@ -40,35 +38,46 @@ class LocalExecutor:
         """Whether a job is out."""
         return self._job is not None
 
-    def submit(
-        self,
-        number: int,
-        recipe: Recipe,
-        rivals: Front[Evaluation] | None = None,
-        alternatives: Sequence[Recipe] = (),
-    ) -> None:
+    def submit(self, job: Job) -> None:
         """Take a job.
 
-        Args:
-            number: what to call it.
-            recipe: what to evaluate.
-            rivals: the front it races against, or None.
-            alternatives: of these and the recipe the best is evaluated.
+        Raises:
+            RuntimeError: if another one has not come back yet.
         """
         if self._job is not None:
-            raise RuntimeError(f"job {self._job[0]} has not come back yet")
-        self._job = (number, (recipe, *alternatives), rivals)
+            raise RuntimeError(f"job {self._job.number} has not come back yet")
+        self._job = job
 
-    def wait(self) -> tuple[int, Evaluation]:
-        """Return the number and evaluation of a finished job."""
+    def wait(self) -> Answer:
+        """Return what came of the job.
+
+        Raises:
+            RuntimeError: if no job is out, or it has several recipes and nothing chooses among them.
+        """
         if self._job is None:
             raise RuntimeError("no job is out")
-        number, recipes, rivals = self._job
-        if len(recipes) == 1:
-            evaluation = self._evaluate(recipes[0], rivals)
-        elif self._best_of is None:
-            raise RuntimeError(f"job {number} has {len(recipes)} recipes, and nothing chooses among them here")
-        else:
-            evaluation = self._best_of(recipes, rivals)
+        job, began = self._job, time.time()
+        evaluation = evaluated(job, self._evaluate, self._best_of)
         self._job = None
-        return number, evaluation
+        return Answer(job.number, evaluation, began)
+
+    def close(self) -> None:
+        """Give up the job that is out."""
+        self._job = None
+
+
+def evaluated(
+    job: Job,
+    evaluate: Callable[[Recipe, Front[Evaluation] | None], Evaluation],
+    best_of: Callable[[Sequence[Recipe], Front[Evaluation] | None], Evaluation] | None,
+) -> Evaluation:
+    """Evaluate a job in this process; see `LocalExecutor`.
+
+    Raises:
+        RuntimeError: if it has several recipes and nothing chooses among them.
+    """
+    if len(job.recipes) == 1:
+        return evaluate(job.recipes[0], job.rivals)
+    if best_of is None:
+        raise RuntimeError(f"job {job.number} has {len(job.recipes)} recipes, and nothing chooses among them here")
+    return best_of(job.recipes, job.rivals)

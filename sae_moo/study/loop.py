@@ -22,7 +22,7 @@ from sae_moo.recipe.scopes import going
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Inheriting, Proposal, Recalling, Searcher
-from sae_moo.study.local import LocalExecutor
+from sae_moo.study.executor import Answer, Crewed, Executor, Job, WorkerLost
 from sae_moo.study.record import Ended, TrialRecord, inherited, own, told, weight_of
 from sae_moo.study.streak import Streak
 from sae_moo.study.trials import TrialStorage
@@ -122,7 +122,7 @@ class Spent:
     budget: int
 
 
-Event = PutAside | Opened | Resumed | Begun | Finished | Exhausted | Spent
+Event = PutAside | Opened | Resumed | Crewed | Begun | WorkerLost | Finished | Exhausted | Spent
 Listener = Callable[[Event], None]
 
 
@@ -157,6 +157,8 @@ class Study:
         listener: told of every event.
         rivals: if given, candidates race: this says what for, with an empty front. The first generation does not, since
             what it answers is what later ones are bred from and compared with.
+        by_generation: whether candidates race against the front as it was when their generation began, so that it makes
+            no difference who is told first; else against all that was told when they were asked for.
         tokens: a second budget: no more candidates are asked for once evaluations took so many forward tokens, those of
             earlier trials counted, those of repaired ones not; None: any number.
         finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
@@ -167,7 +169,7 @@ class Study:
         self,
         storage: TrialStorage,
         searcher: Searcher,
-        executor: LocalExecutor,
+        executor: Executor,
         *,
         fingerprints: Mapping[str, str],
         groups: Sequence[str],
@@ -176,6 +178,7 @@ class Study:
         versions: str,
         listener: Listener = lambda event: None,
         rivals: Front[Evaluation] | None = None,
+        by_generation: bool = False,
         tokens: int | None = None,
         finishing: Finishing | None = None,
         failures: int = 0,
@@ -190,15 +193,19 @@ class Study:
         self._versions = versions
         self._listener = listener
         self._rivals = rivals
+        self._by_generation = by_generation
+        self._contenders: dict[int, tuple[int, Evaluation]] = {}  # told, not among the rivals yet, with generations
         self._tokens = tokens
         self._spent = 0
         self._finishing = Finishing() if finishing is None else finishing
+        self._ended: dict[int, tuple[Proposal, Evaluation]] = {}  # told, what finishes has not heard of it yet
         self._streak = Streak(failures)
         self._asked = 0  # of the searcher
         self._dry = False  # the searcher has nothing left to try
         self._told = 0
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # identity -> first trial that evaluated it
+        self._twins: dict[str, list[int]] = {}  # identity that is being evaluated -> trials that wait for it
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
@@ -227,8 +234,7 @@ class Study:
                     if self._proposals:
                         continue
                     break
-                number, evaluation = self._executor.wait()
-                self._finish(number, evaluation)
+                self._receive(self._executor.wait())
             asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
             unproposed = max(0, self._budget - self._asked)
             unrepaired = max(0, self._finishing.count - self._finishing.asked)
@@ -250,7 +256,13 @@ class Study:
     @property
     def _wanting(self) -> bool:
         """Whether there are candidates to ask for: of the search, then of those that finish it."""
+        self._settle()
         return self._left or self._finishing.left
+
+    @property
+    def _searching(self) -> bool:
+        """Whether candidates that the searcher asked for are out."""
+        return any(out.proposal.operator != REPAIR for out in self._proposals.values())
 
     def _next(self) -> Proposal | None:
         """Ask for a candidate; None if there is none until others have ended, or none at all."""
@@ -258,8 +270,11 @@ class Study:
             proposals = self._searcher.ask(1)
             if proposals:
                 return proposals[0]
-            self._dry = not self._proposals
-        return None if self._proposals else self._finishing.ask()  # of the whole front
+            self._dry = not self._searching
+        if self._searching:
+            return None
+        self._settle()
+        return self._finishing.ask()  # of the whole front
 
     def _submit(self) -> None:
         while self._executor.free:
@@ -283,22 +298,47 @@ class Study:
         finishes = proposal.operator == REPAIR
         self._asked += not finishes
         races = proposal.generation > 0 and not finishes
-        self._proposals[number] = _Out(proposal, identity, self._rivals if races else None)
+        self._proposals[number] = _Out(proposal, identity, self._front_before(proposal.generation) if races else None)
+
+    def _front_before(self, generation: int) -> Front[Evaluation] | None:
+        """Return the front that a candidate of a generation races against, None if nobody races."""
+        if self._rivals is not None:
+            for number in sorted(self._contenders):  # as they were asked for, whoever was told first
+                if self._contenders[number][0] < generation:
+                    self._rivals = self._rivals.after(self._contenders.pop(number)[1])
+        return self._rivals
+
+    def _settle(self) -> None:
+        """Let what finishes hear of all that has ended, as it was asked for, unless some of it is still to come."""
+        if not self._searching:
+            for number in sorted(self._ended):
+                self._finishing.tell(*self._ended.pop(number))
 
     def _launch(self, number: int) -> None:
         out = self._proposals[number]
         known = self._first_with.get(out.identity)
-        if known is None:
-            self._executor.submit(number, out.proposal.recipe, out.rivals, out.proposal.alternatives)
-            self._listener(Begun(number, out.proposal))
-        else:
+        if known is not None:
             first, evaluation = known
-            self._finish(number, evaluation, repeats=first)
+            self._finish(Answer(number, evaluation), repeats=first)
+        elif out.identity in self._twins:  # it is being evaluated: this one repeats it once it has ended
+            self._twins[out.identity].append(number)
+        else:
+            self._twins[out.identity] = []
+            self._executor.submit(Job(number, (out.proposal.recipe, *out.proposal.alternatives), out.rivals))
+            self._listener(Begun(number, out.proposal))
 
-    def _finish(self, number: int, evaluation: Evaluation, repeats: int | None = None) -> None:
+    def _receive(self, answer: Answer) -> None:
+        """Finish what was evaluated, and what proposes the same."""
+        twins = self._twins.pop(self._proposals[answer.number].identity)
+        self._finish(answer)
+        for twin in twins:
+            self._launch(twin)
+
+    def _finish(self, answer: Answer, repeats: int | None = None) -> None:
+        number, evaluation = answer.number, answer.evaluation
         proposal = self._proposals[number].proposal
         chosen = self._levels(evaluation.recipe) if proposal.alternatives else {}  # it was not known before which one
-        record = self._storage.finish(number, proposal, evaluation, self._told, repeats, chosen)
+        record = self._storage.finish(number, proposal, answer, self._told, repeats, chosen)
         if repeats is None:
             self._streak.take(evaluation)
         self._take_in(record)
@@ -310,12 +350,15 @@ class Study:
         self._first_with.setdefault(record.identity, (record.number, record.evaluation))
         self._number_of.setdefault(record.recipe, record.number)
         proposal = self._proposals.pop(record.number).proposal
-        self._finishing.tell(proposal, record.evaluation)
         if proposal.operator == REPAIR:
             return  # a search that goes on races against nobody, and pays for nothing, that it did not ask for
         if record.repeats is None:
             self._spent += 0 if self._tokens is None else self._tokens_of(record)
-            self._rivals = None if self._rivals is None else self._rivals.after(record.evaluation)
+            if self._by_generation:
+                self._contenders[record.number] = (record.generation, record.evaluation)
+            elif self._rivals is not None:
+                self._rivals = self._rivals.after(record.evaluation)
+        self._ended[record.number] = (proposal, record.evaluation)
         self._searcher.tell(proposal, record.evaluation)
 
     def _replay(self) -> None:
@@ -327,6 +370,7 @@ class Study:
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
             if record.operator == REPAIR:
+                self._settle()
                 again = self._finishing.recall(record.asked)
             elif isinstance(self._searcher, Recalling):
                 again = self._searcher.recall(record.vector)
@@ -344,9 +388,10 @@ class Study:
         if records:
             self._listener(Resumed(records, time.perf_counter() - start))
         for number in sorted(self._proposals):  # begun and not ended: killed in flight
-            self._launch(number)
-            while self._executor.busy:
-                self._finish(*self._executor.wait())
+            while not self._executor.free:
+                self._receive(self._executor.wait())
+            if number in self._proposals:  # it may have repeated another that was waited for
+                self._launch(number)
 
     def _inherit(self, records: Sequence[Ended]) -> None:
         """Take in what an earlier study has evaluated, before anything is asked for."""

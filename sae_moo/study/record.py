@@ -88,6 +88,10 @@ class Ended(Asked):
         told: position of this evaluation among those told.
         repeats: number of the trial whose weights and result this one shares, or None.
         inherited: the trial of an earlier study that this one is, or None. It took nothing of this study's budget.
+        worker: who evaluated it, several names with commas between them where they shared it; empty: the process that
+            searched.
+        began: when it was taken up, seconds since the epoch; None: not known, or nobody had to evaluate it.
+        losses: workers that were lost over it.
     """
 
     recipe: Recipe
@@ -99,6 +103,14 @@ class Ended(Asked):
     told: int
     repeats: int | None = None
     inherited: Inherited | None = None
+    worker: str = ""
+    began: float | None = None
+    losses: int = 0
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Each who evaluated it; several where they shared it, none where the process that searched did."""
+        return tuple(self.worker.split(", ")) if self.worker else ()
 
     @property
     def state(self) -> Literal["complete", "failed", "stopped", "partial"]:

@@ -10,6 +10,7 @@ from sae_moo.objectives import Evaluation
 
 LIKELY = (
     ("out of memory", "memory is short: a smaller models.dtype or models.cache_gib, or a device with more of it"),
+    ("workers were lost", "memory is short: fewer executor.workers, a smaller models.dtype or models.cache_gib"),
     ("raised", "a task's or a package's own code fails: evaluate with the same configuration shows it on one model"),
     ("not finite", "numbers overflow: models.dtype bfloat16 or float32 has the range, or an expert itself is broken"),
     ("NaN", "numbers overflow: models.dtype bfloat16 or float32 has the range, or an expert itself is broken"),

@@ -21,6 +21,7 @@ from sae_moo.objectives.scores import packed, unpacked
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
 from sae_moo.recipe.catalogue import OtherGuest
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.executor import Answer
 from sae_moo.study.journal import OptunaStorage, reached
 from sae_moo.study.record import Ended, Inherited, Running, TrialRecord
 
@@ -28,7 +29,7 @@ from sae_moo.study.record import Ended, Inherited, Running, TrialRecord
 PARAM_RANGE = (-10.0, 10.0)
 # Attributes of a trial that are read again by us alone.
 INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
-INTERNAL |= {"allocations"}
+INTERNAL |= {"allocations", "began"}
 
 
 class TrialStorage:
@@ -137,17 +138,17 @@ class TrialStorage:
         self,
         number: int,
         proposal: Proposal,
-        evaluation: Evaluation,
+        answer: Answer,
         told: int,
         repeats: int | None = None,
         params: Mapping[str, float] | None = None,
     ) -> Ended:
-        """Write the evaluation of a running trial and end it.
+        """Write what came of a running trial and end it.
 
         Args:
             number: the trial.
             proposal: what it was begun with.
-            evaluation: its result; a failed one ends the trial as failed, with its reason.
+            answer: its evaluation, a failed one ends the trial as failed, with its reason; and who made it, and when.
             told: position of this evaluation among those told.
             repeats: the trial it repeats, or None.
             params: numbers worth plotting that were not known when it was begun.
@@ -156,20 +157,21 @@ class TrialStorage:
             StorageError: if it cannot be written; the trial then still runs, and is evaluated again.
         """
         with reached(self._storage):
-            return self._finish(number, proposal, evaluation, told, repeats, params or {})
+            return self._finish(number, proposal, answer, told, repeats, params or {})
 
     def _finish(
         self,
         number: int,
         proposal: Proposal,
-        evaluation: Evaluation,
+        answer: Answer,
         told: int,
         repeats: int | None,
         params: Mapping[str, float],
     ) -> Ended:
+        evaluation = answer.evaluation
         identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
         trial = Trial(self.study, identity)
-        attributes = _attributes(evaluation, told)
+        attributes = _attributes(evaluation, told) | _whereabouts(answer)
         if repeats is not None:
             attributes["repeats"] = repeats
         if evaluation.recipe != proposal.recipe:
@@ -184,9 +186,10 @@ class TrialStorage:
             for label, amount in zip(labels, broken, strict=False):  # the last entry says only that it did not fail
                 if label not in trial.constraints:  # set already if a run was killed right here
                     trial.set_constraint(label, float(amount))
-            self.study.tell(number, [objective.value(evaluation) for objective in self.objectives])
-        else:
-            self.study.tell(number, state=TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED)
+        # what `Study.tell` does beside this is for samplers, and a copy of the trial
+        values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
+        failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
+        self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
         record = self._record(self._storage.get_trial(identity))
         assert isinstance(record, Ended)
         return record
@@ -284,6 +287,9 @@ class TrialStorage:
             feasible=feasible(self.constraints, evaluation),
             told=attrs["told"],
             repeats=attrs.get("repeats"),
+            worker=attrs.get("worker", ""),
+            began=attrs.get("began"),
+            losses=attrs.get("workers lost", 0),
             inherited=Inherited(**attrs["inherited"]) if "inherited" in attrs else None,
         )
 
@@ -352,6 +358,16 @@ def _attributes(evaluation: Evaluation, told: int) -> dict[str, Any]:
     if evaluation.screened is not None:
         attributes["screened"] = asdict(evaluation.screened)
     return attributes
+
+
+def _whereabouts(answer: Answer) -> dict[str, Any]:
+    """Return what a trial keeps of who evaluated it, and when."""
+    found: dict[str, Any] = {} if answer.began is None else {"began": answer.began}
+    if answer.worker:
+        found["worker"] = answer.worker
+    if answer.losses:
+        found["workers lost"] = answer.losses
+    return found
 
 
 def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> Evaluation:

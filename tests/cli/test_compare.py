@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
+import pickle
 import re
 import resource
 import signal
@@ -16,7 +16,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from commands import call, config_for, refused, written
 
 from sae_moo.config.document import Config
@@ -25,7 +24,7 @@ from sae_moo.errors import Hint, InputError, RunError
 from sae_moo.explore.run import Run
 from sae_moo.jobs import bench as bench_module
 from sae_moo.jobs.bench import Bench
-from sae_moo.jobs.compare import comparison, workers
+from sae_moo.jobs.compare import away, comparison
 from sae_moo.jobs.compare.cells import Made, cells_of, finished
 from sae_moo.jobs.compare.comparison import CellBegun, CellDone, compare
 from sae_moo.jobs.search import search
@@ -177,23 +176,27 @@ def test_apart_and_together_give_the_same_and_apart_tell_how_far_they_are(config
         assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
 
 
-def test_a_process_that_dies_fails_its_search_only(config, here, monkeypatch):
+def test_a_search_over_which_workers_die_fails_alone(config, here, monkeypatch):
     dying = here / "sitecustomize.py"  # found by every process started from here
     dying.write_text(
         "import sys, threading\n"
         "def watch():\n"
-        "    import os, time\n"
+        "    import glob, os, time\n"
         "    while True:\n"
         "        time.sleep(0.005)\n"
-        "        if os.path.isdir('runs/tiny/swarm-dense-0') and 'spawn_main' in ' '.join(sys.orig_argv):\n"
-        "            if os.path.exists('runs/tiny/swarm-dense-0/search.lock'):\n"
-        "                if open('runs/tiny/swarm-dense-0/search.lock').read().startswith(f'{os.getpid()}\\n'):\n"
-        "                    os.kill(os.getpid(), 9)\n"
+        "        for lock in glob.glob(os.environ['TMPDIR'] + '/sae-moo-*/swarm-dense-0/search.lock'):\n"
+        "            if open(lock).read().startswith(f'{os.getpid()}\\n'):\n"
+        "                os.kill(os.getpid(), 9)\n"
         "threading.Thread(target=watch, daemon=True).start()\n"
     )
+    (here / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     result = call("compare", "compare.yaml", "--workers", "2", "--set", "compare.seeds=1", code=1)
-    assert "swarm, dense, seed 0: its process died (exit code -9)" in result.stderr
+    assert (
+        "swarm, dense, seed 0: 2 workers were lost over it, the last one: its process was ended by SIGKILL"
+        in result.stderr
+    )
     assert (here / "runs" / "tiny" / "task-arithmetic-0" / "test.json").exists()
 
 
@@ -212,8 +215,9 @@ def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_sea
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    told = r"sae-moo: (.*), seed 0: (runs/tiny/[\w-]+/study\.journal): File too large; what was finished before is kept"
-    journal = Path(re.fullmatch(told, line)[2])
+    told = r"sae-moo: (.*), seed 0: (\S+)/([\w-]+/study\.journal): File too large; what was finished before is kept"
+    assert (re.fullmatch(told, line)[2] == "runs/tiny") == (workers == "1"), "its own folder, or that of the worker"
+    journal = Path("runs/tiny", re.fullmatch(told, line)[3])
     assert re.fullmatch(told, line)[1] in ("nsga2", "swarm, dense", "task-arithmetic")
     kept = journal.read_bytes()
     assert len(kept) <= most
@@ -223,19 +227,17 @@ def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_sea
     assert [len(Run.open(f"runs/tiny/{name}-0").trials()) for name in ("nsga2", "swarm-dense")] == [9, 9]
 
 
-def test_a_fault_of_ours_in_a_process_of_its_own_is_told_with_its_name(config, monkeypatch):
+def test_a_fault_of_ours_on_a_worker_is_told_with_its_name(config, monkeypatch):
     def faulty(*given):
         raise KeyError("somewhere")
 
-    monkeypatch.setattr(workers, "run_cell", faulty)
-    monkeypatch.setattr(workers, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(away, "run_cell", faulty)
     parsed = Config.load(config)
     (cell, *_) = cells_of(parsed)
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    with receiver, sender:
-        with pytest.raises(KeyError):
-            workers._work(parsed, cell.method, 0, ComparisonFolder(Path("runs/x")), torch.get_num_threads(), sender)
-        assert workers._heard(receiver, cell, print).failure == "KeyError: 'somewhere'"
+    desk = away._Desk(parsed, None)
+    begin = away.Begin(cell.method, 0, (), None)
+    news = pickle.loads(desk(pickle.dumps(begin)))
+    assert news.ending == away.Ending("KeyError: 'somewhere'")
 
 
 def test_a_search_with_a_space_that_has_nothing_left_to_try_is_finished(config, here, monkeypatch):

@@ -490,7 +490,12 @@ def test_an_empty_front_says_why(here, monkeypatch):
     call("search", "c.yaml", "--fresh", "--evaluations", "7", "--set", "constraints={facts: {min: 1.0}}")
     assert "front of tiny is empty: no evaluation so far keeps the limits" in refused("pick", "tiny")
     assert "keeps the limits: facts at least 1, the best so far is 0.0" in call("figures", "tiny", "-o", "f").stdout
-    assert sorted(path.name for path in (here / "f").iterdir()) == ["generations.png", "hypervolume.png"]
+    assert sorted(path.name for path in (here / "f").iterdir()) == [
+        "generations.png",
+        "hypervolume.png",
+        "timeline.json",
+        "timeline.png",
+    ]
 
 
 def test_an_unfinished_search_says_so(here):

@@ -21,6 +21,7 @@ from sae_moo.jobs.compare.comparison import CellBegun, CellDone, CellFailed
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.executor import Crewed, WorkerLost
 from sae_moo.study.loop import Begun, Exhausted, Finished, Opened, Resumed
 
 SIZES = [(200, 50), (100, 30), (60, 15), (30, 8), (20, 3), (10, 1)]
@@ -202,6 +203,108 @@ def test_a_long_evaluation_is_told_of():
     assert not any(line.startswith("now") for line in shown(view))
     clock.now += 66
     assert "now         trial 3, for 1:15" in shown(view)
+
+
+def crewed(size: int, ready: int, busy: int, waiting: int = 0, lost: int = 0, hosts: int = 1) -> Crewed:
+    """So many workers, on graphics cards of so many machines."""
+    facts = {f"worker {i}": {"device": "cuda", "host": f"node-{i % hosts}", "process": str(i)} for i in range(ready)}
+    return Crewed(size, facts, busy, waiting, lost)
+
+
+def row(view, label: str) -> str:
+    """What a row of the picture says; nothing where it is not there."""
+    return next((line[12:] for line in shown(view) if line.startswith(label)), "")
+
+
+def test_a_row_tells_of_workers_and_how_busy_they_were():
+    clock = Clock()
+    view = SearchView(config(), terminal(), clock=clock)
+    assert row(view, "workers") == ""
+    view(crewed(2, 0, 0, waiting=2))
+    view(begun(0))
+    view(begun(1))
+    clock.now += 100
+    assert row(view, "time") == "1:40 so far: workers open models and tasks"
+    assert row(view, "workers") == "0 of 2   2 starting   2 evaluations waiting"
+    view(crewed(2, 1, 1, waiting=1))
+    clock.now += 10
+    assert row(view, "workers") == "1 of 2 on cuda   1 busy, 100% of their time   1 starting   1 evaluation waiting"
+    view(crewed(2, 2, 2, hosts=2))
+    clock.now += 5
+    view(crewed(2, 2, 1, lost=1, hosts=2))
+    clock.now += 10
+    assert row(view, "workers") == "2 on cuda on 2 machines   1 busy, 75% of their time   1 lost"
+    clock.now += 20
+    assert row(view, "workers").startswith("2 on cuda on 2 machines   1 busy, 62%"), "while it is looked at"
+
+
+def test_the_pace_is_that_of_workers_once_they_are_there():
+    clock = Clock()
+    view = SearchView(config(), terminal(), clock=clock)
+    view(crewed(2, 0, 0, waiting=1))
+    view(begun(0))
+    clock.now += 1000
+    view(crewed(2, 1, 1))
+    clock.now += 4
+    view(ended(0))
+    assert "15.0 evaluations/min" in row(view, "time")
+
+
+def test_of_several_evaluations_the_longest_is_told():
+    clock = Clock()
+    view = search(clock, 3)
+    for number in (3, 4, 5):
+        view(begun(number))
+        clock.now += 20
+    assert row(view, "now") == "trial 3, for 1:00, the longest of 3"
+    view(ended(3))
+    assert row(view, "now") == "trial 4, for 0:40, the longest of 2"
+    view(ended(4))
+    assert row(view, "now") == "trial 5, for 0:20"
+
+
+def loss(worker: int, number: int | None = None, again: bool = True, why: str = "its process was killed") -> WorkerLost:
+    return WorkerLost(f"worker {worker}", why, number, again, replaced=True)
+
+
+def test_lost_workers_are_told_by_reason_with_what_follows():
+    view = search(Clock(), 3)
+    for event in (loss(1, 12), loss(2), loss(3, 13, again=False), loss(4, why="the machine is gone")):
+        view(event)
+    assert row(view, "lost 4") == "worker 4 (another begins in its place): the machine is gone"
+    console = terminal(100, 20)
+    with SearchView(config(), console) as view:
+        for event in (loss(1, 12), loss(2), loss(3, 13, again=False), loss(4, why="the machine is gone")):
+            view(event)
+    after = CODES.sub("", console.file.getvalue().split("\x1b[?1049l")[1])
+    assert after.splitlines() == [
+        "4 workers lost",
+        "  worker 4 (another begins in its place): the machine is gone",
+        "  worker 3 (trial 13 has failed): its process was killed (and 2 more)",
+    ]
+
+
+def test_without_a_terminal_workers_are_told_of_once_and_losses_one_by_one():
+    console = terminal(200, force_terminal=False)
+    with SearchView(config(), console) as view:
+        view(crewed(2, 0, 0, waiting=1))
+        view(begun(0))
+        view(crewed(2, 1, 1, waiting=1))
+        assert console.file.getvalue() == "", "the others come"
+        view(crewed(2, 2, 2))
+        view(loss(1, 0))
+        view(replace(loss(2), replaced=False))
+        view(crewed(2, 2, 2))
+    assert console.file.getvalue().splitlines() == [
+        "workers: 2 on cuda",
+        "worker 1 was lost: its process was killed; trial 0 goes to another",
+        "worker 2 was lost: its process was killed; no other begins in its place",
+    ]
+    console = terminal(200, force_terminal=False)
+    with SearchView(config(), console) as view:
+        view(crewed(8, 3, 3))
+        view(ended(0))
+    assert console.file.getvalue().startswith("workers: 3 of 8 on cuda\n1/100 evaluations")
 
 
 @pytest.mark.parametrize(

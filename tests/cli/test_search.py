@@ -111,10 +111,22 @@ def test_ctrl_c_saves_and_exits_130(here, monkeypatch):
     monkeypatch.setattr(Evaluator, "evaluate", interrupted)
     result = call("search", "c.yaml", code=130)
     assert "stopped after 4 evaluations; all are saved, the same command goes on" in result.stderr
+    assert traced() == {f"trial {i}" for i in range(4)}
     calls.clear()
     assert "saved, the same command without --fresh goes on" in call("search", "c.yaml", "--fresh", code=130).stderr
     monkeypatch.setattr(Evaluator, "evaluate", original)
     assert "resumed: 4 evaluations replayed" in call("search", "c.yaml").stdout
+    made = {record.number: record for record in Run.open("tiny").trials()}
+    assert traced() == {f"trial {i}" for i, record in made.items() if record.repeats is None}
+    document = json.loads(call("trials", "tiny", "--json").stdout)["trials"]
+    assert [(each["worker"], each["workers_lost"]) for each in document] == [(None, 0)] * len(made)
+    assert [each["began"] for each in document] == [record.began for record in made.values()]
+
+
+def traced() -> set[str]:
+    """Which trials the run's timeline tells of."""
+    events = json.loads(RunFolder(Path("runs/tiny")).timeline.read_text("utf-8"))["traceEvents"]
+    return {event["name"] for event in events if event.get("cat") == "evaluation"}
 
 
 def test_two_searches_of_one_run_do_not_meet(here):

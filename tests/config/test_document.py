@@ -571,3 +571,19 @@ def test_calibration_texts_of_repairs_change_no_identity_and_a_method_may_leave_
     weighed, other = (compared.cell(method, 0).identity() for method in compared.compare.named)
     assert weighed["pruning.calibration.tokens"] == 64
     assert not any("calibration" in key for key in other)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "head:0", "head:99999", "a b:6379", ":6379", "AUTO"])
+def test_what_is_no_address_of_a_cluster_is_told_with_what_is(tmp_path, address):
+    text = GOOD + f"executor: {{kind: ray, workers: 2, address: '{address}'}}\n"
+    assert faults(tmp_path, text) == [
+        f"c.yaml:10: executor.address: expected 'auto', or HOST:PORT with a port from 1 to 65535, got {address!r}"
+    ]
+
+
+@pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:65535", "[::1]:1"])
+def test_addresses_of_clusters_are_taken_as_they_are(tmp_path, address):
+    assert (
+        load(tmp_path, GOOD + f"executor: {{kind: ray, workers: 2, address: '{address}'}}\n").executor.address
+        == address
+    )

@@ -30,6 +30,7 @@ from sae_moo.recipe import Cast, Expert, Prune, digest
 from sae_moo.searchers.ratio import RATIO, AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.executor import Answer
 from sae_moo.study.folder import RunFolder, StudyHeader
 from sae_moo.study.journal import create_or_load, describe, open_storage
 from sae_moo.study.record import Ended
@@ -258,7 +259,7 @@ def studied(folder: Path, candidates: list[Evaluation]) -> Run:
     for told, evaluation in enumerate(candidates):
         proposal = Proposal(evaluation.recipe)
         number = trials.begin(proposal, digest(evaluation.recipe, prints), asked_after=told, versions="v")
-        record = trials.finish(number, proposal, evaluation, told, first.get(id(evaluation)))
+        record = trials.finish(number, proposal, Answer(number, evaluation), told, first.get(id(evaluation)))
         first.setdefault(id(evaluation), number)
         if evaluation.ok:
             judged[record.digest] = {task: np.array(row) for task, row in evaluation.scores.items()}

@@ -13,7 +13,8 @@ from stand_ins import Landscape
 from sae_moo.errors import InputError, StorageError
 from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.searcher import Proposal
-from sae_moo.study.journal import FileLock, absolute, open_storage
+from sae_moo.study.executor import Answer
+from sae_moo.study.journal import FileLock, JournalFile, absolute, open_storage
 from sae_moo.study.trials import TrialStorage
 
 
@@ -38,17 +39,22 @@ def test_a_storage_that_cannot_be_opened(url):
         open_storage(url, write=True)
 
 
-def test_ending_a_trial_reaches_the_disk_and_its_attributes_do_not_wait_for_it_one_by_one(tmp_path, monkeypatch):
+def test_a_trial_is_written_twice_and_waited_for_once(tmp_path, monkeypatch):
     setup = Setup(tmp_path / "s")
     storage = setup.storage()
     proposal = Proposal(Cast(Expert("math"), "float32"))
-    number = storage.begin(proposal, "d", asked_after=0, versions="v")
-    waited = []
+    waited, written, append = [], [], JournalFile._append
     monkeypatch.setattr("os.fsync", lambda handle: waited.append(setup.path.read_bytes()))
-    storage.finish(number, proposal, setup.landscape(proposal.recipe), told=0)
-    assert len(waited) == 2, "the constraint and the end"
-    assert waited[-1] == setup.path.read_bytes(), "whole when the disk was last waited for"
-    assert b"a score" in waited[-1]
+    monkeypatch.setattr(JournalFile, "_append", lambda *args, **more: [written.append(1), append(*args, **more)])
+    number = storage.begin(proposal, "d", asked_after=0, versions="v")
+    assert not waited
+    assert [record.state for record in setup.storage().records()] == ["running"], "in the file at once"
+    storage.finish(number, proposal, Answer(number, setup.landscape(proposal.recipe)), told=0)
+    assert (len(written), len(waited)) == (2, 1), "its beginning, and all that came of it"
+    assert waited == [setup.path.read_bytes()], "whole when the disk was waited for"
+    assert b"a score" in waited[0]
+    assert b"constraints:" in waited[0]
+    assert storage.records() == setup.storage().records()
 
 
 def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):

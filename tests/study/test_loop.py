@@ -2,29 +2,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import optuna
 import pytest
-from scripted_study import GROUND, LANDSCAPE, LIMITS, OBJECTIVES, SPACE, Script, Setup, scripted
+from scripted_study import LANDSCAPE, LIMITS, OBJECTIVES, Script, Setup, scripted
+from searchers_to_resume import SEARCHERS
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.objectives.front import Front
 from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
-from sae_moo.searchers.bandit import BanditSearcher, Contextual
-from sae_moo.searchers.baselines import OneShotSearcher
-from sae_moo.searchers.breeding import Operators
-from sae_moo.searchers.evogm import EvogmSearcher
-from sae_moo.searchers.generated import GeneratingNsga
-from sae_moo.searchers.learning import Evogm, Generator
-from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
-from sae_moo.searchers.prescreened import PrescreeningNsga
-from sae_moo.searchers.prescreening import Prescreening
-from sae_moo.searchers.sae import Sae, SaeSearcher
-from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
-from sae_moo.searchers.schedule import Adaptive
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.study import loop, trials
 from sae_moo.study.journal import open_storage
@@ -112,55 +100,6 @@ def test_a_front_with_fewer_to_repair_is_said_to_be_exhausted(tmp_path):
         Exhausted(len(made), 66, unrepaired=66 - len(made))
     ]
     assert 16 < len(made) < 30
-
-
-def scalar(optimizer, **more):
-    return lambda: ScalarSearcher(SPACE, OBJECTIVES, LIMITS, optimizer=optimizer(SPACE, 8, 0.6), name="moved", **more)
-
-
-SEARCHERS = {
-    "nsga2 pre-screened": lambda: PrescreeningNsga(
-        LineageSpace(GROUND), OBJECTIVES, LIMITS, prescreening=Prescreening(factor=3), population=8
-    ),
-    "nsga2, merge methods by credit": lambda: NsgaSearcher(
-        LineageSpace(GROUND), OBJECTIVES, LIMITS, settings=Operators(methods=["breadcrumbs"]), population=8
-    ),
-    "bandit": lambda: BanditSearcher(
-        GROUND, OBJECTIVES, LIMITS, settings=Contextual(pairs=10, largest=3, chains=6, levels=[0.3])
-    ),
-    "sae": lambda: SaeSearcher(GROUND, OBJECTIVES, LIMITS, size=8, local=True),
-    "sae by norms": lambda: SaeSearcher(
-        GROUND, OBJECTIVES, LIMITS, settings=Sae(measure="hoyer"), size=8, schedule=Adaptive()
-    ),
-    "m2n2": lambda: SaeSearcher(
-        GROUND, OBJECTIVES, LIMITS, settings=Sae(omega=1.0, beta=0.0), size=8, crossover="split-slerp"
-    ),
-    "adaptive": lambda: NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, schedule=Adaptive()),
-    "swarm": scalar(ParticleSwarm),
-    "cma-es": scalar(CovarianceAdaptation),
-    "evogm": lambda: EvogmSearcher(
-        SPACE, OBJECTIVES, LIMITS, settings=Evogm(steps=3, widths=[8], repeats=False), name="evogm", population=5
-    ),
-    "generator": lambda: GeneratingNsga(
-        LineageSpace(GROUND),
-        OBJECTIVES,
-        LIMITS,
-        generator=Generator(share=0.5, adaptive=True, after=1, steps=3, widths=[8]),
-        population=5,
-    ),
-    "tpe": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="TPESampler", population=8),
-    "optuna's nsga2": lambda: OptunaSearcher(SPACE, OBJECTIVES, LIMITS, sampler="NSGAIISampler", population=8),
-    "one-shot": lambda: OneShotSearcher(
-        GROUND,
-        OBJECTIVES,
-        LIMITS,
-        merges=[
-            ("task arithmetic", GROUND.task_arithmetic(np.full((GROUND.rows, len(GROUND.experts)), scale)))
-            for scale in (0.3, 0.5, 0.8, 1)
-        ],
-        levels=[0.3, 0.5],
-    ),
-}
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
@@ -413,6 +352,10 @@ def test_what_was_stopped_in_a_race_or_is_known_is_no_failure(tmp_path):
     [
         (["task t raised KeyError: 'a'"] * 3, "3 x task t raised KeyError: 'a'. Likely a task's or a package's own"),
         (["logits are not finite\n while"] * 3, "3 x logits are not finite while. Likely numbers overflow"),
+        (
+            ["2 workers were lost over it, the last one: killed"] * 2,
+            "2 x 2 workers were lost over it, the last one: killed. Likely memory is short: fewer",
+        ),
         (["who knows"] * 3, "3 x who knows. The reasons say what is wrong"),
         (["a", "b 1", "b 2", "c", "d", "e"], "2 x b 1; 1 x a; 1 x c; 2 for other reasons. The reasons"),
         (["x" * 100_000] * 2, f"2 x {'x' * 160}... "),

@@ -15,6 +15,7 @@ from sae_moo.recipe import Cast, Expert, Merge, Prune, digest
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import LineageSpace
+from sae_moo.study.executor import Job
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study
 from sae_moo.study.record import tokens, told
@@ -126,13 +127,13 @@ def test_other_alternatives_than_the_study_has_are_refused(tmp_path):
 def test_an_end_that_was_half_written_is_written_again(tmp_path, monkeypatch):
     proposal = Proposal(pruned(0.5, 0.3), alternatives=(pruned(0.2, 0.6),))
     setup = Setup(tmp_path / "s")
-    study = type(setup.storage().study)
+    storage = type(setup.storage().study._storage)
 
     def killed(*given, **how):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study, "tell", killed)
+        patched.setattr(storage, "set_trial_state_values", killed)
         with pytest.raises(Interrupted):
             run(tmp_path / "s", Asks(proposal), Screener(), 1)
     (record,) = run(tmp_path / "s", Asks(proposal), Screener(), 1).storage().records()
@@ -169,6 +170,6 @@ def test_trials_that_were_not_counted_are_read_and_refused_only_where_tokens_are
 
 def test_several_recipes_need_something_that_chooses(tmp_path):
     executor = LocalExecutor(Landscape())
-    executor.submit(0, pruned(0.5, 0.3), alternatives=(pruned(0.3, 0.5),))
+    executor.submit(Job(0, (pruned(0.5, 0.3), pruned(0.3, 0.5))))
     with pytest.raises(RuntimeError, match="has 2 recipes, and nothing chooses"):
         executor.wait()

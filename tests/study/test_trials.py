@@ -15,6 +15,7 @@ from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import LineageSpace
+from sae_moo.study.executor import Answer
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study
@@ -27,7 +28,7 @@ def test_a_reason_left_by_a_killed_run_does_not_outlive_a_good_evaluation(tmp_pa
     proposal = Proposal(recipe)
     number = storage.begin(proposal, digest(recipe, Landscape.fingerprints), asked_after=0, versions="v")
     optuna.trial.Trial(storage.study, storage.study.get_trials()[0]._trial_id).set_user_attr("reason", "out of memory")
-    record = storage.finish(number, proposal, landscape(recipe), 0)
+    record = storage.finish(number, proposal, Answer(number, landscape(recipe)), 0)
     assert (record.state, record.evaluation.ok) == ("complete", True)
 
 

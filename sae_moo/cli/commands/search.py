@@ -100,7 +100,10 @@ def search(
 @reported
 def compare(
     config: ConfigFile,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Searches at a time, each in its own process.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Searches at a time, each in its own process, or as `executor` says."),
+    ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The smallest that runs everything once, as NAME-smoke.")
     ] = False,
@@ -146,6 +149,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
 
     parsed = Config.load(config, set_, SET)
     from sae_moo.jobs.bench import Bench
+    from sae_moo.jobs.executors import check_workers, words_of
     from sae_moo.jobs.search import check_resumable
     from sae_moo.materialization.forms import form
 
@@ -153,12 +157,14 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     bench.live_model()
     bench.check_searcher()
     check_resumable(parsed, bench)
+    check_workers(bench)
     bench.tell_twins()
     merging = form(bench.device)
     facts: dict[str, Any] = {
         "study": parsed.study.name,
         "device": bench.device,
         "merging": merging.words,
+        "evaluating": words_of(bench),
         "experts": list(bench.pool.names),
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
@@ -184,6 +190,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         print(f"  limit       {limit}")
     print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
     print(f"  merging     {merging.words}")
+    print(f"  evaluating  {facts['evaluating']}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
     if bench.pool.left_alone:

@@ -21,10 +21,14 @@ from sae_moo.explore.draw.print.plots import (
     lineage_picture,
     progress_picture,
 )
+from sae_moo.explore.draw.print.timeline import timeline_picture
+from sae_moo.explore.draw.timeline import rows_of
 from sae_moo.explore.history import generations
+from sae_moo.explore.pages.trace import write_trace
 from sae_moo.explore.view import View
 from sae_moo.files.whole import whole_file, whole_folder
 from sae_moo.searchers.ratio import RATIO
+from sae_moo.study.folder import TIMELINE
 from sae_moo.study.record import Ended
 
 if TYPE_CHECKING:
@@ -114,14 +118,14 @@ def write_figures(
         )
         graded = view.graded.issuperset(view.tasks)
         without["agreement"] = "no task's answers are right or wrong" if graded else f"{why}; name a trial"
-    return Written(number, _drawn(draw, output, ending), without)
+    return Written(number, _drawn(view, draw, output, ending), without)
 
 
 def _write_progress(view: View, output: Path, ending: str) -> Written:
     """Write the figures that need no trial to look into."""
     draw, without = _progress(view)
     without |= dict.fromkeys(("blocks", "lineage", "agreement"), "there is no front to take a trial from; name one")
-    return Written(None, _drawn(draw, output, ending), without)
+    return Written(None, _drawn(view, draw, output, ending), without)
 
 
 def _progress(view: View) -> tuple[dict[str, tuple[str, Callable[[], Figure]]], dict[str, str]]:
@@ -142,15 +146,21 @@ def _progress(view: View) -> tuple[dict[str, tuple[str, Callable[[], Figure]]], 
         draw["learning"] = "learning", lambda: learning_picture(panels)
     if moves is not None:
         draw["moves"] = "moves", lambda: moves_picture(view, moves)
+    rows = rows_of(view.timeline)
+    if rows is not None:
+        draw["timeline"] = "timeline", lambda: timeline_picture(rows, view.name)
     return draw, without
 
 
-def _drawn(draw: dict[str, tuple[str, Callable[[], Figure]]], output: Path, ending: str) -> dict[str, str]:
-    """Write figures into a new folder; return what each shows with the name of its file."""
+def _drawn(view: View, draw: dict[str, tuple[str, Callable[[], Figure]]], output: Path, ending: str) -> dict[str, str]:
+    """Write figures and a trace into a new folder; return what each file shows with its name."""
+    files = {what: f"{name}{ending}" for what, (name, _) in draw.items()}
     with whole_folder(output) as folder:
         for name, make in draw.values():
             make().savefig(folder / f"{name}{ending}", dpi=DPI)
-    return {what: f"{name}{ending}" for what, (name, _) in draw.items()}
+        if write_trace(folder / TIMELINE, view.name, view.records):
+            files["trace"] = TIMELINE
+    return files
 
 
 def _with_names(view: View, record: Ended) -> str:

@@ -18,6 +18,7 @@ from sae_moo.explore import words
 from sae_moo.explore.decide.significance import HOW_TESTED
 from sae_moo.explore.draw.learned import Panel, moves_of, panels_of
 from sae_moo.explore.draw.numbers import Answers, agreement_of, ancestry_of, answers_of, blocks_of, thinned
+from sae_moo.explore.draw.timeline import rows_of
 from sae_moo.explore.history import generations
 from sae_moo.explore.view import Marked, View, by_trial, sparsity
 from sae_moo.files.whole import check_creatable, whole_file
@@ -90,13 +91,16 @@ def page(view: View, run: str) -> str:
 def _body(view: View, run: str) -> Iterator[str]:
     from sae_moo.explore.draw.page import plots
     from sae_moo.explore.draw.page.front import front_figures
+    from sae_moo.explore.draw.page.timeline import timeline_figure
 
     figures = _Figures()
     marked, answers, panels = list(by_trial(view.picks)), answers_of(view), panels_of(view)
+    rows = rows_of(view.timeline)
     links = [
         ("front", "Front"),
         *([("agreement", "Agreement")] if answers is not None else []),
         ("progress", "Progress"),
+        *([("workers", "Workers")] if rows is not None else []),
         *([("generator", "Generator")] if panels else []),
         *((f"trial-{r.number}", f"Trial {r.number}") for r, _ in marked),
     ]
@@ -129,6 +133,10 @@ def _body(view: View, run: str) -> Iterator[str]:
             "How sparse the candidates of each generation came out, and the annealed ratio: a child is pruned to less "
             "than it, or to about as much as its parents.",
         )
+    if rows is not None:
+        yield '<h2 id="workers">Who was busy when</h2>'
+        yield f"<p>{escape(rows.title)}.</p>"
+        yield figures.place(timeline_figure(rows), rows.caption)
     if panels:
         yield from _learned(view, panels, figures)
     for record, names in marked:

@@ -130,8 +130,8 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
             f"{cell}: {place.path} holds {made} evaluations, the budget is {budget}; use another study.name"
         )
     configured = bench().configured(config)
-    if config.modelled is not None:
-        configured = configured.costed(_costs(folder))
+    if config.modelled is not None and configured.costs is None:
+        configured = configured.costed(known_costs(folder))
     try:
         run = search(config, heard, root=folder.path, bench=configured)
     except InputError as error:
@@ -141,7 +141,7 @@ def _run(cell: Cell, bench: Callable[[], Bench], folder: ComparisonFolder, liste
     judge(run, configured, {record.digest: record.recipe for record in run.front()})
 
 
-def _costs(folder: ComparisonFolder) -> CostTable | None:
+def known_costs(folder: ComparisonFolder) -> CostTable | None:
     """Return what a token costs as the first of the searches measured it, so that all know one; None before that."""
     searches = folder.searches if folder.path.is_dir() else []
     tables = (Run.open(search.path).costs for search in searches if search.begun)

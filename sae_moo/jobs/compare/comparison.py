@@ -14,11 +14,14 @@ from sae_moo.explore.draw.print.plots import Curve
 from sae_moo.explore.pages.figures import draw_progress
 from sae_moo.explore.run import Run
 from sae_moo.files.whole import whole_file
-from sae_moo.jobs.bench import Bench
+from sae_moo.jobs.bench import Bench, resolve_device
+from sae_moo.jobs.compare.away import Away
 from sae_moo.jobs.compare.cells import Cell, Made, cells_of, failure_of, finished, outcome_of, run_cell
 from sae_moo.jobs.compare.statistics import Comparison, summaries
 from sae_moo.jobs.compare.tables import csv_text, document_of, markdown_text
 from sae_moo.jobs.compare.workers import run_apart
+from sae_moo.jobs.executors import crew_of, workers_of
+from sae_moo.study.crew import Crew
 from sae_moo.study.folder import RUNS, ComparisonFolder, RunFolder
 
 
@@ -60,7 +63,7 @@ def compare(
     config: Config,
     listener: Callable[[Milestone | Made], None] = lambda step: None,
     root: str | Path = RUNS,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> Comparison:
     """Run every search of a comparison that has not ended yet, judge their fronts, and write what came out.
 
@@ -71,7 +74,8 @@ def compare(
         config: the configuration, with a section ``compare``.
         listener: told of every search that begins and ends, and of every evaluation.
         root: folder of run folders; everything lies in ``root/NAME``.
-        workers: searches at a time, each in a process of its own; the processor's cores are shared out among them.
+        workers: searches at a time, each on a worker of ``executor``, or in a process of its own where that is this
+            process; None: as many as configured, and one here.
 
     Raises:
         InputError: if there is nothing to compare, or a search cannot be resumed.
@@ -102,8 +106,9 @@ def compare(
     waiting = [cell for cell in plan if not finished(cell, folder)]
     done = len(plan) - len(waiting)
     try:
-        if workers > 1:
-            run_apart(config, waiting, folder, workers, begins, ended, listener)
+        crew = _crew(config, workers, len(waiting))
+        if waiting and crew is not None:
+            run_apart(waiting, folder, crew, begins, ended, listener)
         else:
             for cell in waiting:
                 begins(cell)
@@ -112,6 +117,18 @@ def compare(
         kept = f"{done} finished searches and every evaluation are kept"
         raise Interrupted(f"stopped; {kept}, the same command goes on") from None
     return _concluded(config, plan, failed, folder)
+
+
+def _crew(config: Config, workers: int | None, searches: int) -> Crew | None:
+    """Return the workers that so many searches run on; None where they run in this process."""
+    section, device = config.executor, resolve_device(config.models.device)
+    if section.kind == "local":
+        if workers is None or min(workers, searches) < 2:
+            return None
+        section = section.model_copy(update={"kind": "processes"})
+    asked = workers_of(section, device) if workers is None else workers
+    section = section.model_copy(update={"workers": max(1, min(asked, searches))})
+    return crew_of(section, device, lambda sharing: Away(config, sharing))
 
 
 def _concluded(

@@ -1,136 +1,145 @@
-"""Searches of a comparison in processes of their own, several at a time."""
+"""Searches of a comparison on workers, each a search at a time."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
+import pickle
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
-import torch
+from sae_moo.jobs.compare.away import Begin, GoOn, News
+from sae_moo.jobs.compare.cells import Cell, Made, known_costs
+from sae_moo.study.copies import whole, write
+from sae_moo.study.crew import Crew, Ready, Replied
+from sae_moo.study.executor import WorkerLost
+from sae_moo.study.folder import ComparisonFolder, RunFolder
+from sae_moo.study.roster import Roster
 
-from sae_moo.config.document import Config
-from sae_moo.config.sections import MethodSection
-from sae_moo.errors import SaeMooError
-from sae_moo.jobs.bench import Bench
-from sae_moo.jobs.compare.cells import Cell, Made, failure_of, run_cell
-from sae_moo.study.folder import ComparisonFolder
+LOSSES = 2
+"""Workers that may be lost over one search; then it has failed, for it may be what kills them."""
+LAST = 2.0
+"""Seconds in which workers may still say what is new when Ctrl-C comes; then they are ended."""
+
+
+@dataclass(slots=True)
+class _Out:
+    """A search that a worker has.
+
+    Args:
+        cell: the search.
+        folder: the copy of its run folder that is kept here.
+        held: holds it.
+    """
+
+    cell: Cell
+    folder: RunFolder
+    held: ExitStack = field(default_factory=ExitStack)
 
 
 def run_apart(
-    config: Config,
     waiting: Sequence[Cell],
     folder: ComparisonFolder,
-    workers: int,
+    crew: Crew,
     begins: Callable[[Cell], None],
     ended: Callable[[Cell, str | None], None],
     made: Callable[[Made], None],
 ) -> None:
-    """Run searches in processes of their own, so many at a time; a process that dies fails its search only.
+    """Run searches on workers; only this process writes the run folders, which are copies of theirs.
+
+    The search of a worker that is lost goes on with another from what was copied; one over which `LOSSES` workers were
+    lost has failed. On Ctrl-C what workers say within `LAST` seconds is copied still.
 
     Args:
-        config: the comparison's.
         waiting: the searches, in their order.
         folder: of the comparison.
-        workers: how many at a time; the processor's cores are shared out among them.
+        crew: the workers, opened by `away.Away`.
         begins: told of a search that begins.
         ended: told of one that ended, and why it failed, if it did.
-        made: told of every evaluation.
+        made: told of evaluations.
 
     Raises:
         SaeMooError: what a search raises that cannot be run or resumed, or has no room to write; the others are ended.
+        RunError: if no worker is left.
         KeyboardInterrupt: on Ctrl-C; likewise.
     """
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    queue = list(waiting)
-    out: dict[Any, tuple[Any, Cell, Connection]] = {}  # by what tells that a process has ended
+    queue, losses = deque(waiting), Counter[Cell]()
+    begun: set[Cell] = set()
+    idle: list[str] = []
+    out: dict[str, _Out] = {}
+    roster = Roster(crew)
+
+    def give(worker: str) -> None:
+        if not queue:
+            idle.append(worker)
+            return
+        cell = queue.popleft()
+        given = out[worker] = _Out(cell, folder.search(cell.config.study.name))
+        if cell not in begun:
+            begun.add(cell)
+            begins(cell)
+        given.held.enter_context(given.folder.held())
+        costs = None if cell.config.modelled is None else known_costs(folder)
+        roster.send(worker, pickle.dumps(Begin(cell.method, cell.seed, whole(given.folder), costs)))
+
+    def keep(worker: str, news: News) -> None:
+        for piece in news.pieces:
+            write(out[worker].folder, piece)
+
+    def take(worker: str, news: News) -> None:
+        given = out[worker]
+        keep(worker, news)
+        for counts in news.made:
+            made(Made(given.cell, *counts))
+        if news.ending is None:
+            roster.send(worker, pickle.dumps(GoOn()))
+            return
+        del out[worker]
+        given.held.close()
+        if news.ending.error is not None:
+            raise news.ending.error
+        ended(given.cell, news.ending.failure)
+        give(worker)
+
+    def lose(worker: str, why: str) -> None:
+        if worker in idle:
+            idle.remove(worker)
+        given = out.pop(worker, None)
+        if given is None:
+            return
+        given.held.close()
+        losses[given.cell] += 1
+        if losses[given.cell] < LOSSES:
+            queue.appendleft(given.cell)
+            if idle:
+                give(idle.pop())
+        else:
+            ended(given.cell, f"{LOSSES} workers were lost over it, the last one: {why}")
+
+    def keep_last() -> None:
+        due, end = set(out), time.monotonic() + LAST
+        while due and (last := crew.hear(max(0.0, end - time.monotonic()))):
+            for heard in last:
+                if isinstance(heard, Replied):
+                    keep(heard.worker, pickle.loads(heard.letter))
+                due.discard(heard.worker)
+
     try:
+        roster.begin()
         while queue or out:
-            while queue and len(out) < workers:
-                cell = queue.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_work, args=(config, cell.method, cell.seed, folder, threads, sender), daemon=True
-                )
-                begins(cell)
-                process.start()
-                sender.close()
-                out[process.sentinel] = (process, cell, receiver)
-            ready = wait([*out, *(receiver for _, _, receiver in out.values())])
-            for sentinel, (process, cell, receiver) in list(out.items()):
-                end = _heard(receiver, cell, made)
-                if sentinel not in ready and end is None:
-                    continue
-                process.join()
-                del out[sentinel]
-                if end is None:  # what it said last may have come after the first look
-                    end = _heard(receiver, cell, made)
-                if end is None:
-                    end = _End(failure=f"its process died (exit code {process.exitcode})")
-                if end.error is not None:
-                    raise end.error
-                ended(cell, end.failure)
-    finally:
-        for process, _, _ in out.values():  # nothing stored is lost by that
-            process.terminate()
-            process.join()
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a search ended.
-
-    Args:
-        failure: why it failed, if the fault is its own.
-        error: what ends the comparison: wrong input, no room, Ctrl-C.
-    """
-
-    failure: str | None = None
-    error: SaeMooError | KeyboardInterrupt | None = None
-
-
-def _heard(receiver: Connection, cell: Cell, made: Callable[[Made], None]) -> _End | None:
-    """Take in what a search has said since, and return how it ended; None if it has not said that."""
-    try:
-        while receiver.poll():
-            said = receiver.recv()
-            if isinstance(said, _End):
-                return said
-            made(Made(cell, *said))
-    except (EOFError, OSError):  # it is gone, perhaps within a message
-        pass
-    return None
-
-
-def _work(
-    config: Config, method: MethodSection, seed: int, folder: ComparisonFolder, threads: int, answer: Connection
-) -> None:
-    """Run one search in this process and say how it went."""
-    torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        cell = Cell.of(config, method, seed)
-
-        def heard(made: Made) -> None:
-            answer.send((made.evaluations, made.new, made.budget))
-
-        answer.send(_End(failure_of(lambda: run_cell(cell, lambda: Bench.open(config), folder, heard))))
-    except SaeMooError as error:
-        answer.send(_End(error=error))
+            for heard in roster.hear():
+                match heard:
+                    case Ready(worker):
+                        give(worker)
+                    case Replied(worker, letter):
+                        take(worker, pickle.loads(letter))
+                    case WorkerLost(worker, why):
+                        lose(worker, why)
     except KeyboardInterrupt:
-        answer.send(_End(error=KeyboardInterrupt()))
-    except Exception as error:
-        answer.send(_End(f"{type(error).__name__}: {error}"))
-        raise  # a fault of ours; its traceback says where
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, whatever became of it: nothing stored is lost by that."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+        keep_last()
+        raise
+    finally:
+        roster.close()
+        for given in out.values():  # nothing copied is lost
+            given.held.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from busy import busy
 from matplotlib import rc_context
 from stand_ins import running
 from synthetic import view
@@ -12,6 +13,7 @@ from sae_moo.explore.draw.numbers import agreement_of, answers_of
 from sae_moo.explore.draw.print.front import front_picture
 from sae_moo.explore.pages.figures import draw_front, write_figures
 from sae_moo.explore.pages.report import page
+from sae_moo.explore.pages.trace import write_trace
 from sae_moo.objectives import Evaluation
 
 SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
@@ -30,6 +32,18 @@ def test_every_figure_is_written_in_every_form(tmp_path, ending):
     files = {path.name: path.read_bytes() for path in (tmp_path / "new/figures").iterdir()}
     assert set(files) == set(written.files.values())
     assert all(data.startswith(SIGNATURES[ending]) for data in files.values())
+
+
+def test_where_it_is_known_who_was_busy_when_that_is_drawn_and_written_for_trace_viewers(tmp_path):
+    study = replace(busy(60, 2), front=())
+    with rc_context({"svg.fonttype": "none"}):
+        written = write_figures(study, tmp_path / "f", ending=".svg")
+    assert (written.files["timeline"], written.files["trace"]) == ("timeline.svg", "timeline.json")
+    assert {path.name for path in (tmp_path / "f").iterdir()} == set(written.files.values())
+    text = (tmp_path / "f/timeline.svg").read_text("utf-8")
+    assert "s: 2 workers, busy 9" in text
+    write_trace(tmp_path / "run.json", "s", study.records)
+    assert (tmp_path / "f/timeline.json").read_bytes() == (tmp_path / "run.json").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 3])

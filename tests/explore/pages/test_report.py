@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from busy import busy
 from synthetic import view
 
 from sae_moo.errors import InputError
@@ -53,6 +54,30 @@ def test_one_objective_alone():
     study = view(20)
     study = replace(study, objectives=study.objectives[:1], front=study.front[:1])
     assert "trial number" in own(page(study, "s"))
+
+
+def test_who_was_busy_when_is_shown_where_it_is_known():
+    study = busy(60, 3)
+    lost = replace(study.records[40], losses=2)
+    named = replace(study.records[41], worker="<b>&")
+    study = replace(study, records=(*study.records[:40], lost, named, *study.records[42:]))
+    text = own(page(study, "s"))
+    assert '<a href="#workers">Workers</a>' in text
+    section = text.partition('<h2 id="workers">Who was busy when</h2>')[2]
+    assert section.startswith("\n<p>4 workers, busy 9")
+    assert "2 workers lost over trials" in section[:200]
+    cost = text.partition("What it cost")[2][:800]
+    assert re.search(r"Evaluated by 4 workers, busy 96% of 8\.7 min; 2 workers were lost over trials", cost)
+    (figure,) = (spec for spec in specs(text) if any(trace.get("name") == "merging" for trace in spec["data"]))
+    assert "&lt;b&gt;&amp;" in figure["layout"]["yaxis"]["ticktext"]
+    assert "<b>" not in json.dumps(figure)
+    assert "workers" not in own(page(view(60), "s")).lower()
+
+
+def test_a_search_that_evaluates_itself_has_a_row_and_no_workers():
+    text = own(page(busy(30, 1), "s"))
+    assert "\n<p>the search itself, busy 98% of" in text.partition('<h2 id="workers">')[2]
+    assert "Evaluated by" not in text
 
 
 def test_a_page_asks_nothing_of_the_network():

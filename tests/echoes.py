@@ -1,0 +1,45 @@
+"""Workers that answer letters with what they are told: quick to begin, since they import next to nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from sae_moo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Opens a worker that answers a letter with itself, and does what certain letters say; can be pickled.
+
+    Args:
+        wrong: how opening it goes wrong.
+    """
+
+    wrong: str = ""
+
+    def __call__(self):
+        if self.wrong == "input":
+            raise InputError("items of a are others")
+        if self.wrong == "death":
+            os._exit(3)
+        return answer, {"seen": os.environ.get("SEEN", "")}
+
+
+class Unreadable:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def answer(letter: bytes) -> bytes:
+    if letter == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if letter == b"fault":
+        raise ZeroDivisionError("a fault of ours")
+    if letter == b"wait":
+        time.sleep(60)
+    return letter
