@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -33,9 +34,10 @@ from sae_moo.searchers.sae import SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
+from sae_moo.study.executor import Executor
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Study
+from sae_moo.study.loop import Listener, Study
 from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
 from sae_moo.testing.searchers import Landscape
@@ -79,6 +81,19 @@ def opened(where: str) -> TrialStorage:
     return TrialStorage(storage, "s", OBJECTIVES, LIMITS, Landscape.fingerprints)
 
 
+def study(
+    where: str,
+    searcher: Searcher,
+    executor: Executor,
+    evaluations: int = EVALUATIONS,
+    listener: Listener = lambda event: None,
+) -> Study:
+    """Return the study that lies somewhere, of stand-ins for models, begun or not; see `Study`."""
+    known = {"fingerprints": Landscape.fingerprints, "groups": Landscape.groups}
+    rest = {"evaluations": evaluations, "versions": "v", "listener": listener}
+    return Study(opened(where), searcher, executor, **known, **rest)
+
+
 def search(where: str, algorithm: str, pause: float = 0.0) -> None:
     """Run a search to its end, or go on with one.
 
@@ -93,15 +108,7 @@ def search(where: str, algorithm: str, pause: float = 0.0) -> None:
         time.sleep(pause)
         return landscape(recipe, rivals)
 
-    rest = {"evaluations": EVALUATIONS, "versions": "v"}
-    Study(
-        opened(where),
-        ALGORITHMS[algorithm](),
-        LocalExecutor(evaluate),
-        fingerprints=Landscape.fingerprints,
-        groups=Landscape.groups,
-        **rest,
-    ).run()
+    study(where, ALGORITHMS[algorithm](), LocalExecutor(evaluate)).run()
 
 
 def kill_after(write: int) -> None:
@@ -160,8 +167,14 @@ def told(where: str) -> list[int]:
             storage.engine.dispose()
 
 
-def killed(where: str, algorithm: str, what: str, moment: float) -> tuple[int, str]:
-    """Run a search in a process that is killed at a moment; return how it ended, and what it raised if it did."""
+def killed(run: Callable[[float], None], what: str, moment: float) -> tuple[int, str]:
+    """Run a search in a process that is killed at a moment; return how it ended, and what it raised if it did.
+
+    Args:
+        run: seconds that an evaluation lasts longer -> nothing; runs the search to its end.
+        what: ``time`` or ``write``.
+        moment: see `broken`.
+    """
     reader, writer = os.pipe()
     child = os.fork()  # everything is imported: a fresh interpreter would take seconds
     if child == 0:
@@ -170,7 +183,7 @@ def killed(where: str, algorithm: str, what: str, moment: float) -> tuple[int, s
             if what == "write":
                 kill_after(int(moment))
             os.write(writer, b"begins\n")
-            search(where, algorithm, pause=0.01 if what == "time" else 0.0)
+            run(0.01 if what == "time" else 0.0)
             os._exit(0)
         except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
@@ -185,29 +198,41 @@ def killed(where: str, algorithm: str, what: str, moment: float) -> tuple[int, s
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), error
 
 
-def broken(where: str, algorithm: str, moments: Iterator[tuple[str, float]], counts: Counts) -> None:
-    """Kill a search at moments, begin it again each time, and let it end; count into `counts` what that did to it.
+def interrupted(where: str, run: Callable[[float], None], moments: Iterable[tuple[str, float]], counts: Counts) -> None:
+    """Kill a search at moments, and begin it again each time but the last; count into `counts` what that did to it.
 
     Args:
         where: its storage.
-        algorithm: its algorithm.
+        run: runs it, see `killed`.
         moments: ``("time", seconds)`` after its first sign of life, or ``("write", n)``.
-        counts: of the storage and algorithm.
+        counts: of such searches.
     """
-    counts.searches += 1
     before: list[int] = []
     for what, moment in moments:
-        status, error = killed(where, algorithm, what, moment)
+        status, error = killed(run, what, moment)
         if status == 0:
-            break
+            return
         if status != -signal.SIGKILL:
             counts.faults.append(error)
-            break
+            return
         counts.kills += 1
         now = told(where)
         counts.lost += len(set(before) - set(now))
         counts.doubled += len(now) - len(set(now))
         before = now
+
+
+def broken(where: str, algorithm: str, moments: Iterable[tuple[str, float]], counts: Counts) -> None:
+    """Kill a search at moments, begin it again each time, and let it end; count into `counts` what that did to it.
+
+    Args:
+        where: its storage.
+        algorithm: its algorithm.
+        moments: see `interrupted`.
+        counts: of the storage and algorithm.
+    """
+    counts.searches += 1
+    interrupted(where, partial(search, where, algorithm), moments, counts)
     search(where, algorithm)
     storage = opened(where)
     records = storage.records()
@@ -252,9 +277,9 @@ def campaign(kills: int, seed: int, storages: list[str], algorithms: list[str]) 
                         case _:
                             assert server is not None
                             where = server.url(f"d{number}")
-                    left = each - counts.kills
+                    left, last = each - counts.kills, 30 if storage == "journal" else 150
                     moments = [
-                        ("time", drawn.uniform(0, 0.6)) if drawn.random() < 0.5 else ("write", drawn.randrange(5, 150))
+                        ("time", drawn.uniform(0, 0.6)) if drawn.random() < 0.5 else ("write", drawn.randrange(2, last))
                         for _ in range(min(left, 4))
                     ]
                     broken(where, algorithm, iter(moments), counts)
