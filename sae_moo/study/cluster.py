@@ -316,7 +316,7 @@ class _Actor:
         }
         try:
             self._answer, facts = pickle.loads(self._opens)()
-        except Exception as error:
+        except Exception as error:  # whatever opening raises is said to the driver, which raises it
             return self._refusal(error)
         return Ready(self._name, {**where, **facts})
 
@@ -325,7 +325,7 @@ class _Actor:
         assert self._answer is not None
         try:
             return Replied(self._name, self._answer(letter))
-        except Exception as error:
+        except Exception as error:  # likewise of answering
             return self._refusal(error)
 
     def _refusal(self, error: Exception) -> Refused:

@@ -219,7 +219,7 @@ def _done(work: Callable[[], Result], line: Connection) -> Result:
         return work()
     except InputError as error:
         line.send(("refused", str(error), True))
-    except Exception:
+    except Exception:  # whatever the work raises is said to the driver, which raises it
         line.send(("refused", traceback.format_exc(), False))
     sys.exit(1)
 

@@ -161,7 +161,7 @@ class _Desk:
             running.ending = Ending(failure_of(lambda: run_cell(cell, lambda: bench, folder, heard)))
         except SaeMooError as error:
             running.ending = Ending(error=error)
-        except Exception as error:
+        except Exception as error:  # a fault of ours ends this search; it is logged, and told as its failure
             running.ending = Ending(f"{type(error).__name__}: {error}")
             log.exception("%s failed by a fault of this package", cell)
         finally:
