@@ -138,7 +138,6 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "screened": None,
         "inherited": None,
         "worker": None,
-        "began": None,
         "workers_lost": 0,
     }
     if isinstance(record, Running):
@@ -159,7 +158,6 @@ def trial_json(record: TrialRecord) -> dict[str, Any]:
         "screened": asdict(evaluation.screened) if evaluation.screened is not None else None,
         "inherited": asdict(record.inherited) if record.inherited is not None else None,
         "worker": record.worker or None,
-        "began": record.began,
         "workers_lost": record.losses,
     }
 

@@ -36,7 +36,7 @@ from sae_moo.errors import InputError
 from sae_moo.evaluate.asking import TaskSection
 from sae_moo.evaluate.kinds import HARNESS
 from sae_moo.files import marked_yaml
-from sae_moo.files.marked_yaml import Key, dotted, place, refusal
+from sae_moo.files.marked_yaml import Key, Places, dotted, refusal
 from sae_moo.objectives import SPARSITY, SPEED, Constraint, Objective, Sparsity, Speed, TaskMean, named_quantities
 from sae_moo.recipe import BLOCKS, STRUCTURED
 from sae_moo.recipe.section import Field, Section, field_validator
@@ -120,7 +120,8 @@ class Config(Section):
         cls, raw: dict[str, Any], lines: Mapping[Key, str], source: str, faults: list[str], directory: Path
     ) -> Config:
         config, found = cls._read(raw, directory)
-        faults += [f"{place(key, lines, source)}: {dotted(key)}: {text}" for key, text in found]
+        places = Places(lines, source)
+        faults += [places.fault(key, text) for key, text in found]
         if config is None or faults:
             raise refusal("configuration", faults)
         return config

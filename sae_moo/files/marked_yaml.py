@@ -201,19 +201,35 @@ def _holds(target: Any, key: str | int) -> bool:
     return isinstance(target, dict) and key in target
 
 
-def place(key: Key, lines: Mapping[Key, str], source: str) -> str:
-    """Return ``FILE:LINE`` of a key, or of the nearest one above it, or `source`; with the overrides of what is in it.
+class Places:
+    """Where the values of a file stand, and which of them were overridden.
 
-    Whether what is wrong with the whole was wrong before it was overridden in part, nobody can tell from its place.
+    Args:
+        lines: key -> ``FILE:LINE``, or what a value was overridden by.
+        source: what to call a place of which nothing is known.
     """
-    if key in lines:
+
+    def __init__(self, lines: Mapping[Key, str], source: str) -> None:
         file = lines.get((), source).rpartition(":")[0]  # what lies in the file begins so
-        within = (at for each, at in lines.items() if each[: len(key)] == key and key)
-        given = [at for at in dict.fromkeys(within) if not at.startswith(f"{file}:")]
-        return lines[key] + ("" if not given or lines[key] in given else f" with {' '.join(given)}")
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, source)
+        self._lines, self._source = lines, source
+        self._given = [(key, at) for key, at in lines.items() if not at.startswith(f"{file}:")]
+
+    def fault(self, key: Key, text: str) -> str:
+        """Return a fault as it is told: where, of which key if there is one, and what is wrong."""
+        return f"{self.of(key)}: {dotted(key)}: {text}" if key else f"{self.of(key)}: {text}"
+
+    def of(self, key: Key) -> str:
+        """Return ``FILE:LINE`` of a key, of the nearest above it, or the source; with the overrides of what is in it.
+
+        Whether what is wrong with the whole was wrong before it was overridden in part, nobody can tell from its place.
+        """
+        if key in self._lines:
+            here = self._lines[key]
+            given = list(dict.fromkeys(at for each, at in self._given if each[: len(key)] == key and key))
+            return here + ("" if not given or here in given else f" with {' '.join(given)}")
+        while key and key not in self._lines:
+            key = key[:-1]
+        return self._lines.get(key, self._source)
 
 
 def dotted(key: Key) -> str:

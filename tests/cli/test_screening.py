@@ -28,13 +28,13 @@ def config(here, tiny_folders):
 
 
 def without_times(run: Run) -> list:
-    """What trials are but for how long they took."""
+    """What trials are but for when they began and how long they took."""
     found = []
     for record in run.trials():
         evaluation = replace(record.evaluation, seconds_merge=0.0, seconds_score=0.0)
         if evaluation.screened is not None:
             evaluation = replace(evaluation, screened=replace(evaluation.screened, seconds=0.0))
-        found.append(replace(record, evaluation=evaluation))
+        found.append(replace(record, evaluation=evaluation, began=None))
     return found
 
 

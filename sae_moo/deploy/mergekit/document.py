@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sae_moo.deploy.mergekit.table import TABLE, Row, Value
 from sae_moo.experts.vocabulary import Policy
-from sae_moo.files.marked_yaml import Key
+from sae_moo.files.marked_yaml import Key, Places
 from sae_moo.recipe import BASE
 
 WHAT = "mergekit configuration"
@@ -69,8 +69,7 @@ class Document:
     """A mergekit configuration.
 
     Args:
-        path: its file, for messages.
-        lines: key -> ``FILE:LINE``.
+        places: where its values stand.
         name: how other merges of the same file call it; None: not at all.
         method: mergekit's name of the method.
         base: the base model as the file has it, None if it has none.
@@ -84,8 +83,7 @@ class Document:
         notes: what the user should know.
     """
 
-    path: str
-    lines: Mapping[Key, str]
+    places: Places
     name: str | None
     method: str
     base: str | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_moo.errors import nearest
-from sae_moo.files.marked_yaml import Key, dotted, place
+from sae_moo.files.marked_yaml import Key, Places, dotted
 
 
 @dataclass(slots=True)
@@ -15,21 +15,18 @@ class Findings:
     """Faults and notes of one file.
 
     Args:
-        path: the file, for messages.
-        lines: key -> ``FILE:LINE``.
+        places: where its values stand.
         faults: what is wrong.
         notes: what the user should know.
     """
 
-    path: str
-    lines: Mapping[Key, str]
+    places: Places
     faults: list[str]
     notes: list[str] = field(default_factory=list)
 
     def fault(self, key: Key, text: str) -> None:
         """Add a fault with its place."""
-        shown = f"{dotted(key)}: " if key else ""
-        self.faults.append(f"{place(key, self.lines, self.path)}: {shown}{text}")
+        self.faults.append(self.places.fault(key, text))
 
     def keys(self, key: Key, found: Mapping[Any, Any], known: Sequence[str]) -> None:
         """Note the keys that are read by nobody: mergekit passes over them, and files in public carry some."""

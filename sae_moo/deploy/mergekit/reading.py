@@ -72,7 +72,7 @@ def parse_all(text: str, source: str) -> list[Document]:
         other = other_tool(raw)
         if other is not None:
             raise InputError(f"{source}: {other}")
-        findings = Findings(source, lines, doubled)
+        findings = Findings(marked_yaml.Places(lines, source), doubled)
         name = raw.get(_NAME)
         if len(parts) > 1 and name is not None:
             if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*", name) or name in names:
@@ -153,8 +153,7 @@ class _Reader:
         if self.findings.faults or self.row is None:
             return None
         return Document(
-            path=self.findings.path,
-            lines=self.findings.lines,
+            places=self.findings.places,
             name=raw.get(_NAME) if self.named else None,
             method=self.method,
             base=base,

@@ -15,7 +15,7 @@ from sae_moo.deploy.mergekit.document import WHAT, Document, Scope, Setting, Sli
 from sae_moo.deploy.mergekit.table import WEIGHTS, Parameter, Value
 from sae_moo.experts.layout import BLOCK
 from sae_moo.experts.pool import ExpertPool, TensorInfo
-from sae_moo.files.marked_yaml import Key, dotted, place, refusal
+from sae_moo.files.marked_yaml import Key, refusal
 from sae_moo.recipe import BASE, Cast, Expert, Merge, Param, Recipe, rounded
 from sae_moo.recipe.groups import EMBEDDINGS, in_block, is_submodel
 from sae_moo.recipe.methods import METHODS
@@ -56,7 +56,7 @@ def translate(document: Document, pool: ExpertPool) -> Recipe:
     stop = document.slices[-1].stop
     if stop is not None and stop != len(layers):
         fault = f"the slices hold {stop} layers, the models have {len(layers)} in the order in which they lie"
-        raise refusal(WHAT, [_fault(document, document.slices[-1].key, fault)])
+        raise refusal(WHAT, [document.places.fault(document.slices[-1].key, fault)])
     apart = _places_apart(pool)
     spots = [_spot(info, pool, layers, document.slices, apart) for info in pool.tensors]
     inputs = _inputs(document)
@@ -192,7 +192,7 @@ def _table(
                 value = 0.0
             row.append(value if isinstance(value, bool) else rounded(value))
         found.append(tuple(row))
-    faults += [_fault(document, key, text) for key, text in missing.items()]
+    faults += [document.places.fault(key, text) for key, text in missing.items()]
     return None if missing else found
 
 
@@ -210,17 +210,14 @@ def _set(
         rows = Rows(tuple(row[:1] for row in rows.rows), rows.placed)
     value: Any = rows.value if rows.placed or len(rows.rows[0]) > 1 else rows.rows[0][0]
     if parameter.kind == "flag" and not isinstance(value, bool):
-        faults.append(_fault(document, (), f"{name}: expected one truth value for all layers and tensors"))
+        faults.append(document.places.fault((), f"{name}: expected one truth value for all layers and tensors"))
     elif parameter.kind == "whole" and any(number != int(number) for number in rows.numbers):
-        faults.append(_fault(document, (), f"{name}: expected whole numbers at every layer, the gradient has others"))
+        faults.append(
+            document.places.fault((), f"{name}: expected whole numbers at every layer, the gradient has others")
+        )
     elif name == "rescale":
         params[parameter.setting] = "l1" if value else "none"
     elif parameter.kind == "whole" and not isinstance(value, tuple):
         params[parameter.setting] = int(value)
     else:
         params[parameter.setting] = value
-
-
-def _fault(document: Document, key: Key, text: str) -> str:
-    shown = f"{dotted(key)}: " if key else ""
-    return f"{place(key, document.lines, document.path)}: {shown}{text}"
