@@ -32,6 +32,7 @@ class Setup:
         self.rivals = None
         self.by_generation = False
         self.finish = 0
+        self.migration = None
 
     def storage(self) -> TrialStorage:
         opened = open_storage(self.where or self.path, write=True)
@@ -47,7 +48,7 @@ class Setup:
         if executor is None:
             executor = LocalExecutor(evaluate or self.landscape)
         rest = {"evaluations": evaluations, "versions": "v", "listener": listener, "rivals": self.rivals}
-        rest["by_generation"] = self.by_generation
+        rest |= {"by_generation": self.by_generation, "migration": self.migration}
         finishing = Finishing(self.finish, lambda: "ab" * 32, OBJECTIVES, LIMITS)
         Study(storage, searcher, executor, **LANDSCAPE, **rest, finishing=finishing).run()
         return self.facts()
@@ -78,6 +79,17 @@ def facts_of(records):
         )
         for r in records
     ]
+
+
+def interrupting(landscape, at: int):
+    """Evaluate as a landscape does, until so many were evaluated."""
+
+    def evaluate(recipe, rivals=None):
+        if len(landscape.evaluated) == at:
+            raise KeyboardInterrupt
+        return landscape(recipe, rivals)
+
+    return evaluate
 
 
 class Script:

@@ -21,7 +21,7 @@ from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
 from sae_moo.study.executor import Crewed, WorkerLost
-from sae_moo.study.loop import Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
+from sae_moo.study.loop import Arrived, Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
 from sae_moo.study.record import Ended
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts
@@ -107,7 +107,7 @@ class SearchView:
                     self._say(f"the budget is spent already, {spent}: there is nothing to do unless it is raised")
                 if self._standing.inherited:
                     taken = count(self._standing.inherited, "trial")
-                    self._say(f"taken over from an earlier study, in no budget: {taken}")
+                    self._say(f"taken over from other studies, in no budget: {taken}")
                 if self._standing.replayed:
                     self._say(f"resumed: {again} replayed in {event.seconds:.2f} s")
             case Opened():
@@ -139,6 +139,8 @@ class SearchView:
                 self._say(
                     f"the budget of {event.budget:,} forward tokens is spent after {event.evaluations} evaluations"
                 )
+            case Arrived():
+                self._standing.take(event.record)
             case Finished():
                 record = event.record
                 self._pace.begin()
@@ -199,6 +201,7 @@ class SearchView:
             f"generation: {so_far.generation}",
         ]
         parts += [f"forward tokens: {so_far.reading()}"] if so_far.reading() else []
+        parts += [f"taken over: {so_far.inherited}"] if so_far.inherited else []
         parts += [f"stopped early: {so_far.stopped}"] if so_far.stopped else []
         parts += [f"failed: {len(so_far.failures)}"] if so_far.failures else []
         return "  ".join(parts)
@@ -246,6 +249,8 @@ class SearchView:
             rows.append(ScreenRow(5, said("best score", best)))
         if so_far.reading():
             rows.append(ScreenRow(6, said("tokens", so_far.reading())))
+        if so_far.inherited:
+            rows.append(ScreenRow(6, said("taken", f"{count(so_far.inherited, 'trial')} of other studies")))
         if so_far.stopped:
             rows.append(ScreenRow(6, said("stopped", f"{so_far.stopped} early, beaten by the front")))
         if so_far.failures:

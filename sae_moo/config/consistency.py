@@ -527,6 +527,21 @@ def _what_takes_over(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
         yield ("study", "extends"), "searches that are compared begin anew; leave it out"
 
 
+def _what_islands_need(draft: Config, algorithm: Algorithm) -> Iterator[Fault]:
+    islands = draft.study.islands
+    if islands is None:
+        return
+    key = ("study", "islands")
+    if islands.names and draft.study.name not in islands.names:
+        yield (*key, "names"), f"expected study.name among them, {draft.study.name!r}; got {', '.join(islands.names)}"
+    if not algorithm.hosts or _over(draft, algorithm) != "lineage":
+        here = f"{algorithm.name} over {_over(draft, algorithm)}" if algorithm.hosts else algorithm.name
+        able = _names(lambda row: row.hosts)
+        yield key, f"algorithm: {here} takes in nothing that others find; {able} do, over space.kind: lineage"
+    if draft.compare is not None:
+        yield key, "searches that are compared stand alone; leave it out"
+
+
 RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = (
     _room_in_the_first_population,
     _space_of_the_algorithm,
@@ -538,6 +553,7 @@ RULES_OF_ALGORITHMS: Sequence[Callable[[Config, Algorithm], Iterator[Fault]]] = 
     _what_of_pruning_the_algorithm_reads,
     _what_operators_of_pruning_read,
     _what_a_generator_makes,
+    _what_islands_need,
     _what_takes_over,
     _what_the_algorithm_says,
 )

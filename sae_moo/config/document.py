@@ -282,11 +282,14 @@ class Config(Section):
         Of an algorithm that an installed package offers, the package and its version are part of it.
 
         The budgets of evaluations, tokens and repairs, the place of storage, the cache, the executor and what is ranked
-        by prediction change no result and are left out; so are places of models, items and texts, whose contents a
-        study is bound to instead.
+        by prediction change no result and are left out; so are islands, whose migrants are stored. Of models, texts
+        and items the places are left out: a study is bound to their contents instead.
         """
         document = self.model_dump(mode="json")
-        del document["study"]["storage"], document["executor"], document["compare"], document["predict"]
+        for key in ("executor", "compare", "predict"):
+            del document[key]
+        for key in ("storage", "islands"):
+            del document["study"][key]
         for budget in ("evaluations", "tokens", "finish"):
             del document["search"][budget]
         for key in ("base", "experts", "roots", "cache_gib"):

@@ -33,14 +33,37 @@ ONE, SEVERAL = "one scope", "several scopes"
 """What pydantic calls the two forms of ``pruning.scope`` in the location of a fault."""
 
 
+StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class IslandsSection(Section):
+    """``study.islands``: studies that search beside each other, each by a process of its own, and exchange members."""
+
+    names: Annotated[list[StudyName], Field(min_length=2)] = Field(
+        description="names of all of them, `study.name` among these; each is searched by a command of its own, on any "
+        "machine that reaches the run folders, or `study.storage`"
+    )
+    every: Annotated[int, Field(ge=1)] = Field(
+        default=48, description="after how many evaluations of its own a study looks at the others"
+    )
+    migrants: Annotated[int, Field(ge=1)] = Field(
+        default=4, description="how many members it takes over then, at most, of the front of each of the others"
+    )
+
+    @field_validator("names")
+    @classmethod
+    def _every_one_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected every name once, got {', '.join(names)}")
+        return names
+
+
 class StudySection(Section):
     """``study``: name, seed, where trials are stored (null: ``runs/NAME/study.journal``), what run is gone on from."""
 
     later: ClassVar[frozenset[str]] = frozenset({"extends"})
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
-        default="study", description="names the run folder `runs/NAME/` and the study"
-    )
+    name: StudyName = Field(default="study", description="names the run folder `runs/NAME/` and the study")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="seed of the search; the same seed gives the same trials"
     )
@@ -53,6 +76,9 @@ class StudySection(Section):
         default=None,
         description="name or folder of an earlier run: what it has evaluated when this study begins is known to the "
         "search and counts in no budget, while operators, tasks and experts may have joined; null: none",
+    )
+    islands: IslandsSection | None = Field(
+        default=None, description="other searches of the same that this one exchanges members with; null: none"
     )
 
 

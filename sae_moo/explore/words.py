@@ -253,7 +253,7 @@ def _cost(view: View) -> str:
         (states["running"], "not ended"),
         (sum(r.repeats is not None for r in made), "the same weights as an earlier one, not scored again"),
         (sum(bool(r.values) and not r.feasible for r in made), "beyond a limit"),
-        (len(earlier), "taken over from an earlier study beside them"),
+        (len(earlier), "taken over from other studies beside them"),
     ]
     budget = f" of {view.budget:,}" if len(made) < view.budget else ""
     told = "; ".join(f"{n:,} {what}" for n, what in asides if n)

@@ -76,7 +76,7 @@ def inheritance(bench: Bench, root: Path) -> Inheritance | None:
         run = Run.open(folder)
     except InputError as error:
         raise InputError(f"study.extends: {error.message}", error.hint) from error
-    faults = list(_faults(run, bench))
+    faults = list(apart(run, bench))
     if faults:
         raise InputError(itemized(f"study.extends: {run.folder} cannot be gone on from here", first_few(faults)))
     tasks = [task.name for task in bench.tasks]
@@ -138,7 +138,7 @@ def _as_here(record: Ended, tasks: Sequence[str]) -> Ended:
     return replace(record, evaluation=replace(record.evaluation, scores=scores, reason=reason))
 
 
-def _faults(run: Run, bench: Bench) -> Iterator[str]:
+def apart(run: Run, bench: Bench) -> Iterator[str]:
     """Yield why trials of a run would not mean the same here."""
     before, here = run.identity, bench.identity()
     shape = "config.json of base"

@@ -17,13 +17,14 @@ from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench, versions
 from sae_moo.jobs.executors import check_workers, executor_of
 from sae_moo.jobs.extending import adopt, facts_of, inheritance
+from sae_moo.jobs.islands import Islands
 from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.executor import Executor
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
-from sae_moo.study.loop import Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent, Study
+from sae_moo.study.loop import Arrived, Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent, Study
 from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
 
@@ -109,7 +110,7 @@ def search(
                     noted(exhausted=event.evaluations)
                 case Resumed():
                     records.update((record.number, record) for record in event.records)
-                case Finished():
+                case Finished() | Arrived():
                     records[event.record.number] = event.record
             listener(event)
 
@@ -120,13 +121,15 @@ def search(
             storage, config.study.name, config.objective_list(), config.constraint_list(), bench.pool.fingerprints
         )
         adopt(trials, bench, Path(root))
+        islands = None if config.study.islands is None else Islands(bench, storage, Path(root))
         with (
             _traced(folder, config.study.name, records),
             closing(
                 executor_of(bench, anchors, sized, listener) if executor is None else executor(bench)
             ) as evaluating,
         ):
-            _study(bench, trials, bench.searcher() if searcher is None else searcher(bench), heard, evaluating).run()
+            chosen = bench.searcher() if searcher is None else searcher(bench)
+            _study(bench, trials, chosen, heard, evaluating, islands).run()
     return Run.open(folder.path)
 
 
@@ -229,6 +232,7 @@ def _study(
     searcher: Searcher,
     listener: Listener,
     executor: Executor,
+    islands: Islands | None,
 ) -> Study:
     config = bench.config
     return Study(
@@ -246,4 +250,5 @@ def _study(
         tokens=config.search.tokens,
         finishing=bench.finishing(),
         failures=config.executor.failures,
+        migration=islands,
     )

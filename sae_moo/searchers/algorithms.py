@@ -95,6 +95,7 @@ class Algorithm(Row):
         seeded: whether its seed changes anything, or a function of its settings that says so; see `draws`.
         features: whether it reads features of pairs of experts (`Assignment.features`), by its settings.
         inherits: whether its searcher takes over what an earlier study has evaluated (`Inheriting`).
+        hosts: whether, over lineages, its searcher takes in what other searches evaluate meanwhile (`Hosting`).
         schedule: ``annealing.schedule`` unless the configuration says otherwise; for methods of others as published,
             for our own what measured best, like the following.
         high: ``annealing.high`` likewise.
@@ -123,6 +124,7 @@ class Algorithm(Row):
     seeded: bool | Callable[[Mapping[str, Section]], bool] = True
     features: Callable[[Mapping[str, Section]], bool] = lambda settings: False
     inherits: bool = False
+    hosts: bool = False
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
     rescales: bool = False
@@ -263,6 +265,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         races=True,
         screens=True,
         combines=True,
+        hosts=True,
         schedule="constant",
         high=0.8,
         rescales=True,

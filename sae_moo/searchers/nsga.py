@@ -115,6 +115,7 @@ class NsgaSearcher:
         self._out: dict[Any, list[Individual]] = {}  # asked for, not yet told
         self._told: list[Individual] = []
         self._brood: list[Individual] = []
+        self._guests: list[Individual] = []  # of other searches, while there is no population yet
 
     def ask(self, n: int) -> Sequence[Proposal]:
         """Return up to `n` proposals; none while the generation still has evaluations out."""
@@ -145,6 +146,35 @@ class NsgaSearcher:
         else:
             self._advance([individual])
 
+    def host(self, evaluation: Evaluation) -> None:
+        """Let a candidate of another search compete for a place in the population; see `Hosting`.
+
+        Raises:
+            ValueError: if it searches coefficients: the recipe of another search does not tell its vector.
+        """
+        if not self._lineage:
+            raise ValueError("expected a search over lineages")
+        guest = Individual(X=np.array([evaluation.recipe], dtype=object))
+        guest.F, guest.G = self.problem.outcome(evaluation)
+        guest.set(EVALUATION, evaluation)
+        self._seen.add(evaluation.recipe)
+        self._guests.append(guest)
+        if not self._first:
+            self._seat()
+
+    def _seat(self) -> None:
+        """Choose the population anew among its members and the guests."""
+        algorithm, guests = self._algorithm, self._guests
+        if guests:
+            algorithm.pop = algorithm.survival.do(
+                algorithm.problem,
+                Population.merge(algorithm.pop, Population.create(*guests)),
+                n_survive=algorithm.pop_size,
+                algorithm=algorithm,
+                random_state=algorithm.random_state,
+            )
+        self._guests = []
+
     def _next(self) -> Proposal | None:
         if not self._waiting and not self._breed():
             return None
@@ -169,6 +199,7 @@ class NsgaSearcher:
         self._algorithm.tell(infills=Population.create(*individuals))
         self._first = False
         self._told = []
+        self._seat()
 
     def _breed(self) -> bool:
         steady = self._pace == "steady-state" and not self._first

@@ -133,6 +133,22 @@ class Inheriting(Protocol):
         """
 
 
+@runtime_checkable
+class Hosting(Protocol):
+    """A Searcher that takes in, while it runs, what another search over the same experts has evaluated.
+
+    Promises: `host` may be called at any time between other calls; the same calls bring a fresh searcher to the same
+    state. What it hosts may become a parent as if it were its own, and is not proposed again.
+    """
+
+    def host(self, evaluation: Evaluation) -> None:
+        """Take in an evaluation of another search.
+
+        Args:
+            evaluation: of a candidate with a result on every task.
+        """
+
+
 def check_first(evaluations: Sequence[Evaluation]) -> None:
     """Raise RunError, with the reasons, if every candidate of a first population failed."""
     if not any(evaluation.ok for evaluation in evaluations):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,10 @@ from sae_moo.recipe.rows import Rows
 from sae_moo.recipe.scopes import going
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.finishing import REPAIR, Finishing
-from sae_moo.searchers.searcher import Inheriting, Proposal, Recalling, Searcher
+from sae_moo.searchers.searcher import Hosting, Inheriting, Proposal, Recalling, Searcher
 from sae_moo.study.executor import Answer, Crewed, Executor, Job, WorkerLost
-from sae_moo.study.record import Ended, TrialRecord, inherited, own, told, weight_of
+from sae_moo.study.migration import Migration
+from sae_moo.study.record import Ended, TrialRecord, founding, own, told, weight_of
 from sae_moo.study.streak import Streak
 from sae_moo.study.trials import TrialStorage
 
@@ -122,7 +123,18 @@ class Spent:
     budget: int
 
 
-Event = PutAside | Opened | Resumed | Crewed | Begun | WorkerLost | Finished | Exhausted | Spent
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A trial of a study that searches beside this one was taken over.
+
+    Args:
+        record: the trial, as it stands in this study.
+    """
+
+    record: Ended
+
+
+Event = PutAside | Opened | Resumed | Crewed | Begun | WorkerLost | Finished | Arrived | Exhausted | Spent
 Listener = Callable[[Event], None]
 
 
@@ -163,6 +175,7 @@ class Study:
             earlier trials counted, those of repaired ones not; None: any number.
         finishing: asks for repaired members of the front once the budget is used up; on top of it. None: nobody does.
         failures: failed evaluations in a row after which it stops; 0: never. Running again goes on, and counts anew.
+        migration: brings what studies that search beside this one have found; None: there are none.
     """
 
     def __init__(
@@ -182,6 +195,7 @@ class Study:
         tokens: int | None = None,
         finishing: Finishing | None = None,
         failures: int = 0,
+        migration: Migration | None = None,
     ) -> None:
         self._storage = storage
         self._searcher = searcher
@@ -200,12 +214,15 @@ class Study:
         self._finishing = Finishing() if finishing is None else finishing
         self._ended: dict[int, tuple[Proposal, Evaluation]] = {}  # told, what finishes has not heard of it yet
         self._streak = Streak(failures)
+        self._migration = migration
         self._asked = 0  # of the searcher
         self._dry = False  # the searcher has nothing left to try
         self._told = 0
+        self._made = 0  # those told that this study evaluated itself
         self._proposals: dict[int, _Out] = {}  # asked for, not yet told
         self._first_with: dict[str, tuple[int, Evaluation]] = {}  # identity -> first trial that evaluated it
         self._twins: dict[str, list[int]] = {}  # identity that is being evaluated -> trials that wait for it
+        self._digests: set[str] = set()  # of what there are results of
         self._number_of: dict[Recipe, int] = {}
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
@@ -214,27 +231,32 @@ class Study:
 
         Raises:
             InputError: if the stored trials are not what this search would have asked for, tokens are a budget and one
-                of them does not tell how many it took, or there are no texts for the repairs to come.
+                of them does not tell how many it took, there are no texts for the repairs to come, or others search
+                beside it and its searcher, or their studies, cannot be searched together.
             Interrupted: on Ctrl-C; every finished evaluation is stored, and running again goes on.
             RunError: if the search cannot go on: all its first candidates failed, or as many in a row as may; what was
                 evaluated is stored.
         """
         try:
+            if self._migration is not None and not isinstance(self._searcher, Hosting):
+                raise InputError("study.islands: the searcher takes in nothing that other searches find")
             self._replay()
             if self._finishing.count and self._wanting:
                 self._finishing.calibration()  # what is wrong with the texts is told now, not after the search
             while self._proposals or self._wanting:
                 if self._streak.over:
                     raise RunError(
-                        f"stopped after {self._told} evaluations: {self._streak.diagnosis()}. All are saved, and the "
+                        f"stopped after {self._made} evaluations: {self._streak.diagnosis()}. All are saved, and the "
                         "same search goes on from here; executor.failures says how many in a row may fail"
                     )
+                self._take_over()
                 self._submit()
                 if not self._executor.busy:
                     if self._proposals:
                         continue
                     break
                 self._receive(self._executor.wait())
+            self._take_over(whole=True)
             asked, budget = self._asked + self._finishing.asked, self._budget + self._finishing.count
             unproposed = max(0, self._budget - self._asked)
             unrepaired = max(0, self._finishing.count - self._finishing.asked)
@@ -244,7 +266,7 @@ class Study:
                 self._listener(Exhausted(asked, budget, unproposed, unrepaired))
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped after {self._told} evaluation{'' if self._told == 1 else 's'}; all are saved"
+                f"stopped after {self._made} evaluation{'' if self._made == 1 else 's'}; all are saved"
             ) from None
 
     @property
@@ -346,26 +368,58 @@ class Study:
 
     def _take_in(self, record: Ended) -> None:
         """Tell the searcher of a finished trial, as it was stored: a resumed run then sees just what this one saw."""
-        self._told += 1
-        self._first_with.setdefault(record.identity, (record.number, record.evaluation))
-        self._number_of.setdefault(record.recipe, record.number)
+        if record.inherited is not None:
+            self._host(record)
+            return
+        self._know(record)
+        self._made += 1
         proposal = self._proposals.pop(record.number).proposal
         if proposal.operator == REPAIR:
             return  # a search that goes on races against nobody, and pays for nothing, that it did not ask for
         if record.repeats is None:
             self._spent += 0 if self._tokens is None else self._tokens_of(record)
-            if self._by_generation:
-                self._contenders[record.number] = (record.generation, record.evaluation)
-            elif self._rivals is not None:
-                self._rivals = self._rivals.after(record.evaluation)
+            self._contend(record)
         self._ended[record.number] = (proposal, record.evaluation)
         self._searcher.tell(proposal, record.evaluation)
+
+    def _know(self, record: Ended) -> None:
+        """Count one more result, which later candidates may repeat or be bred from."""
+        self._told += 1
+        self._first_with.setdefault(record.identity, (record.number, record.evaluation))
+        self._number_of.setdefault(record.recipe, record.number)
+        self._digests.add(record.digest)
+
+    def _contend(self, record: Ended) -> None:
+        """Let candidates to come race against a result."""
+        if self._by_generation:
+            self._contenders[record.number] = (record.generation, record.evaluation)
+        elif self._rivals is not None:
+            self._rivals = self._rivals.after(record.evaluation)
+
+    def _take_over(self, whole: bool = False) -> None:
+        """Take over what others have found, if it is time for it; at the end, the whole of their fronts."""
+        if self._migration is None or not (whole or self._migration.due(self._made)):
+            return
+        for migrant in self._migration.arrivals(self._digests, whole):
+            params = {weight_of(name): 0.0 for name in self._fingerprints} | dict(migrant.record.params)
+            record = replace(migrant.record, parents=())
+            adopted = self._storage.adopt(record, migrant.source, self._told, params)
+            self._host(adopted)
+            self._listener(Arrived(adopted))
+
+    def _host(self, record: Ended) -> None:
+        """Take in a trial that was taken over, as it was stored."""
+        assert isinstance(self._searcher, Hosting)
+        self._know(record)
+        self._contend(record)
+        self._ended[record.number] = (Proposal(record.asked, operator=record.operator), record.evaluation)
+        self._searcher.host(record.evaluation)
 
     def _replay(self) -> None:
         start = time.perf_counter()
         records = self._storage.records()
         finished = told(records)
-        self._inherit(inherited(records))
+        self._inherit(founding(records))
         for record in own(records):
             while self._told < record.asked_after:
                 self._take_in(finished[self._told])
@@ -400,11 +454,10 @@ class Study:
         if not isinstance(self._searcher, Inheriting):
             raise InputError("study.extends: the searcher does not take over what an earlier study has evaluated")
         for record in records:
-            self._told += 1
             if not record.evaluation.ok:  # of a part of the tasks: it may be asked for again
+                self._told += 1
                 continue
-            self._first_with.setdefault(record.identity, (record.number, record.evaluation))
-            self._number_of.setdefault(record.recipe, record.number)
+            self._know(record)
             self._finishing.tell(Proposal(record.asked, operator=record.operator), record.evaluation)
             self._rivals = None if self._rivals is None else self._rivals.after(record.evaluation)
         self._searcher.inherit([record.evaluation for record in records])

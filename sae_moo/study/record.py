@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal, TypeAlias
 
 from sae_moo.objectives import Evaluation
@@ -17,10 +18,10 @@ def weight_of(expert: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """Where a trial was evaluated that a study took over when it began.
+    """Where a trial was evaluated that a study took over: an earlier study, or one that searches beside it.
 
     Args:
-        study: name of the earlier study.
+        study: name of that study.
         number: its trial there.
     """
 
@@ -87,7 +88,7 @@ class Ended(Asked):
         feasible: whether all limits are kept; False unless complete.
         told: position of this evaluation among those told.
         repeats: number of the trial whose weights and result this one shares, or None.
-        inherited: the trial of an earlier study that this one is, or None. It took nothing of this study's budget.
+        inherited: the trial of another study that this one is, or None. It took nothing of this study's budget.
         worker: who evaluated it, several names with commas between them where they shared it; empty: the process that
             searched.
         began: when it was taken up, seconds since the epoch; None: not known, or nobody had to evaluate it.
@@ -141,8 +142,13 @@ def told(records: Iterable[TrialRecord]) -> list[Ended]:
 
 
 def inherited(records: Iterable[TrialRecord]) -> list[Ended]:
-    """Return the trials that were evaluated by an earlier study, in the order given."""
+    """Return the trials that were evaluated by other studies, in the order given."""
     return [record for record in ended(records) if record.inherited is not None]
+
+
+def founding(records: Iterable[TrialRecord]) -> list[Ended]:
+    """Return the trials that a study took over before it made any itself, in the order in which they were told."""
+    return list(takewhile(lambda record: record.inherited is not None, told(records)))
 
 
 def own(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -195,7 +195,7 @@ class TrialStorage:
         return record
 
     def adopt(self, record: Ended, source: Inherited, told: int, params: Mapping[str, float]) -> Ended:
-        """Write a trial that an earlier study has evaluated, at once and whole.
+        """Write a trial that another study has evaluated, at once and whole.
 
         Args:
             record: the trial as that study has it; its parents are trials of this one, and its evaluation has scores

@@ -25,7 +25,7 @@ from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.algorithms import ALGORITHMS, Algorithm, Draft, Needs
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.schedule import Schedule
-from sae_moo.searchers.searcher import Assignment, Inheriting, Proposal, Recalling, Searcher
+from sae_moo.searchers.searcher import Assignment, Hosting, Inheriting, Proposal, Recalling, Searcher
 
 NAMES = ("base", "math", "code", "law")
 GROUND = Ground(NAMES[1:], (False, True, True, False))
@@ -251,6 +251,26 @@ class SearcherContract:
         first, second = (self.recipes(searcher, models) for searcher in searchers)
         assert first == second
         assert not {each.recipe for each in earlier} & set(first)
+
+    def test_what_other_searches_evaluate_may_become_a_parent_and_is_not_proposed(
+        self, make: Make, models: Landscape, row: Algorithm
+    ) -> None:
+        if not row.hosts or self.assigned().space != "lineage":
+            pytest.skip("it takes in nothing from other searches")
+        others = [evaluation for _, evaluation in drive(make(1), models, self.evaluations) if evaluation.ok]
+        guests = sorted(others, key=lambda each: -sum(each.mean(task) for task in each.scores))[:6]
+        runs = []
+        for _ in range(2):
+            searcher = make(0)
+            assert isinstance(searcher, Hosting)
+            proposals = [proposal for proposal, _ in drive(searcher, models, self.evaluations // 3)]
+            for guest in guests:
+                searcher.host(guest)
+            runs.append([proposal for proposal, _ in drive(searcher, models, self.evaluations)])
+        assert runs[0] == runs[1]
+        strangers = {guest.recipe for guest in guests} - {proposal.recipe for proposal in proposals}
+        assert strangers & {parent for proposal in runs[0] for parent in proposal.parents}
+        assert not strangers & {proposal.recipe for proposal in runs[0]}
 
     def test_failures_are_never_parents_and_do_not_stop_the_search(
         self, make: Make, models: Landscape, row: Algorithm

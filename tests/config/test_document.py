@@ -69,7 +69,7 @@ serch: 3
     found = faults(tmp_path, text)
     expected = [
         "c.yaml:1: study.name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got 'a/b'",
-        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage, extends",
+        "c.yaml:1: study.sed: no such key (did you mean 'seed'?); expected one of name, seed, storage, extends, islands",
         "c.yaml:4: models.experts: expected at least one expert, got none",
         "c.yaml:5: models.dtype: expected 'float32', 'bfloat16' or 'float16', got 'flot32' (did you mean 'float32'?)",
         "c.yaml:7: tasks[0].search: expected greater than or equal to 1, got 0",

@@ -83,7 +83,7 @@ def test_an_operator_and_an_expert_join_and_nothing_is_evaluated_twice(root):
     assert "linear" in {each.operator for each in made}
     assert run.identity[COUNT] == 6
     assert run.view().exhausted
-    assert "6 taken over from an earlier study beside them" in str(summary(run.view()))
+    assert "6 taken over from other studies beside them" in str(summary(run.view()))
     assert [finding for finding in examine(run.folder).findings if finding.state != "note"] == []
 
 

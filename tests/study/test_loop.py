@@ -4,7 +4,7 @@ from collections import Counter
 
 import optuna
 import pytest
-from scripted_study import LANDSCAPE, LIMITS, OBJECTIVES, Script, Setup, scripted
+from scripted_study import LANDSCAPE, LIMITS, OBJECTIVES, Script, Setup, interrupting, scripted
 from searchers_to_resume import SEARCHERS
 from stand_ins import Landscape
 
@@ -19,15 +19,6 @@ from sae_moo.study.journal import open_storage
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed, Study
 from sae_moo.study.streak import Streak
-
-
-def interrupting(landscape, at: int):
-    def evaluate(recipe, rivals=None):
-        if len(landscape.evaluated) == at:
-            raise KeyboardInterrupt
-        return landscape(recipe, rivals)
-
-    return evaluate
 
 
 @pytest.mark.parametrize("space", [LineageSpace, CoefficientSpace])
