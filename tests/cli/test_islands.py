@@ -15,6 +15,7 @@ from sae_moo.explore.run import Run
 from sae_moo.study.record import evaluations, inherited, own, told
 
 NAMES = ["east", "west"]
+SEEDS = {"east": "0", "west": "1", "south": "2"}
 ISLANDS = {"names": NAMES, "every": 4, "migrants": 2}
 
 
@@ -24,7 +25,7 @@ def isles(here, tiny_folders):
     (here / "c.yaml").write_text(written(config_for(tiny_folders, study={"name": "east", "islands": ISLANDS})))
 
     def command(name, *more):
-        return "search", "c.yaml", "--set", f"study.name={name}", "--seed", str(NAMES.index(name)), *more
+        return "search", "c.yaml", "--set", f"study.name={name}", "--seed", SEEDS[name], *more
 
     return command
 
@@ -68,6 +69,11 @@ def test_an_island_takes_over_what_another_has_found(isles):
         None if each.inherited is None else {"study": "west", "number": each.inherited.number} for each in east.front()
     ]
     assert call("doctor", "east").exit_code == 0
+
+    call(*isles("south", "--evaluations", "5", "--set", "study.islands.names=[east, south]"))
+    assert set(sources(Run.open("south"))) == {  # each with where it was evaluated, not where it was seen
+        ("east", each.number) if each.inherited is None else ("west", each.inherited.number) for each in east.front()
+    }
 
 
 @pytest.mark.slow

@@ -93,8 +93,23 @@ def test_guests_come_between_evaluations_when_it_is_time_and_all_at_the_end(tmp_
     assert made[: 2 * COUNT] == [EVERY] * COUNT + [2 * EVERY] * COUNT
     assert set(made[2 * COUNT :]) <= {24}
     assert not {each.digest for each in study.migration.front} - {each.digest for each in records}
+    assert len({each.digest for each in arrived}) == len(arrived), "nobody comes twice"
     assert study.migration.asked[-1][1] is True, "at its end it asks for all"
     assert [each.told for each in told(records)] == list(range(len(records)))
+
+
+def test_later_candidates_race_against_guests(tmp_path, other):
+    study, run = searched(tmp_path, other, "s", racing=True)
+    met = []
+
+    def evaluate(recipe, rivals=None):
+        met.append(() if rivals is None else tuple(each.recipe for each in rivals.ranked))
+        return study.landscape(recipe, rivals)
+
+    run(evaluate=evaluate)
+    guests = [each.recipe for each in inherited(study.storage().records())[:COUNT]]
+    assert not any(set(guests) & set(before) for before in met[:EVERY])
+    assert set(guests) & set(met[EVERY])
 
 
 def test_guests_become_parents_and_are_not_evaluated(tmp_path, other):
