@@ -49,7 +49,7 @@ class SearchView:
         self._pace = Speed(clock)
         self._now: dict[int, float] = {}  # the trials that are being evaluated, and since when; replaced, never changed
         self._attendance = Attendance(clock)
-        self._counted = False  # whether it was said how many workers there are
+        self._counted = self._complete = False  # whether it was said how many workers there are, and that all are there
         self._lost = Failures()  # workers
         self._said: list[str] = []
         self._merging = ""
@@ -118,7 +118,7 @@ class SearchView:
                 self._attendance.take(event)
                 if event.ready:
                     self._pace.begin()  # not while they open models
-                if self._attendance.complete:
+                if self._attendance.complete and not self._complete:
                     self._count()
             case WorkerLost():
                 follows = follow_words(event)
@@ -146,7 +146,8 @@ class SearchView:
                 self._pace.begin()
                 self._pace.tick()
                 self._now = {number: since for number, since in self._now.items() if number != record.number}
-                self._count()
+                if not self._counted:
+                    self._count()
                 new = self._standing.take(record)
                 if record.generation == 1 and not self._looked:
                     self._look()
@@ -165,9 +166,12 @@ class SearchView:
             )
 
     def _count(self) -> None:
-        """Say once, without a terminal, how many workers there are and where."""
-        if self._canvas is None and not self._counted and self._attendance.there():
-            self._counted = True
+        """Say how many workers there are and where, without a terminal: once all are there, and before if they are late.
+
+        They are late where the first candidate has ended without them.
+        """
+        if self._canvas is None and self._attendance.there():
+            self._counted, self._complete = True, self._attendance.complete
             self._say(f"workers: {self._attendance.there()}")
 
     def _say(self, text: str) -> None:

@@ -284,7 +284,7 @@ def test_lost_workers_are_told_by_reason_with_what_follows():
     ]
 
 
-def test_without_a_terminal_workers_are_told_of_once_and_losses_one_by_one():
+def test_without_a_terminal_workers_are_told_of_and_losses_one_by_one():
     console = terminal(200, force_terminal=False)
     with SearchView(config(), console) as view:
         view(crewed(2, 0, 0, waiting=1))
@@ -305,6 +305,21 @@ def test_without_a_terminal_workers_are_told_of_once_and_losses_one_by_one():
         view(crewed(8, 3, 3))
         view(ended(0))
     assert console.file.getvalue().startswith("workers: 3 of 8 on cuda\n1/100 evaluations")
+
+
+def test_workers_that_come_after_the_first_candidate_has_ended_are_told_of_once_they_are_all_there():
+    console = terminal(200, force_terminal=False)
+    with SearchView(config(), console) as view:
+        view(crewed(3, 1, 1))
+        view(ended(0))
+        view(crewed(3, 2, 2))
+        view(ended(1))
+        view(crewed(3, 3, 3))
+        view(ended(2))
+        view(crewed(3, 2, 2, lost=1))
+        view(crewed(3, 3, 3, lost=1))
+    lines = console.file.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("workers")] == ["workers: 1 of 3 on cuda", "workers: 3 on cuda"]
 
 
 @pytest.mark.parametrize(
