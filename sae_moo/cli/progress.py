@@ -166,7 +166,7 @@ class SearchView:
             )
 
     def _count(self) -> None:
-        """Say how many workers there are and where, without a terminal: once all are there, and before if they are late.
+        """Say how many workers there are, without a terminal: once all are there, and before if some are late.
 
         They are late where the first candidate has ended without them.
         """
