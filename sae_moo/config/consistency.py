@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import MeanSection, MethodSection
 from sae_moo.errors import InputError, nearest
 from sae_moo.evaluate.kinds import HARNESS, KINDS
+from sae_moo.files.places import folder_at
 from sae_moo.objectives import SPARSITY, SPEED
 from sae_moo.recipe import BASE, BLOCKS, MOE_EXPERTS, STRUCTURED, pattern_sparsity
 from sae_moo.recipe.section import Section
@@ -50,6 +52,22 @@ def cross_faults(draft: Config) -> Iterator[Fault]:
     if algorithm is not None:
         for rule_of_algorithms in RULES_OF_ALGORITHMS:
             yield from rule_of_algorithms(draft, algorithm)
+
+
+def faults_of_places(draft: Config, directory: Path) -> Iterator[Fault]:
+    """Yield what is wrong with places on this machine; what is configured may be for others.
+
+    A stored study is read where it is not searched, so that this is no fault of the configuration as such.
+
+    Args:
+        draft: the configuration.
+        directory: the folder that relative paths start from.
+    """
+    for i, root in enumerate(draft.models.roots or ()):
+        try:
+            folder_at(root, directory)
+        except InputError as error:
+            yield ("models", "roots", i), str(error)
 
 
 def _algorithm(draft: Config) -> Algorithm | None:

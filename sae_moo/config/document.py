@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import PrivateAttr, SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler
 
-from sae_moo.config.consistency import cross_faults, slug
+from sae_moo.config.consistency import cross_faults, faults_of_places, slug
 from sae_moo.config.drafts import draft
 from sae_moo.config.faults import faults_of
 from sae_moo.config.sections import (
@@ -108,7 +108,10 @@ class Config(Section):
         raw, lines, faults = marked_yaml.read(path, "configuration", cls.model_fields)
         for change, source in [*((change, f"{given_as} {change}") for change in overrides), *shorthands.items()]:
             faults += marked_yaml.override_(raw, lines, change, source)
-        return cls._checked(raw, lines, str(path), faults, path.resolve().parent)
+        directory, places = path.resolve().parent, Places(lines, str(path))
+        if isinstance(raw, dict):
+            faults += [places.fault(key, text) for key, text in faults_of_places(draft(cls, raw), directory)]
+        return cls._checked(raw, lines, str(path), faults, directory)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], directory: str | Path = ".") -> Config:

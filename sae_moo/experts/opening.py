@@ -13,7 +13,7 @@ from sae_moo.experts.checkpoint import Checkpoint, ModelWeights, is_adapter, loc
 from sae_moo.experts.composed import PLUS, Composed, is_composed
 from sae_moo.experts.layers import Order, Relaid, layer_count
 from sae_moo.experts.live import parsed_config
-from sae_moo.files.places import rooted
+from sae_moo.files.places import folder_at, rooted
 from sae_moo.recipe import BASE
 
 
@@ -23,10 +23,15 @@ def open_models(
     """Open a base and experts, without comparing them; see `ExpertPool.open`.
 
     Raises:
-        InputError: listing every model that cannot be opened.
+        InputError: listing every model that cannot be opened; if one of the folders is a file.
     """
     if BASE in experts:
         raise InputError(f"experts: {BASE!r} names the base model; give the expert another name")
+    for root in roots:
+        try:
+            folder_at(root, relative_to)
+        except InputError as error:
+            raise InputError(f"models.roots: {error}") from error
     opened: dict[str, ModelWeights] = {}
     faults = []
     for name, given in {BASE: base, **experts}.items():

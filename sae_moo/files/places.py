@@ -26,6 +26,22 @@ def rooted(given: str, roots: Sequence[str], start: Path | None = None) -> str:
     return next((str(place.absolute()) for place in places if place.exists()), given)
 
 
+def folder_at(given: str, start: Path | None = None) -> Path:
+    """Return the folder that a text names; it need not be there.
+
+    Args:
+        given: the text.
+        start: as of `located`.
+
+    Raises:
+        InputError: as `located`, or if what is there is no folder.
+    """
+    path = located(given, start)
+    if os.path.exists(path) and not os.path.isdir(path):  # False where nobody may look
+        raise InputError(f"expected a folder, or a path that does not exist here, and {shown(given)} is a file")
+    return path
+
+
 def located(given: str, start: Path | None = None) -> Path:
     """Return the path that a text names.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import configurations
 import pytest
 
 from sae_moo.config.document import Config
+from sae_moo.errors import InputError
+from sae_moo.experts.opening import open_models
 
 GOOD = """\
 models: {base: zoo:base, experts: {math: zoo:math}}
@@ -109,3 +112,27 @@ def test_a_number_in_powers_of_ten_is_advised_as_it_will_be_read(tmp_path, key, 
 def test_what_came_is_said_as_yaml_has_it(tmp_path, value, shown):
     (found,) = faults(tmp_path, GOOD, f"search.evaluations={value}")
     assert found == f"--set search.evaluations={value}: search.evaluations: expected integer, got {shown}"
+
+
+def test_a_folder_of_models_that_is_a_file_is_a_fault_with_its_place_and_one_that_is_not_there_is_none(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "weights.bin").write_text("")
+    roots = "  roots:\n    - there\n    - weights.bin\n    - nowhere\n    - weights.bin/below\n"
+    text = GOOD.replace("models: {base: zoo:base, experts: {math: zoo:math}}\n", "models:\n  base: zoo:base\n"
+        "  experts: {math: zoo:math}\n" + roots)  # fmt: skip
+    told = "models.roots[1]: expected a folder, or a path that does not exist here, and 'weights.bin' is a file"
+    assert faults(tmp_path, text) == [f"c.yaml:6: {told}"]
+    assert len(faults(tmp_path, text + "serch:\n")) == 2, "with all others"
+    assert faults(tmp_path, GOOD, "models.roots=[c.yaml]") == [
+        f"--set models.roots=[c.yaml]: {told.replace('[1]', '[0]').replace('weights.bin', 'c.yaml')}"
+    ]
+    config = configurations.load(tmp_path, text.replace("    - weights.bin\n", ""))
+    assert config.models.roots == ["there", "nowhere", "weights.bin/below"]
+
+
+def test_where_only_the_machine_that_opens_models_has_a_file_there_it_says_so(tmp_path):
+    config = configurations.load(tmp_path, GOOD, "models.roots=[late]")
+    (tmp_path / "late").write_text("")
+    again = pickle.loads(pickle.dumps(config))  # as workers read it, and as stored studies are read
+    with pytest.raises(InputError, match=r"^models.roots: expected a folder, .* and 'late' is a file$"):
+        open_models(again.models.base, again.models.experts, again.directory, again.models.roots)
