@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.study.crew import Lost, Ready, Refused, Replied
 from sae_moo.study.executor import Job
 from sae_moo.study.local import evaluated
@@ -39,6 +39,8 @@ class Stands:
     def __call__(self):
         if self.wrong == "input":
             raise InputError("items of a are others")
+        if self.wrong == "room":
+            raise StorageError("/cache: no space left")
         if self.wrong == "fault":
             raise ZeroDivisionError("a fault of ours")
         if self.wrong == "death":
@@ -130,8 +132,8 @@ class ScriptedCrew:
         assert worker not in self.answers
         self._hire()
 
-    def refuse(self, message: str, usage: bool) -> None:
-        self.heard.append(Refused("w1", message, usage))
+    def refuse(self, message: str, kind) -> None:
+        self.heard.append(Refused("w1", message, kind))
 
     def close(self) -> None:
         self.closed += 1

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from dataclasses import dataclass
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError, TaskError
+
+WRONG = {
+    "input": InputError("items of a are others"),
+    "room": StorageError("/cache: no space left"),
+    "no room": OSError(errno.ENOSPC, "No space left on device", "/cache/scores.json"),
+    "run": TaskError("task a: the logits are not finite"),
+}
+"""What opening raises."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +30,8 @@ class Echo:
     wrong: str = ""
 
     def __call__(self):
-        if self.wrong == "input":
-            raise InputError("items of a are others")
+        if self.wrong in WRONG:
+            raise WRONG[self.wrong]
         if self.wrong == "death":
             os._exit(3)
         return answer, {"seen": os.environ.get("SEEN", "")}
@@ -40,6 +49,8 @@ def answer(letter: bytes) -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
     if letter == b"fault":
         raise ZeroDivisionError("a fault of ours")
+    if letter.decode() in WRONG:
+        raise WRONG[letter.decode()]
     if letter == b"wait":
         time.sleep(60)
     return letter

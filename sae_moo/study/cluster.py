@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -268,7 +267,7 @@ class RayCrew:
         try:
             said: Heard = self._ray.get(future)
         except errors.RayTaskError as error:  # before anything of ours ran: the machine has another package, or none
-            return Refused(name, f"what it is to run cannot be run there: {error}", usage=False)
+            return Refused(name, f"what it is to run cannot be run there: {error}", None)
         except errors.RayError as error:
             member = self._members.pop(name)
             self._ray.kill(member.actor)  # one that is merely out of reach must not come back
@@ -330,9 +329,7 @@ class _Actor:
 
     def _refusal(self, error: Exception) -> Refused:
         """Return what is said instead of an answer, with the machine that says it."""
-        usage = isinstance(error, InputError)
-        message = str(error) if usage else traceback.format_exc()
-        return Refused(self._name, f"on {socket.gethostname()}: {message}", usage)
+        return Refused.over(self._name, error, f"on {socket.gethostname()}: ")
 
 
 def _check_installed() -> None:

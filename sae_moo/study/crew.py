@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
+
+from sae_moo.errors import InputError, RunError, SaeMooError, StorageError
+from sae_moo.files.disks import unplaced
+
+RAISED: tuple[type[SaeMooError], ...] = (InputError, StorageError, RunError, SaeMooError)
+"""Kinds of errors that are told in one line, wherever they are raised; the last one stands for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,27 @@ class Refused:
     Args:
         worker: its name.
         message: what was wrong.
-        usage: whether the input is at fault; else it is a fault of ours, and the message a traceback.
+        kind: of the error that the message is of, one of `RAISED`; None: it is a fault of ours, and the message a
+            traceback.
     """
 
     worker: str
     message: str
-    usage: bool
+    kind: type[SaeMooError] | None
+
+    @classmethod
+    def over(cls, worker: str, error: Exception, where: str = "") -> Refused:
+        """Return what a worker says of an error that it has just caught.
+
+        Args:
+            worker: its name.
+            error: what was raised; one about a disk without room becomes a `StorageError`, as where a search evaluates
+                by itself.
+            where: put before the message.
+        """
+        told = error if isinstance(error, SaeMooError) else unplaced(error)
+        kind = next((kind for kind in RAISED if isinstance(told, kind)), None)
+        return cls(worker, where + (traceback.format_exc() if kind is None else str(told)), kind)
 
 
 Heard: TypeAlias = Ready | Replied | Lost | Refused

@@ -117,8 +117,9 @@ class Executor(Protocol):
 
         Raises:
             RuntimeError: if no job is out.
-            RunError: if nobody is left to evaluate it.
+            RunError: if nobody is left to evaluate it, or a worker cannot go on.
             InputError: if a worker has other experts or tasks than this process, or cannot open them.
+            StorageError: if a place that a worker writes to has no room.
         """
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TypeVar
 
-from sae_moo.errors import InputError
 from sae_moo.study.crew import Heard, Lost, Ready, Refused, Replied
 
 PATIENCE = 5.0
@@ -217,10 +215,9 @@ def _done(work: Callable[[], Result], line: Connection) -> Result:
     """Return what comes of some work; if it raises anything, say so and end this process."""
     try:
         return work()
-    except InputError as error:
-        line.send(("refused", str(error), True))
-    except Exception:  # whatever the work raises is said to the driver, which raises it
-        line.send(("refused", traceback.format_exc(), False))
+    except Exception as error:  # whatever the work raises is said to the driver, which raises it
+        refused = Refused.over("", error)  # the driver knows the name
+        line.send(("refused", refused.message, refused.kind))
     sys.exit(1)
 
 

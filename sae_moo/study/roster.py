@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 
-from sae_moo.errors import InputError, RunError
+from sae_moo.errors import RunError
 from sae_moo.study.crew import Crew, Lost, Ready, Refused, Replied
 from sae_moo.study.executor import WorkerLost
 
@@ -57,7 +57,8 @@ class Roster:
 
         Raises:
             RunError: if no worker is left.
-            InputError: if one refuses what it is given; RuntimeError with its traceback where the fault is ours.
+            SaeMooError: what a worker raises that cannot do what it is for: `InputError`, `StorageError`, `RunError`;
+                RuntimeError with its traceback where the fault is ours.
         """
         if not self.size:
             raise RunError(
@@ -81,8 +82,10 @@ class Roster:
                 return heard
             case Replied():
                 return heard
-            case Refused(worker, message, usage):
-                raise InputError(f"{worker}: {message}") if usage else RuntimeError(f"{worker}:\n{message}")
+            case Refused(worker, message, None):
+                raise RuntimeError(f"{worker}:\n{message}")
+            case Refused(worker, message, kind):
+                raise kind(f"{worker}: {message}")
             case Lost(worker, why):
                 log.info("%s is lost: %s", worker, why)
                 return WorkerLost(worker, why, None, again=False, replaced=self._replace(worker, why))

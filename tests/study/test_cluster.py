@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from crews import Stands
 
-from sae_moo.errors import InputError, RunError
+from sae_moo.errors import InputError, RunError, StorageError
 from sae_moo.recipe import Cast, Expert
 from sae_moo.study import cluster
 from sae_moo.study.cluster import Cluster, RayCrew, check_answers
@@ -27,6 +30,21 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
         with pytest.raises(InputError) as caught:
             Cluster(2, address=address).check()
         assert str(caught.value) == ("executor.kind: ray needs Ray, which is not installed: pip install 'sae-moo[ray]'")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [("input", InputError, "items of a are others"), ("room", StorageError, "/cache: no space left")],
+)
+def test_what_an_actor_cannot_open_is_said_in_one_line_with_its_machine(monkeypatch, wrong, kind, said):
+    """By an actor in this process, where Ray has only to say where it is."""
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    ray = SimpleNamespace(
+        util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"), get_runtime_context=lambda: context
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    refused = cluster._Actor("worker 1", pickle.dumps(Stands(wrong=wrong))).open()
+    assert refused == Refused("worker 1", f"on {socket.gethostname()}: {said}", kind)
 
 
 class Late:
@@ -217,12 +235,16 @@ def test_a_machine_that_leaves_takes_its_workers_and_one_that_joins_gets_those_t
 
 @pytest.mark.slow
 def test_what_a_worker_cannot_open_is_told_with_its_machine_and_too_many_workers_are_none(machines):
-    for wrong, usage, words in (("input", True, "items of a are others"), ("fault", False, "a fault of ours")):
+    for wrong, kind, words in (
+        ("input", InputError, "items of a are others"),
+        ("room", StorageError, "/cache: no space left"),
+        ("fault", None, "a fault of ours"),
+    ):
         crew = crew_of(machines, Stands(wrong=wrong), workers=1)
         try:
             crew.begin()
             (refused,) = heard_until(crew, count(Refused, 1))
-            assert (refused.worker, refused.usage) == ("worker 1", usage)
+            assert (refused.worker, refused.kind) == ("worker 1", kind)
             assert refused.message.startswith(f"on {socket.gethostname()}: ")
             assert words in refused.message
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from echoes import Echo, Unreadable
 
+from sae_moo.errors import InputError, RunError, StorageError
 from sae_moo.study import processes
 from sae_moo.study.crew import Lost, Ready, Refused, Replied
 from sae_moo.study.processes import ProcessCrew
@@ -90,24 +91,40 @@ def test_what_a_worker_cannot_do_is_told_by_it(crew_of):
     (ready,) = heard(crew)
     crew.send(ready.worker, b"fault")
     refused = heard(crew)[0]
-    assert (type(refused), refused.usage) == (Refused, False)
+    assert (type(refused), refused.kind) == (Refused, None)
     assert "ZeroDivisionError: a fault of ours" in refused.message
     assert "line" in refused.message, "a traceback"
+
+
+@pytest.mark.parametrize("when", ["opening", "answering"])
+def test_what_has_no_room_is_told_in_one_line_whenever_it_is_raised(crew_of, when):
+    if when == "opening":
+        crew = crew_of(Echo("no room"))
+    else:
+        crew = crew_of(Echo())
+        (ready,) = heard(crew)
+        crew.send(ready.worker, b"no room")
+    refused = heard(crew)[0]
+    assert refused.kind is StorageError
+    assert refused.message.startswith("/cache/scores.json: No space left on device; ")
+    assert len(refused.message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("opens", "told"),
     [
-        (Echo("input"), Refused("worker 1", "items of a are others", True)),
+        (Echo("input"), Refused("worker 1", "items of a are others", InputError)),
+        (Echo("room"), Refused("worker 1", "/cache: no space left", StorageError)),
+        (Echo("run"), Refused("worker 1", "task a: the logits are not finite", RunError)),
         (Echo("death"), Lost("worker 1", "its process ended with exit code 3")),
         (Unreadable(), "ValueError: invalid literal for int() with base 10: 'no number'"),
     ],
-    ids=["wrong input", "an end", "what cannot be read"],
+    ids=["wrong input", "no room", "a failure", "an end", "what cannot be read"],
 )
 def test_what_cannot_be_opened_is_heard(crew_of, opens, told):
     first = heard(crew_of(opens))[0]
     if isinstance(told, str):
-        assert (type(first), first.usage) == (Refused, False)
+        assert (type(first), first.kind) == (Refused, None)
         assert told in first.message
     else:
         assert first == told
