@@ -98,8 +98,7 @@ class Bench:
         Raises:
             InputError: listing what cannot be opened or does not fit; for anything else than a configuration.
         """
-        if not isinstance(config, Config):
-            raise InputError(f"config: expected a Config, as Config.load(path) reads it, got {type(config).__name__}")
+        check_config(config)
         models = config.models
         pool = ExpertPool.open(
             models.base,
@@ -525,6 +524,12 @@ def scorer_of(
 def _engine(folder: Path, dtype: str, device: str, length: int) -> Engine:
     """Return the engine of this process: it lives as long, and memory holds one. Weights are loaded before each use."""
     return Engine(folder, dtype, device, length)
+
+
+def check_config(config: object) -> None:
+    """Raise InputError for anything else than a configuration, as a program may hand in."""
+    if not isinstance(config, Config):
+        raise InputError(f"config: expected a Config, as Config.load(path) reads it, got {type(config).__name__}")
 
 
 def resolve_device(name: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from sae_moo.config.document import Config
 from sae_moo.config.sections import ExecutorSection
 from sae_moo.errors import InputError
-from sae_moo.jobs.bench import Bench
+from sae_moo.jobs.bench import Bench, check_config, resolve_device
 from sae_moo.jobs.worker import Assigned
 from sae_moo.study.cluster import Cluster, RayCrew
 from sae_moo.study.crew import Crew
@@ -57,10 +58,15 @@ def crew_of(section: ExecutorSection, device: str, opens: Callable[[int], Callab
     return None
 
 
-def check_workers(bench: Bench) -> None:
-    """Raise InputError if the workers that are configured cannot be had: a package, a cluster, room for them."""
-    if bench.config.executor.kind == "ray":
-        cluster_of(bench.config.executor, bench.device).check()
+def check_workers(config: Config) -> None:
+    """Raise InputError if the workers that are configured cannot be had: a package, a cluster, room, a device.
+
+    No model is opened for it, so that it can be told first; a cluster that runs already is asked.
+    """
+    check_config(config)
+    device = resolve_device(config.models.device)
+    if config.executor.kind == "ray":
+        cluster_of(config.executor, device).check()
 
 
 def cluster_of(section: ExecutorSection, device: str) -> Cluster:

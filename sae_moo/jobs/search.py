@@ -61,13 +61,13 @@ def search(
         StorageError: if what is written to has no room, or its database is gone; what was finished before is kept.
         RunError: if all first candidates fail, or as many in a row as ``executor.failures`` says, after saving.
     """
+    check_workers(config)  # before models are opened, which may take minutes
     if bench is None:
         bench = Bench.open(config)
         bench.tell_twins()
     url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and url is not None:
         raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")
-    check_workers(bench)
     folder = RunFolder(Path(root) / config.study.name)
     if fresh or not begun(url or folder.journal):
         _check_texts(bench)

@@ -72,7 +72,7 @@ class Cluster:
             InputError: if Ray is not installed, the cluster cannot be joined, or it has no room for so many workers.
         """
         if self.address is None:
-            _check_installed()
+            check_installed()
             self.check_room([("this machine", self._own)])
             return
         with self.joined():
@@ -89,7 +89,7 @@ class Cluster:
             InputError: as `check`.
             RunError: if Ray does not begin a cluster of our own, as where a machine is too busy.
         """
-        _check_installed()
+        check_installed()
         with _alone() if self.address is None else nullcontext():
             import ray
 
@@ -332,7 +332,8 @@ class _Actor:
         return Refused.over(self._name, error, f"on {socket.gethostname()}: ")
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise InputError if Ray is not installed; nothing is imported for it."""
     if find_spec("ray") is None:
         raise InputError("executor.kind: ray needs Ray, which is not installed: pip install 'sae-moo[ray]'")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from commands import call, config_for, refused, written
 
 from sae_moo.jobs import bench
+from sae_moo.study import cluster
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,46 @@ def test_every_difference_of_a_study_of_that_name_is_told_those_of_objectives_to
             if storage == "null"
             else "use another study.name\n"
         )
+
+
+RAY = ("--set", "executor.kind=ray")
+
+
+@pytest.mark.parametrize("command", ["validate", "search"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (("executor.kind=ray",), "sae-moo: executor.kind: ray needs Ray, which is not installed"),
+        (("executor.kind=ray", "executor.gpus_per_worker=2"), "sae-moo: executor.gpus_per_worker: 2, and models are"),
+        (("executor.kind=ray", "executor.address=ray://node"), "executor.address: expected 'auto', or HOST:PORT"),
+        (("executor.kind=processes", "executor.gpus_per_worker=2"), "executor.gpus_per_worker: it is for kind: ray"),
+        (("executor.kind=processes", "models.device=cuda:7"), "sae-moo: models.device: torch has no device 'cuda:7'"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_told_before_models_are_opened(here, monkeypatch, command, changes, told):
+    monkeypatch.setattr(bench.ExpertPool, "open", lambda *given, **more: pytest.fail("models were opened"))
+    there = "gpus_per_worker" in told
+    monkeypatch.setattr(cluster, "find_spec", lambda name: object() if there else None)
+    assert told in refused(command, "c.yaml", *(word for change in changes for word in ("--set", change)))
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "search"])
+def test_that_an_extra_is_missing_is_told_before_torch_is_imported(here, command):
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from sae_moo.study import cluster\n"
+        "cluster.find_spec = lambda name: None\n"
+        "from sae_moo.cli.main import main; main()\n"
+    )
+    arguments = [sys.executable, "-c", script, command, "c.yaml", *RAY]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "sae-moo: executor.kind: ray needs Ray, which is not installed: pip install 'sae-moo[ray]'\n"
+
+
+def test_a_comparison_tells_it_before_models_are_opened(here, monkeypatch):
+    monkeypatch.setattr(bench.ExpertPool, "open", lambda *given, **more: pytest.fail("models were opened"))
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    told = refused("compare", "c.yaml", "--set", "compare={methods: [nsga2, random], seeds: 1}", *RAY)
+    assert told.splitlines()[-1].startswith("sae-moo: executor.kind: ray needs Ray, which is not installed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from sae_moo.cli.frame import (
     suggest,
 )
 from sae_moo.errors import Interrupted, RunError
+
+if TYPE_CHECKING:
+    from sae_moo.config.document import Config
 
 
 @reported
@@ -41,6 +44,7 @@ def search(
     from sae_moo.config.document import Config
 
     parsed = Config.load(config, set_, SET, shorthands)
+    _check_extra(parsed)
     from sae_moo.cli.display import front_table, say, trial_json
     from sae_moo.cli.progress import SearchView
     from sae_moo.explore.words import count
@@ -148,16 +152,17 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     from sae_moo.config.document import Config
 
     parsed = Config.load(config, set_, SET)
+    _check_extra(parsed)
     from sae_moo.jobs.bench import Bench
     from sae_moo.jobs.executors import check_workers, words_of
     from sae_moo.jobs.search import check_resumable
     from sae_moo.materialization.forms import form
 
+    check_workers(parsed)
     bench = Bench.open(parsed)
     bench.live_model()
     bench.check_searcher()
     check_resumable(parsed, bench)
-    check_workers(bench)
     bench.tell_twins()
     merging = form(bench.device)
     facts: dict[str, Any] = {
@@ -204,3 +209,11 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
             print(f"              searched on {sources['search']}, tested on {sources['test']}")
         elif sources["search"] != OWN_ITEMS:
             print(f"              {sources['search']}")
+
+
+def _check_extra(config: Config) -> None:
+    """Raise InputError if an extra that workers need is not installed: told before torch is imported."""
+    if config.executor.kind == "ray":
+        from sae_moo.study.cluster import check_installed
+
+        check_installed()
