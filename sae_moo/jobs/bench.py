@@ -293,7 +293,7 @@ class Bench:
             tell: told how many tokens are computed at once whenever that changes.
         """
         needs = self.config.algorithm.needs(self.assignment())
-        cache = WeightCache(int(self.config.models.cache_gib * 2**30) if needs.parents else 0)
+        cache = WeightCache(self.cache_bytes)
         held = cache.max_bytes // self.model_bytes
         wanted = 2 * self.config.population  # the population, and as many children on their way
         if held < wanted and needs.parents:
@@ -332,6 +332,12 @@ class Bench:
     def model_bytes(self) -> int:
         """Size of one candidate's weights."""
         return sum(info.numel * info.cast(self.rounding).itemsize for info in self.pool.tensors)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most bytes of candidates' weights that are held: as configured, none where nothing reads parents' weights."""
+        reads = self.config.algorithm.needs(self.assignment()).parents
+        return int(self.config.models.cache_gib * 2**30) if reads else 0
 
     def ground(self) -> Ground:
         """Return what the configured space stands on."""

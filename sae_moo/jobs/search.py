@@ -18,6 +18,7 @@ from sae_moo.jobs.bench import Bench, versions
 from sae_moo.jobs.executors import check_workers, executor_of
 from sae_moo.jobs.extending import adopt, facts_of, inheritance
 from sae_moo.jobs.islands import Islands
+from sae_moo.jobs.memory import tell_too_much
 from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
@@ -65,6 +66,8 @@ def search(
     if bench is None:
         bench = Bench.open(config)
         bench.tell_twins()
+    if executor is None:
+        tell_too_much(bench)
     url = None if config.study.storage is None else absolute(config.study.storage, config.directory)
     if fresh and url is not None:
         raise InputError("a fresh run puts a journal file aside; with study.storage, give the study a new name instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 from commands import call, config_for, refused, written
 
-from sae_moo.jobs import bench
+from sae_moo.jobs import bench, memory
 from sae_moo.study import cluster
 
 
@@ -124,3 +125,14 @@ def test_a_comparison_tells_it_before_models_are_opened(here, monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     told = refused("compare", "c.yaml", "--set", "compare={methods: [nsga2, random], seeds: 1}", *RAY)
     assert told.splitlines()[-1].startswith("sae-moo: executor.kind: ray needs Ray, which is not installed")
+
+
+def test_what_workers_take_of_memory_is_a_line_of_its_own(here, monkeypatch):
+    monkeypatch.setattr(memory, "memory", lambda: 2**15)
+    workers = ("--set", "executor.kind=processes", "--set", "executor.workers=3")
+    lines = call("validate", "c.yaml", *workers).stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("  memory")]
+    assert line.startswith("  memory      3 workers each with a model of 0.0 MiB: 0.")
+    assert line.endswith(" of this machine, too little; there is room with a smaller models.dtype")
+    assert json.loads(call("validate", "c.yaml", *workers, "--json").stdout)["memory"] == [line[14:]]
+    assert not any(line.startswith("  memory") for line in call("validate", "c.yaml").stdout.splitlines())

@@ -155,6 +155,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     _check_extra(parsed)
     from sae_moo.jobs.bench import Bench
     from sae_moo.jobs.executors import check_workers, words_of
+    from sae_moo.jobs.memory import takings
     from sae_moo.jobs.search import check_resumable
     from sae_moo.materialization.forms import form
 
@@ -170,6 +171,7 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
         "device": bench.device,
         "merging": merging.words,
         "evaluating": words_of(bench),
+        "memory": [taking.words for taking in takings(bench)],
         "experts": list(bench.pool.names),
         "groups": list(bench.pool.groups),
         "parameters": sum(info.numel for info in bench.pool.tensors),
@@ -196,6 +198,8 @@ def validate(config: ConfigFile, set_: Overrides = [], as_json: AsJson = False) 
     print(f"  models      {', '.join(facts['experts'])} on {bench.device}")
     print(f"  merging     {merging.words}")
     print(f"  evaluating  {facts['evaluating']}")
+    for taken in facts["memory"]:
+        print(f"  memory      {taken}")
     groups = len(bench.pool.groups)
     print(f"  parameters  {facts['parameters']:,}, {facts['prunable']:,} of them prunable, in {groups} groups")
     if bench.pool.left_alone:
