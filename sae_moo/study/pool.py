@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sae_moo.objectives import Evaluation
@@ -26,11 +26,13 @@ class _Hand:
         facts: about it, for people.
         line: what went between it and the driver.
         errand: what it was sent for; None: it is idle.
+        since: when it was sent.
     """
 
     facts: Mapping[str, str]
     line: DriverLine = field(default_factory=DriverLine)
     errand: Errand | None = None
+    since: float = 0.0
 
 
 class PooledExecutor:
@@ -39,7 +41,8 @@ class PooledExecutor:
     A worker that is lost is replaced, and its job goes to another; a job over which `LOSSES` workers were lost has
     failed. One that becomes ready late gets jobs from then on. Where worker after worker is lost before it is ready
     there are fewer from then on, and the search ends where none is left. Where there are fewer jobs than idle workers,
-    these share them (`splitting`).
+    these share them (`splitting`); jobs that others evaluate already, too, if nothing else is to be done: whoever is
+    done first answers, and what comes after that counts for nothing.
 
     Args:
         crew: the workers; they begin with the first job.
@@ -61,6 +64,7 @@ class PooledExecutor:
         splits_races: bool = True,
     ) -> None:
         self._roster = Roster(crew, clock)
+        self._clock = clock
         self._told = told
         self._listener = listener
         self._said: Crewed | None = None
@@ -109,6 +113,7 @@ class PooledExecutor:
             raise RuntimeError("no job is out")
         while not self._answers:
             self._split_up()
+            self._split_begun()
             self._share_out()
             self._say()
             for heard in self._roster.hear():
@@ -147,20 +152,58 @@ class PooledExecutor:
             if not self._queue:
                 return
             if hand.errand is None:
-                hand.errand = self._queue.popleft()
+                hand.errand, hand.since = self._queue.popleft(), self._clock()
                 self._roster.send(name, letter_of(hand.line, hand.errand))
 
     def _split_up(self) -> None:
         """Split the jobs that nobody has, where more workers are idle that compute as many tokens at once."""
         jobs = [errand for errand in self._queue if isinstance(errand, Job)]
+        if len(jobs) < len(self._queue) or any(job.number in self._whole for job in jobs):
+            return
+        if (count := self._shares.best(jobs, self._sharers())) > 1:
+            self._queue_shares(jobs, count)
+
+    def _split_begun(self) -> None:
+        """Split the jobs that others have, where nobody else has anything to do: none is to come before one is back."""
+        if self._queue or self._split:
+            return
+        begun = [
+            (hand.since, hand.errand)
+            for hand in self._hands.values()
+            if isinstance(hand.errand, Job) and self._is_out(hand.errand) and hand.errand.number not in self._whole
+        ]
+        begun.sort(key=lambda each: each[0])
+        now, idle = self._clock(), self._sharers()
+        while begun:
+            jobs = [job for _, job in begun]
+            if (count := self._shares.best(jobs, idle, now - begun[0][0])) > 1:
+                self._queue_shares(jobs, count)
+                return
+            begun.pop(0)  # it is done soon; those that were begun later may not be
+
+    def _sharers(self) -> int:
+        """Return how many workers are idle, 0 where they do not compute as many tokens at once."""
         idle = [name for name, hand in self._hands.items() if hand.errand is None]
         alike = len({tuple(sorted(self._batches.get(name, {}).items())) for name in idle}) == 1
-        if not self._splits or not alike or len(jobs) < len(self._queue):
-            return
-        count = 1 if any(job.number in self._whole for job in jobs) else self._shares.best(jobs, len(idle))
-        if count > 1:
-            self._split |= {job.number: Split(job, count) for job in jobs}
-            self._queue = deque(Share(job, i, count) for job in jobs for i in range(count))
+        return len(idle) if self._splits and alike else 0
+
+    def _queue_shares(self, jobs: Sequence[Job], count: int) -> None:
+        """Have nothing but jobs in so many shares each go out next."""
+        self._split |= {job.number: Split(job, count) for job in jobs}
+        self._queue = deque(Share(job, i, count) for job in jobs for i in range(count))
+
+    def _is_out(self, job: Job) -> bool:
+        """Whether it is not known yet what comes of a job."""
+        return self._jobs.get(job.number) is job and all(answer.number != job.number for answer in self._answers)
+
+    def _is_whole(self, job: Job) -> bool:
+        """Whether a worker evaluates all of a job."""
+        return any(hand.errand is job for hand in self._hands.values())
+
+    def _drop_shares(self, job: Job) -> None:
+        """Let nobody have a share of a job any more; what those that have one find out counts for nothing."""
+        if self._split.pop(job.number, None) is not None:
+            self._queue = deque(each for each in self._queue if job_of(each) is not job)
 
     def _take(self, heard: Ready | Replied | WorkerLost) -> None:
         match heard:
@@ -182,7 +225,7 @@ class PooledExecutor:
         self._lost += 1
         self._batches.pop(lost.worker, None)
         hand = self._hands.pop(lost.worker, None)
-        if hand is not None and hand.errand is not None:
+        if hand is not None and hand.errand is not None and self._is_out(job_of(hand.errand)):
             again = self._give_back(hand.errand, lost.worker, lost.why)
             lost = replace(lost, number=job_of(hand.errand).number, again=again)
         self._listener(lost)
@@ -190,20 +233,25 @@ class PooledExecutor:
     def _come_back(self, worker: str, errand: Errand, reply: Reply) -> None:
         """Take what a worker came back with from an errand."""
         job = job_of(errand)
+        if not self._is_out(job):
+            return  # it has failed meanwhile, or another worker was sooner
         split = self._split.get(job.number)
         if isinstance(reply, Answer):
-            if split is not None:
-                reply = replace(reply, began=split.began)
-                del self._split[job.number]
-            self._shares.note(job, reply.evaluation, 1 if split is None else split.count)
-            self._answers.append(replace(reply, worker=worker if split is None else split.names))
+            if isinstance(errand, Job) or split is None:
+                reply, count = replace(reply, worker=worker), 1
+            else:
+                reply, count = replace(reply, worker=split.names, began=split.began), split.count
+            self._drop_shares(job)
+            self._shares.note(job, reply.evaluation, count)
+            self._answers.append(reply)
         elif split is None:
-            return  # the job has failed meanwhile
+            return  # a worker evaluates all of it
         elif isinstance(reply, Misfit):
             self._shares.note_misfit()
-            del self._split[job.number]
+            self._drop_shares(job)
             self._whole.add(job.number)
-            self._queue.appendleft(job)
+            if not self._is_whole(job):
+                self._queue.appendleft(job)
         elif isinstance(errand, Share):
             self._shares.note_most(reply.most)
             split.found[errand.index], split.workers[errand.index] = reply, worker
@@ -213,14 +261,18 @@ class PooledExecutor:
     def _give_back(self, errand: Errand, worker: str, why: str) -> bool:
         """Let another worker have the errand of a lost one, unless it was the job's fault; return whether one will."""
         job = job_of(errand)
-        if not isinstance(errand, Job) and job.number not in self._split:
-            return False  # the job has failed meanwhile
+        split = job.number in self._split
+        if not isinstance(errand, Job) and not split:
+            return True  # a worker evaluates all of it
         self._whole.add(job.number)
         self._losses[job.number] += 1
         if self._losses[job.number] < LOSSES:
-            self._queue.appendleft(errand)
+            if self._is_whole(job):
+                self._drop_shares(job)
+            elif not (isinstance(errand, Job) and split):  # else others have its shares
+                self._queue.appendleft(errand)
             return True
-        self._split.pop(job.number, None)
+        self._drop_shares(job)
         self._queue = deque(each for each in self._queue if job_of(each) is not job)
         reason = f"{LOSSES} workers were lost over it, the last one: {why}"
         self._answers.append(Answer(job.number, Evaluation(job.recipes[0], reason=reason), worker=worker))

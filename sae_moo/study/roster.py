@@ -82,10 +82,8 @@ class Roster:
                 return heard
             case Replied():
                 return heard
-            case Refused(worker, message, None):
-                raise RuntimeError(f"{worker}:\n{message}")
             case Refused(worker, message, kind):
-                raise kind(f"{worker}: {message}")
+                raise RuntimeError(f"{worker}:\n{message}") if kind is None else kind(f"{worker}: {message}")
             case Lost(worker, why):
                 log.info("%s is lost: %s", worker, why)
                 return WorkerLost(worker, why, None, again=False, replaced=self._replace(worker, why))

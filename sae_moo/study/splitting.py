@@ -1,7 +1,7 @@
 """One candidate over several workers: shares of it go out, and one worker puts together what was found out.
 
-A pool splits where it has fewer jobs than idle workers. What is asked and how it is put together is the workers'
-business: findings are bytes here.
+A pool splits where it has fewer jobs than idle workers, or where the last jobs are evaluated by fewer than are idle.
+What is asked and how it is put together is the workers' business: findings are bytes here.
 """
 
 from __future__ import annotations
@@ -198,14 +198,19 @@ class Shares:
         """Take in that shares did not fit together."""
         self._misfits += 1
 
-    def best(self, jobs: Iterable[Job], idle: int) -> int:
+    def best(self, jobs: Iterable[Job], idle: int, passed: float | None = None) -> int:
         """Return into how many shares each of some jobs is best split, 1 for not at all.
 
         Args:
             jobs: those nobody has; a job of several recipes is not split, nor are those beside it.
             idle: workers that wait.
+            passed: seconds since the first of the jobs was begun, of which another worker each has all, and goes on;
+                None: nobody has them. Such are asked twice, which is not done where forward tokens count, nor before
+                it is known what jobs take.
         """
         jobs = list(jobs)
+        if passed is not None and not (self._races and self._scoring[False]):
+            return 1
         if not self._races and any(job.rivals is not None for job in jobs):
             return 1
         most = idle if self._most is None else min(idle, self._most)
@@ -218,7 +223,7 @@ class Shares:
             return -(-len(jobs) * shares // idle) * (merging + whole / shares)
 
         best = min(range(2, most + 1), key=seconds, default=1)
-        return best if best > 1 and seconds(best) < (1 - GAIN) * (merging + raced) else 1
+        return best if best > 1 and seconds(best) < (1 - GAIN) * (merging + raced - (passed or 0.0)) else 1
 
 
 def _typical(seconds: list[float], unknown: float) -> float:

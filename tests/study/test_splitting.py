@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from crews import ScriptedCrew, jobs
 from scripted_study import GROUND, LANDSCAPE, LIMITS, OBJECTIVES, Setup
@@ -32,6 +33,7 @@ class Sharers:
     Args:
         most: among how many shares they say that a candidate can be split.
         misfits: whether what comes of shares is never put together.
+        seconds: what scoring a candidate takes, as they say.
 
     Attributes:
         errands: what they were sent for, in their order.
@@ -39,6 +41,7 @@ class Sharers:
 
     most: int | None = None
     misfits: bool = False
+    seconds: float = 0.0
     errands: list = field(default_factory=list)
 
     def __call__(self):
@@ -61,9 +64,15 @@ class Sharers:
                         for i, share in enumerate(shares):
                             row[i :: len(shares)] = share[task]
                         scores[task] = tuple(row)
-                    return line.written(job.number, replace(landscape(job.recipes[0]), scores=scores), 99.0, {})
+                    return line.written(
+                        job.number,
+                        replace(landscape(job.recipes[0]), scores=scores, seconds_score=self.seconds),
+                        99.0,
+                        {},
+                    )
                 case job:
-                    return line.written(job.number, evaluated(job, landscape, None), 50.0, {})
+                    evaluation = replace(evaluated(job, landscape, None), seconds_score=self.seconds)
+                    return line.written(job.number, evaluation, 50.0, {})
 
         return answer, {}
 
@@ -85,7 +94,7 @@ class Sharers:
 def pooled(size=4, **how) -> tuple[PooledExecutor, ScriptedCrew, Sharers]:
     sharers = Sharers(**how)
     crew = ScriptedCrew(size, lambda count: 0, sharers)
-    executor = PooledExecutor(crew, splits=True)
+    executor = PooledExecutor(crew, splits=True, clock=lambda: crew.now)
     executor.submit(Job(100, (RECIPES[0],)))
     executor.wait()  # the first worker that is ready; now all are
     for each in range(size):
@@ -225,6 +234,96 @@ def test_workers_that_compute_other_numbers_of_tokens_at_once_do_not_share(monke
     assert sharers.sent == [0]
 
 
+@pytest.mark.parametrize(
+    ("passed", "idle", "best"),
+    [(0.0, 3, 3), (0.6, 3, 3), (0.7, 3, 1), (0.4, 2, 2), (0.5, 2, 1), (0.0, 1, 1), (None, 3, 3)],
+)
+def test_a_job_that_was_begun_is_split_where_shares_are_done_a_tenth_sooner(passed, idle, best):
+    job, shares = Job(0, (RECIPES[0],)), Shares()
+    assert shares.best([job], idle, 0.0) == 1, "nothing is known yet"
+    shares.note(job, spent(0.0, 1.0))
+    assert shares.best([job], idle, passed) == best
+    counted = Shares(races=False)
+    counted.note(job, spent(0.0, 1.0))
+    assert counted.best([job], 8, 0.0) == 1, "asked twice, it takes more forward tokens"
+
+
+def tail(seconds=1.0, **how):
+    """Five jobs on four workers, until all but the last one are back; the first worker, which has it, is the slowest."""
+    executor, crew, sharers = pooled(**how)
+    sharers.seconds = seconds
+    for job in jobs(RECIPES[:4]):
+        executor.submit(job)
+    ended = [executor.wait()]
+    crew.now += seconds
+    executor.submit(Job(4, (RECIPES[4],)))
+    crew.order = lambda count: next((i for i, (name, _) in enumerate(crew.out) if name != "w1"), 0)
+    ended += [executor.wait() for _ in range(3)]
+    return executor, crew, sharers, ended
+
+
+LAST = [(4, 0, 2), (4, 1, 2)]
+"""What of the last job goes to those that were idle first."""
+
+
+def test_the_last_job_is_shared_by_those_that_are_idle_and_who_is_late_with_it_goes_on_with_the_next():
+    executor, crew, sharers, ended = tail()
+    last = executor.wait()
+    assert [answer.number for answer in ended] == [0, 1, 2, 3]
+    assert (last.number, last.worker) == (4, "w2, w3")
+    assert last.evaluation == replace(whole(RECIPES[4:5])[0], seconds_score=1.0)
+    assert sharers.sent == [0, 1, 2, 3, *LAST, (4, "+")]
+    assert (executor.busy, executor.free, [name for name, _ in crew.out]) == (False, True, ["w1"])
+    crew.order = lambda count: 0
+    again = answers(executor, [Job(i, (RECIPES[i],)) for i in range(5, 9)])
+    assert [answer.evaluation.scores for answer in again] == [each.scores for each in whole(RECIPES[5:9])]
+    assert {answer.worker for answer in again} == {"w1", "w2", "w3", "w4"}, "its late answer counted for nothing"
+
+
+def test_who_has_all_of_the_last_job_answers_where_that_is_sooner():
+    executor, crew, sharers, _ = tail()
+    crew.order = lambda count: next(i for i, (name, _) in enumerate(crew.out) if name == "w1")
+    last = executor.wait()
+    assert (last.worker, last.began) == ("w1", 50.0)
+    assert last.evaluation == replace(whole(RECIPES[4:5])[0], seconds_score=1.0)
+    crew.order = lambda count: 0
+    again = answers(executor, [Job(i, (RECIPES[i],)) for i in range(5, 9)])
+    assert [answer.evaluation.scores for answer in again] == [each.scores for each in whole(RECIPES[5:9])]
+    assert (4, "+") not in sharers.sent
+
+
+def test_nobody_shares_the_last_job_before_it_is_known_what_jobs_take():
+    executor, _, sharers, _ = tail(seconds=0.0)
+    assert executor.wait().worker == "w1"
+    assert sharers.sent == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("lost", "worker"), [(["w1"], "w2, w3"), (["w2"], "w1"), (["w3", "w1"], ""), (["w2", "w3", "w1"], "")]
+)
+def test_whoever_is_left_with_the_last_job_answers_where_others_are_lost_over_it(lost, worker):
+    executor, crew, _, _ = tail()
+    crew.losing = list(lost)
+    if lost[0] == "w1":
+        crew.order = lambda count: next((i for i, (name, _) in enumerate(crew.out) if name == "w1"), 0)
+    last = executor.wait()
+    assert last.number == 4
+    if len(lost) < LOSSES:
+        assert (last.worker, last.losses) == (worker, 1)
+        assert last.evaluation.scores == whole(RECIPES[4:5])[0].scores
+    else:
+        assert (last.evaluation.reason, last.losses) == ("2 workers were lost over it, the last one: killed", LOSSES)
+    crew.losing = []
+    again = answers(executor, [Job(i, (RECIPES[i],)) for i in range(5, 9)])
+    assert [answer.evaluation.scores for answer in again] == [each.scores for each in whole(RECIPES[5:9])]
+
+
+def test_shares_of_the_last_job_that_do_not_fit_leave_it_to_who_has_all_of_it():
+    executor, _, sharers, _ = tail(misfits=True)
+    assert executor.wait().worker == "w1"
+    assert sharers.sent == [0, 1, 2, 3, *LAST, (4, "+"), 4]
+
+
 @pytest.mark.parametrize("order", [0, -1])
 def test_a_study_whose_candidates_are_split_is_the_study_that_one_worker_makes(tmp_path, order):
     alone = Setup(tmp_path / "alone").run(evaluations=24)
@@ -239,3 +338,35 @@ def test_a_study_whose_candidates_are_split_is_the_study_that_one_worker_makes(t
     assert kinds.count(Joining) >= 12, "of two generations, but for what repeats"
     assert kinds.count(Share) >= 2 * kinds.count(Joining)
     assert kinds.count(Job) + kinds.count(Joining) <= 24
+
+
+def untimed(fact):
+    """A fact about a trial, an evaluation without the time that it took."""
+    return replace(fact, seconds_score=0.0) if isinstance(fact, Evaluation) else fact
+
+
+class Timed(ScriptedCrew):
+    """Workers that answer in any order, each answer a while after the last."""
+
+    def __init__(self, size, stands, seed) -> None:
+        self.rng = np.random.default_rng(seed)
+        super().__init__(size, lambda count: int(self.rng.integers(count)), stands)
+
+    def hear(self, seconds=None):
+        self.now += self.rng.uniform(0.0, 0.4)
+        return super().hear(seconds)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_study_whose_last_candidates_are_shared_is_the_study_that_one_worker_makes(tmp_path, seed):
+    alone = Setup(tmp_path / "alone").run(evaluations=24)
+    setup, sharers = Setup(tmp_path / "s"), Sharers(seconds=1.0)
+    crew = Timed(6, sharers, seed)
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMITS, population=8, seed=0)
+    executor = PooledExecutor(crew, splits=True, clock=lambda: crew.now)
+    Study(setup.storage(), searcher, executor, **LANDSCAPE, evaluations=24, versions="v").run()
+    asked, told = 10, 11
+    facts = [tuple(map(untimed, fact)) for fact in setup.facts()]
+    assert [f[:asked] + f[told + 1 :] for f in facts] == [f[:asked] + f[told + 1 :] for f in alone]
+    whole_ones = {errand.number for errand in sharers.errands if isinstance(errand, Job)}
+    assert whole_ones & {errand.job.number for errand in sharers.errands if isinstance(errand, Share)}, "of the last"
