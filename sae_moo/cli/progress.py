@@ -20,8 +20,8 @@ from sae_moo.config.document import Config
 from sae_moo.explore.words import SPACES, clock_time, count
 from sae_moo.jobs.compare.cells import Made
 from sae_moo.jobs.compare.comparison import CellBegun, CellFailed, Milestone
+from sae_moo.study.events import Arrived, Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
 from sae_moo.study.executor import Crewed, WorkerLost
-from sae_moo.study.loop import Arrived, Begun, Event, Exhausted, Finished, Opened, PutAside, Resumed, Spent
 from sae_moo.study.record import Ended
 
 LONG = 10.0  # s; an evaluation that lasts longer is told of while it lasts

@@ -22,10 +22,11 @@ from sae_moo.jobs.memory import tell_too_much
 from sae_moo.materialization.forms import form
 from sae_moo.objectives.scores import SPLITS
 from sae_moo.searchers.searcher import Searcher
+from sae_moo.study.events import Arrived, Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent
 from sae_moo.study.executor import Executor
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
 from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
-from sae_moo.study.loop import Arrived, Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent, Study
+from sae_moo.study.loop import Study
 from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
 

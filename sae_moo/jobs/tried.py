@@ -20,8 +20,8 @@ from sae_moo.prediction.ranking import Chain
 from sae_moo.recipe import Recipe
 from sae_moo.searchers.algorithms import PAIRS
 from sae_moo.searchers.baselines import OneShotSearcher
+from sae_moo.study.events import Begun, Event
 from sae_moo.study.folder import RUNS, RunFolder
-from sae_moo.study.loop import Begun, Event
 from sae_moo.study.record import ended
 
 SUFFIX = "-predict"

@@ -4,138 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sae_moo.errors import Hint, InputError, Interrupted, RunError
 from sae_moo.objectives import Evaluation
 from sae_moo.objectives.front import Front
-from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe, digest, dumps
-from sae_moo.recipe.groups import in_block
-from sae_moo.recipe.mixing import mixing_weights
-from sae_moo.recipe.rows import Rows
-from sae_moo.recipe.scopes import going
-from sae_moo.recipe.structure import chain, removed_blocks
+from sae_moo.recipe import Recipe, digest, dumps
 from sae_moo.searchers.finishing import REPAIR, Finishing
 from sae_moo.searchers.searcher import Hosting, Inheriting, Proposal, Recalling, Searcher
-from sae_moo.study.executor import Answer, Crewed, Executor, Job, WorkerLost
+from sae_moo.study.events import Arrived, Begun, Exhausted, Finished, Listener, Resumed, Spent
+from sae_moo.study.executor import Answer, Executor, Job
 from sae_moo.study.migration import Migration
-from sae_moo.study.record import Ended, TrialRecord, founding, own, told, weight_of
+from sae_moo.study.plotted import Plotted
+from sae_moo.study.record import Ended, founding, own, told, weight_of
 from sae_moo.study.streak import Streak
 from sae_moo.study.trials import TrialStorage
-
-# A dashboard stays readable with about fifteen parameters: deep models show their blocks in this many ranges.
-BLOCK_RANGES = 6
-
-
-@dataclass(frozen=True, slots=True)
-class PutAside:
-    """An earlier run of the same name was put aside, to start anew.
-
-    Args:
-        folder: where it lies now.
-    """
-
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Models and tasks are open.
-
-    Args:
-        merging: how recipes become weights here, for people: by which form of the arithmetic, on which device.
-    """
-
-    merging: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """The study's earlier trials were replayed.
-
-    Args:
-        records: the trials.
-        seconds: wall time of the replay.
-    """
-
-    records: Sequence[TrialRecord]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """One more candidate is being evaluated.
-
-    Args:
-        number: of its trial.
-        proposal: what the search asked for.
-    """
-
-    number: int
-    proposal: Proposal
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One more trial ended.
-
-    Args:
-        record: the trial.
-    """
-
-    record: Ended
-
-
-@dataclass(frozen=True, slots=True)
-class Exhausted:
-    """The search has nothing left to try before its budget is used up.
-
-    Args:
-        evaluations: trials it made.
-        budget: trials it might have made.
-        unproposed: how many of those that it did not make its algorithm had no candidate for.
-        unrepaired: for how many of them the front has no member that could be repaired.
-    """
-
-    evaluations: int
-    budget: int
-    unproposed: int = 0
-    unrepaired: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """The budget of forward tokens is used up before that of evaluations.
-
-    Args:
-        evaluations: trials that were made.
-        tokens: forward tokens that they took.
-        budget: forward tokens that they might take.
-    """
-
-    evaluations: int
-    tokens: int
-    budget: int
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A trial of a study that searches beside this one was taken over.
-
-    Args:
-        record: the trial, as it stands in this study.
-    """
-
-    record: Ended
-
-
-Event = PutAside | Opened | Resumed | Crewed | Begun | WorkerLost | Finished | Arrived | Exhausted | Spent
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +85,7 @@ class Study:
         self._searcher = searcher
         self._executor = executor
         self._fingerprints = dict(fingerprints)
-        self._groups = tuple(groups)
-        self._tensors = tuple(tensors)
+        self._plotted = Plotted(tuple(fingerprints), groups, tensors)
         self._budget = evaluations
         self._versions = versions
         self._listener = listener
@@ -224,7 +107,6 @@ class Study:
         self._twins: dict[str, list[int]] = {}  # identity that is being evaluated -> trials that wait for it
         self._digests: set[str] = set()  # of what there are results of
         self._number_of: dict[Recipe, int] = {}
-        self._mixing: dict[Recipe, NDArray[np.float64]] = {}
 
     def run(self) -> None:
         """Resume if there are trials, then search on.
@@ -308,7 +190,7 @@ class Study:
                 proposal,
                 name,
                 parents=[self._number_of[parent] for parent in proposal.parents],
-                params=self._params(proposal),
+                params=self._plotted.of(proposal),
                 asked_after=self._told,
                 versions=self._versions,
                 allocations=allocations,
@@ -359,7 +241,9 @@ class Study:
     def _finish(self, answer: Answer, repeats: int | None = None) -> None:
         number, evaluation = answer.number, answer.evaluation
         proposal = self._proposals[number].proposal
-        chosen = self._levels(evaluation.recipe) if proposal.alternatives else {}  # it was not known before which one
+        chosen = (
+            self._plotted.levels(evaluation.recipe) if proposal.alternatives else {}
+        )  # it was not known before which one
         record = self._storage.finish(number, proposal, answer, self._told, repeats, chosen)
         if repeats is None:
             self._streak.take(evaluation)
@@ -462,23 +346,6 @@ class Study:
             self._rivals = None if self._rivals is None else self._rivals.after(record.evaluation)
         self._searcher.inherit([record.evaluation for record in records])
 
-    def _params(self, proposal: Proposal) -> dict[str, float]:
-        names = list(self._fingerprints)
-        weights = mixing_weights(proposal.recipe, names, len(self._groups), self._mixing).mean(axis=0)
-        params = {weight_of(name): round(float(weight), 4) for name, weight in zip(names, weights, strict=True)}
-        levels = {} if proposal.alternatives else self._levels(proposal.recipe)
-        return params | levels | {name: float(value) for name, value in proposal.numbers.items()}
-
-    def _levels(self, recipe: Recipe) -> dict[str, float]:
-        """Return the sparsity that a candidate asks for, by ranges of blocks."""
-        params, asked = {}, _asked_sparsity(recipe, len(self._groups), self._tensors)
-        blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
-        for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
-            first, last = int(part[0]), int(part[-1])
-            label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"
-            params[f"sparsity {label}"] = round(float(asked[part].mean()), 4)
-        return params | _whole(recipe, blocks, len(self._groups))
-
     def _tokens_of(self, record: Ended) -> int:
         if record.evaluation.spent is None:
             raise InputError(
@@ -495,37 +362,3 @@ def _allocations(proposal: Proposal) -> str | None:
         return None
     keys = [recipe.key for recipe in (proposal.recipe, *proposal.alternatives)]
     return hashlib.sha256(dumps(keys).encode()).hexdigest()
-
-
-def _asked_sparsity(recipe: Recipe, groups: int, tensors: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-    """Return the scattered sparsity per group that a candidate asks for, or else what its last pruning does.
-
-    Where it differs by tensor, the mean over a group's prunable weights; zeros where only blocks go, or nothing.
-    """
-    prunings = [node for node in chain(recipe) if node.scope != BLOCKS]
-    scattered = [node for node in prunings if node.scope not in STRUCTURED] or prunings
-    rows = Rows.of_places(scattered[-1].sparsity if scattered else 0.0)
-    if not rows.placed or len(rows.rows) == groups or len(rows.rows) != len(tensors):
-        return rows.per_group(groups)[:, 0]
-    group, weights = np.array(tensors, dtype=np.int64).T
-    asked = np.bincount(group, weights * np.array(rows.numbers), groups)
-    return asked / np.maximum(np.bincount(group, weights, groups), 1.0)
-
-
-def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float]:
-    """Return how many blocks a candidate lacks, and which share of the units of the others: of what is asked of it.
-
-    Args:
-        recipe: the candidate.
-        groups: those that are blocks.
-        count: number of groups.
-    """
-    params: dict[str, float] = {}
-    for node in chain(recipe):
-        asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
-        if node.scope == BLOCKS:
-            params["blocks removed"] = float(len(removed_blocks(recipe)) or going(asked[0], len(groups)))
-        elif node.scope in STRUCTURED:
-            stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
-            params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)
-    return params

@@ -15,7 +15,7 @@ from card_speed import Findings, Table
 import sae_moo as sm
 from sae_moo.experts.pool import ExpertPool
 from sae_moo.jobs.tasks import open_tasks
-from sae_moo.study.loop import Begun, Event, Finished
+from sae_moo.study.events import Begun, Event, Finished
 
 CHOICES = 4
 POPULATION = 4

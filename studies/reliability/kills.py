@@ -34,10 +34,11 @@ from sae_moo.searchers.sae import SaeSearcher
 from sae_moo.searchers.scalar import CovarianceAdaptation, ParticleSwarm, ScalarSearcher
 from sae_moo.searchers.searcher import Searcher
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
+from sae_moo.study.events import Listener
 from sae_moo.study.executor import Executor
 from sae_moo.study.journal import create_or_load, open_storage
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Listener, Study
+from sae_moo.study.loop import Study
 from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
 from sae_moo.testing.searchers import Landscape

@@ -26,7 +26,7 @@ from pathlib import Path
 from clocks import Skewed, Sleepers, VirtualCrew
 
 from sae_moo.study.crew import Crew
-from sae_moo.study.loop import Event, Finished
+from sae_moo.study.events import Event, Finished
 from sae_moo.study.pool import PooledExecutor
 from sae_moo.study.processes import ProcessCrew
 from sae_moo.study.record import Ended

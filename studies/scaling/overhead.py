@@ -32,8 +32,9 @@ from sae_moo.recipe import Recipe
 from sae_moo.searchers.ground import Ground
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.space import LineageSpace
+from sae_moo.study.events import Event, Finished
 from sae_moo.study.journal import create_or_load, open_storage
-from sae_moo.study.loop import Event, Finished, Study
+from sae_moo.study.loop import Study
 from sae_moo.study.pool import PooledExecutor
 from sae_moo.study.trials import TrialStorage
 

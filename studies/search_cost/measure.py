@@ -104,9 +104,10 @@ def _cost(name: str) -> tuple[float, float]:
 
     import sae_moo as sm
     from sae_moo.objectives import Evaluation
+    from sae_moo.study.events import Resumed
     from sae_moo.study.journal import create_or_load, open_storage
     from sae_moo.study.local import LocalExecutor
-    from sae_moo.study.loop import Resumed, Study
+    from sae_moo.study.loop import Study
     from sae_moo.study.trials import TrialStorage
 
     raw = sm.Config.load(ROOT / "configs/quickstart.yaml").model_dump(mode="json", exclude_unset=True)

@@ -21,8 +21,8 @@ from sae_moo.jobs.compare.comparison import CellBegun, CellDone, CellFailed
 from sae_moo.objectives import Evaluation
 from sae_moo.recipe import Expert
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study.events import Begun, Exhausted, Finished, Opened, Resumed
 from sae_moo.study.executor import Crewed, WorkerLost
-from sae_moo.study.loop import Begun, Exhausted, Finished, Opened, Resumed
 
 SIZES = [(200, 50), (100, 30), (60, 15), (30, 8), (20, 3), (10, 1)]
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -9,7 +9,7 @@ import pytest
 import sae_moo as sm
 from sae_moo.jobs import executors
 from sae_moo.jobs.executors import words_of
-from sae_moo.study.loop import Finished
+from sae_moo.study.events import Finished
 
 
 def configured(**executor) -> sm.Config:

@@ -15,9 +15,10 @@ from sae_moo.recipe import Cast, Expert, Merge, Prune, Repair, digest
 from sae_moo.searchers.optuna_samplers import OptunaSearcher
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 from sae_moo.study import loop, trials
+from sae_moo.study.events import Begun, Exhausted, Finished, Resumed
 from sae_moo.study.journal import open_storage
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Begun, Exhausted, Finished, Resumed, Study
+from sae_moo.study.loop import Study
 from sae_moo.study.streak import Streak
 
 

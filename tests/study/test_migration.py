@@ -11,8 +11,9 @@ from sae_moo.objectives.front import Front, front_of
 from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
+from sae_moo.study.events import Arrived, Resumed
 from sae_moo.study.local import LocalExecutor
-from sae_moo.study.loop import Arrived, Resumed, Study
+from sae_moo.study.loop import Study
 from sae_moo.study.migration import Migrant
 from sae_moo.study.record import Inherited, ended, evaluations, inherited, own, told
 

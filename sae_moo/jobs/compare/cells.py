@@ -22,8 +22,8 @@ from sae_moo.jobs.compare.statistics import Outcome, Point
 from sae_moo.jobs.judge import judge
 from sae_moo.jobs.search import search
 from sae_moo.objectives.scores import Scores
+from sae_moo.study.events import Event, Finished, Resumed
 from sae_moo.study.folder import ComparisonFolder
-from sae_moo.study.loop import Event, Finished, Resumed
 from sae_moo.study.record import evaluations, tokens, told
 
 
