@@ -41,6 +41,7 @@ class SearchView:
 
     def __init__(self, config: Config, console: Console, show: bool = True, clock: Clock = time.monotonic) -> None:
         self._algorithm = config.search.algorithm
+        self._islands = config.study.islands is not None
         self._title = f"{config.study.name}: {self._algorithm}{SPACES[config.space_kind]}"
         self._standing = Standing(config)
         self._console = console
@@ -104,7 +105,9 @@ class SearchView:
                 again = count(self._standing.replayed, "evaluation")
                 if self._standing.left <= 0:
                     spent = f"{self._standing.replayed:,} of {self._standing.budget:,} evaluations"
-                    self._say(f"the budget is spent already, {spent}: there is nothing to do unless it is raised")
+                    islands = "only what the other islands found since is taken over"
+                    left = islands if self._islands else "there is nothing to do unless it is raised"
+                    self._say(f"the budget is spent already, {spent}: {left}")
                 if self._standing.inherited:
                     taken = count(self._standing.inherited, "trial")
                     self._say(f"taken over from other studies, in no budget: {taken}")
