@@ -14,6 +14,8 @@ from sae_moo.experts.pool import ExpertPool
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# models are tiny: a second thread waits for the first, and on a busy machine both wait for the processor
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if not torch.cuda.is_available():
     # kernels for a GPU are interpreted: read when triton is imported, by whatever library is the first to do so
     os.environ["TRITON_INTERPRET"] = "1"

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from sae_moo.objectives import Objective
 log = logging.getLogger(__name__)
 
 OptunaStorage: TypeAlias = BaseStorage
+
+PAUSES = (0.2, 0.5, 1.0)
+"""Seconds between attempts to open a database in which somebody else is making the tables."""
 
 
 class FileLock:
@@ -222,6 +226,23 @@ def _blamed(where: str) -> Iterator[None]:
         raise InputError(f"storage {shown}: Optuna cannot open it: {why}") from error
 
 
+def _database(url: str) -> RDBStorage:
+    """Open a database, in which Optuna makes its tables where there are none.
+
+    Whoever begins at the same time may make them first: Optuna then fails over tables that it did not find before.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for pause in () if _has_studies(url) else PAUSES:
+        try:
+            return RDBStorage(url)
+        except SQLAlchemyError:
+            if not _has_studies(url):
+                raise
+            time.sleep(pause)
+    return RDBStorage(url)
+
+
 def open_storage(where: str | Path, write: bool) -> BaseStorage:
     """Open a journal file or an Optuna URL.
 
@@ -234,7 +255,7 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
         with _blamed(where):
             file = sqlite_file(where)
             if write or (_has_studies(where) if file is None else file.is_file()):  # Optuna would make empty ones
-                return RDBStorage(where)
+                return _database(where)
         raise InputError(f"no study at {_without_password(where) if file is None else file}")
     path = Path(where)
     try:

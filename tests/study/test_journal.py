@@ -4,15 +4,19 @@ import errno
 import io
 import os
 import resource
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from scripted_study import LIMITS, OBJECTIVES, Setup
+from sqlalchemy.exc import OperationalError
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError, StorageError
 from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.searcher import Proposal
+from sae_moo.study import journal
 from sae_moo.study.executor import Answer
 from sae_moo.study.journal import FileLock, JournalFile, absolute, open_storage
 from sae_moo.study.trials import TrialStorage
@@ -135,3 +139,33 @@ def test_a_full_database_is_one_line_and_goes_on(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert Setup(None, where=url).run(evaluations=12) == Setup(tmp_path / "whole").run(evaluations=12)
+
+
+def test_a_database_whose_tables_somebody_else_makes_meanwhile_is_opened(tmp_path, monkeypatch):
+    url, made, pauses = f"sqlite:///{tmp_path}/s.db", [], []
+
+    def opened(where):
+        made.append(where)
+        if len(made) < 3:  # another process has made some of the tables since Optuna looked for them
+            with closing(sqlite3.connect(tmp_path / "s.db")) as file:
+                file.execute("CREATE TABLE IF NOT EXISTS studies (study_id INTEGER)")
+            raise OperationalError("CREATE TABLE", {}, Exception("table studies already exists"))
+        return "open"
+
+    monkeypatch.setattr(journal, "RDBStorage", opened)
+    monkeypatch.setattr(journal.time, "sleep", pauses.append)
+    assert open_storage(url, write=True) == "open"
+    assert pauses == list(journal.PAUSES[:2])
+
+
+def test_a_database_that_cannot_be_opened_is_tried_once(tmp_path, monkeypatch):
+    tried = []
+
+    def opened(where):
+        tried.append(where)
+        raise OperationalError("CREATE TABLE", {}, Exception("attempt to write a readonly database"))
+
+    monkeypatch.setattr(journal, "RDBStorage", opened)
+    with pytest.raises(InputError, match="Optuna cannot open it: attempt to write a readonly database"):
+        open_storage(f"sqlite:///{tmp_path}/s.db", write=True)
+    assert len(tried) == 1
