@@ -307,8 +307,9 @@ class Config(Section):
             for key in getattr(self, section).unsaid:
                 del document[section][key]
         for name, settings in self.search.settings.items():
-            for key in settings.unsaid if document["search"].get(name) is not None else ():
-                del document["search"][name][key]
+            said = {key: value for key, value in settings.model_dump(mode="json").items() if key not in settings.unsaid}
+            if document["search"].get(name) is not None or said.keys() & settings.later:
+                document["search"][name] = said
         tasks = document.pop("tasks")
         document["tasks"] = {  # prompts and items are bound by their contents
             t["name"]: {

@@ -337,9 +337,10 @@ class SearchSection(Section):
 
     @property
     def settings(self) -> dict[str, Section]:
-        """The algorithm's own settings by their keys, defaults filled in."""
-        own = ALGORITHMS[self.algorithm].settings
-        return {key: getattr(self, key, None) or kind() for key, kind in own.items()}
+        """The algorithm's own settings by their keys, defaults filled in, those that follow from others too."""
+        row = ALGORITHMS[self.algorithm]
+        own = {key: getattr(self, key, None) or kind() for key, kind in row.settings.items()}
+        return row.settled(own, self.pace or "generational")
 
 
 @cache

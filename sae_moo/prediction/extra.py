@@ -1,4 +1,4 @@
-"""What the extra ``predict`` brings: scikit-learn enters by `estimators`, pandas by `frames`, both on first use."""
+"""Packages that come in on first use: scikit-learn by `estimators`, pandas, of the extra ``predict``, by `frames`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sae_moo.errors import InputError
 
 
 def absent(package: str, purpose: str) -> InputError:
-    """Return what to raise where a package of the extra is not installed.
+    """Return what to raise where such a package is not installed.
 
     Args:
         package: as pip knows it.

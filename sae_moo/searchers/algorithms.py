@@ -100,6 +100,7 @@ class Algorithm(Row):
             for our own what measured best, like the following.
         high: ``annealing.high`` likewise.
         rescales: ``pruning.rescale`` likewise.
+        settle: fills in those of its own settings that follow from others, and from ``search.pace``; None: none do.
         needs: what it needs of evaluations.
         faults: what is wrong with a configuration that asks for it, beyond what holds for every algorithm; None: no
             such thing.
@@ -128,6 +129,7 @@ class Algorithm(Row):
     schedule: str = PUBLISHED[0]
     high: float = PUBLISHED[1]
     rescales: bool = False
+    settle: Callable[[Mapping[str, Section], Pace], Mapping[str, Section]] | None = None
     needs: Callable[[Assignment], Needs] = _parents_of_lineages
     faults: Callable[[Draft], Iterator[Fault]] | None = None
 
@@ -143,6 +145,10 @@ class Algorithm(Row):
     def read(self, space: SpaceKind | None) -> dict[str, type[Section]]:
         """Return the settings that it reads over a kind of space."""
         return {key: kind for key, kind in self.settings.items() if space == "lineage" or key not in self.breeding}
+
+    def settled(self, settings: Mapping[str, Section], pace: Pace) -> dict[str, Section]:
+        """Return its own settings with what follows from others filled in; see `settle`."""
+        return dict(settings if self.settle is None else self.settle(settings, pace))
 
     def draws(self, settings: Mapping[str, Section]) -> bool:
         """Say whether its seed changes anything under some settings."""
@@ -232,14 +238,31 @@ def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
 
 def _features_of_prescreening(settings: Mapping[str, Section]) -> bool:
     own = section_of(settings, Prescreening)
-    return own.features and own.factor > 1
+    return own.features and own.factor is not None
+
+
+def _settled_prescreening(usual: int) -> Callable[[Mapping[str, Section], Pace], Mapping[str, Section]]:
+    """Return what fills in how many children are bred for each one that is evaluated; None for one, as they come.
+
+    Args:
+        usual: how many where nobody says so, a generation at a time and without a generator: what measured best.
+    """
+
+    def settled(settings: Mapping[str, Section], pace: Pace) -> Mapping[str, Section]:
+        own, generator = section_of(settings, Prescreening), section_of(settings, Generator)
+        factor = own.factor
+        if factor is None and pace == "generational" and not generator.unread and not generator.share:
+            factor = usual
+        return {**settings, "prescreening": own.model_copy(update={"factor": None if factor == 1 else factor})}
+
+    return settled
 
 
 def _what_is_prescreened(draft: Draft) -> Iterator[Fault]:
     """What is bred more often than evaluated cannot be what a generator makes: that learns for each child it makes."""
     own, key = section_of(draft.settings, Prescreening), ("search", "prescreening", "factor")
     factor = own.factor
-    if factor == 1:
+    if factor is None:
         return
     if own.features and len(draft.experts) == 1:
         yield (*key[:2], "features"), "features are of pairs of experts; there is one expert"
@@ -249,7 +272,7 @@ def _what_is_prescreened(draft: Draft) -> Iterator[Fault]:
         yield key, absent("scikit-learn", "pre-screening").message
 
 
-def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorithm:
+def _nsga(name: str, summary: str, source: str, *, directions: bool, prescreens: int) -> Algorithm:
     return Algorithm(
         name=name,
         summary=summary,
@@ -270,6 +293,7 @@ def _nsga(name: str, summary: str, source: str, *, directions: bool) -> Algorith
         high=0.8,
         rescales=True,
         features=_features_of_prescreening,
+        settle=_settled_prescreening(prescreens),
         needs=_needs_of_nsga,
         faults=_what_is_prescreened,
     )
@@ -342,12 +366,14 @@ ALGORITHMS: Catalogue[Algorithm] = Catalogue(
             "our own search: a population by rank and crowding, over lineages bred by attraction and annealed pruning",
             "Deb et al. 2002; operators ours",
             directions=False,
+            prescreens=4,
         ),
         _nsga(
             "nsga3",
             "our own search by reference directions, for three objectives and more",
             "Deb and Jain 2014; operators ours",
             directions=True,
+            prescreens=1,
         ),
         _sae(
             "sae-global",

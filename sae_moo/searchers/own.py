@@ -25,11 +25,12 @@ def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
     generator = section_of(assignment.settings, Generator)
     prescreening = section_of(assignment.settings, Prescreening)
     kind: Callable[..., NsgaSearcher] = NsgaSearcher
-    if generator.share and prescreening.factor > 1:
+    prescreens = (prescreening.factor or 1) > 1
+    if generator.share and prescreens:
         raise ValueError("generator, prescreening: expected one of them, got both")
     if generator.share:
         kind = partial(GeneratingNsga, generator=generator)
-    elif prescreening.factor > 1:
+    elif prescreens:
         kind = partial(PrescreeningNsga, prescreening=prescreening, features=assignment.features)
     return kind(
         LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),

@@ -66,6 +66,7 @@ class PrescreeningNsga(NsgaSearcher):
     ) -> None:
         super().__init__(space, objectives, constraints, population=population, seed=seed, **others)
         self._settings = prescreening
+        self._factor = prescreening.factor or 1
         self._size, self._seed = population, seed
         breeding: Operators = others.get("settings", OPERATORS)
         methods = (ARITHMETIC, *breeding.methods) if breeding.methods and self._lineage else ()
@@ -94,7 +95,7 @@ class PrescreeningNsga(NsgaSearcher):
 
     def _breed(self) -> bool:
         screens = not self._first and len(self._history) >= self._settings.after * self._size
-        self._algorithm.n_offsprings = self._usual * (self._settings.factor if screens else 1)
+        self._algorithm.n_offsprings = self._usual * (self._factor if screens else 1)
         if not super()._breed():
             return False
         self._pool, self._taken, self._choice = [], set(), None

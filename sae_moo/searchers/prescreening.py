@@ -24,8 +24,10 @@ def uncertainty(objective: str) -> str:
 class Prescreening(Section):
     """``search.prescreening``: more children are bred than evaluated, and those are chosen that promise most."""
 
-    factor: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=1, description="children that are bred for each one that is evaluated; 1: none is left out"
+    factor: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="children that are bred for each one that is evaluated; 1: none is left out; null: 4 for `nsga2` "
+        "where it evaluates a generation at a time and has no generator, else 1",
     )
     after: Count = Field(default=2, description="populations that are evaluated before there is enough to learn from")
     explore: Share = Field(

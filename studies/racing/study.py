@@ -38,6 +38,7 @@ def configured(task_set: str, rule: str, seed: int, evaluations: int, folder: Pa
     raw = sm.Config.load(CONFIG).model_dump(mode="json")
     raw["study"]["seed"] = seed
     raw["search"]["evaluations"] = evaluations or raw["search"]["evaluations"]
+    raw["search"]["prescreening"] = {"factor": 1}
     raw["evaluation"] = RULES[rule]
     if task_set == "graded":
         raw["tasks"] = []

@@ -344,8 +344,12 @@ def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_defa
     (found,) = differences(told, load(tmp_path, GOOD, "search.operators={keep: 0.5, switch: 0.3}").identity())
     assert str(found) == "search.operators.switch: the study has None, now it is 0.3"
     assert differences(plain, load(tmp_path, GOOD, "search.generator={share: 0, steps: 200}").identity()) == []
-    assert differences(plain, load(tmp_path, GOOD, "search.prescreening={factor: 1, after: 2}").identity()) == []
-    (found,) = differences(plain, load(tmp_path, GOOD, "search.generator.share=0.5").identity())
+    assert differences(plain, load(tmp_path, GOOD, "search.prescreening={factor: 4, after: 2}").identity()) == []
+    as_they_come = load(tmp_path, GOOD, "search.prescreening.factor=1").identity()
+    assert not any("prescreening" in key for key in as_they_come), "as studies have it that know of no such thing"
+    (found,) = differences(as_they_come, plain)
+    assert str(found) == "search.prescreening.factor: the study has None, now it is 4"
+    (found,) = differences(as_they_come, load(tmp_path, GOOD, "search.generator.share=0.5").identity())
     assert str(found) == "search.generator.share: the study has None, now it is 0.5"
     blocks = load(tmp_path, GOOD, "pruning.scope=[row, blocks]").identity()
     assert blocks["pruning.scope"] == "blocks, row"
@@ -355,6 +359,18 @@ def test_what_studies_before_do_not_know_is_no_part_of_them_while_it_is_the_defa
         "pruning.protect.first: the study has None, now it is 1",
         "pruning.protect.last: the study has None, now it is 0",
     ]
+
+
+def test_children_are_pre_screened_where_that_was_found_to_pay(tmp_path):
+    def factor(*changes):
+        return load(tmp_path, GOOD, *changes).search.settings["prescreening"].factor
+
+    assert factor() == factor("search.pace=generational") == factor("space.kind=coefficients") == 4
+    assert factor("search.prescreening.explore=0.5") == 4
+    assert factor("search.prescreening.factor=2", "search.pace=steady-state", "search.algorithm=nsga3") == 2
+    others = ["search.algorithm=nsga3"], ["search.pace=steady-state"], ["search.generator.share=0.5"]
+    for changes in (*others, ["search.prescreening.factor=1"]):
+        assert factor(*changes) is None
 
 
 def test_methods_of_others_are_as_published_and_our_own_as_measured(tmp_path):

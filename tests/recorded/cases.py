@@ -28,13 +28,14 @@ def _one_shot(name: str, reads: bool = True) -> dict[str, Any]:
 
 
 def _nsga(search: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
-    return {"search": {"algorithm": "nsga2", **(search or {})}, **sections}
+    return {"search": {"algorithm": "nsga2", "prescreening": {"factor": 1}, **(search or {})}, **sections}
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
     # every algorithm
     "nsga2": _nsga(),
     "nsga2 coefficients": _nsga(space={"kind": "coefficients"}),
+    "nsga2 pre-screened": {"search": {"algorithm": "nsga2", "evaluations": 28}},
     "nsga3": {"search": {"algorithm": "nsga3", "population": 8}, "objectives": [*TASKS, "sparsity"]},
     "nsga3 coefficients": {
         "search": {"algorithm": "nsga3", "evaluations": 28},
