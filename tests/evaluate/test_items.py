@@ -43,7 +43,7 @@ def test_items_are_lines_or_a_list(text, tmp_path):
         ),
         (b"prompt\tanswer\n1 + 1 =\t2\n", r"pandas.read_csv\('items.jsonl', sep='\\t'\).to_json\('items.jsonl', "),
         (b"PAR1\x15\x04", "this is a Parquet file"),
-        (gzip.compress(LINES.encode()), "this is a gzip archive"),
+        (gzip.compress(LINES.encode(), mtime=0), "this is a gzip archive"),
         (b"PK\x03\x04....", "this is a zip archive or a spreadsheet"),
         (LINES.encode("utf-16"), "this is text in UTF-16"),
         (b'{"prompt": "\xe9"}', "expected text in UTF-8"),

@@ -144,9 +144,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
 NEEDS = {"CmaEsSampler": "cmaes"}
 """Name of a search -> the package without which it is refused."""
 
-ROUNDED = frozenset({"wanda", "own tasks"})
-"""Searches whose digests or values hold sums of floats (activation norms, likelihoods): processors round them
-differently. The others were the same with other instructions of the processor, digest for digest."""
+ROUNDED = frozenset({"wanda", "own tasks", "nsga2 pre-screened"})
+"""Searches whose digests or values hold sums of floats (activation norms, likelihoods), or follow from some (what a
+surrogate has learned): processors round them differently. The others were the same with other instructions of the
+processor, digest for digest."""
 
 MIXED: dict[str, Any] = {"weights": (0.5, 0.3, 0.4)}
 PAIR: dict[str, Any] = {"weights": (0.6, 0.4), "inputs": ("math", "logic")}

@@ -47,7 +47,10 @@ from sae_moo.cli.main import main as command_line
 
 FIXTURE = Path(__file__).with_name("recorded.json")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-LIBRARIES = ("torch", "numpy", "pymoo", "optuna", "numba", "cma", "scipy", "transformers", "safetensors", "zstandard")
+LIBRARIES = (
+    *("torch", "numpy", "pymoo", "optuna", "numba", "cma", "scipy", "scikit-learn"),
+    *("transformers", "safetensors", "zstandard"),
+)
 DIGITS = 16
 
 Section = dict[str, Any]
