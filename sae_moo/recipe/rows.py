@@ -149,5 +149,12 @@ def numbers(values: Any, where: str) -> Any:
     except TypeError:
         raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}") from None
     if entries and all(isinstance(entry, (list, tuple)) or hasattr(entry, "__len__") for entry in entries):
-        return tuple(tuple(number(value, where) for value in row) for row in entries)
-    return tuple(number(value, where) for value in entries)
+        return tuple(_row(row, where) for row in entries)
+    return _row(entries, where)
+
+
+def _row(values: Sequence[object], where: str) -> tuple[float, ...]:
+    # nearly all rows are of ordinary floats; a sum is finite only if all of them are, and where it is not, each is asked
+    if set(map(type, values)) == {float} and math.isfinite(sum(values)):  # type: ignore[arg-type]
+        return tuple([float(f"{value:.9g}") + 0.0 for value in values])
+    return tuple(number(value, where) for value in values)

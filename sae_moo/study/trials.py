@@ -60,6 +60,7 @@ class TrialStorage:
         self._fingerprints = dict(fingerprints)
         self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
         self._recipes: dict[str, Recipe] = {}
+        self._begun: dict[int, tuple[str, Recipe]] = {}  # running trials that were begun here: the text and its recipe
 
     def records(self) -> list[TrialRecord]:
         """Return all trials in order of their numbers.
@@ -113,7 +114,7 @@ class TrialStorage:
         Raises:
             StorageError: if it cannot be written; see `journal.reached`.
         """
-        params = params or {}
+        params, written = params or {}, dumps(encode(proposal.recipe, self._digests))
         template = create_trial(
             state=TrialState.RUNNING,
             params={name: _plotted(value) for name, value in params.items()},
@@ -124,7 +125,7 @@ class TrialStorage:
                 "parents": list(parents),
                 "asked_after": asked_after,
                 "digest": name,
-                "recipe": dumps(encode(proposal.recipe, self._digests)),
+                "recipe": written,
                 "versions": versions,
                 **({"vector": list(proposal.vector)} if proposal.vector else {}),
                 **({"allocations": allocations} if allocations is not None else {}),
@@ -132,7 +133,9 @@ class TrialStorage:
         )
         with reached(self._storage):
             identity = self._storage.create_new_trial(self._id, template_trial=template)
-            return int(self._storage.get_trial_number_from_id(identity))
+            number = int(self._storage.get_trial_number_from_id(identity))
+        self._begun[number] = written, proposal.recipe
+        return number
 
     def finish(
         self,
@@ -192,6 +195,7 @@ class TrialStorage:
         self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
         record = self._record(self._storage.get_trial(identity))
         assert isinstance(record, Ended)
+        self._begun.pop(number, None)
         return record
 
     def adopt(self, record: Ended, source: Inherited, told: int, params: Mapping[str, float]) -> Ended:
@@ -243,7 +247,7 @@ class TrialStorage:
         try:
             asked: dict[str, Any] = {
                 "number": trial.number,
-                "asked": decode(json.loads(attrs["recipe"]), self._recipes),
+                "asked": self._asked(trial.number, attrs["recipe"]),
                 "asked_digest": attrs["digest"],
                 "operator": attrs["operator"],
                 "generation": attrs["generation"],
@@ -265,6 +269,11 @@ class TrialStorage:
         self._digests[record.recipe] = record.digest
         self._recipes[record.digest] = record.recipe
         return record
+
+    def _asked(self, number: int, written: str) -> Recipe:
+        """Return the recipe that a text says; nobody needs to read what was written here just before."""
+        text, recipe = self._begun.get(number, ("", None))
+        return recipe if recipe is not None and text == written else decode(json.loads(written), self._recipes)
 
     def _ended(self, trial: FrozenTrial, asked: Mapping[str, Any]) -> Ended:
         attrs, recipe, name = trial.user_attrs, asked["asked"], asked["asked_digest"]

@@ -86,6 +86,7 @@ class VirtualCrew:
 
     Attributes:
         now: the clock, in seconds.
+        letters: bytes of each letter that was sent, and of its answer.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class VirtualCrew:
     ) -> None:
         self.size = size
         self.now = 0.0
+        self.letters: list[tuple[int, int]] = []
         self._evaluate = evaluate
         self._best_of = best_of
         self._seconds = seconds
@@ -123,6 +125,7 @@ class VirtualCrew:
         seconds = self._seconds(job.recipes[0])
         evaluation = replace(evaluated(job, self._evaluate, self._best_of), seconds_score=seconds, seconds_merge=0.0)
         reply = Replied(worker, line.written(job.number, evaluation, self.now, {}))
+        self.letters.append((len(letter), len(reply.letter)))
         heapq.heappush(self._coming, (self.now + seconds, next(self._order), reply))
         self._spent = self._driver()
 

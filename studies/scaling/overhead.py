@@ -166,6 +166,11 @@ def parts(trials: int, workers: int, instances: int, pace: str) -> None:
     with tempfile.TemporaryDirectory() as folder, meter.of_disk():
         crew = VirtualCrew(workers, scored(instances), Skewed())
         made(Path(folder), crew, meter, trials, heard, pace).run()
+    jobs, answers = np.array(crew.letters).T
+    print(
+        f"a job: {np.median(jobs):.0f} bytes (median), {np.quantile(jobs, 0.99):.0f} (99 %), {jobs.max()} at most; "
+        f"its answer: {np.median(answers):.0f}, {answers.max()} at most"
+    )
 
 
 def limit(sizes: list[int], lengths: list[float], rounds: int, instances: int) -> None:

@@ -105,3 +105,17 @@ def test_numbers_are_read_from_anything_that_is_one():
         numbers(["x", 1], "here")
     with pytest.raises(InputError, match="here: expected numbers or rows"):
         numbers(3, "here")
+
+
+@pytest.mark.parametrize("row", [(1e308, 1e308, -1e308), (-0.0, 0.1), (0.1, 1), (1 / 3, 2e-310), ()])
+def test_a_row_is_what_its_numbers_are(row):
+    wanted = tuple(number(value, "here") for value in row)
+    for given, expected in ((row, wanted), ([row, row], (wanted, wanted))):
+        assert repr(numbers(given, "here")) == repr(expected)
+
+
+@pytest.mark.parametrize("wrong", ["0.5", math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("others", [(), (0.1,), (math.inf, 0.2)])
+def test_one_that_is_no_number_among_ordinary_ones_is_refused(wrong, others):
+    with pytest.raises(InputError, match=r"here: expected a (finite )?number"):
+        numbers((*others, wrong), "here")

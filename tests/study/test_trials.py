@@ -32,6 +32,19 @@ def test_a_reason_left_by_a_killed_run_does_not_outlive_a_good_evaluation(tmp_pa
     assert (record.state, record.evaluation.ok) == ("complete", True)
 
 
+def test_a_recipe_that_was_written_here_is_taken_from_memory_only_while_the_study_says_the_same(tmp_path, landscape):
+    storage = Setup(tmp_path / "s").storage()
+    for number, (name, other) in enumerate([("math", "math"), ("law", "code")]):
+        recipe = Cast(Expert(name), "float32")
+        assert storage.begin(Proposal(recipe), f"{number:016}", asked_after=0, versions="v") == number
+        if other != name:
+            trial = optuna.trial.Trial(storage.study, storage.study.get_trials()[number]._trial_id)
+            trial.set_user_attr("recipe", trial.user_attrs["recipe"].replace(name, other))
+        record = storage.finish(number, Proposal(recipe), Answer(number, landscape(recipe)), number)
+        assert (record.asked is recipe) == (other == name)
+        assert record.asked == Cast(Expert(other), "float32")
+
+
 def test_what_a_trial_holds(tmp_path, landscape):
     recipe = Cast(Prune(Expert("math"), (0, 0.25, 0.75, 0)), "float32")
     _, _, setup = scripted(tmp_path, [recipe], landscape)
