@@ -4,6 +4,7 @@ python studies/scaling/killed.py workers                 # 20 of 4 processes and
 python studies/scaling/killed.py driver                  # killed 10 times in one search, with 2 processes
 python studies/scaling/killed.py driver --virtual        # with 8 workers on a clock of their own: seconds
 python studies/scaling/killed.py driver --pace generational
+python studies/scaling/killed.py node                    # 4 times a machine of a Ray cluster is cut off, and comes back
 
 Models are stood in for by the landscape, as in studies/reliability/kills.py, whose ways to kill, and to compare, these
 are. Exits with 1 if anything is lost, there twice, or not what it must be.
@@ -12,14 +13,17 @@ are. Exits with 1 if anything is lost, there twice, or not what it must be.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import logging
+import os
 import random
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,15 +101,16 @@ def lasting(where: str) -> list[tuple[object, ...]]:
 
 def workers(count: int, pace: str, size: int, seed: int) -> int:
     """Kill workers in one search, a moment after every so many evaluations; say what became of it."""
-    drawn, each, killed, told = random.Random(seed), 8, list[str](), Counter[str]()
+    drawn, each, killed, told = random.Random(seed), 8, list[int](), Counter[str]()
     evaluations = each * (count + 2)
 
     def kill() -> None:
-        children = multiprocessing.active_children()
-        if children and len(killed) < count:
-            victim = drawn.choice(children)
-            victim.kill()
-            killed.append(victim.name)
+        there = children()
+        if there and len(killed) < count:
+            victim = drawn.choice(there)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
 
     def heard(event: Event) -> None:
         if isinstance(event, Finished):
@@ -128,6 +133,65 @@ def workers(count: int, pace: str, size: int, seed: int) -> int:
         flush=True,
     )
     return bool(wrong) or len(killed) < count
+
+
+def node(count: int, pace: str, seed: int) -> int:
+    """Cut a machine of a made-up Ray cluster off, with its two workers, and let it come back; so many times a search.
+
+    Three machines on this one; one after another, whichever is drawn, is gone for sixteen evaluations, then is back.
+    """
+    # what machines begin finds what this file's workers are made of
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    import ray
+    from ray.cluster_utils import Cluster as Machines
+
+    from sae_moo.study.cluster import Cluster, RayCrew
+
+    drawn, each, told, begun = random.Random(seed), 16, 0, time.perf_counter()
+    evaluations = each * (2 * count + 2)
+    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(machines.address, log_to_driver=False, logging_level=logging.ERROR)  # by the first one, which stays
+    there = [machines.add_node(num_cpus=2) for _ in range(3)]
+    machines.wait_for_nodes()
+    ray._private.worker._worker_logs_enabled = False  # the ends of machines are not to be printed
+    cut = back = 0
+
+    def change() -> None:
+        nonlocal cut, back
+        if len(there) < 3:
+            there.append(machines.add_node(num_cpus=2))
+            back += 1
+        elif cut < count:
+            machines.remove_node(there.pop(drawn.randrange(3)), allow_graceful=False)
+            cut += 1
+
+    def heard(event: Event) -> None:
+        nonlocal told
+        if isinstance(event, Finished):
+            told += 1
+            if told % each == 0:
+                change()  # here: Ray begins a machine in the main thread only
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            where = str(Path(folder) / "s.journal")
+            with closing(PooledExecutor(RayCrew(Sleepers(Skewed(1.0)), Cluster(6, address=machines.address)))) as crew:
+                kills.study(where, searcher(pace), crew, evaluations, heard).run()
+            records = kills.opened(where).records()
+            wrong = faults(where, pace, evaluations)
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+    losses = sum(record.losses for record in records if isinstance(record, Ended))
+    by = Counter(record.worker for record in records if isinstance(record, Ended) and record.repeats is None)
+    late = sum(number for worker, number in by.items() if int(worker.split()[1]) > 6)
+    print(
+        f"{pace}: a machine of three cut off {cut} times and back {back} times, {losses} workers lost while they had a "
+        f"candidate, {late} evaluations by workers that began later; {len(records)} of {evaluations} evaluations, "
+        f"{time.perf_counter() - begun:.0f} s: {'; '.join(wrong) or 'whole'}",
+        flush=True,
+    )
+    return bool(wrong) or cut < count or back < count
 
 
 def run(where: str, pace: str, evaluations: int, presence: str, pause: float) -> None:
@@ -178,6 +242,12 @@ def driver(count: int, pace: str, virtual: bool, seed: int) -> int:
     return bool(wrong or counts.lost or counts.doubled) or counts.kills < count
 
 
+def children() -> list[int]:
+    """Return the processes that this one has begun and that are there."""
+    found = subprocess.run(["pgrep", "--parent", str(os.getpid()), "--full", "worker"], stdout=subprocess.PIPE)
+    return [process for process in map(int, found.stdout.split()) if alive(process)]
+
+
 def alive(process: int) -> bool:
     """Return whether a process is there, and no zombie."""
     try:
@@ -189,8 +259,8 @@ def alive(process: int) -> bool:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("whom", choices=["workers", "driver"])
-    parser.add_argument("--kills", type=int, help="20 workers, or a driver 10 times")
+    parser.add_argument("whom", choices=["workers", "driver", "node"])
+    parser.add_argument("--kills", type=int, help="20 workers, a driver 10 times, or a machine 4 times")
     parser.add_argument("--pace", choices=PACES, help="both, unless it is given")
     parser.add_argument("--processes", type=int, default=4, help="workers at a time, where they are killed")
     parser.add_argument("--virtual", action="store_true", help="of a driver: its workers are on a clock of their own")
@@ -200,6 +270,8 @@ def main() -> int:
     for pace in [given.pace] if given.pace else PACES:
         if given.whom == "workers":
             bad += workers(given.kills or 20, pace, given.processes, given.seed)
+        elif given.whom == "node":
+            bad += node(given.kills or 4, pace, given.seed)
         else:
             bad += driver(given.kills or 10, pace, given.virtual, given.seed)
     return min(bad, 1)

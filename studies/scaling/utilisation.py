@@ -13,6 +13,7 @@ of the first population, which every search waits for, and the moment at which t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def crew_of(kind: str, workers: int, seconds: Skewed) -> Crew:
         case "virtual":
             return VirtualCrew(workers, Landscape(), seconds)
         case "ray":
+            # what actors begin with finds what they are made of
+            os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
             from sae_moo.study.cluster import Cluster, RayCrew  # only where Ray is installed
 
             return RayCrew(Sleepers(seconds), Cluster(workers))
