@@ -154,7 +154,7 @@ def numbers(values: Any, where: str) -> Any:
 
 
 def _row(values: Sequence[object], where: str) -> tuple[float, ...]:
-    # nearly all rows are of ordinary floats; a sum is finite only if all of them are, and where it is not, each is asked
+    # nearly all rows are of ordinary floats; their sum is finite only if all of them are, else each is looked at
     if set(map(type, values)) == {float} and math.isfinite(sum(values)):  # type: ignore[arg-type]
         return tuple([float(f"{value:.9g}") + 0.0 for value in values])
     return tuple(number(value, where) for value in values)
