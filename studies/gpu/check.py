@@ -100,7 +100,7 @@ def tests(check: Check, deadline: Deadline) -> Findings:
     if check.device.type != "cuda":
         print("  not run: they need a card")
         return Findings()
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", "gpu", "tests/gpu"]
     return _run(command, deadline)
 
 

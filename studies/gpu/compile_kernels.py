@@ -43,7 +43,7 @@ def recorded() -> list[dict]:
             "def constants_of(constants, card):\n"
             "    return dict(constants, **({'BLOCK': card.tile} if 'BLOCK' in constants else {}))\n"
             "tables.Card.launch = recording\n"
-            "status = pytest.main(['-x', '-p', 'no:cacheprovider', 'tests/materialization/ops/test_device.py', *sys.argv[2:]])\n"
+            "status = pytest.main(['-x', '-n0', '-p', 'no:cacheprovider', 'tests/materialization/ops/test_device.py', *sys.argv[2:]])\n"
             "open(sys.argv[1], 'w').write(json.dumps(list(seen)))\n"
             "sys.exit(status)\n"
         )
