@@ -12,4 +12,4 @@ def absent(package: str, purpose: str) -> InputError:
         package: as pip knows it.
         purpose: what asked for it.
     """
-    return InputError(f"{purpose} needs {package}, which is not installed: pip install 'sae-moo[predict]'")
+    return InputError(f"{purpose} needs {package}, which is not installed: pip install {package}")

@@ -1,13 +1,16 @@
 """Regressions that say how sure they are, by scikit-learn, which enters here on first use.
 
-Each learns from a few hundred rows within tens of milliseconds, and is deterministic.
+Each learns from a few hundred rows within tens of milliseconds, and is deterministic: linear algebra is done by one
+thread, as the last bits of its sums depend on how many there are, and searches follow from them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -46,10 +49,11 @@ def process(rows: Numbers, values: Numbers) -> Answers:
     kernel += WhiteKernel(0.05, (1e-5, 1.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound is as good as any
-        fitted = GaussianProcessRegressor(kernel).fit(rows[-MOST_FITTED:], values[-MOST_FITTED:])
-        if len(rows) > MOST_FITTED:
-            fitted = GaussianProcessRegressor(fitted.kernel_, optimizer=None).fit(rows, values)
-    return lambda asked: fitted.predict(asked, return_std=True)
+        with one_thread():
+            fitted = GaussianProcessRegressor(kernel).fit(rows[-MOST_FITTED:], values[-MOST_FITTED:])
+            if len(rows) > MOST_FITTED:
+                fitted = GaussianProcessRegressor(fitted.kernel_, optimizer=None).fit(rows, values)
+    return _answers(fitted)
 
 
 def ridge(rows: Numbers, values: Numbers) -> Answers:
@@ -58,8 +62,10 @@ def ridge(rows: Numbers, values: Numbers) -> Answers:
         from sklearn.linear_model import BayesianRidge
     except ImportError as error:
         raise absent("scikit-learn", PURPOSE) from error
-    fitted = BayesianRidge().fit(_squared(rows), values)
-    return lambda asked: fitted.predict(_squared(asked), return_std=True)
+    with one_thread():
+        fitted = BayesianRidge().fit(_squared(rows), values)
+    said = _answers(fitted)
+    return lambda asked: said(_squared(asked))
 
 
 def trees(rows: Numbers, values: Numbers) -> Answers:
@@ -74,6 +80,28 @@ def trees(rows: Numbers, values: Numbers) -> Answers:
         rows = asked.astype(np.float32)
         said = np.array([tree.tree_.predict(rows)[:, 0] for tree in fitted.estimators_])
         return said.mean(axis=0), said.std(axis=0)
+
+    return answers
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Let one thread do the linear algebra of numpy and scipy within a context, however many there are usually."""
+    limited: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController  # scikit-learn brings it
+
+    return ThreadpoolController()
+
+
+def _answers(fitted: Any) -> Answers:
+    def answers(asked: Numbers) -> tuple[Numbers, Numbers]:
+        with one_thread():
+            means, spreads = fitted.predict(asked, return_std=True)
+        return means, spreads
 
     return answers
 

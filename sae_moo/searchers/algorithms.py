@@ -238,14 +238,14 @@ def _package_of_cmaes(_: Draft) -> Iterator[Fault]:
 
 def _features_of_prescreening(settings: Mapping[str, Section]) -> bool:
     own = section_of(settings, Prescreening)
-    return own.features and own.factor is not None
+    return own.features and own.screens
 
 
 def _settled_prescreening(usual: int) -> Callable[[Mapping[str, Section], Pace], Mapping[str, Section]]:
     """Return what fills in how many children are bred for each one that is evaluated; None for one, as they come.
 
     Args:
-        usual: how many where nobody says so, a generation at a time and without a generator: what measured best.
+        usual: how many where nobody says so, a generation at a time and without a generator's share.
     """
 
     def settled(settings: Mapping[str, Section], pace: Pace) -> Mapping[str, Section]:
@@ -261,13 +261,15 @@ def _settled_prescreening(usual: int) -> Callable[[Mapping[str, Section], Pace],
 def _what_is_prescreened(draft: Draft) -> Iterator[Fault]:
     """What is bred more often than evaluated cannot be what a generator makes: that learns for each child it makes."""
     own, key = section_of(draft.settings, Prescreening), ("search", "prescreening", "factor")
-    factor = own.factor
-    if factor is None:
+    if not own.screens:
         return
     if own.features and len(draft.experts) == 1:
         yield (*key[:2], "features"), "features are of pairs of experts; there is one expert"
     if section_of(draft.settings, Generator).share:
-        yield key, f"expected 1 where search.generator makes children (share above 0), got {factor}; use one of them"
+        yield (
+            key,
+            f"expected 1 where search.generator makes children (share above 0), got {own.factor}; use one of them",
+        )
     if find_spec("sklearn") is None:
         yield key, absent("scikit-learn", "pre-screening").message
 

@@ -25,12 +25,11 @@ def make(assignment: Assignment, *, directions: bool) -> NsgaSearcher:
     generator = section_of(assignment.settings, Generator)
     prescreening = section_of(assignment.settings, Prescreening)
     kind: Callable[..., NsgaSearcher] = NsgaSearcher
-    prescreens = (prescreening.factor or 1) > 1
-    if generator.share and prescreens:
+    if generator.share and prescreening.screens:
         raise ValueError("generator, prescreening: expected one of them, got both")
     if generator.share:
         kind = partial(GeneratingNsga, generator=generator)
-    elif prescreens:
+    elif prescreening.screens:
         kind = partial(PrescreeningNsga, prescreening=prescreening, features=assignment.features)
     return kind(
         LineageSpace(assignment.ground) if assignment.space == "lineage" else assignment.coefficients(),

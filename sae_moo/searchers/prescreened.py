@@ -66,13 +66,14 @@ class PrescreeningNsga(NsgaSearcher):
     ) -> None:
         super().__init__(space, objectives, constraints, population=population, seed=seed, **others)
         self._settings = prescreening
-        self._factor = prescreening.factor or 1
         self._size, self._seed = population, seed
         breeding: Operators = others.get("settings", OPERATORS)
         methods = (ARITHMETIC, *breeding.methods) if breeding.methods and self._lineage else ()
         self._coordinates = Coordinates(space.ground, features, methods)
         self._usual = int(self._algorithm.n_offsprings)
         self._history: list[Evaluation] = []
+        self._hosted: list[Evaluation] = []  # what other searches have found
+        self._strangers = 0  # of these, how many were there when the pool was bred
         self._broods = 0
         self._pool: list[Individual] = []  # what was bred, of which some are chosen
         self._pending: list[Recipe] = []  # what was out then
@@ -93,14 +94,19 @@ class PrescreeningNsga(NsgaSearcher):
             self._become(self._waiting[0], int(place), {})
         return self._next()
 
+    def host(self, evaluation: Evaluation) -> None:
+        """Let a candidate of another search compete, and be improved upon: nothing is learned from it."""
+        super().host(evaluation)
+        self._hosted.append(evaluation)
+
     def _breed(self) -> bool:
         screens = not self._first and len(self._history) >= self._settings.after * self._size
-        self._algorithm.n_offsprings = self._usual * (self._factor if screens else 1)
+        self._algorithm.n_offsprings = self._usual * ((self._settings.factor or 1) if screens else 1)
         if not super()._breed():
             return False
         self._pool, self._taken, self._choice = [], set(), None
         if screens:
-            self._broods += 1
+            self._broods, self._strangers = self._broods + 1, len(self._hosted)
             self._pool, self._pending = self._brood, [recipe for recipe, some in self._out.items() for _ in some]
             self._brood = [Individual() for _ in self._pool[: self._usual]]
             self._waiting = deque(self._brood)
@@ -138,7 +144,8 @@ class PrescreeningNsga(NsgaSearcher):
         rng = np.random.default_rng((self._seed, EXPLORE, self._broods))
         exploring = rng.random(len(self._brood)) < self._settings.explore
         outlook = outlooks([self.problem.space.decode(each.X) for each in self._pool])
-        points = front_of(self._history, self.problem.objectives, self.problem.constraints).points
+        known = [*self._history, *self._hosted[: self._strangers]]
+        points = front_of(known, self.problem.objectives, self.problem.constraints).points
         if self._pending:
             points = _believed(points, outlooks(self._pending))
         for explores in exploring.tolist():

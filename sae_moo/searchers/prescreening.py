@@ -27,7 +27,7 @@ class Prescreening(Section):
     factor: Annotated[int, Field(ge=1, le=100)] | None = Field(
         default=None,
         description="children that are bred for each one that is evaluated; 1: none is left out; null: 4 for `nsga2` "
-        "where it evaluates a generation at a time and has no generator, else 1",
+        "where it evaluates a generation at a time and no share is a generator's, else 1",
     )
     after: Count = Field(default=2, description="populations that are evaluated before there is enough to learn from")
     explore: Share = Field(
@@ -43,3 +43,8 @@ class Prescreening(Section):
     )
 
     later: ClassVar[frozenset[str]] = frozenset({"factor", "after", "explore", "newest", "features"})
+
+    @property
+    def screens(self) -> bool:
+        """Whether any child is left out."""
+        return (self.factor or 1) > 1

@@ -103,7 +103,7 @@ def assignment(algorithm: str, settings: Mapping[str, Mapping[str, Any]] | None 
         settings={key: kind.model_validate(given.get(key, {})) for key, kind in row.settings.items()},
     )
     made = replace(made, **changes)
-    return replace(made, space=row.space(made.space))
+    return replace(made, space=row.space(made.space), settings=row.settled(made.settings, made.pace))
 
 
 def drive(

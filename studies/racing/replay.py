@@ -1,6 +1,6 @@
 """What would have been asked of the candidates of a finished search under other rules of racing, and by anchors?
 
-    sae-moo search configs/quickstart.yaml --set study.name=full0 --set study.seed=0      # every instance; 0 to 4
+    sae-moo search configs/quickstart.yaml --set study.name=full0 --set search.prescreening.factor=1   # every instance
     python studies/racing/replay.py runs/full0 runs/full1
 
 The candidates stay those of the search, so that only the rule differs. Orders of the instances are drawn anew.

@@ -105,7 +105,7 @@ def workers(count: int, pace: str, size: int, seed: int) -> int:
     evaluations = each * (count + 2)
 
     def kill() -> None:
-        there = children()
+        there = crew()
         if there and len(killed) < count:
             victim = drawn.choice(there)
             with suppress(ProcessLookupError):  # it has ended by itself
@@ -150,10 +150,7 @@ def node(count: int, pace: str, seed: int) -> int:
     drawn, each, told, begun = random.Random(seed), 16, 0, time.perf_counter()
     evaluations = each * (2 * count + 2)
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(machines.address, log_to_driver=False, logging_level=logging.ERROR)  # by the first one, which stays
-    there = [machines.add_node(num_cpus=2) for _ in range(3)]
-    machines.wait_for_nodes()
-    ray._private.worker._worker_logs_enabled = False  # the ends of machines are not to be printed
+    there: list[object] = []
     cut = back = 0
 
     def change() -> None:
@@ -173,10 +170,15 @@ def node(count: int, pace: str, seed: int) -> int:
                 change()  # here: Ray begins a machine in the main thread only
 
     try:
+        ray.init(machines.address, log_to_driver=False, logging_level=logging.ERROR)  # by the first one, which stays
+        there += [machines.add_node(num_cpus=2) for _ in range(3)]
+        machines.wait_for_nodes()
+        ray._private.worker._worker_logs_enabled = False  # the ends of machines are not to be printed
         with tempfile.TemporaryDirectory() as folder:
             where = str(Path(folder) / "s.journal")
-            with closing(PooledExecutor(RayCrew(Sleepers(Skewed(1.0)), Cluster(6, address=machines.address)))) as crew:
-                kills.study(where, searcher(pace), crew, evaluations, heard).run()
+            members = RayCrew(Sleepers(Skewed(1.0)), Cluster(6, address=machines.address))
+            with closing(PooledExecutor(members)) as executor:
+                kills.study(where, searcher(pace), executor, evaluations, heard).run()
             records = kills.opened(where).records()
             wrong = faults(where, pace, evaluations)
     finally:
@@ -242,8 +244,8 @@ def driver(count: int, pace: str, virtual: bool, seed: int) -> int:
     return bool(wrong or counts.lost or counts.doubled) or counts.kills < count
 
 
-def children() -> list[int]:
-    """Return the processes that this one has begun and that are there."""
+def crew() -> list[int]:
+    """Return the workers that this process has begun and that are there: `ps` tells each by its name, ``worker 3``."""
     found = subprocess.run(["pgrep", "--parent", str(os.getpid()), "--full", "worker"], stdout=subprocess.PIPE)
     return [process for process in map(int, found.stdout.split()) if alive(process)]
 

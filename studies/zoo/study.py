@@ -37,6 +37,7 @@ def searched(seed: int, evaluations: int) -> dict:
     torch.set_num_threads(1)
     raw = sm.Config.load(CONFIG).model_dump(mode="json")
     raw["study"]["seed"] = seed
+    raw["search"]["prescreening"] = {"factor": 1}
     if evaluations:
         raw["search"]["evaluations"] = evaluations
     config = sm.Config.from_dict(raw)

@@ -315,9 +315,9 @@ def test_one_expert_cannot_be_merged(there):
         Path("one.yaml").unlink()
 
 
-def test_learning_needs_the_extra_and_says_so_and_ranking_by_signals_does_not(there, monkeypatch):
+def test_learning_says_what_it_needs_and_ranking_by_signals_does_not(there, monkeypatch):
     for name in ("sklearn", "sklearn.linear_model", "sklearn.ensemble", "pandas"):
         monkeypatch.setitem(sys.modules, name, None)
     said = refused("predict", "c.yaml", "--learn", "four-pairs")
-    assert "scikit-learn, which is not installed: pip install 'sae-moo[predict]'" in said
+    assert "scikit-learn, which is not installed: pip install scikit-learn" in said
     assert not predicted("c.yaml")["trained"]

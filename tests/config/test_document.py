@@ -366,7 +366,9 @@ def test_children_are_pre_screened_where_that_was_found_to_pay(tmp_path):
         return load(tmp_path, GOOD, *changes).search.settings["prescreening"].factor
 
     assert factor() == factor("search.pace=generational") == factor("space.kind=coefficients") == 4
-    assert factor("search.prescreening.explore=0.5") == 4
+    assert factor("search.prescreening.explore=0.5") == factor("search.prescreening=null") == 4
+    assert factor("search.prescreening={}") == factor("search.prescreening.factor=null") == 4
+    assert factor("search.generator={}") == factor("search.generator.share=0") == 4
     assert factor("search.prescreening.factor=2", "search.pace=steady-state", "search.algorithm=nsga3") == 2
     others = ["search.algorithm=nsga3"], ["search.pace=steady-state"], ["search.generator.share=0.5"]
     for changes in (*others, ["search.prescreening.factor=1"]):

@@ -75,9 +75,8 @@ def test_screening_is_a_part_of_a_study_and_a_budget_or_a_place_is_none(tmp_path
     ]
     elsewhere = load(tmp_path, SCREENED, "evaluation.screening.data=texts.txt", "search.tokens=100")
     assert elsewhere.identity() == screened
-    before = {
-        key: value for key, value in plain.items() if not key.startswith("evaluation.screening")
-    }  # as older studies have it
+    # as older studies have it
+    before = {key: value for key, value in plain.items() if not key.startswith("evaluation.screening")}
     assert not differences(before, plain)
     assert not any("tokens" in key for key in plain)
 

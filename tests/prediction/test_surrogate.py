@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from sae_moo.prediction import regressions
 from sae_moo.prediction.regressions import REGRESSIONS
@@ -65,3 +66,16 @@ def test_what_never_differs_is_known(known):
 def test_values_and_rows_are_as_many(known):
     with pytest.raises(ValueError, match="expected as many values as rows, and one at least, got 71 and 72"):
         Surrogate(known[0], known[1][1:], 12)
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_what_is_learned_does_not_depend_on_how_many_threads_there_are(name):
+    rng = np.random.default_rng(0)
+    rows, asked = rng.standard_normal((200, 18)), rng.standard_normal((40, 18))
+    values = rows @ rng.standard_normal(18)
+
+    def said(threads):
+        with threadpool_limits(threads, user_api="blas"):
+            return np.stack(REGRESSIONS[name](rows, values / values.std())(asked)).tobytes()
+
+    assert len({said(threads) for threads in (1, 2, 3)}) == 1

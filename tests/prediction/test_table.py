@@ -122,7 +122,7 @@ def test_experts_are_renamed():
         table().renamed({"a": "b"})
 
 
-def test_the_extra_is_named_where_pandas_is_absent(monkeypatch):
+def test_it_is_said_what_to_install_where_pandas_is_absent(monkeypatch):
     usual = builtins.__import__
 
     def without(name, *arguments, **keywords):
@@ -131,5 +131,5 @@ def test_the_extra_is_named_where_pandas_is_absent(monkeypatch):
         return usual(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"needs pandas, which is not installed: pip install 'sae-moo\[predict\]'"):
+    with pytest.raises(InputError, match=r"needs pandas, which is not installed: pip install pandas"):
         read_csv(Path("features.csv"))

@@ -43,8 +43,10 @@ def searcher(space="lineages", pace="generational", population=12, **changes):
 
 
 def test_with_a_factor_of_one_nothing_is_there_of_it(landscape):
-    plain = ALGORITHMS["nsga2"].searcher(assignment("nsga2"))
+    plain = ALGORITHMS["nsga2"].searcher(assignment("nsga2", {"prescreening": {"factor": 1}}))
     assert type(plain) is NsgaSearcher
+    assert type(ALGORITHMS["nsga2"].searcher(assignment("nsga2"))) is PrescreeningNsga
+    assert type(ALGORITHMS["nsga2"].searcher(assignment("nsga2", pace="steady-state"))) is NsgaSearcher
     made = ALGORITHMS["nsga3"].searcher(assignment("nsga3", {"prescreening": {"factor": 2}}))
     assert type(made) is PrescreeningNsga
     with pytest.raises(ValueError, match="generator, prescreening: expected one of them, got both"):
@@ -118,6 +120,31 @@ def test_a_broken_run_goes_on_as_an_unbroken_one_and_learns_nothing_for_what_it_
             else:
                 broken.tell(proposal, evaluation)
     assert driven(unbroken, landscape, 12, out) == driven(broken, landscape, 12, out)
+
+
+def test_what_others_have_found_is_to_be_improved_upon_by_what_is_bred_after_it_came(landscape):
+    best = Cast(Prune(Expert("code"), 0.5), "float32")
+    scores = {task: tuple(1.0 for _ in row) for task, row in landscape(best).scores.items()}
+    guest = replace(landscape(best), scores=scores, sparsity=0.5)
+
+    def found(comes, known=()):
+        """Ask for 36, or recall some that are known; the guest comes after so many."""
+        made = searcher(explore=0.0)
+        for number in range(36):
+            if number == comes:
+                made.host(guest)
+            proposal = made.recall(known[number].vector) if number < len(known) else made.ask(1)[0]
+            made.tell(proposal, landscape(proposal.recipe))
+            yield proposal
+
+    def gains(proposals):
+        return [proposal.numbers[GAIN] for proposal in proposals]
+
+    alone, early, late = ([*found(comes)] for comes in (None, 12, 15))
+    assert max(gains(early[12:24])) < 1e-3 < max(gains(alone[12:24]))
+    assert late[:24] == alone[:24], "what was bred before it came was chosen without it"
+    assert max(gains(late[24:])) < 1e-3 < max(gains(alone[24:]))
+    assert [*found(15, late[:18])][18:] == late[18:], "also by who goes on in the middle of what was bred"
 
 
 def test_what_it_cannot_have_asked_for_is_not_recalled(landscape):

@@ -61,7 +61,15 @@ STEADY = {
         GeneratingNsga, generator=Generator(share=0.5, adaptive=True, after=1, steps=3, widths=[8])
     ),
 }
-BY_GENERATION = ["nsga2, merge methods by credit", "adaptive", "generator", "cma-es", "evogm", "one-shot"]
+BY_GENERATION = [
+    "nsga2 pre-screened",
+    "nsga2, merge methods by credit",
+    "adaptive",
+    "generator",
+    "cma-es",
+    "evogm",
+    "one-shot",
+]
 
 
 def pooled(crew):
