@@ -320,4 +320,4 @@ def test_learning_says_what_it_needs_and_ranking_by_signals_does_not(there, monk
         monkeypatch.setitem(sys.modules, name, None)
     said = refused("predict", "c.yaml", "--learn", "four-pairs")
     assert "scikit-learn, which is not installed: pip install scikit-learn" in said
-    assert not predicted("c.yaml")["trained"]
+    assert not predicted("c.yaml", "--set", "search.prescreening.factor=1")["trained"]
