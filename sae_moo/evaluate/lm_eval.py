@@ -81,21 +81,26 @@ def loaded(
     several = [] if place is None else _naming(name, Path(place))
     if len(several) > 1:
         raise InputError(f"task {called}: {name} is named by several YAMLs: {', '.join(map(str, several))}")
+    unreadable: list[str] = []
     try:
         state = _state(place)
         manager = _manager(place, state)
         if name not in manager.task_index:
+            unreadable = [*_unreadable(include)]
+            if unreadable and include is not None and include.is_file():
+                raise InputError(f"task {called}: {name}: {unreadable[0]}")  # no task of the harness is meant
             manager = _manager(place, state, defaults=True)
+    except InputError:
+        raise
     except Exception as error:  # whatever its files make the harness raise
         raise InputError(f"task {called}: the YAMLs of {place} cannot be read: {reason(error)}") from error
     if name not in manager.task_index:
         where = f" or {include}" if include is not None else ""
-        unreadable = "".join(f"; {each}" for each in _unreadable(include))
         # thousands: those come first that have the most letters where the name has them
         known = sorted(map(str, manager.task_index), key=lambda each: -sum(map(str.__eq__, each, name)))
         raise InputError(
             f"task {called}: neither built in nor a task or group of the harness{where}: {name!r}"
-            f"{nearest(name, known)}{unreadable}"
+            f"{nearest(name, known)}{''.join(f'; {each}' for each in unreadable)}"
         )
     try:
         with cached_by_content():
