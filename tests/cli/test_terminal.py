@@ -61,7 +61,7 @@ def running(program: str) -> Iterator[tuple[subprocess.Popen, int]]:
         stdout=end,
         stderr=end,
         stdin=end,
-        env={**os.environ, "TERM": "xterm"},
+        env={key: os.environ[key] for key in os.environ if key not in ("COLUMNS", "LINES")} | {"TERM": "xterm"},
         process_group=0,
     )
     os.close(end)

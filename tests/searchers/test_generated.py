@@ -35,7 +35,7 @@ def searcher(space, population=8, **changes):
 
 
 def test_without_a_share_nothing_is_there_of_it(landscape):
-    plain = ALGORITHMS["nsga2"].searcher(assignment("nsga2"))
+    plain = ALGORITHMS["nsga2"].searcher(assignment("nsga2", {"prescreening": {"factor": 1}}))
     assert type(plain) is NsgaSearcher
     assert type(ALGORITHMS["nsga3"].searcher(assignment("nsga3", {"generator": {"share": 0.1}}))) is GeneratingNsga
     assert not any(proposal.vector for proposal, _ in drive(plain, landscape, 40))
