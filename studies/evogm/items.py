@@ -5,7 +5,8 @@
     python items.py elsewhere/evogm/data/swarm_eval           # into data/, beside paper.yaml
 
 Their files hold a `dev` and a `test` split each; the search takes `dev`. Items with choices become a prompt that ends
-before a letter, and the letters; items without become a prompt and what its answer must contain.
+before a letter, and the letters; items without become a prompt and what its answer must contain. `mmlu_abstain` has the
+items of `mmlu`. An example of how to answer is that of their configuration, where it has one, else that of the file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 CHOICES = ("mmlu", "mmlu_pro", "hellaswag", "knowledge_crosswords", "truthfulqa")
 WRITTEN = ("gsm8k", "nlgraph")
@@ -37,6 +40,12 @@ def with_choices(item: Mapping[str, Any], before: str) -> dict[str, Any]:
     }
 
 
+def configured(path: Path) -> dict[str, str]:
+    """Return the examples of how to answer that their configuration has, by task; none where there is no such file."""
+    tasks = yaml.safe_load(path.read_text("utf-8"))["tasks"] if path.is_file() else []
+    return {task["name"]: task["icl_prompt"] for task in tasks if task.get("icl_prompt")}
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -46,11 +55,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    examples = configured(options.source.resolve().parents[1] / "config/taskpool/qwen_eval.yaml")
     for task in (*CHOICES, *WRITTEN):
         whole = json.loads((options.source / f"{task}.json").read_text("utf-8"))
         before = ASKED.get(task, ASKED_ELSE)
-        if whole.get("icl_prompt"):  # an example of how to answer
-            before = f"{whole['icl_prompt']}\n{before}"
+        example = examples.get(task) or whole.get("icl_prompt")
+        if example:
+            before = f"{example}\n{before}"
         for split in ("dev", "test"):
             rows = [
                 with_choices(item, before)
