@@ -24,9 +24,9 @@ Array = NDArray[np.float64]
 class Generators:
     """G, which turns losers into winners, and in the mode ``dual`` R, which turns winners into losers.
 
-    Both are perceptrons with ReLU between their layers and tanh at the end, so that they map to (-1, 1). What they
-    make of vectors depends on settings, seeds and the histories that they were trained on, in order, and on the machine
-    by rounding.
+    Both are perceptrons with ReLU between their layers and tanh at the end, so that they map to (-1, 1). Layers of both
+    are stacked and computed at once. What they make of vectors depends on settings, seeds and the histories that they
+    were trained on, in order, and on the machine by rounding.
 
     Args:
         dim: number of coordinates.
@@ -39,9 +39,9 @@ class Generators:
         random = _random(seed)
         sizes = (dim, *settings.widths, dim)
         with _by_itself():
-            self._forth = _layers(sizes, random)
-            self._back = _layers(sizes, random) if settings.mode == "dual" else []
-            self._adam = torch.optim.Adam([*self._forth, *self._back], lr=settings.rate)
+            networks = [_layers(sizes, random) for _ in range(2 if settings.mode == "dual" else 1)]
+            self._layers = [torch.stack(layer).requires_grad_() for layer in zip(*networks, strict=True)]
+            self._adam = torch.optim.Adam(self._layers, lr=settings.rate, fused=True)
 
     def train(self, winners: Array, losers: Array, seed: Sequence[int]) -> dict[str, float]:
         """Train on a history, on top of earlier trainings.
@@ -67,13 +67,12 @@ class Generators:
             count = min(len(losers), len(winners), s.rows or len(losers))
             for _ in range(s.steps):
                 losing, winning = (_drawn(len(side), count, random) for side in every)
-                loser, winner = every[0][losing], every[1][winning]
-                won = _through(self._forth, loser)
-                pull = F.mse_loss(won, targets[losing])
+                given = torch.stack([every[0][losing], every[1][winning]])  # what G turns, and what R turns
+                there = _through(self._layers, given[: len(self._layers[0])])
+                pull = F.mse_loss(there[0], targets[losing])
                 loss, losses = s.pull * pull, {PULL: pull}
-                if self._back:
-                    again = F.mse_loss(_through(self._back, won), loser)
-                    again = again + F.mse_loss(_through(self._forth, _through(self._back, winner)), winner)
+                if s.mode == "dual":
+                    again = 2.0 * F.mse_loss(_through(self._layers, there.flip(0)), given.flip(0))  # a mean of two
                     loss, losses = loss + s.cycle * again, {CYCLE: again, **losses}
                 self._adam.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -83,26 +82,28 @@ class Generators:
     def __call__(self, x: Array) -> Array:
         """Return what G makes of vectors, shape (any, dim), in [-1, 1]."""
         with _by_itself(), torch.no_grad():
-            made = _through(self._forth, torch.from_numpy(x.astype(np.float32)))
+            made = _through([layer[:1] for layer in self._layers], torch.from_numpy(x.astype(np.float32))[None])[0]
         return np.clip(made.numpy().astype(np.float64), -1.0, 1.0)
 
 
 def _layers(sizes: Sequence[int], random: torch.Generator) -> list[Tensor]:
-    """Return the weight and bias of each layer, drawn as `torch.nn.Linear` draws its own."""
+    """Return each layer's weights, shape (into, out), and bias, (1, out), drawn as `torch.nn.Linear` draws its own."""
     layers = []
     for into, out in pairwise(sizes):
         bound = into**-0.5
-        for shape in ((out, into), (out,)):
-            drawn = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=random)
-            layers.append(drawn.requires_grad_())
+        weight, bias = (
+            torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=random)
+            for shape in ((out, into), (1, out))
+        )
+        layers += [weight.T.contiguous(), bias]
     return layers
 
 
 def _through(layers: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Return what a perceptron makes of rows."""
+    """Return what perceptrons make of rows, each of its own: shape (networks, rows, dim)."""
     for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
-        x = F.relu(F.linear(x, weight, bias))
-    return torch.tanh(F.linear(x, layers[-2], layers[-1]))
+        x = F.relu(torch.baddbmm(bias, x, weight))
+    return torch.tanh(torch.baddbmm(layers[-1], x, layers[-2]))
 
 
 def _drawn(size: int, count: int, random: torch.Generator) -> Tensor | slice:

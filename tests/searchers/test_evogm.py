@@ -182,10 +182,48 @@ def test_losers_are_drawn_to_the_centre_of_the_winners_or_to_the_nearest_of_them
 @pytest.mark.parametrize(("rows", "seen"), [(None, 4), (2, 2), (9, 4)])
 def test_a_step_sees_as_many_winners_as_losers_and_no_more_than_it_may(monkeypatch, rows, seen):
     x, sizes, through = np.random.default_rng(0).uniform(-1, 1, (12, 3)), set(), generators._through
-    monkeypatch.setattr(generators, "_through", lambda layers, u: sizes.add(len(u)) or through(layers, u))
+    monkeypatch.setattr(generators, "_through", lambda layers, u: sizes.add(u.shape[1]) or through(layers, u))
     for winners, losers in ((x[:4], x[4:]), (x[4:], x[:4])):
         Generators(3, Training(steps=3, widths=[4], rows=rows), (0,)).train(winners, losers, (1,))
     assert sizes == {seen}
+
+
+@pytest.mark.parametrize("mode", ["dual", "single"])
+def test_stacked_networks_learn_what_two_plain_ones_do(mode):
+    """The losses of the paper, written over two modules of torch with its plain Adam, from the same weights."""
+    settings = Training(mode=mode, steps=25, widths=[8, 6], rate=3e-3, cycle=7.0, pull=2.0)
+    rng = np.random.default_rng(0)
+    winners, losers = rng.uniform(-1, 1, (4, 3)), rng.uniform(-1, 1, (4, 3))
+    learned = Generators(3, settings, (0,))
+    nets = []
+    for network in range(len(learned._layers[0])):
+        layers = []
+        for weight, bias in zip(learned._layers[::2], learned._layers[1::2], strict=True):
+            layers.append(torch.nn.Linear(*weight.shape[1:]))
+            with torch.no_grad():
+                layers[-1].weight.copy_(weight[network].T)
+                layers[-1].bias.copy_(bias[network, 0])
+        nets.append(
+            torch.nn.Sequential(
+                *(each for layer in layers[:-1] for each in (layer, torch.nn.ReLU())), layers[-1], torch.nn.Tanh()
+            )
+        )
+    won, lost = (torch.tensor(side, dtype=torch.float32) for side in (winners, losers))
+    adam = torch.optim.Adam([each for net in nets for each in net.parameters()], lr=settings.rate)
+    for _ in range(settings.steps):
+        mse = torch.nn.functional.mse_loss
+        losses = {"pull loss": mse(nets[0](lost), won.mean(dim=0).expand_as(lost))}
+        if mode == "dual":
+            forth, back = nets
+            losses["cycle loss"] = mse(back(forth(lost)), lost) + mse(forth(back(won)), won)
+        adam.zero_grad()
+        (2.0 * losses["pull loss"] + 7.0 * losses.get("cycle loss", 0.0)).backward()
+        adam.step()
+    told = learned.train(winners, losers, (1,))
+    assert told == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
+    x = rng.uniform(-1, 1, (5, 3))
+    expected = nets[0](torch.tensor(x, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(learned(x), expected, atol=1e-4)
 
 
 def test_the_way_there_and_back_is_learned_and_keeps_losers_apart():
