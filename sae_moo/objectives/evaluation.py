@@ -90,6 +90,7 @@ class Evaluation:
     speed: float | None = None
     tokens: int | None = None
     screened: Screened | None = None
+    _means: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scores: dict[str, tuple[float, ...]] = {}
@@ -119,11 +120,18 @@ class Evaluation:
 
     def mean(self, task: str) -> float:
         """Return the mean score of a task, in [0, 1]."""
-        return mean(self.scores[task])
+        return self._told(task)[0]
 
     def stderr(self, task: str) -> float:
         """Return the standard error of a task's mean score; NaN with a single instance."""
-        return stderr(self.scores[task])
+        return self._told(task)[1]
+
+    def _told(self, task: str) -> tuple[float, float]:
+        """Return the mean score of a task and its standard error, which many ask for."""
+        if task not in self._means:
+            row = np.array(self.scores[task])
+            self._means[task] = mean(row), stderr(row)
+        return self._means[task]
 
 
 class Objective(ABC):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = ("search", "test")
+ZERO = np.uint8(ord("0"))
 Scores: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Task name -> score per instance."""
 
@@ -75,9 +76,14 @@ def optimism(search: Score, test: Score) -> Optimism:
 
 def packed(row: Sequence[float]) -> str | list[float]:
     """Write scores that are all 0 or 1 as a text of digits, others as they are."""
-    return "".join(str(int(score)) for score in row) if all(score in (0.0, 1.0) for score in row) else list(row)
+    scores = np.asarray(row, dtype=np.float64)
+    if not ((scores == 0.0) | (scores == 1.0)).all():
+        return list(row)
+    return (scores.astype(np.uint8) + ZERO).tobytes().decode("ascii")
 
 
 def unpacked(row: str | Sequence[float]) -> tuple[float, ...]:
     """Return what `packed` was given."""
-    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - 48.0).tolist()) if isinstance(row, str) else tuple(row)
+    if not isinstance(row, str):
+        return tuple(row)
+    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - float(ZERO)).tolist())

@@ -287,13 +287,9 @@ class Repair(Recipe):
 
 def children(node: Recipe) -> tuple[Recipe, ...]:
     """Return the inputs of a node, in order; an expert has none."""
-    match node:
-        case Merge():
-            return node.inputs
-        case Prune() | Repair() | Cast():
-            return (node.input,)
-        case _:
-            return ()
+    if isinstance(node, Expert):
+        return ()
+    return node.inputs if isinstance(node, Merge) else (node.input,)  # type: ignore[attr-defined]  # all others have one
 
 
 def walk(recipe: Recipe, stop: Collection[Recipe] = ()) -> Iterator[Recipe]:
@@ -309,12 +305,13 @@ def walk(recipe: Recipe, stop: Collection[Recipe] = ()) -> Iterator[Recipe]:
         node, expanded = stack.pop()
         if node.key in done:
             continue
-        if expanded or node in stop:
+        below = () if expanded or node in stop else children(node)
+        if not below:
             done.add(node.key)
             yield node
             continue
         stack.append((node, True))
-        stack.extend((child, False) for child in reversed(children(node)) if child.key not in done)
+        stack.extend([(child, False) for child in reversed(below) if child.key not in done])
 
 
 def experts_of(recipe: Recipe) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def numbers(values: Any, where: str) -> Any:
         entries = list(values)
     except TypeError:
         raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}") from None
-    if entries and all(isinstance(entry, (list, tuple)) or hasattr(entry, "__len__") for entry in entries):
+    if entries and all(hasattr(kind, "__len__") for kind in set(map(type, entries))):
         return tuple(_row(row, where) for row in entries)
     return _row(entries, where)
 

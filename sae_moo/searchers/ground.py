@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +115,11 @@ class Ground:
 
     def summed(self, method: str, weights: Array, settings: tuple[tuple[str, Scalar], ...] = ()) -> Recipe:
         """Return a merge of all experts by a method that adds task vectors, not yet a candidate; see above."""
-        return Merge(method, tuple(Expert(name) for name in self.experts), self.weights(weights), settings)
+        return Merge(method, _experts(self.experts), self.weights(weights), settings)
 
     def weights(self, rows: Array) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
         """Return the weights of a `Merge` from an array of shape (rows, inputs)."""
-        written = tuple(tuple(float(value) for value in row) for row in np.round(rows, DIGITS))
+        written = tuple(map(tuple, np.round(rows, DIGITS).tolist()))
         return written if self.granularity == "block" else written[0]
 
     def pruned(self, recipe: Recipe, sparsity: Array) -> Recipe:
@@ -134,7 +135,7 @@ class Ground:
         asked = np.round(np.clip(sparsity, 0.0, self.most), DIGITS)
         if not asked[list(self.prunable)].any():
             return recipe
-        rows = tuple(float(value) if here else 0.0 for value, here in zip(asked, self.prunable, strict=True))
+        rows = tuple(np.where(self.prunable, asked, 0.0).tolist())
         if self.one_ratio:
             rows = (round(float(asked[list(self.prunable)].mean()), DIGITS),)
         return self._pruned(recipe, rows, self.one_ratio)
@@ -179,7 +180,7 @@ class Ground:
         seeded with zeros would breed zeros.
         """
         count = len(self.experts)
-        average = Merge("linear", tuple(Expert(name) for name in self.experts), (1.0 / count,) * count)
+        average = Merge("linear", _experts(self.experts), (1.0 / count,) * count)
         named = [("expert", self.expert(name)) for name in (*self.experts, BASE)]
         named.append((AVERAGE, self.candidate(average)))
         ones = np.ones((self.rows, count))
@@ -241,3 +242,9 @@ class Ground:
             return np.tile(rng.uniform(0.0, 1.2, count), (self.rows, 1))
         level = rng.uniform(0.0, 1.2, count)
         return np.clip(level + rng.normal(0.0, 0.2, (self.rows, count)), 0.0, 1.5)
+
+
+@lru_cache(maxsize=64)
+def _experts(names: tuple[str, ...]) -> tuple[Recipe, ...]:
+    """Return the recipes of experts as they are, which every candidate is made of."""
+    return tuple(map(Expert, names))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.core.individual import Individual
 from pymoo.core.population import Population
@@ -37,6 +36,7 @@ from sae_moo.searchers.ratio import AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Pace, Proposal, check_first
 from sae_moo.searchers.space import LineageSpace, Space
+from sae_moo.searchers.survival import QuickNSGA2
 
 PROPOSAL = "proposal"  # key of what was asked for
 
@@ -108,7 +108,7 @@ class NsgaSearcher:
         if directions:
             self._algorithm = NSGA3(ref_dirs=reference_directions(len(objectives), population), **given)
         else:
-            self._algorithm = NSGA2(**given)
+            self._algorithm = QuickNSGA2(**given)
         self._algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
         self._first = True
         self._waiting: deque[Individual] = deque()  # born, not yet asked for

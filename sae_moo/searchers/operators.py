@@ -38,6 +38,7 @@ from sae_moo.searchers.structure import Structure, Structures, built, structure_
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
+ARRAYS = "arrays"  # key of an individual's scores per instance and sparsities per group, as arrays
 ALTERNATIVES = "alternatives"  # key of other allocations of an individual's budget
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
 OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
@@ -144,7 +145,7 @@ class AttractionMating(Selection):  # type: ignore[misc]
     The tournament compares constraint violation, then rank, then crowding, then tosses a coin. The second parent is
     drawn in proportion to its attraction on per-instance scores (`fitness.attraction`), by total score when nobody
     complements the first. With probability `founders` it is an original expert, so that lost material can come back.
-    Every parent's local SAE score is noted on it for the crossover. Failed evaluations are no parents.
+    The parents' local SAE scores are noted on them for the crossover. Failed evaluations are no parents.
 
     Args:
         ablation: `founders`; and `attraction`, without which the second parent is drawn by a second tournament.
@@ -168,18 +169,16 @@ class AttractionMating(Selection):  # type: ignore[misc]
         if n_parents != 2:
             raise ValueError(f"AttractionMating: expected a crossover of 2 parents, got {n_parents}")
         rng = _required(random_state)
-        usable = [individual for individual in pop if individual.get(EVALUATION).ok]
+        usable = [individual for individual in pop if individual.data[EVALUATION].ok]
         if not usable:
             raise ValueError("AttractionMating: expected at least one candidate whose evaluation did not fail")
         founders = _founders(usable, algorithm)
         everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
-        scores = np.stack([fitness.instances(individual.get(EVALUATION)) for individual in everyone])
-        sparsity = np.array([individual.get(EVALUATION).group_sparsity for individual in everyone])
-        weight = fitness.instance_weights(everyone[0].get(EVALUATION))
-        for individual, total in zip(everyone, fitness.total(scores, sparsity, weight), strict=True):
-            individual.set(TOTAL, total)
+        scores, sparsity = (np.stack(rows) for rows in zip(*map(_arrays, everyone), strict=True))
+        weight = fitness.instance_weights(everyone[0].data[EVALUATION])
+        totals = dict(zip(map(id, everyone), fitness.total(scores, sparsity, weight), strict=True))
         scores = scores[: len(usable)]
-        overall = fitness.total(scores, np.array([each.get(EVALUATION).sparsity for each in usable]), weight)
+        overall = fitness.total(scores, np.array([each.data[EVALUATION].sparsity for each in usable]), weight)
         pairs = np.empty((n_select, 2), dtype=object)
         for pair in pairs:
             first = _tournament(usable, rng)
@@ -192,6 +191,8 @@ class AttractionMating(Selection):  # type: ignore[misc]
                 pair[1] = usable[int(rng.choice(len(usable), p=pull / pull.sum()))]
             else:
                 pair[1] = usable[_tournament(usable, rng)]
+            for parent in pair:
+                parent.data[TOTAL] = totals[id(parent)]
         return pairs
 
 
@@ -454,6 +455,15 @@ class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
         return is_duplicate
 
 
+def _arrays(individual: Individual) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return an individual's scores, shape (instances,), and sparsities, shape (groups,), which it keeps."""
+    found: tuple[NDArray[np.float64], NDArray[np.float64]] | None = individual.data.get(ARRAYS)
+    if found is None:
+        evaluation = individual.data[EVALUATION]
+        found = individual.data[ARRAYS] = fitness.instances(evaluation), np.array(evaluation.group_sparsity)
+    return found
+
+
 def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
     """Return the original experts as first evaluated, remembered in the algorithm's own data."""
     data: dict[str, Any] = {} if algorithm is None else algorithm.data
@@ -466,7 +476,8 @@ def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
 
 def _tournament(pop: list[Individual], rng: Rng) -> int:
     a, b = (int(i) for i in rng.integers(len(pop), size=2))
-    key = {i: (float(pop[i].CV[0]), pop[i].get("rank") or 0, -(pop[i].get("crowding") or 0.0)) for i in (a, b)}
+    of = {i: pop[i].data for i in (a, b)}
+    key = {i: (float(pop[i].CV[0]), of[i].get("rank") or 0, -(of[i].get("crowding") or 0.0)) for i in (a, b)}
     if key[a] == key[b]:
         return a if rng.random() < 0.5 else b
     return min(a, b, key=lambda i: key[i])

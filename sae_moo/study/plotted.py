@@ -35,6 +35,13 @@ class Plotted:
         self._groups = tuple(groups)
         self._tensors = tuple(tensors)
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
+        self._blocks = [i for i, group in enumerate(groups) if in_block(group)]
+        self._ranges: dict[str, NDArray[np.int64]] = {}  # what a range is called -> its blocks
+        count = min(BLOCK_RANGES, len(self._blocks))
+        for part in np.array_split(np.array(self._blocks), count) if count else ():
+            first, last = int(part[0]), int(part[-1])
+            label = groups[first] if first == last else f"{groups[first]}-{last - self._blocks[0]}"
+            self._ranges[f"sparsity {label}"] = part
 
     def of(self, proposal: Proposal) -> dict[str, float]:
         """Return the numbers of a proposal; of one with alternatives, those that all of them have."""
@@ -45,13 +52,9 @@ class Plotted:
 
     def levels(self, recipe: Recipe) -> dict[str, float]:
         """Return the sparsity that a candidate asks for, by ranges of blocks."""
-        params, asked = {}, _asked_sparsity(recipe, len(self._groups), self._tensors)
-        blocks = [i for i, group in enumerate(self._groups) if in_block(group)]
-        for part in np.array_split(np.array(blocks), min(BLOCK_RANGES, len(blocks))):
-            first, last = int(part[0]), int(part[-1])
-            label = self._groups[first] if first == last else f"{self._groups[first]}-{last - int(blocks[0])}"
-            params[f"sparsity {label}"] = round(float(asked[part].mean()), 4)
-        return params | _whole(recipe, blocks, len(self._groups))
+        asked = _asked_sparsity(recipe, len(self._groups), self._tensors)
+        params = {label: round(float(asked[part].mean()), 4) for label, part in self._ranges.items()}
+        return params | _whole(recipe, self._blocks, len(self._groups))
 
 
 def _asked_sparsity(recipe: Recipe, groups: int, tensors: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
