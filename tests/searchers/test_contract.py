@@ -15,6 +15,7 @@ from sae_moo.testing.searchers import GROUND, SearcherContract
 THREE = (TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity())
 BOTH = {"accuracy": 1.0, "sparsity": 0.5}
 SLOW = ("optuna:GPSampler",)  # a second a candidate: few candidates, of few numbers each
+LONG = ("optuna:TPESampler",)  # what a candidate takes grows with those before it
 SMALL = {"steps": 20, "widths": [32], "rate": 3e-3}  # networks that learn something in no time
 LEARNED = {"evogm": {"evogm": SMALL}}
 KNOWN = 1 + len(GROUND.experts)  # a round begins at models that are known
@@ -28,6 +29,8 @@ class TestEveryAlgorithm(SearcherContract):
         if algorithm in SLOW:
             self.evaluations, self.population = 11, 5  # it draws its first ten
             self.changes = {"ground": replace(GROUND, granularity="model")}
+        if algorithm in LONG:
+            self.evaluations = 30
         if algorithm in LEARNED:
             self.settings, self.repeats = LEARNED[algorithm], KNOWN
 
