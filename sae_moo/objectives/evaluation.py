@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,7 +91,7 @@ class Evaluation:
     speed: float | None = None
     tokens: int | None = None
     screened: Screened | None = None
-    _means: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scores: dict[str, tuple[float, ...]] = {}
@@ -102,6 +103,12 @@ class Evaluation:
         object.__setattr__(self, "scores", scores)
         if self.speed is not None and not 0.0 < self.speed < math.inf:
             raise ValueError(f"speed: expected a finite number above 0, got {self.speed}")
+
+    def with_recipe(self, recipe: Recipe) -> Evaluation:
+        """Return a copy that names another recipe; its scores are not checked again, and both share them."""
+        other = copy(self)
+        object.__setattr__(other, "recipe", recipe)
+        return other
 
     @property
     def ok(self) -> bool:
@@ -120,18 +127,18 @@ class Evaluation:
 
     def mean(self, task: str) -> float:
         """Return the mean score of a task, in [0, 1]."""
-        return self._told(task)[0]
+        return self._statistics(task)[0]
 
     def stderr(self, task: str) -> float:
         """Return the standard error of a task's mean score; NaN with a single instance."""
-        return self._told(task)[1]
+        return self._statistics(task)[1]
 
-    def _told(self, task: str) -> tuple[float, float]:
-        """Return the mean score of a task and its standard error, which many ask for."""
-        if task not in self._means:
+    def _statistics(self, task: str) -> tuple[float, float]:
+        """Return the mean score of a task and its standard error, which many ask for: they are found once."""
+        if task not in self._found:
             row = np.array(self.scores[task])
-            self._means[task] = mean(row), stderr(row)
-        return self._means[task]
+            self._found[task] = mean(row), stderr(row)
+        return self._found[task]
 
 
 class Objective(ABC):

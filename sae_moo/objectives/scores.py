@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = ("search", "test")
-ZERO = np.uint8(ord("0"))
+DIGIT_ZERO = np.uint8(ord("0"))
 Scores: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Task name -> score per instance."""
 
@@ -79,11 +79,11 @@ def packed(row: Sequence[float]) -> str | list[float]:
     scores = np.asarray(row, dtype=np.float64)
     if not ((scores == 0.0) | (scores == 1.0)).all():
         return list(row)
-    return (scores.astype(np.uint8) + ZERO).tobytes().decode("ascii")
+    return (scores.astype(np.uint8) + DIGIT_ZERO).tobytes().decode("ascii")
 
 
 def unpacked(row: str | Sequence[float]) -> tuple[float, ...]:
     """Return what `packed` was given."""
     if not isinstance(row, str):
         return tuple(row)
-    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - float(ZERO)).tolist())
+    return tuple((np.frombuffer(row.encode("ascii"), np.uint8) - float(DIGIT_ZERO)).tolist())

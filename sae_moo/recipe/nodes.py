@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -329,12 +329,16 @@ def guests_of(recipe: Recipe, stop: Collection[Recipe] = ()) -> dict[str, Guest]
     Raises:
         InputError: if one is not installed.
     """
+    return _guests(node for node in walk(recipe, stop=stop) if node not in stop)
+
+
+def _guests(nodes: Iterable[Recipe]) -> dict[str, Guest]:
     guests: dict[str, Guest] = {}
-    for node in walk(recipe, stop=stop):
+    for node in nodes:
         row: Row | None = None
-        if isinstance(node, Merge) and SEPARATOR in node.method and node not in stop:
+        if isinstance(node, Merge) and SEPARATOR in node.method:
             row = METHODS.find(node.method)
-        elif isinstance(node, Prune) and SEPARATOR in node.criterion and node not in stop:
+        elif isinstance(node, Prune) and SEPARATOR in node.criterion:
             row = CRITERIA.find(node.criterion)
         if row is not None and row.guest is not None:
             guests[row.name] = row.guest
@@ -357,13 +361,14 @@ def digest(recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
     Raises:
         InputError: if the recipe names an expert without a fingerprint, or uses a package that is not installed.
     """
-    names = sorted({*experts_of(recipe), *({BASE} & set(fingerprints))})
+    nodes = tuple(walk(recipe))
+    names = sorted({*(node.name for node in nodes if isinstance(node, Expert)), *({BASE} & set(fingerprints))})
     missing = [name for name in names if name not in fingerprints]
     if missing:
         known = ", ".join(sorted(fingerprints))
         raise InputError(f"the recipe names {', '.join(map(repr, missing))}, but the experts at hand are: {known}")
     bound: list[Any] = [SCHEMA, recipe.key, [[name, fingerprints[name]] for name in names]]
-    guests = guests_of(recipe)
+    guests = _guests(nodes)
     if guests:
         bound.append([[name, str(guest)] for name, guest in guests.items()])
     return hashlib.sha256(dumps(bound).encode()).hexdigest()
@@ -384,16 +389,18 @@ def encode(recipe: Recipe, known: Mapping[Recipe, str] | None = None) -> dict[st
     known = {} if known is None else known
     index: dict[str, int] = {}
     nodes: list[dict[str, Any]] = []
+    own: list[Recipe] = []
     for node in walk(recipe, stop=known):
         index[node.key] = len(nodes)
         if node in known:
             nodes.append({"node": "ref", "digest": known[node]})
         else:
+            own.append(node)
             nodes.append(_own(node) | {"inputs": [index[child.key] for child in children(node)]})
     for written in nodes:
         if not written.get("inputs", True):
             del written["inputs"]
-    guests = {name: str(guest) for name, guest in guests_of(recipe, stop=known).items()}
+    guests = {name: str(guest) for name, guest in _guests(own).items()}
     return {"schema": SCHEMA, "nodes": nodes} | ({"guests": guests} if guests else {})
 
 

@@ -38,7 +38,7 @@ from sae_moo.searchers.structure import Structure, Structures, built, structure_
 Rng = np.random.Generator
 ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
 TOTAL = "total"  # key of an individual's local SAE score per group
-ARRAYS = "arrays"  # key of an individual's scores per instance and sparsities per group, as arrays
+ARRAYS = "arrays"  # key of an individual's evaluation with its scores and sparsities as arrays
 ALTERNATIVES = "alternatives"  # key of other allocations of an individual's budget
 FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
 OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
@@ -457,11 +457,13 @@ class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
 
 def _arrays(individual: Individual) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return an individual's scores, shape (instances,), and sparsities, shape (groups,), which it keeps."""
-    found: tuple[NDArray[np.float64], NDArray[np.float64]] | None = individual.data.get(ARRAYS)
-    if found is None:
-        evaluation = individual.data[EVALUATION]
-        found = individual.data[ARRAYS] = fitness.instances(evaluation), np.array(evaluation.group_sparsity)
-    return found
+    evaluation = individual.data[EVALUATION]
+    known = individual.data.get(ARRAYS)
+    if known is None or known[0] is not evaluation:
+        found = fitness.instances(evaluation), np.array(evaluation.group_sparsity)
+        known = individual.data[ARRAYS] = evaluation, found
+    arrays: tuple[NDArray[np.float64], NDArray[np.float64]] = known[1]
+    return arrays
 
 
 def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
@@ -476,8 +478,8 @@ def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
 
 def _tournament(pop: list[Individual], rng: Rng) -> int:
     a, b = (int(i) for i in rng.integers(len(pop), size=2))
-    of = {i: pop[i].data for i in (a, b)}
-    key = {i: (float(pop[i].CV[0]), of[i].get("rank") or 0, -(of[i].get("crowding") or 0.0)) for i in (a, b)}
+    data = {i: pop[i].data for i in (a, b)}
+    key = {i: (float(pop[i].CV[0]), data[i].get("rank") or 0, -(data[i].get("crowding") or 0.0)) for i in (a, b)}
     if key[a] == key[b]:
         return a if rng.random() < 0.5 else b
     return min(a, b, key=lambda i: key[i])

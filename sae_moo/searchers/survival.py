@@ -40,7 +40,7 @@ class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carr
 
 
 class QuickNSGA2(NSGA2):  # type: ignore[misc]
-    """NSGA-II that does not look for its best after every evaluation: the front is `objectives.front`."""
+    """NSGA-II that does not look for its best after every evaluation: `opt` stays None; see `objectives.front`."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(survival=QuickRankAndCrowding(), **kwargs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
@@ -94,7 +94,7 @@ class DriverLine:
             for member in job.rivals.members:
                 new = known.evaluations.get(member.recipe) != member
                 known.evaluations[member.recipe] = member
-                members.append((known.written(member.recipe), replace(member, recipe=_LEFT_OUT) if new else None))
+                members.append((known.written(member.recipe), member.with_recipe(_LEFT_OUT) if new else None))
             rivals = _RivalsLetter(job.rivals.objectives, job.rivals.constraints, tuple(members))
         letter = _JobLetter(job.number, tuple(known.written(recipe) for recipe in job.recipes), rivals)
         return pickle.dumps(letter, pickle.HIGHEST_PROTOCOL)
@@ -102,7 +102,7 @@ class DriverLine:
     def read(self, letter: bytes) -> tuple[Answer, Mapping[str, int]]:
         """Return what a worker answered, and how many tokens it computes at once, by what is computed."""
         answer: _AnswerLetter = pickle.loads(letter)
-        evaluation = replace(answer.evaluation, recipe=self._known.read(answer.recipe))
+        evaluation = answer.evaluation.with_recipe(self._known.read(answer.recipe))
         self._known.evaluations[evaluation.recipe] = evaluation
         return Answer(answer.number, evaluation, answer.began), answer.batches
 
@@ -122,7 +122,7 @@ class WorkerLine:
             for written, evaluation in asked.rivals.members:
                 recipe = known.read(written)
                 if evaluation is not None:
-                    known.evaluations[recipe] = replace(evaluation, recipe=recipe)
+                    known.evaluations[recipe] = evaluation.with_recipe(recipe)
                 members.append(known.evaluations[recipe])
             rivals = Front(asked.rivals.objectives, asked.rivals.constraints, members)
         return Job(asked.number, tuple(known.read(written) for written in asked.recipes), rivals)
@@ -131,5 +131,5 @@ class WorkerLine:
         """Return what came of a job as a letter."""
         recipe = self._known.written(evaluation.recipe)
         self._known.evaluations[evaluation.recipe] = evaluation
-        letter = _AnswerLetter(number, recipe, replace(evaluation, recipe=_LEFT_OUT), began, dict(batches))
+        letter = _AnswerLetter(number, recipe, evaluation.with_recipe(_LEFT_OUT), began, dict(batches))
         return pickle.dumps(letter, pickle.HIGHEST_PROTOCOL)

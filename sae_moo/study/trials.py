@@ -60,7 +60,8 @@ class TrialStorage:
         self._fingerprints = dict(fingerprints)
         self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
         self._recipes: dict[str, Recipe] = {}
-        self._begun: dict[int, tuple[str, Recipe]] = {}  # running trials that were begun here: the text and its recipe
+        # running trials that were begun here: number -> Optuna's identity, the recipe's text, the recipe
+        self._begun: dict[int, tuple[int, str, Recipe]] = {}
 
     def records(self) -> list[TrialRecord]:
         """Return all trials in order of their numbers.
@@ -134,7 +135,7 @@ class TrialStorage:
         with reached(self._storage):
             identity = self._storage.create_new_trial(self._id, template_trial=template)
             number = int(self._storage.get_trial_number_from_id(identity))
-        self._begun[number] = written, proposal.recipe
+        self._begun[number] = identity, written, proposal.recipe
         return number
 
     def finish(
@@ -172,7 +173,7 @@ class TrialStorage:
         params: Mapping[str, float],
     ) -> Ended:
         evaluation = answer.evaluation
-        identity = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        identity = self._identity(number)
         trial = Trial(self.study, identity)
         attributes = _attributes(evaluation, told) | _whereabouts(answer)
         if repeats is not None:
@@ -193,7 +194,7 @@ class TrialStorage:
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
         failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
         self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
-        record = self._record(self._storage.get_trial(identity))
+        record = self._record(self._storage.get_trial(identity), evaluation)
         assert isinstance(record, Ended)
         self._begun.pop(number, None)
         return record
@@ -242,7 +243,19 @@ class TrialStorage:
         assert isinstance(adopted, Ended)
         return adopted
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
+    def _identity(self, number: int) -> int:
+        """Return what Optuna calls a trial."""
+        if number in self._begun:
+            return self._begun[number][0]
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._id, number))
+
+    def _record(self, trial: FrozenTrial, evaluation: Evaluation | None = None) -> TrialRecord:
+        """Read a trial.
+
+        Args:
+            trial: as Optuna has it.
+            evaluation: what was just written to it, kept in the place of its copy if they are equal; None: nothing.
+        """
         attrs = trial.user_attrs
         try:
             asked: dict[str, Any] = {
@@ -261,7 +274,7 @@ class TrialStorage:
                 raise TypeError("digest is text, generation a whole number")
             if not trial.state.is_finished():
                 return Running(**asked)
-            record = self._ended(trial, asked)
+            record = self._ended(trial, asked, evaluation)
         except OtherGuest as error:
             raise InputError(f"trial {trial.number}: {error}") from error
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -272,15 +285,17 @@ class TrialStorage:
 
     def _asked(self, number: int, written: str) -> Recipe:
         """Return the recipe that a text says; nobody needs to read what was written here just before."""
-        text, recipe = self._begun.get(number, ("", None))
+        _, text, recipe = self._begun.get(number, (0, "", None))
         return recipe if recipe is not None and text == written else decode(json.loads(written), self._recipes)
 
-    def _ended(self, trial: FrozenTrial, asked: Mapping[str, Any]) -> Ended:
+    def _ended(self, trial: FrozenTrial, asked: Mapping[str, Any], known: Evaluation | None) -> Ended:
         attrs, recipe, name = trial.user_attrs, asked["asked"], asked["asked_digest"]
         if "resolved" in attrs:
             recipe = decode(json.loads(attrs["resolved"]), self._recipes)
             name = digest(recipe, self._fingerprints)
         evaluation = _evaluation(recipe, attrs, trial.state)
+        if known == evaluation:
+            evaluation = known  # of which means and errors are known, too
         values, stderr = {}, {}
         if evaluation.ok:
             values = {o.name: float(value) for o, value in zip(self.objectives, trial.values, strict=True)}

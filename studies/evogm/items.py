@@ -6,7 +6,7 @@
 
 Their files hold a `dev` and a `test` split each; the search takes `dev`. Items with choices become a prompt that ends
 before a letter, and the letters; items without become a prompt and what its answer must contain. `mmlu_abstain` has the
-items of `mmlu`. An example of how to answer is that of their configuration, where it has one, else that of the file.
+items of `mmlu`. The example of how to answer (`WITH_EXAMPLE`) is that of their configuration, else that of the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+WITH_EXAMPLE = ("knowledge_crosswords",)  # whatever others have, theirs does not show it
 CHOICES = ("mmlu", "mmlu_pro", "hellaswag", "knowledge_crosswords", "truthfulqa")
 WRITTEN = ("gsm8k", "nlgraph")
 ASKED = {
@@ -59,8 +60,7 @@ def main() -> None:
     for task in (*CHOICES, *WRITTEN):
         whole = json.loads((options.source / f"{task}.json").read_text("utf-8"))
         before = ASKED.get(task, ASKED_ELSE)
-        example = examples.get(task) or whole.get("icl_prompt")
-        if example:
+        if task in WITH_EXAMPLE and (example := examples.get(task) or whole.get("icl_prompt")):
             before = f"{example}\n{before}"
         for split in ("dev", "test"):
             rows = [

@@ -74,6 +74,15 @@ def test_attraction_finds_the_complement():
     assert all(each.get("total") is not None for each in pop)
 
 
+def test_what_counts_is_the_evaluation_that_an_individual_has_now():
+    pop = Population.create(individual("math", (1.0, 0.0)), individual("code", (1.0, 0.0)))
+    mating = AttractionMating()
+    mating._do(None, pop, 1, 2, random_state=np.random.default_rng(0))
+    pop[1].set("evaluation", individual("code", (0.0, 1.0)).get("evaluation"))
+    pairs = mating._do(None, pop, 50, 2, random_state=np.random.default_rng(0))
+    assert all(first is not second for first, second in pairs), "they complement each other now"
+
+
 def test_failed_candidates_are_no_parents():
     pop = Population.create(individual("math"), individual("code", ok=False))
     pairs = AttractionMating()._do(None, pop, 50, 2, random_state=np.random.default_rng(0))

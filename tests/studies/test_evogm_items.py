@@ -37,9 +37,7 @@ def test_items_are_written_as_the_tasks_read_them(tmp_path, monkeypatch):
     assert {task["task"] for task in paper["tasks"]} == named.keys()
     assert len(written["mmlu.test.jsonl"]) == 2
     (asked,) = written["hellaswag.dev.jsonl"]
-    assert asked["prompt"].startswith(
-        "x\nPlease choose an option that best completes the sentence.\nQuestion: Which?\n"
-    )
+    assert asked["prompt"].startswith("Please choose an option that best completes the sentence.\nQuestion: Which?\n")
     assert asked["prompt"].endswith("\nA: one\nB: two\nThe answer is")
     assert asked["letters"][asked["label"]] == " B"
     assert written["gsm8k.dev.jsonl"] == [{"prompt": "1 + 1", "answer": "2"}]
@@ -67,7 +65,7 @@ def test_the_example_of_how_to_answer_is_that_of_the_configuration_before_that_o
     }
     expected = "configured\n\nQuestion: Which?" if configured else "of the file\nQuestion: Which?"
     assert prompts["knowledge_crosswords"].startswith(expected)
-    assert prompts["mmlu"].startswith("of the file\nPlease choose")
+    assert prompts["mmlu"].startswith("Please choose"), "whatever its file has"
 
 
 @pytest.mark.parametrize(
