@@ -15,6 +15,7 @@ from sae_moo.testing.searchers import GROUND, SearcherContract
 THREE = (TaskMean("a", ("a",)), TaskMean("b", ("b",)), Sparsity())
 BOTH = {"accuracy": 1.0, "sparsity": 0.5}
 SLOW = ("optuna:GPSampler",)  # a second a candidate: few candidates, of few numbers each
+SCREENED = ("nsga2",)  # by default; a form is of something else unless it says so
 LONG = ("optuna:TPESampler",)  # what a candidate takes grows with those before it
 SMALL = {"steps": 20, "widths": [32], "rate": 3e-3}  # networks that learn something in no time
 LEARNED = {"evogm": {"evogm": SMALL}}
@@ -24,7 +25,8 @@ KNOWN = 1 + len(GROUND.experts)  # a round begins at models that are known
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 class TestEveryAlgorithm(SearcherContract):
     @pytest.fixture(autouse=True)
-    def chosen(self, algorithm):
+    def chosen(self, algorithm, monkeypatch):
+        monkeypatch.setitem(TREES, "n_estimators", 5)
         self.algorithm = algorithm
         if algorithm in SLOW:
             self.evaluations, self.population = 11, 5  # it draws its first ten
@@ -117,3 +119,5 @@ class TestEveryForm(SearcherContract):
         self.algorithm, self.settings, self.changes = FORMS[form]
         if "prescreening" in self.settings:
             self.evaluations, self.population = 24, 8  # regressions take tens of milliseconds
+        elif self.algorithm in SCREENED:
+            self.settings = {"prescreening": {"factor": 1}, **self.settings}

@@ -191,10 +191,16 @@ def counts_of(size):
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(
-    ("dtype", "key"),
-    [(F32, None), (BF16, None), (F16, None), (F32, "an expert"), (BF16, "an expert"), (F32, "an expert without room")],
+    ("kind", "dtype", "key"),
+    [
+        *((kind, dtype, key) for kind in VALUES for dtype, key in ((F32, None), (BF16, None), (F32, "an expert"))),
+        *(
+            (kind, dtype, key)
+            for kind in ("ties everywhere", "infinities", "subnormal")
+            for dtype, key in ((F16, None), (BF16, "an expert"), (F32, "an expert without room"))
+        ),
+    ],
 )
-@pytest.mark.parametrize("kind", VALUES)
 def test_exactly_so_many_of_the_smallest_go_as_on_the_plain_path(kind, dtype, key):
     band = band_of(kind, dtype)
     engines_of_both = engines(key != "an expert without room")
