@@ -131,8 +131,8 @@ def number(value: object, where: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         try:
-            if isinstance(value, (str, bytes)):  # of which float() would read some
-                raise TypeError
+            if isinstance(value, (str, bytes)) or str(getattr(value, "dtype", type(value).__name__)).endswith("bool"):
+                raise TypeError  # float() would read some
             value = float(value)  # type: ignore[arg-type]  # numpy scalars arrive here
         except (TypeError, ValueError):
             raise InputError(f"{where}: expected a number, got {value!r}") from None

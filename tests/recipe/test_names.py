@@ -52,6 +52,7 @@ KINDS_OF_ROWS = [
         "deploy/formats.py",
         (
             "__init__.py",  # a room
+            "objectives/evaluation.py",  # a field of an evaluation
             "study/trials.py",  # an attribute of a trial
             "recipe/methods.py",  # a program, as a source
             "deploy/writers.py",  # likewise

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sae_moo.errors import InputError
 from sae_moo.recipe.rows import Rows, number, numbers, rounded
@@ -105,6 +106,15 @@ def test_numbers_are_read_from_anything_that_is_one():
         numbers(["x", 1], "here")
     with pytest.raises(InputError, match="here: expected numbers or rows"):
         numbers(3, "here")
+
+
+@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(False), "1", b"1"])
+def test_a_truth_value_or_a_text_is_no_number(value):
+    for given in ([0.5, value], [[0.5, value], [0.5, 0.5]]):
+        with pytest.raises(InputError, match="here: expected a number, got"):
+            numbers(given, "here")
+    with pytest.raises(InputError, match="here: expected a number, got"):
+        number(value, "here")
 
 
 @pytest.mark.parametrize("row", [(1e308, 1e308, -1e308), (-0.0, 0.1), (0.1, 1), (1 / 3, 2e-310), ()])
