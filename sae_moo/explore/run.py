@@ -16,7 +16,7 @@ from sae_moo.objectives.front import front_of
 from sae_moo.recipe import Recipe
 from sae_moo.recipe.groups import is_submodel
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.journal import OptunaStorage, only_study, open_storage, reached
+from sae_moo.study.journal import OptunaStorage, holds_trials, only_study, open_storage, reached
 from sae_moo.study.record import Ended, TrialRecord, ended, own
 from sae_moo.study.trials import TrialStorage
 
@@ -49,9 +49,12 @@ class Run:
         self.name = name
         self.folder = folder
         with reached(storage):
-            header = StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
+            storage.get_study_id_from_name(name)  # which says, too, if there is none
+            header = StudyHeader.of(storage, name)
+            if header is None and holds_trials(storage, name):
+                raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
         if header is None:
-            raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
+            raise InputError(f"study {name!r} has not begun: it does not say yet what it searches")
         self.config = Config.from_dict(header.config, header.directory)
         self.objectives = self.config.objective_list()
         self.fingerprints = header.fingerprints

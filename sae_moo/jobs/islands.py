@@ -13,8 +13,8 @@ from sae_moo.explore.run import Run
 from sae_moo.jobs.bench import Bench
 from sae_moo.jobs.extending import apart
 from sae_moo.searchers.ranking import by_front
-from sae_moo.study.folder import RunFolder
-from sae_moo.study.journal import OptunaStorage, reached
+from sae_moo.study.folder import RunFolder, StudyHeader
+from sae_moo.study.journal import OptunaStorage, holds_trials, reached
 from sae_moo.study.migration import Migrant
 from sae_moo.study.record import Inherited
 
@@ -79,6 +79,6 @@ class Islands:
         if self._bench.config.study.storage is None:
             folder = RunFolder(self._root / name)
             return Run.open(folder.path) if folder.begun else None
-        with reached(self._storage):
-            there = name in (study.study_name for study in self._storage.get_all_studies())
+        with reached(self._storage):  # one without trials that does not describe itself yet is being made
+            there = StudyHeader.of(self._storage, name) is not None or holds_trials(self._storage, name)
         return Run(self._storage, name, self._root / name) if there else None

@@ -25,7 +25,16 @@ from sae_moo.searchers.searcher import Searcher
 from sae_moo.study.events import Arrived, Event, Exhausted, Finished, Listener, Opened, PutAside, Resumed, Spent
 from sae_moo.study.executor import Executor
 from sae_moo.study.folder import RUNS, RunFolder, StudyHeader
-from sae_moo.study.journal import OptunaStorage, absolute, begun, create_or_load, describe, open_storage, reached
+from sae_moo.study.journal import (
+    OptunaStorage,
+    absolute,
+    begun,
+    create_or_load,
+    describe,
+    holds_trials,
+    open_storage,
+    reached,
+)
 from sae_moo.study.loop import Study
 from sae_moo.study.record import TrialRecord
 from sae_moo.study.trials import TrialStorage
@@ -80,7 +89,7 @@ def search(
     with folder.held(aside):
         storage = open_storage(url or folder.journal, write=True)
         with reached(storage):
-            header = _header_of(storage, config.study.name)
+            header = StudyHeader.of(storage, config.study.name)
             if header is None:
                 taken = inheritance(bench, Path(root))
                 bench = bench if taken is None else bench.extending(taken.facts)
@@ -171,7 +180,7 @@ def check_resumable(config: Config, bench: Bench, root: str | Path = RUNS) -> No
         _check_texts(bench)
         inheritance(bench, Path(root))
         return
-    header = _header_of(open_storage(url or folder.journal, write=False), config.study.name)
+    header = StudyHeader.of(open_storage(url or folder.journal, write=False), config.study.name)
     if header is None:
         inheritance(bench, Path(root))
     else:
@@ -185,17 +194,9 @@ def _check_texts(bench: Bench) -> None:
         bench.repairing()
 
 
-def _header_of(storage: OptunaStorage, name: str) -> StudyHeader | None:
-    """Return what a study of that name says of itself; None if there is none, or it was not made here."""
-    if name not in (study.study_name for study in storage.get_all_studies()):
-        return None
-    return StudyHeader.read(storage.get_study_user_attrs(storage.get_study_id_from_name(name)))
-
-
 def _check_no_other(storage: OptunaStorage, name: str, header: StudyHeader | None) -> None:
     """Raise InputError if a study of that name holds trials and does not say that it was made here."""
-    named = [study.study_name for study in storage.get_all_studies()]
-    if header is None and name in named and storage.get_n_trials(storage.get_study_id_from_name(name)):
+    if header is None and holds_trials(storage, name):
         raise InputError(f"study {name!r} holds trials that sae-moo did not make; use another name")
 
 

@@ -25,6 +25,7 @@ from sae_moo.files.json_text import parsed
 from sae_moo.files.room import KEPT, writing
 from sae_moo.files.whole import whole_file
 from sae_moo.objectives.scores import packed, unpacked
+from sae_moo.study.journal import OptunaStorage
 
 log = logging.getLogger(__name__)
 
@@ -407,6 +408,17 @@ class StudyHeader:
             batches=attributes.get("batches", {}),
             costs=attributes.get("costs", {}),
         )
+
+    @classmethod
+    def of(cls, storage: OptunaStorage, study: str) -> StudyHeader | None:
+        """Return what a study says of itself, as `read` does; None, too, if there is no study of that name.
+
+        A search that begins makes its study and then describes it, an attribute at a time: whoever reads the same
+        database may see any part of that.
+        """
+        if study not in (each.study_name for each in storage.get_all_studies()):
+            return None
+        return cls.read(storage.get_study_user_attrs(storage.get_study_id_from_name(study)))
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes that `read` reads; in the order to write them, what makes it whole last."""

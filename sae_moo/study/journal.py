@@ -309,6 +309,12 @@ def describe(study: optuna.Study, attributes: Mapping[str, Any]) -> None:
             study.set_user_attr(key, value)
 
 
+def holds_trials(storage: BaseStorage, name: str) -> bool:
+    """Say whether there is a study of that name in which a trial was begun."""
+    names = [study.study_name for study in storage.get_all_studies()]
+    return name in names and storage.get_n_trials(storage.get_study_id_from_name(name)) > 0
+
+
 def only_study(storage: BaseStorage) -> str:
     """Return the name of the one study in a storage.
 
