@@ -28,6 +28,19 @@ def stderr(row: NDArray[np.float64] | Sequence[float]) -> float:
     return float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
 
 
+def means(rows: NDArray[np.float64]) -> list[float]:
+    """Return the `mean` of every row of scores; shape (rows, instances)."""
+    found: list[float] = rows.mean(axis=1).tolist()
+    return found
+
+
+def stderrs(rows: NDArray[np.float64]) -> list[float]:
+    """Return the `stderr` of every row of scores; shape (rows, instances)."""
+    count = rows.shape[1]
+    found: list[float] = (rows.std(axis=1, ddof=1) / math.sqrt(count)).tolist() if count > 1 else [math.nan] * len(rows)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A task's mean score with its standard error (NaN for one instance) over a number of instances."""

@@ -25,7 +25,7 @@ def mixing_weights(
         recipe: any recipe over the named experts.
         names: expert names, ``base`` among them; the order of the result.
         groups: number of parameter groups.
-        memo: coefficients of candidates already known; filled in, so that a child costs its own nodes only.
+        memo: coefficients of candidates and experts already known; filled in, so that a child costs its own nodes only.
 
     Returns:
         float64, shape (groups, experts).
@@ -58,6 +58,6 @@ def mixing_weights(
                     found[node] = base + scale * (np.einsum("gi,igx->gx", shares, inputs) - base)
             case Prune() | Repair() | Cast():
                 found[node] = found[node.input]
-        if isinstance(node, Cast):
+        if isinstance(node, (Cast, Expert)):
             memo[node] = found[node]
     return found[recipe]

@@ -430,9 +430,12 @@ def decode(document: object, known: Mapping[str, Recipe] | None = None) -> Recip
     return built[-1]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def dumps(document: object) -> str:
     """Write JSON the one canonical way: sorted keys, no blanks, ASCII, no NaN."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(document)
 
 
 _FIELDS = {

@@ -156,5 +156,12 @@ def numbers(values: Any, where: str) -> Any:
 def _row(values: Sequence[object], where: str) -> tuple[float, ...]:
     # nearly all rows are of ordinary floats; their sum is finite only if all of them are, else each is looked at
     if set(map(type, values)) == {float} and math.isfinite(sum(values)):  # type: ignore[arg-type]
-        return tuple([float(f"{value:.9g}") + 0.0 for value in values])
+        return tuple([_ordinary(value) for value in values])  # type: ignore[arg-type]
     return tuple(number(value, where) for value in values)
+
+
+def _ordinary(value: float) -> float:
+    """Return `rounded` of a finite number, sooner where it has few digits, as what searches draw has."""
+    if -1e5 < value < 1e5 and (short := round(value * 1e4) / 1e4) == value:
+        return short  # nearest to a decimal of at most nine digits; -0.0 has become 0.0
+    return float(f"{value:.9g}") + 0.0

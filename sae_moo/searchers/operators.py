@@ -7,7 +7,7 @@ draws, the scaling of the child's task vector and the targets per group are ours
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -174,11 +174,10 @@ class AttractionMating(Selection):  # type: ignore[misc]
             raise ValueError("AttractionMating: expected at least one candidate whose evaluation did not fail")
         founders = _founders(usable, algorithm)
         everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
-        scores, sparsity = (np.stack(rows) for rows in zip(*map(_arrays, everyone), strict=True))
+        scores, sparsity = map(_table, zip(*map(_arrays, everyone), strict=True))
         weight = fitness.instance_weights(everyone[0].data[EVALUATION])
         totals = dict(zip(map(id, everyone), fitness.total(scores, sparsity, weight), strict=True))
         scores = scores[: len(usable)]
-        overall = fitness.total(scores, np.array([each.data[EVALUATION].sparsity for each in usable]), weight)
         pairs = np.empty((n_select, 2), dtype=object)
         for pair in pairs:
             first = _tournament(usable, rng)
@@ -187,7 +186,9 @@ class AttractionMating(Selection):  # type: ignore[misc]
                 pair[1] = founders[int(rng.integers(len(founders)))]
             elif self.ablation.attraction:
                 pull = fitness.attraction(scores, first, weight)
-                pull = pull if pull.sum() > 0 else overall
+                if not pull.sum() > 0:  # nobody complements it
+                    overall = np.array([each.data[EVALUATION].sparsity for each in usable])
+                    pull = fitness.total(scores, overall, weight)
                 pair[1] = usable[int(rng.choice(len(usable), p=pull / pull.sum()))]
             else:
                 pair[1] = usable[_tournament(usable, rng)]
@@ -464,6 +465,11 @@ def _arrays(individual: Individual) -> tuple[NDArray[np.float64], NDArray[np.flo
         known = individual.data[ARRAYS] = evaluation, found
     arrays: tuple[NDArray[np.float64], NDArray[np.float64]] = known[1]
     return arrays
+
+
+def _table(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return rows of one length as an array, as `np.stack` does, which looks at each of them."""
+    return np.concatenate(rows).reshape(len(rows), -1)
 
 
 def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:

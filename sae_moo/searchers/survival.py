@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowding
 from pymoo.core.population import Population
+from pymoo.util.randomized_argsort import randomized_argsort
 
 
 class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carries no types
-    """Survival by rank and crowding that reads violations once for each individual; pymoo's reads all by name."""
+    """Survival by rank and crowding that reads each individual once, where pymoo's asks for all by name."""
 
     def do(
         self, problem: Any, pop: Any, *args: Any, n_survive: int | None = None, random_state: Any = None, **kwargs: Any
@@ -37,6 +40,42 @@ class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carr
             others = others[np.argsort(violation[others])]
             kept = Population.merge(kept, pop[others[: count - len(kept)]])
         return kept
+
+    def _do(self, problem: Any, pop: Any, *args: Any, n_survive: int, random_state: Any = None, **kwargs: Any) -> Any:
+        values = np.array([individual.F for individual in pop], dtype=np.float64)
+        survivors: list[int] = []
+        for rank, front in enumerate(self.nds.do(values, n_stop_if_ranked=n_survive)):
+            distance = crowding(values[front])
+            for i, each in zip(front, distance, strict=True):
+                pop[i].data["rank"], pop[i].data["crowding"] = rank, each
+            room = n_survive - len(survivors)
+            if len(front) > room:
+                order = randomized_argsort(distance, order="descending", method="numpy", random_state=random_state)
+                front = front[order[:room]]
+            survivors.extend(front)
+        return pop[survivors]
+
+
+def crowding(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the crowding distance of the members of a front (Deb et al. 2002), as pymoo computes it; shape (members,).
+
+    Args:
+        values: of the objectives, shape (members, objectives).
+    """
+    members, objectives = values.shape
+    if members <= 2:
+        return np.full(members, np.inf)
+    distance = [0.0] * members
+    for column in values.T.tolist():  # fronts are small: numbers one by one take less time than arrays
+        order = sorted(range(members), key=column.__getitem__)
+        extent = column[order[-1]] - column[order[0]]
+        if extent == 0.0:
+            continue
+        gaps = [np.inf, *[(column[b] - column[a]) / extent for a, b in pairwise(order)], np.inf]
+        for i, before, after in zip(order, gaps, gaps[1:], strict=False):
+            distance[i] += before + after
+    result: NDArray[np.float64] = np.array(distance) / objectives
+    return result
 
 
 class QuickNSGA2(NSGA2):  # type: ignore[misc]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -29,6 +29,8 @@ from sae_moo.objectives import Objective
 log = logging.getLogger(__name__)
 
 OptunaStorage: TypeAlias = BaseStorage
+
+_LINE = json.JSONEncoder(separators=(",", ":"))
 
 PAUSES = (0.2, 0.5, 1.0)
 """Seconds between attempts to open a database in which somebody else is making the tables."""
@@ -74,7 +76,8 @@ class JournalFile(JournalFileBackend):
 
     A dozen attributes come before the entry that ends a trial: they are held, and written with it. Nobody waits for the
     disk when a trial begins: whatever is waited for next comes after it. Killed, or cut off from power, a search loses
-    no trial that has ended; those that were being evaluated are evaluated again.
+    no trial that has ended; those that were being evaluated are evaluated again. What was written here is not fetched
+    from the disk to be read, unless somebody else wrote in between.
 
     Args:
         path: the journal.
@@ -86,6 +89,8 @@ class JournalFile(JournalFileBackend):
         self._path = path
         self._own_lock = lock
         self._held: list[dict[str, Any]] = []
+        self._read: tuple[int, int] | None = None  # entries that were read, and the bytes they are; None: not known
+        self._unread: list[bytes] = []  # lines that were written here since
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append entries, a line each, all of them or none; attributes of a trial are held until another entry comes.
@@ -97,29 +102,43 @@ class JournalFile(JournalFileBackend):
             self._held += logs
             return
         logs, self._held = [*self._held, *logs], []
-        rest = memoryview("".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode())
+        lines = [_LINE.encode(entry).encode() + b"\n" for entry in logs]
         try:
             self._own_lock.acquire()
             try:
                 begins = "study_id" in logs[-1] and logs[-1].get("state") == TrialState.RUNNING
-                self._append(rest, wait=not (begins or "user_attr" in logs[-1]))
+                self._append(b"".join(lines), wait=not (begins or "user_attr" in logs[-1]))
             finally:
                 self._own_lock.release()
         except OSError as error:
             raise StorageError(f"{self._path}: {error.strerror or error}; {KEPT}") from error
+        self._unread += lines
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Yield the entries from a number on; none while attributes are held, after each of which it is asked for."""
-        if not self._held:
-            yield from super().read_logs(log_number_from)
+        if self._held:
+            return
+        size, own, before = self._path.stat().st_size, self._unread, self._read
+        self._unread, self._read = [], None
+        if before == (log_number_from, size - sum(map(len, own))):
+            self._read = log_number_from + len(own), size
+            yield from json.loads(b"[" + b",".join(own) + b"]")
+            return
+        count = log_number_from
+        for entry in super().read_logs(log_number_from):
+            count += 1
+            yield entry
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == size and _ends_line(file):
+                self._read = count, size
 
-    def _append(self, rest: memoryview, wait: bool) -> None:
+    def _append(self, rest: bytes, wait: bool) -> None:
         """Append bytes, all of them or none, and wait for the disk where asked to."""
         with self._path.open("ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
+            size, unwritten = file.seek(0, os.SEEK_END), memoryview(rest)
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while unwritten:
+                    unwritten = unwritten[file.write(unwritten) :]
                 if wait:
                     os.fsync(file.fileno())
             except OSError:
@@ -354,6 +373,14 @@ def _check_journal(path: Path) -> None:
         entry = None
     if not isinstance(entry, dict) or "op_code" not in entry:
         raise InputError(f"{path}: not a study: its first line is no entry of an Optuna journal")
+
+
+def _ends_line(file: BinaryIO) -> bool:
+    """Say whether a file is empty or ends with a whole line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -27,6 +28,7 @@ from sae_moo.study.record import Ended, Inherited, Running, TrialRecord
 
 # Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
 PARAM_RANGE = (-10.0, 10.0)
+PLOTTED = FloatDistribution(*PARAM_RANGE)
 # Attributes of a trial that are read again by us alone.
 INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
 INTERNAL |= {"allocations", "began"}
@@ -116,10 +118,17 @@ class TrialStorage:
             StorageError: if it cannot be written; see `journal.reached`.
         """
         params, written = params or {}, dumps(encode(proposal.recipe, self._digests))
-        template = create_trial(
+        template = FrozenTrial(
+            number=-1,  # the storage gives it one, as it gives its time and its identity
+            trial_id=-1,
             state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            intermediate_values={},
+            system_attrs={},
             params={name: _plotted(value) for name, value in params.items()},
-            distributions={name: FloatDistribution(*PARAM_RANGE) for name in params},
+            distributions=dict.fromkeys(params, PLOTTED),
             user_attrs={
                 "generation": proposal.generation,
                 "operator": proposal.operator,
@@ -181,7 +190,7 @@ class TrialStorage:
         if evaluation.recipe != proposal.recipe:
             attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
         for name, value in params.items():
-            self._storage.set_trial_param(identity, name, _plotted(value), FloatDistribution(*PARAM_RANGE))
+            self._storage.set_trial_param(identity, name, _plotted(value), PLOTTED)
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
         if evaluation.ok:
@@ -194,7 +203,8 @@ class TrialStorage:
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
         failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
         self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
-        record = self._record(self._storage.get_trial(identity), evaluation)
+        written = evaluation if number in self._begun else None  # else a run that was killed here may have left more
+        record = self._record(self._storage.get_trial(identity), written)
         assert isinstance(record, Ended)
         self._begun.pop(number, None)
         return record
@@ -229,7 +239,7 @@ class TrialStorage:
             state=TrialState.COMPLETE if evaluation.ok else TrialState.FAIL,
             values=[objective.value(evaluation) for objective in self.objectives] if evaluation.ok else None,
             params={name: _plotted(value) for name, value in params.items()},
-            distributions={name: FloatDistribution(*PARAM_RANGE) for name in params},
+            distributions=dict.fromkeys(params, PLOTTED),
             user_attrs=attributes,
             constraints={
                 label: float(amount)
@@ -254,7 +264,7 @@ class TrialStorage:
 
         Args:
             trial: as Optuna has it.
-            evaluation: what was just written to it, kept in the place of its copy if they are equal; None: nothing.
+            evaluation: all that was written to it, by which its means and errors are known; None: read what was.
         """
         attrs = trial.user_attrs
         try:
@@ -293,9 +303,7 @@ class TrialStorage:
         if "resolved" in attrs:
             recipe = decode(json.loads(attrs["resolved"]), self._recipes)
             name = digest(recipe, self._fingerprints)
-        evaluation = _evaluation(recipe, attrs, trial.state)
-        if known == evaluation:
-            evaluation = known  # of which means and errors are known, too
+        evaluation = _evaluation(recipe, attrs, trial.state) if known is None or known.recipe != recipe else known
         values, stderr = {}, {}
         if evaluation.ok:
             values = {o.name: float(value) for o, value in zip(self.objectives, trial.values, strict=True)}

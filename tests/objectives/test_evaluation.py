@@ -20,6 +20,7 @@ from sae_moo.objectives import (
     violations,
 )
 from sae_moo.objectives.front import Front, front_of
+from sae_moo.objectives.scores import mean, stderr
 from sae_moo.recipe import Expert
 
 DONE = Evaluation(Expert("a"), {"x": (1, 0, 1, 1), "y": (0.25, 0.75)}, 0.4, (0.0, 0.8))
@@ -34,6 +35,19 @@ def test_values_and_standard_errors():
     assert ACCURACY.value(DONE) == 0.625
     assert ACCURACY.stderr(DONE) == pytest.approx(math.hypot(DONE.stderr("x"), DONE.stderr("y")) / 2)
     assert (SPARSITY.value(DONE), SPARSITY.stderr(DONE)) == (0.4, 0.0)
+
+
+def test_tasks_are_summed_up_together_as_each_alone():
+    rng = np.random.default_rng(0)
+    lengths = {"a": 1, "b": 1, "c": 7, "d": 300, "e": 300, "f": 300, "g": 1319}
+    for _ in range(20):
+        given = {
+            name: tuple(rng.random(count).round(int(rng.integers(0, 9))).tolist()) for name, count in lengths.items()
+        }
+        evaluation = Evaluation(Expert("x"), given)
+        for name, row in evaluation.scores.items():
+            assert evaluation.mean(name) == mean(row)
+            assert evaluation.stderr(name) == stderr(row) or lengths[name] == 1
 
 
 def test_signs_flip_here():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -129,3 +130,11 @@ def test_a_row_is_what_its_numbers_are(row):
 def test_one_that_is_no_number_among_ordinary_ones_is_refused(wrong, others):
     with pytest.raises(InputError, match=r"here: expected a (finite )?number"):
         numbers((*others, wrong), "here")
+
+
+def test_numbers_in_rows_are_rounded_as_single_ones():
+    rng = random.Random(0)
+    for _ in range(3000):
+        short, size = rng.randint(-(10**10), 10**10) / 1e4, 10.0 ** rng.randint(-12, 300)
+        values = [short, math.nextafter(short, math.inf), rng.uniform(-2, 2), rng.uniform(-size, size), -0.0, 0.00005]
+        assert list(map(repr, numbers(values, "here"))) == [repr(rounded(value)) for value in values]

@@ -9,8 +9,9 @@ from pymoo.core.individual import Individual
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.operators.sampling.rnd import FloatRandomSampling
+from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
 
-from sae_moo.searchers.survival import QuickNSGA2, QuickRankAndCrowding
+from sae_moo.searchers.survival import QuickNSGA2, QuickRankAndCrowding, crowding
 
 LIMITED = Problem(n_var=2, n_obj=2, n_ieq_constr=1, xl=0.0, xu=1.0)
 
@@ -38,6 +39,19 @@ def test_it_keeps_whom_pymoo_keeps_in_the_same_order_with_the_same_ranks(feasibl
             rows = [(each.X[0], each.get("rank"), each.get("crowding")) for each in survivors]
             told.append((rows, rng.random()))
         assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 5])
+def test_members_are_as_far_from_each_other_as_pymoo_says(objectives):
+    rng, pymoos = np.random.default_rng(0), get_crowding_function("cd")
+    for members in (1, 2, 3, 4, 9, 40):
+        for values in (
+            rng.random((members, objectives)),
+            rng.integers(0, 3, (members, objectives)) / 3.0,
+            np.zeros((members, objectives)),
+            -rng.integers(0, 2, (members, objectives)) * rng.random(objectives),
+        ):
+            np.testing.assert_array_equal(crowding(values), pymoos.do(values))
 
 
 class Discs(Problem):

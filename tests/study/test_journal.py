@@ -8,7 +8,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from scripted_study import LIMITS, OBJECTIVES, Setup
 from sqlalchemy.exc import OperationalError
 from stand_ins import Landscape
@@ -59,6 +63,53 @@ def test_a_trial_is_written_twice_and_waited_for_once(tmp_path, monkeypatch):
     assert b"a score" in waited[0]
     assert b"constraints:" in waited[0]
     assert storage.records() == setup.storage().records()
+
+
+def entries(storage):
+    return [(each.number, each.state, each.user_attrs, each.values) for each in storage.get_all_trials(0)]
+
+
+def test_what_was_written_is_read_whoever_wrote_it_and_from_memory_if_nobody_else_did(tmp_path, monkeypatch):
+    path, fetched, read = tmp_path / "s", [], JournalFileBackend.read_logs
+    monkeypatch.setattr(JournalFileBackend, "read_logs", lambda *given: fetched.append(1) or read(*given))
+    first = open_storage(path, write=True)
+    first.create_new_study([StudyDirection.MAXIMIZE], "s")
+    fetched.clear()
+
+    def write(storage, ends):
+        trial = storage.create_new_trial(0)
+        storage.set_trial_user_attr(trial, "who", (trial, "\n", 0.1))
+        if ends:
+            storage.set_trial_state_values(trial, TrialState.COMPLETE, [1 / 3])
+
+    for number in range(4):
+        write(first, ends=number % 2)
+        assert len(entries(first)) == number + 1
+    assert not fetched
+    second = open_storage(path, write=True)
+    rng = np.random.default_rng(0)
+    for number in range(4, 40):
+        write(first if rng.random() < 0.5 else second, ends=True)
+        if rng.random() < 0.7:
+            assert len(entries(first)) == number + 1
+    assert entries(first) == entries(second) == entries(open_storage(path, write=False))
+    assert [each[2] for each in entries(first)][4:] == [{"who": [number, "\n", 0.1]} for number in range(4, 40)]
+    fetched.clear()
+    for _ in range(3):
+        write(first, ends=True)
+        entries(first)
+    assert len(fetched) <= 1, "it was not known whether all had been read"
+
+
+def test_what_is_written_behind_half_a_line_of_another_process_is_not_taken_for_read(tmp_path):
+    path = tmp_path / "s"
+    storage = open_storage(path, write=True)
+    storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    with path.open("ab") as file:
+        file.write(b'{"op_code"')
+    storage.get_all_studies()
+    with pytest.raises((AttributeError, ValueError)):  # of Optuna, which finds no entry in both together
+        storage.create_new_trial(0)
 
 
 def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):

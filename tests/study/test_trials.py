@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import optuna
 import pytest
@@ -9,7 +9,7 @@ from scripted_study import GROUND, LANDSCAPE, LIMITS, OBJECTIVES, Script, Setup,
 from stand_ins import Landscape
 
 from sae_moo.errors import InputError
-from sae_moo.objectives import Evaluation, Sparsity, TaskMean
+from sae_moo.objectives import Evaluation, Screened, Sparsity, Stopped, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune, digest
 from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
@@ -42,7 +42,45 @@ def test_a_recipe_that_was_written_here_is_taken_from_memory_only_while_the_stud
             trial.set_user_attr("recipe", trial.user_attrs["recipe"].replace(name, other))
         record = storage.finish(number, Proposal(recipe), Answer(number, landscape(recipe)), number)
         assert (record.asked is recipe) == (other == name)
-        assert record.asked == Cast(Expert(other), "float32")
+        assert record.asked == record.evaluation.recipe == Cast(Expert(other), "float32")
+
+
+SCORES = {"a": (1.0, 0.0, 1.0), "b": (0.123456789123, 0.5)}
+PRUNED = {"sparsity": 0.25, "group_sparsity": (0.0, 0.5, 0.25, 0.0)}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"scores": SCORES, **PRUNED},
+        {"scores": {"a": (0.5,), "b": (1 / 3,)}, **PRUNED},
+        {"scores": SCORES, **PRUNED, "seconds_merge": 0.1, "seconds_score": 1 / 3, "tokens": 70, "speed": 1.1},
+        {"scores": SCORES, **PRUNED, "sparseness": (0.1, 0.2), "screened": Screened(3, 1, 0.25, 9)},
+        {"reason": "out of memory"},
+        {"reason": "lost", "scores": SCORES, **PRUNED},
+        {
+            "reason": "raced",
+            "stopped": Stopped("d", {"a": 12}, {"accuracy": 0.5}, {"accuracy": 0.25}),
+            **PRUNED,
+            "tokens": 7,
+        },
+    ],
+    ids=lambda facts: ",".join(facts),
+)
+@pytest.mark.parametrize("left", [{}, {"screened": asdict(Screened(3, 2, 0.5, 3)), "speed": 2.0, "tokens": 3}])
+def test_a_trial_that_was_finished_is_the_one_that_is_read(tmp_path, facts, left):
+    recipe, where = Cast(Expert("math"), "float32"), f"sqlite:///{tmp_path}/s.db" if left else None
+    storage = Setup(tmp_path / "s", where=where).storage()
+    number = storage.begin(Proposal(recipe), "d", asked_after=0, versions="v")
+    if left:  # a run was killed as it wrote into a database; a journal gets all of them or none
+        trial = optuna.trial.Trial(storage.study, storage.study.get_trials()[0]._trial_id)
+        for name, value in left.items():
+            trial.set_user_attr(name, value)
+        storage = Setup(tmp_path / "s", where=where).storage()
+    record = storage.finish(number, Proposal(recipe), Answer(number, Evaluation(recipe, **facts)), 0)
+    (read,) = Setup(tmp_path / "s", where=where).storage().records()
+    assert repr(record) == repr(read), "an error that is not a number is not equal to itself"
+    assert left or record.evaluation == Evaluation(recipe, **facts)
 
 
 def test_what_a_trial_holds(tmp_path, landscape):
