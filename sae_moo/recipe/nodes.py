@@ -104,6 +104,9 @@ class Expert(Recipe):
             raise InputError(f"Expert: expected a non-empty name, got {self.name!r}")
         _seal(self)
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Expert, (self.name,)
+
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Merge(Recipe):

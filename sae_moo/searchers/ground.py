@@ -211,10 +211,7 @@ class Ground:
     @property
     def depth(self) -> Array:
         """Where each prunable group stands from the first, -0.5, to the last, 0.5; 0 for others; shape (groups,)."""
-        here = list(self.prunable)
-        depth = np.zeros(self.groups)
-        depth[here] = np.linspace(-0.5, 0.5, sum(here)) if sum(here) > 1 else 0.0
-        return depth
+        return _depth(self.prunable)
 
     def random_merge(self, rng: np.random.Generator, sparsest: float, tilt: float | None = None) -> tuple[str, Recipe]:
         """Draw a merge of all experts, pruned, with what made it.
@@ -242,6 +239,16 @@ class Ground:
             return np.tile(rng.uniform(0.0, 1.2, count), (self.rows, 1))
         level = rng.uniform(0.0, 1.2, count)
         return np.clip(level + rng.normal(0.0, 0.2, (self.rows, count)), 0.0, 1.5)
+
+
+@lru_cache(maxsize=64)
+def _depth(prunable: tuple[bool, ...]) -> Array:
+    """Return `Ground.depth`, which nobody may write into."""
+    here = list(prunable)
+    depth = np.zeros(len(prunable))
+    depth[here] = np.linspace(-0.5, 0.5, sum(here)) if sum(here) > 1 else 0.0
+    depth.flags.writeable = False
+    return depth
 
 
 @lru_cache(maxsize=64)

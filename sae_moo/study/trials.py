@@ -59,6 +59,7 @@ class TrialStorage:
         self._storage = storage
         self.objectives = tuple(objectives)
         self.constraints = tuple(constraints)
+        self._limits = [_attribute(label) for constraint in self.constraints for label in constraint.labels]
         self._fingerprints = dict(fingerprints)
         self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
         self._recipes: dict[str, Recipe] = {}
@@ -183,7 +184,6 @@ class TrialStorage:
     ) -> Ended:
         evaluation = answer.evaluation
         identity = self._identity(number)
-        trial = Trial(self.study, identity)
         attributes = _attributes(evaluation, told) | _whereabouts(answer)
         if repeats is not None:
             attributes["repeats"] = repeats
@@ -192,13 +192,11 @@ class TrialStorage:
         for name, value in params.items():
             self._storage.set_trial_param(identity, name, _plotted(value), PLOTTED)
         for key, value in attributes.items():
-            trial.set_user_attr(key, value)
-        if evaluation.ok:
+            self._storage.set_trial_user_attr(identity, key, value)
+        if evaluation.ok:  # what `Trial.set_constraint` does beside this is to look whether it was called before
             broken = violations(self.constraints, evaluation)
-            labels = [label for constraint in self.constraints for label in constraint.labels]
-            for label, amount in zip(labels, broken, strict=False):  # the last entry says only that it did not fail
-                if label not in trial.constraints:  # set already if a run was killed right here
-                    trial.set_constraint(label, float(amount))
+            for key, amount in zip(self._limits, broken, strict=False):  # the last entry says only that it did not fail
+                self._storage.set_trial_system_attr(identity, key, float(amount))
         # what `Study.tell` does beside this is for samplers, and a copy of the trial
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
         failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
@@ -418,6 +416,12 @@ def _evaluation(recipe: Recipe, attrs: Mapping[str, Any], state: TrialState) -> 
         attrs.get("tokens"),
         Screened(**attrs["screened"]) if "screened" in attrs else None,
     )
+
+
+def _attribute(limit: str) -> str:
+    """Return what Optuna calls a limit among the attributes of a trial, by its label."""
+    (name,) = create_trial(value=0.0, constraints={limit: 0.0}).system_attrs
+    return name
 
 
 def _plotted(value: float) -> float:
