@@ -447,10 +447,10 @@ class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
         self.seen = set() if seen is None else seen
 
     def _do(self, pop: Any, other: Any, is_duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        taken = set(self.seen) if other is None else {individual.X[0] for individual in other}
+        taken = set() if other is None else {individual.X[0] for individual in other}
         for i, individual in enumerate(pop):
             recipe = individual.X[0]
-            is_duplicate[i] = recipe in taken
+            is_duplicate[i] = recipe in taken or (other is None and recipe in self.seen)
             if other is None:
                 taken.add(recipe)
         return is_duplicate
