@@ -48,7 +48,9 @@ def mixing_weights(
                 method = METHODS.find(node.method)
                 params = method.filled(node.params)
                 weights = Rows.of(node.weights).per_group(groups)
-                scale = Rows.of(params.get("scale", 1.0)).per_group(groups).mean(axis=1, keepdims=True)
+                scale = params.get("scale", 1.0)
+                if not isinstance(scale, (int, float)):
+                    scale = Rows.of(scale).per_group(groups).mean(axis=1, keepdims=True)
                 inputs = np.stack([found[child] for child in node.inputs])
                 if method.adds_to_base and not params.get("normalize", False):
                     found[node] = base + np.einsum("gi,igx->gx", weights * scale, inputs - base)

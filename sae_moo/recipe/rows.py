@@ -6,8 +6,9 @@ A recipe writes all of them as numbers and tuples; `Rows` is the one reading of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sae_moo.errors import InputError
@@ -144,13 +145,27 @@ def number(value: object, where: str) -> float:
 
 def numbers(values: Any, where: str) -> Any:
     """Return what somebody gave as a row of numbers, or as rows of them; see `number`."""
-    try:
-        entries = list(values)
-    except TypeError:
-        raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}") from None
-    if entries and all(hasattr(kind, "__len__") for kind in set(map(type, entries))):
-        return tuple(_row(row, where) for row in entries)
-    return _row(entries, where)
+    entries = _entries(values, where)
+    kinds = set(map(type, entries))
+    if not kinds or not all(hasattr(kind, "__len__") and not issubclass(kind, (str, bytes)) for kind in kinds):
+        return _row(entries, where)
+    rows = [_entries(row, where) for row in entries]
+    width = len(rows[0])
+    if width and all(len(row) == width for row in rows):  # a table is looked at as one row
+        return tuple(zip(*[iter(_row(list(chain.from_iterable(rows)), where))] * width, strict=True))
+    return tuple(_row(row, where) for row in rows)
+
+
+def _entries(values: Any, where: str) -> Sequence[object]:
+    """Return what is in a row; what has no order, or is text, is none."""
+    if isinstance(values, (tuple, list)):
+        return values
+    if not isinstance(values, (str, bytes, bytearray, Mapping, Set)):
+        try:
+            return list(values)
+        except TypeError:
+            pass
+    raise InputError(f"{where}: expected numbers or rows of numbers, got {values!r}")
 
 
 def _row(values: Sequence[object], where: str) -> tuple[float, ...]:

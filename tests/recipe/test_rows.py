@@ -132,6 +132,22 @@ def test_one_that_is_no_number_among_ordinary_ones_is_refused(wrong, others):
         numbers((*others, wrong), "here")
 
 
+@pytest.mark.parametrize("row", [{0.5: 1, 0.25: 2}, {0.5, 0.25}, b"ab", bytearray(b"ab"), "12"], ids=repr)
+def test_what_has_no_order_and_text_are_no_rows(row):
+    for given in (row, [row, row], [row, [0.5, 0.5]]):
+        with pytest.raises(InputError, match=r"here: expected (a number|numbers or rows of numbers), got"):
+            numbers(given, "here")
+
+
+@pytest.mark.parametrize("rows", [[(0.5, 1), (0.1, 0.2)], [(0.5,), [0.25]], [(), ()], [(0.5, 1), (0.1,)]])
+def test_rows_may_be_of_any_length(rows):
+    expected = tuple(tuple(float(value) for value in row) for row in rows)
+    assert numbers(rows, "here") == expected
+    assert numbers(tuple(map(tuple, rows)), "here") == expected
+    if len(set(map(len, rows))) == 1:
+        assert numbers(np.array(rows), "here") == expected
+
+
 def test_numbers_in_rows_are_rounded_as_single_ones():
     rng = random.Random(0)
     for _ in range(3000):
