@@ -165,7 +165,7 @@ class PooledExecutor:
 
     def _split_begun(self) -> None:
         """Split the jobs that others have, where nobody else has anything to do: none is to come before one is back."""
-        if self._queue or self._split:
+        if self._queue or self._split or not (idle := self._sharers()):
             return
         begun = [
             (hand.since, hand.errand)
@@ -173,7 +173,7 @@ class PooledExecutor:
             if isinstance(hand.errand, Job) and self._is_out(hand.errand) and hand.errand.number not in self._whole
         ]
         begun.sort(key=lambda each: each[0])
-        now, idle = self._clock(), self._sharers()
+        now = self._clock()
         while begun:
             jobs = [job for _, job in begun]
             if (count := self._shares.best(jobs, idle, now - begun[0][0])) > 1:
@@ -183,9 +183,11 @@ class PooledExecutor:
 
     def _sharers(self) -> int:
         """Return how many workers are idle, 0 where they do not compute as many tokens at once."""
+        if not self._splits:
+            return 0
         idle = [name for name, hand in self._hands.items() if hand.errand is None]
         alike = len({tuple(sorted(self._batches.get(name, {}).items())) for name in idle}) == 1
-        return len(idle) if self._splits and alike else 0
+        return len(idle) if alike else 0
 
     def _queue_shares(self, jobs: Sequence[Job], count: int) -> None:
         """Have nothing but jobs in so many shares each go out next."""
