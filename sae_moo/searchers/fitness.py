@@ -5,6 +5,8 @@ Sources: Abrantes et al. 2025 (M2N2, arXiv 2508.16204); Zhang, Zhang et al. 2026
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +22,16 @@ def instances(evaluation: Evaluation) -> Array:
 
 def instance_weights(evaluation: Evaluation) -> Array:
     """Return a weight per instance, 1 on average, that lets every task count the same in sum; shape (instances,)."""
-    lengths = np.array([len(row) for row in evaluation.scores.values()])
-    return np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
+    return _instance_weights(tuple(map(len, evaluation.scores.values())))
+
+
+@lru_cache(maxsize=16)
+def _instance_weights(instances: tuple[int, ...]) -> Array:
+    """Return `instance_weights` by the number of instances of each task; nobody may write into it."""
+    lengths = np.array(instances)
+    weights = np.repeat(lengths.sum() / len(lengths) / lengths, lengths)
+    weights.flags.writeable = False
+    return weights
 
 
 def credit(scores: Array, alpha: float = 1.0, weight: Array | None = None) -> Array:

@@ -483,12 +483,17 @@ def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
 
 
 def _tournament(pop: list[Individual], rng: Rng) -> int:
-    a, b = (int(i) for i in rng.integers(len(pop), size=2))
-    data = {i: pop[i].data for i in (a, b)}
-    key = {i: (float(pop[i].CV[0]), data[i].get("rank") or 0, -(data[i].get("crowding") or 0.0)) for i in (a, b)}
-    if key[a] == key[b]:
-        return a if rng.random() < 0.5 else b
-    return min(a, b, key=lambda i: key[i])
+    a, b = rng.integers(len(pop), size=2).tolist()
+    first, second = _standing(pop[a]), _standing(pop[b])
+    if first == second:
+        return int(a if rng.random() < 0.5 else b)
+    return int(a if first < second else b)
+
+
+def _standing(individual: Individual) -> tuple[float, int, float]:
+    """Return what the smaller of wins a tournament: violation, rank, and how crowded it is."""
+    data = individual.data
+    return float(individual.CV[0]), data.get("rank") or 0, -(data.get("crowding") or 0.0)
 
 
 def _whole(recipe: Recipe) -> bool:
