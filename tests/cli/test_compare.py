@@ -11,8 +11,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,20 +113,26 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(config, here, m
     assert asked == ["nsga2, seed 2", "swarm, dense, seed 2"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_search_is_worked_out_once_and_experts_are_opened_once(config, here, monkeypatch, workers):
+@pytest.fixture
+def counted(monkeypatch):
+    """What is worked out for searches, and the configurations whose experts are opened in this process."""
     worked_out, opened = [], []
     cell, open_bench = Config.cell, Bench.open
     monkeypatch.setattr(Config, "cell", lambda *given: worked_out.append(given) or cell(*given))
     monkeypatch.setattr(comparison.Bench, "open", lambda config: opened.append(config) or open_bench(config))
-    parsed = Config.load(config, ["search.evaluations=6", f"compare.seeds={3 - workers}"])
+    return worked_out, opened
+
+
+def test_every_search_is_worked_out_once_and_experts_are_opened_once(config, counted):
+    worked_out, opened = counted
+    parsed = Config.load(config, ["search.evaluations=6"])
     del worked_out[:]  # every method is checked once when it is read
-    compare(parsed, workers=workers)
+    compare(parsed)
     cells = len(worked_out)
-    assert cells == 3 * (3 - workers)
-    assert opened == ([parsed] if workers == 1 else []), "worker processes open their own"
-    compare(parsed, workers=workers)
-    assert (len(worked_out), len(opened)) == (2 * cells, workers == 1), "nothing to do, nothing to open"
+    assert cells == 3 * 2
+    assert opened == [parsed]
+    compare(parsed)
+    assert (len(worked_out), len(opened)) == (2 * cells, 1), "nothing to do, nothing to open"
 
 
 def test_an_unfinished_search_is_resumed(config, here):
@@ -162,18 +170,21 @@ def test_a_smaller_budget_is_no_equal_one(config, here):
     assert "--fresh" not in error
 
 
-def test_apart_and_together_give_the_same_and_apart_tell_how_far_they_are(config, here):
+def test_apart_and_together_give_the_same_and_apart_tell_how_far_they_are(config, counted):
+    worked_out, opened = counted
+    parsed = {name: Config.load("compare.yaml", [f"study.name={name}", "compare.seeds=1"]) for name in ("one", "two")}
+    together = compare(parsed["one"])
+    del worked_out[:], opened[:]
     heard = []
-    found = [
-        compare(Config.load("compare.yaml", [f"study.name={name}", "compare.seeds=1"]), listener, workers=workers)
-        for name, listener, workers in (("together", lambda event: None, 1), ("apart", heard.append, 2))
-    ]
-    together, apart = ([each["hypervolume"].values for each in one.methods.values()] for one in found)
-    assert together == apart
+    apart = compare(parsed["two"], heard.append, workers=2)
+    assert (len(worked_out), opened) == (3, []), "worker processes open their own"
     for method in ("nsga2", "swarm, dense"):
+        assert apart.methods[method]["hypervolume"].values == together.methods[method]["hypervolume"].values
         own = [event for event in heard if event.cell.method.name == method]
         assert [type(event) for event in own] == [CellBegun, *[Made] * 9, CellDone]
         assert [event.evaluations for event in own[1:-1]] == list(range(1, 10))
+    compare(parsed["two"], workers=2)
+    assert (len(worked_out), opened) == (2 * 3, []), "nothing to do"
 
 
 def test_a_search_over_which_workers_die_fails_alone(config, here, monkeypatch):
@@ -200,12 +211,25 @@ def test_a_search_over_which_workers_die_fails_alone(config, here, monkeypatch):
     assert (here / "runs" / "tiny" / "task-arithmetic-0" / "test.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_search_goes_on(config, here, workers):
-    command = [sys.executable, "-m", "sae_moo.cli.main", "compare", "compare.yaml", "--workers", workers]
-    most = 9000  # bytes a file: a journal ends after some evaluations
-    limit = (most, resource.RLIM_INFINITY)
+FULL = 9000
+"""Bytes a file may have: a journal ends after some evaluations."""
+
+
+def where_room_is_little() -> tuple[int, str]:
+    """Compare in this process; return the exit code and what the command says."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))
+    try:
+        said = call("compare", "compare.yaml", code=1).stderr.splitlines()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return 1, "\n".join(line for line in said if line and "Loading weights" not in line)  # by transformers
+
+
+def where_workers_have_little_room() -> tuple[int, str]:
+    """Compare by workers, in processes of their own; return the exit code and all that they print on stderr."""
+    command = [sys.executable, "-m", "sae_moo.cli.main", "compare", "compare.yaml", "--workers", "2"]
+    limit = (FULL, resource.RLIM_INFINITY)
     done = subprocess.run(
         command,
         capture_output=True,
@@ -213,14 +237,22 @@ def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_sea
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compared", [where_room_is_little, where_workers_have_little_room])
+def test_a_disk_without_room_is_one_line_that_names_search_and_place_and_the_search_goes_on(config, here, compared):
+    code, said = compared()
+    assert code == 1
+    (line,) = said.splitlines()
     told = r"sae-moo: (.*), seed 0: (\S+)/([\w-]+/study\.journal): File too large; what was finished before is kept"
-    assert (re.fullmatch(told, line)[2] == "runs/tiny") == (workers == "1"), "its own folder, or that of the worker"
+    alone = compared is where_room_is_little
+    assert (re.fullmatch(told, line)[2] == "runs/tiny") == alone, "its own folder, or that of the worker"
     journal = Path("runs/tiny", re.fullmatch(told, line)[3])
     assert re.fullmatch(told, line)[1] in ("nsga2", "swarm, dense", "task-arithmetic")
     kept = journal.read_bytes()
-    assert len(kept) <= most
+    assert len(kept) <= FULL
     assert kept.endswith(b"\n"), "an entry is there whole or not at all"
     call("compare", "compare.yaml", "--set", "compare.seeds=1")
     assert journal.read_bytes().startswith(kept)
@@ -342,32 +374,56 @@ def test_a_configuration_without_methods(here):
     assert "the configuration has no section compare; expected e.g. compare: {methods: [nsga2, pso]}" in result.stderr
 
 
+LONGER = ["compare", "compare.yaml", "--set", "search.evaluations=40", "--set", "compare.seeds=1"]
+
+
+def begun(journal: Path, still: Callable[[], bool]) -> None:
+    """Wait until a search has some evaluations."""
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size > 12_000):
+        assert time.monotonic() < deadline
+        assert still()
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_by_ctrl_c_it_goes_on(config, here, workers):
-    longer = ["compare", "compare.yaml", "--set", "search.evaluations=60"]
-    command = [sys.executable, "-m", "sae_moo.cli.main", *longer, "--workers", str(workers)]
+def test_interrupted_it_goes_on(config, here):
+    def interrupt():
+        begun(here / "runs/tiny/nsga2-0/study.journal", still=lambda: True)
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    stopped = call(*LONGER, code=130)
+    interrupter.join()
+    assert "the same command goes on" in stopped.stderr
+    goes_on(here)
+
+
+@pytest.mark.slow
+def test_workers_killed_by_ctrl_c_go_on(config, here):
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "sae_moo.cli.main", *LONGER, "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
-    first = here / "runs" / "tiny" / "nsga2-0" / "study.journal"
-    deadline = time.monotonic() + 120
-    while not (first.exists() and first.stat().st_size > 3000):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
+    begun(here / "runs/tiny/nsga2-0/study.journal", still=lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on" in error
     assert "Traceback" not in error
-    assert call(*longer).exit_code == 0
-    assert len(Run.open(here / "runs" / "tiny" / "nsga2-0").trials()) == 60
+    goes_on(here)
+
+
+def goes_on(here: Path) -> None:
+    made = len(Run.open(here / "runs/tiny/nsga2-0").trials())
+    assert 0 < made < 40
+    assert call(*LONGER).exit_code == 0
+    assert len(Run.open(here / "runs/tiny/nsga2-0").trials()) == 40
 
 
 STUDIES = sorted(path for path in Path(__file__).parents[2].glob("studies/*/*.yaml") if "compare:" in path.read_text())
