@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,11 +12,13 @@ from sae_moo.cli.display import bare_table, finite, front_table, say, score_tabl
 from sae_moo.explore.decide.neighbours import Neighbour
 from sae_moo.explore.decide.significance import HOW_TESTED, Paired, paired
 from sae_moo.explore.view import View
-from sae_moo.jobs.diff import Diff
-from sae_moo.jobs.judge import BEST_EXPERT, Tested
 from sae_moo.objectives import Objective, TaskMean, objective_scores, scored
 from sae_moo.objectives.scores import Optimism, Score, Split, mean_score, optimism, task_scores
 from sae_moo.study.record import Ended
+
+if TYPE_CHECKING:  # what opens models: a pick needs none
+    from sae_moo.jobs.diff import Diff
+    from sae_moo.jobs.judge import Tested
 
 OPTIMISTIC = (
     "optimism is search minus test. The search chose by the search split, so luck there was part of the choice: "
@@ -126,6 +128,8 @@ def neighbours_json(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
 
 def tested_tables(found: Sequence[Tested], objectives: Sequence[Objective]) -> list[Table]:
     """Return tables of a pick and what it is held against on both splits, then of the pick's tasks."""
+    from sae_moo.jobs.judge import BEST_EXPERT
+
     pick = found[0]
     best_by = " by accuracy" if len(scored(objectives)) > 1 else ""  # which is no table's own objective
     tables = []

@@ -11,21 +11,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_moo.deploy.estimate import Estimate
-from sae_moo.deploy.tensor_files import in_bytes
 from sae_moo.evaluate.task import Metric
-from sae_moo.jobs.compare.statistics import ON_TASK, Comparison
-from sae_moo.jobs.compare.tables import difference_text, tokens_text, value_text
 from sae_moo.objectives import Constraint, Objective
 from sae_moo.objectives.scores import Score
 from sae_moo.study.record import Ended, Running, TrialRecord
 
-if TYPE_CHECKING:
-    from sae_moo.jobs.doctor import Checkup  # which opens models; most commands need none
+if TYPE_CHECKING:  # what opens models: most commands need none
+    from sae_moo.deploy.estimate import Estimate
+    from sae_moo.jobs.compare.statistics import Comparison
+    from sae_moo.jobs.doctor import Checkup
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
     """Return what a comparison found, as tables: what each method reached, and how it differs from the reference."""
+    from sae_moo.jobs.compare.statistics import ON_TASK
+    from sae_moo.jobs.compare.tables import difference_text, tokens_text, value_text
+
     quantities = list(next(iter(found.methods.values())))
     shown = [name for name in quantities if not name.startswith(ON_TASK)]
     table = bare_table(
@@ -106,6 +107,8 @@ def score_table(scores: Mapping[str, Score], title: str) -> Table:
 
 def estimate_table(found: Sequence[Estimate], title: str) -> Table:
     """Return a table of what a model takes in every format."""
+    from sae_moo.deploy.tensor_files import in_bytes
+
     table = bare_table(title)
     for name in ("format", "weights", "of dense"):
         table.add_column(name, justify="left" if name == "format" else "right")

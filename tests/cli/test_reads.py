@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -83,3 +85,26 @@ def test_the_dashboard_reads_the_trials_once_each_time_it_is_looked_at_after_a_w
     run = Run.open("tiny")
     dashboard.shown_of(run.view(), "tiny")
     assert reads == {"trials": 1, "studies": 1}
+
+
+OPENING = (
+    "torch",
+    "transformers",
+    "scipy.stats",
+    "scipy.optimize",
+    "sklearn",
+    "pandas",
+    "numba",
+    "matplotlib",
+    "plotly",
+)
+
+
+@pytest.mark.parametrize("command", ["front tiny", "trials tiny", "front tiny --json", "pick tiny"])
+def test_what_shows_a_run_is_there_at_once(there, command):
+    """Without libraries that take seconds to import; a pick tests differences, and does that by scipy."""
+    code = f"import sys; from sae_moo.cli.main import app; app({command.split()}, standalone_mode=False)"
+    slow = [name for name in OPENING if not (command.startswith("pick") and name.startswith("scipy"))]
+    code += f"; print('slow:', sorted(set({slow}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "slow: []"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.05
@@ -107,6 +106,8 @@ def paired(
         total = float(variances.sum())
         stderr, reach = math.sqrt(total), 0.0
         if total > 0:
+            from scipy import stats  # here: it takes a second, and most commands test nothing
+
             freedom = total**2 / float(sum(v**2 / (len(row) - 1) for v, row in zip(variances, rows, strict=True)))
             reach = float(stats.t.ppf(0.975, freedom)) * stderr
     won, lost = (int(sum((sign * row > 0).sum() for row in rows)) for sign in (1, -1))
@@ -140,6 +141,8 @@ def _sign_flip(rows: Sequence[Array], seed: int) -> float:
         positive = np.stack(
             [g.ravel() for g in np.meshgrid(*(np.arange(c + 1) for c in counts), indexing="ij")], axis=1
         )
+        from scipy import stats
+
         chance = np.prod(stats.binom.pmf(positive, count, 0.5), axis=1)
         return min(1.0, float(chance[statistic((2 * positive - count) @ to_task) >= least].sum()))
     rng, beyond, block = np.random.default_rng(seed), 0, 500

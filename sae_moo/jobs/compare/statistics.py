@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from sae_moo.objectives import SPARSITY, SPEED, Objective, Speed, TaskMean
 from sae_moo.objectives.front import Accuracy
@@ -249,6 +248,8 @@ def _half(values: Sequence[float]) -> float:
     """Return half the width of a mean's 95 % t interval; NaN for a single value."""
     if len(values) < 2:
         return math.nan
+    from scipy import stats  # here: it takes a second, and most commands compare nothing
+
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
@@ -265,6 +266,8 @@ def _difference(method: Found, reference: Found, quantity: str) -> Contrast | No
     spread = math.sqrt(over_instances + over_seeds)
     if spread == 0.0:
         return Contrast(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, count)
+    from scipy import stats
+
     # Welch-Satterthwaite; the bootstrap's own degrees of freedom are beyond count
     freedom = math.inf if over_seeds == 0.0 else spread**4 / (over_seeds**2 / (count - 1))
     reach = float(stats.t.ppf(0.975, freedom)) * spread
