@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -78,15 +79,21 @@ def test_an_island_takes_over_what_another_has_found(isles):
 
 @pytest.mark.slow
 def test_two_processes_search_one_database_at_a_time(isles, here):
-    programs = [sys.executable, "-m", "sae_moo.cli.main"]
     stored = ("--set", "study.storage=sqlite:///isles.db", "--evaluations", "24")
-    searches = [
-        subprocess.Popen([*programs, *isles(name, *stored)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for name in NAMES
-    ]
-    for search in searches:
-        said = search.communicate(timeout=300)
-        assert search.returncode == 0, said
+    east = subprocess.Popen(
+        [sys.executable, "-m", "sae_moo.cli.main", *isles("east", *stored)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (here / "isles.db").exists():
+        assert time.monotonic() < deadline
+        assert east.poll() is None
+        time.sleep(0.001)
+    call(*isles("west", *stored))  # the other process, which begins as the first one does
+    said = east.communicate(timeout=300)
+    assert east.returncode == 0, said
     runs = {name: Run.open(name) for name in NAMES}
     assert [evaluations(run.trials()) for run in runs.values()] == [24, 24]
     assert any(sources(run) for run in runs.values()), "whoever was later took something over"
