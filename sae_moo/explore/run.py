@@ -50,9 +50,12 @@ class Run:
         self.folder = folder
         with reached(storage):
             storage.get_study_id_from_name(name)  # which says, too, if there is none
-            header = StudyHeader.of(storage, name)
-            if header is None and holds_trials(storage, name):
-                raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
+            header, others = StudyHeader.of(storage, name), False
+            if header is None:
+                others = holds_trials(storage, name)
+                header = StudyHeader.of(storage, name)  # after that: it may have begun meanwhile
+        if header is None and others:
+            raise InputError(f"study {name!r} was not made by sae-moo: it lacks its configuration")
         if header is None:
             raise InputError(f"study {name!r} has not begun: it does not say yet what it searches")
         self.config = Config.from_dict(header.config, header.directory)

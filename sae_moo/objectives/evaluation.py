@@ -101,6 +101,8 @@ class Evaluation:
                 raise ValueError(f"scores of {task!r}: expected numbers in [0, 1], one per instance")
             scores[task] = tuple(rounded.tolist())
         object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "group_sparsity", tuple(self.group_sparsity))
+        object.__setattr__(self, "sparseness", tuple(self.sparseness))
         if self.speed is not None and not 0.0 < self.speed < math.inf:
             raise ValueError(f"speed: expected a finite number above 0, got {self.speed}")
 

@@ -147,7 +147,7 @@ def numbers(values: Any, where: str) -> Any:
     """Return what somebody gave as a row of numbers, or as rows of them; see `number`."""
     entries = _entries(values, where)
     kinds = set(map(type, entries))
-    if not kinds or not all(hasattr(kind, "__len__") and not issubclass(kind, (str, bytes)) for kind in kinds):
+    if not all(hasattr(kind, "__len__") for kind in kinds) or all(issubclass(kind, (str, bytes)) for kind in kinds):
         return _row(entries, where)
     rows = [_entries(row, where) for row in entries]
     width = len(rows[0])

@@ -469,7 +469,7 @@ def _arrays(individual: Individual) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 def _table(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return rows of one length as an array, as `np.stack` does, which looks at each of them."""
-    return np.concatenate(rows).reshape(len(rows), -1)
+    return np.concatenate(rows).reshape(len(rows), len(rows[0]))
 
 
 def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
@@ -483,11 +483,11 @@ def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
 
 
 def _tournament(pop: list[Individual], rng: Rng) -> int:
-    a, b = rng.integers(len(pop), size=2).tolist()
+    a, b = map(int, rng.integers(len(pop), size=2))
     first, second = _standing(pop[a]), _standing(pop[b])
     if first == second:
-        return int(a if rng.random() < 0.5 else b)
-    return int(a if first < second else b)
+        return a if rng.random() < 0.5 else b
+    return a if first < second else b
 
 
 def _standing(individual: Individual) -> tuple[float, int, float]:

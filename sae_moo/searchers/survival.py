@@ -13,7 +13,10 @@ from pymoo.util.randomized_argsort import randomized_argsort
 
 
 class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carries no types
-    """Survival by rank and crowding that reads each individual once, where pymoo's asks for all by name."""
+    """Survival by rank and crowding that reads violations and values once, where pymoo's asks for all by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def do(
         self, problem: Any, pop: Any, *args: Any, n_survive: int | None = None, random_state: Any = None, **kwargs: Any
@@ -57,25 +60,27 @@ class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carr
 
 
 def crowding(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the crowding distance of the members of a front (Deb et al. 2002), as pymoo computes it; shape (members,).
+    """Return the crowding distance of the members of a front (Deb et al. 2002), the very numbers that pymoo computes.
 
     Args:
-        values: of the objectives, shape (members, objectives).
+        values: of the objectives, finite, shape (members, objectives).
+
+    Returns:
+        The larger, the lonelier; infinite for the ends of every objective that differs; shape (members,).
     """
     members, objectives = values.shape
     if members <= 2:
         return np.full(members, np.inf)
-    distance = [0.0] * members
-    for column in values.T.tolist():  # fronts are small: numbers one by one take less time than arrays
+    shares = np.zeros((members, objectives))
+    for objective, column in enumerate(values.T.tolist()):  # fronts are small: numbers take less time than arrays
         order = sorted(range(members), key=column.__getitem__)
         extent = column[order[-1]] - column[order[0]]
         if extent == 0.0:
             continue
         gaps = [np.inf, *[(column[b] - column[a]) / extent for a, b in pairwise(order)], np.inf]
-        for i, before, after in zip(order, gaps, gaps[1:], strict=False):
-            distance[i] += before + after
-    result: NDArray[np.float64] = np.array(distance) / objectives
-    return result
+        shares[order, objective] = [before + after for before, after in pairwise(gaps)]
+    distance: NDArray[np.float64] = shares.sum(axis=1) / objectives
+    return distance
 
 
 class QuickNSGA2(NSGA2):  # type: ignore[misc]

@@ -77,7 +77,7 @@ class JournalFile(JournalFileBackend):
     A dozen attributes come before the entry that ends a trial: they are held, and written with it. Nobody waits for the
     disk when a trial begins: whatever is waited for next comes after it. Killed, or cut off from power, a search loses
     no trial that has ended; those that were being evaluated are evaluated again. What was written here is not fetched
-    from the disk to be read, unless somebody else wrote in between.
+    from the disk to be read, where nobody else wrote in between and all of it are entries.
 
     Args:
         path: the journal.
@@ -118,18 +118,18 @@ class JournalFile(JournalFileBackend):
         """Yield the entries from a number on; none while attributes are held, after each of which it is asked for."""
         if self._held:
             return
-        size, own, before = self._path.stat().st_size, self._unread, self._read
+        size, lines, known = self._path.stat().st_size, self._unread, self._read
         self._unread, self._read = [], None
-        if before == (log_number_from, size - sum(map(len, own))):
-            self._read = log_number_from + len(own), size
-            yield from json.loads(b"[" + b",".join(own) + b"]")
+        if known == (log_number_from, size - sum(map(len, lines))):
+            self._read = log_number_from + len(lines), size
+            yield from json.loads(b"[" + b",".join(lines) + b"]")
             return
         count = log_number_from
         for entry in super().read_logs(log_number_from):
             count += 1
             yield entry
-        with self._path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == size and _ends_line(file):
+        with self._path.open("rb") as file:  # a last line that is no entry yet is left out by what reads the others
+            if file.seek(0, os.SEEK_END) == size and _ends_with_entry(file):
                 self._read = count, size
 
     def _append(self, rest: bytes, wait: bool) -> None:
@@ -375,12 +375,22 @@ def _check_journal(path: Path) -> None:
         raise InputError(f"{path}: not a study: its first line is no entry of an Optuna journal")
 
 
-def _ends_line(file: BinaryIO) -> bool:
-    """Say whether a file is empty or ends with a whole line."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+def _ends_with_entry(file: BinaryIO) -> bool:
+    """Say whether a file is empty or its last line is whole and an entry."""
+    size, count = file.seek(0, os.SEEK_END), 1 << 14
+    while True:
+        start = max(0, size - count)
+        file.seek(start)
+        tail = file.read(size - start)
+        end = tail.rfind(b"\n", 0, max(0, len(tail) - 1))  # of the line before
+        if end >= 0 or start == 0:
+            break
+        count *= 4
+    last = tail[end + 1 :]
+    try:
+        return not last or (last.endswith(b"\n") and isinstance(json.loads(last), dict))
+    except ValueError:
+        return False
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -120,7 +120,7 @@ class TrialStorage:
         """
         params, written = params or {}, dumps(encode(proposal.recipe, self._digests))
         template = FrozenTrial(
-            number=-1,  # the storage gives it one, as it gives its time and its identity
+            number=-1,  # the storage gives it one, and an identity
             trial_id=-1,
             state=TrialState.RUNNING,
             value=None,
@@ -193,7 +193,7 @@ class TrialStorage:
             self._storage.set_trial_param(identity, name, _plotted(value), PLOTTED)
         for key, value in attributes.items():
             self._storage.set_trial_user_attr(identity, key, value)
-        if evaluation.ok:  # what `Trial.set_constraint` does beside this is to look whether it was called before
+        if evaluation.ok:  # not by `Trial.set_constraint`, which keeps what a run that was killed here has left
             broken = violations(self.constraints, evaluation)
             for key, amount in zip(self._limits, broken, strict=False):  # the last entry says only that it did not fail
                 self._storage.set_trial_system_attr(identity, key, float(amount))
@@ -201,8 +201,9 @@ class TrialStorage:
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
         failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
         self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
-        written = evaluation if number in self._begun else None  # else a run that was killed here may have left more
-        record = self._record(self._storage.get_trial(identity), written)
+        # all of a good one is written; beside what is there already, if a run was killed here
+        whole = number in self._begun and evaluation.ok and evaluation.scores
+        record = self._record(self._storage.get_trial(identity), evaluation if whole else None)
         assert isinstance(record, Ended)
         self._begun.pop(number, None)
         return record
@@ -262,7 +263,8 @@ class TrialStorage:
 
         Args:
             trial: as Optuna has it.
-            evaluation: all that was written to it, by which its means and errors are known; None: read what was.
+            evaluation: what was written to it, and nothing else was, by which its means and errors are known; None:
+                what was written is read.
         """
         attrs = trial.user_attrs
         try:

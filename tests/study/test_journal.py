@@ -101,15 +101,24 @@ def test_what_was_written_is_read_whoever_wrote_it_and_from_memory_if_nobody_els
     assert len(fetched) <= 1, "it was not known whether all had been read"
 
 
-def test_what_is_written_behind_half_a_line_of_another_process_is_not_taken_for_read(tmp_path):
+@pytest.mark.parametrize("tail", [b'{"op_code"', b"\n", b'{"op_code":4,"study_id"\0\0\0\n', b"7\n"])
+@pytest.mark.parametrize("already", [0, 3])
+def test_nobody_goes_on_behind_a_line_that_is_no_entry(tmp_path, tail, already):
     path = tmp_path / "s"
     storage = open_storage(path, write=True)
     storage.create_new_study([StudyDirection.MAXIMIZE], "s")
-    with path.open("ab") as file:
-        file.write(b'{"op_code"')
-    storage.get_all_studies()
-    with pytest.raises((AttributeError, ValueError)):  # of Optuna, which finds no entry in both together
+    for _ in range(already):
         storage.create_new_trial(0)
+    with path.open("ab") as file:
+        file.write(tail)
+
+    def go_on():
+        for _ in range(3):
+            storage.get_all_studies()
+            storage.create_new_trial(0)
+
+    with pytest.raises((AttributeError, TypeError, ValueError)):  # of Optuna, which finds no entry there
+        go_on()
 
 
 def test_a_database_with_settings_in_its_url_is_found_again(tmp_path):

@@ -57,6 +57,8 @@ PRUNED = {"sparsity": 0.25, "group_sparsity": (0.0, 0.5, 0.25, 0.0)}
         {"scores": SCORES, **PRUNED, "seconds_merge": 0.1, "seconds_score": 1 / 3, "tokens": 70, "speed": 1.1},
         {"scores": SCORES, **PRUNED, "sparseness": (0.1, 0.2), "screened": Screened(3, 1, 0.25, 9)},
         {"reason": "out of memory"},
+        {"reason": "out of memory", "sparsity": 0.25, "group_sparsity": (0.25,), "speed": 1.5, "sparseness": (0.1,)},
+        {"scores": SCORES, "sparsity": 0.25, "group_sparsity": [0.0, 0.5, 0.25, 0.0], "sparseness": [0.5]},
         {"reason": "lost", "scores": SCORES, **PRUNED},
         {
             "reason": "raced",
@@ -76,11 +78,14 @@ def test_a_trial_that_was_finished_is_the_one_that_is_read(tmp_path, facts, left
         trial = optuna.trial.Trial(storage.study, storage.study.get_trials()[0]._trial_id)
         for name, value in left.items():
             trial.set_user_attr(name, value)
+        trial.set_constraint("sparsity max", 5.0)
         storage = Setup(tmp_path / "s", where=where).storage()
     record = storage.finish(number, Proposal(recipe), Answer(number, Evaluation(recipe, **facts)), 0)
     (read,) = Setup(tmp_path / "s", where=where).storage().records()
     assert repr(record) == repr(read), "an error that is not a number is not equal to itself"
-    assert left or record.evaluation == Evaluation(recipe, **facts)
+    assert left or not record.evaluation.ok or record.evaluation == Evaluation(recipe, **facts)
+    if record.evaluation.ok:
+        assert storage.study.get_trials()[0].constraints == {"sparsity max": -0.25}
 
 
 def test_what_a_trial_holds(tmp_path, landscape):
