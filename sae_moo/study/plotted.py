@@ -82,10 +82,12 @@ def _whole(recipe: Recipe, groups: Sequence[int], count: int) -> dict[str, float
     """
     params: dict[str, float] = {}
     for node in chain(recipe):
+        if node.scope not in STRUCTURED:
+            continue
         asked = Rows.of_places(node.sparsity).per_group(count)[list(groups), 0]
         if node.scope == BLOCKS:
             params["blocks removed"] = float(len(removed_blocks(recipe)) or going(asked[0], len(groups)))
-        elif node.scope in STRUCTURED:
+        else:
             stay = [i for i in range(len(groups)) if i not in removed_blocks(recipe)]
             params[f"{node.scope} removed"] = round(float(asked[stay].mean()), 4)
     return params
