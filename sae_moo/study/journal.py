@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
@@ -303,11 +303,17 @@ def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objecti
     """Return the study of that name, made if there is none, all objectives maximized.
 
     Raises:
-        InputError: if it exists with other objectives.
+        InputError: if it exists with other objectives, or somebody else makes it at this moment.
     """
     if name not in (study.study_name for study in storage.get_all_studies()):
-        with _less_talk():
-            storage.create_new_study([StudyDirection.MAXIMIZE] * len(objectives), name)
+        try:
+            with _less_talk():
+                storage.create_new_study([StudyDirection.MAXIMIZE] * len(objectives), name)
+        except DuplicatedStudyError:
+            message = (
+                f"study {name!r}: another process has begun it at this moment; a study is written by one at a time"
+            )
+            raise InputError(message) from None
     study = optuna.load_study(study_name=name, storage=storage)
     names = [objective.name for objective in objectives]
     if study.metric_names is None and not study.get_trials(deepcopy=False):

@@ -128,3 +128,10 @@ def test_a_password_is_not_shown():
         open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/x?connect_timeout=1", write=True)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_that_two_processes_begin_is_that_of_the_first(study, monkeypatch):
+    storage = study().storage()._storage
+    monkeypatch.setattr(type(storage), "get_all_studies", lambda self: [])  # as it looked a moment before
+    with pytest.raises(InputError, match=r"^study 's': another process has begun it at this moment"):
+        create_or_load(storage, "s", [])
