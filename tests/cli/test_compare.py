@@ -392,10 +392,14 @@ def test_interrupted_it_goes_on(config, here):
         begun(here / "runs/tiny/nsga2-0/study.journal", still=lambda: True)
         signal.raise_signal(signal.SIGINT)
 
-    interrupter = threading.Thread(target=interrupt)
-    interrupter.start()
-    stopped = call(*LONGER, code=130)
-    interrupter.join()
+    interrupter, before = threading.Thread(target=interrupt), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    try:
+        interrupter.start()
+        stopped = call(*LONGER, code=130)
+        interrupter.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "the same command goes on" in stopped.stderr
     goes_on(here)
 
