@@ -6,6 +6,7 @@ A trial stores only the nodes its recipe adds; parents are referred to by digest
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
@@ -196,6 +197,8 @@ class TrialStorage:
         if evaluation.ok:  # not by `Trial.set_constraint`, which keeps what a run that was killed here has left
             broken = violations(self.constraints, evaluation)
             for key, amount in zip(self._limits, broken, strict=False):  # the last entry says only that it did not fail
+                if math.isnan(amount):
+                    raise ValueError(f"trial {number}: {key} is not a number")
                 self._storage.set_trial_system_attr(identity, key, float(amount))
         # what `Study.tell` does beside this is for samplers, and a copy of the trial
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None

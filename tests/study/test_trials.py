@@ -88,6 +88,15 @@ def test_a_trial_that_was_finished_is_the_one_that_is_read(tmp_path, facts, left
         assert storage.study.get_trials()[0].constraints == {"sparsity max": -0.25}
 
 
+def test_a_limit_that_is_not_a_number_is_not_stored(tmp_path):
+    recipe, storage = Cast(Expert("math"), "float32"), Setup(tmp_path / "s").storage()
+    number = storage.begin(Proposal(recipe), "d", asked_after=0, versions="v")
+    evaluation = Evaluation(recipe, SCORES, float("nan"), (0.0, 0.5, 0.25, 0.0))
+    with pytest.raises(ValueError, match=r"trial 0: constraints:sparsity max is not a number"):
+        storage.finish(number, Proposal(recipe), Answer(number, evaluation), 0)
+    assert [record.state for record in Setup(tmp_path / "s").storage().records()] == ["running"]
+
+
 def test_what_a_trial_holds(tmp_path, landscape):
     recipe = Cast(Prune(Expert("math"), (0, 0.25, 0.75, 0)), "float32")
     _, _, setup = scripted(tmp_path, [recipe], landscape)
