@@ -12,8 +12,9 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
@@ -30,7 +31,10 @@ log = logging.getLogger(__name__)
 
 OptunaStorage: TypeAlias = BaseStorage
 
-_LINE = json.JSONEncoder(separators=(",", ":"))
+_LINE = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+ATTRIBUTES = ("user_attr", "system_attr", "param_name")
+"""Keys of the entries that add something to a trial or a study."""
 
 PAUSES = (0.2, 0.5, 1.0)
 """Seconds between attempts to open a database in which somebody else is making the tables."""
@@ -43,6 +47,7 @@ class FileLock:
         self._path = journal.with_name(journal.name + ".lock")
         self._handle: int | None = None
         self._threads = threading.Lock()  # flock is between processes only
+        self._holder: int | None = None  # the thread that has it
 
     def acquire(self) -> bool:
         """Wait for the lock and take it.
@@ -60,81 +65,114 @@ class FileLock:
                 os.close(handle)
             self._threads.release()
             raise
-        self._handle = handle
+        self._handle, self._holder = handle, threading.get_ident()
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
-        if self._handle is not None:
+        """Give the lock back; nothing, if this thread does not have it."""
+        if self._handle is not None and self._holder == threading.get_ident():
             os.close(self._handle)
-            self._handle = None
+            self._handle = self._holder = None
             self._threads.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the lock, however that is left."""
+        try:
+            self.acquire()
+            yield
+        finally:
+            self.release()
 
 
 class JournalFile(JournalFileBackend):
-    """Optuna's journal file, written and waited for once where a trial ends, not after every attribute of it.
-
-    A dozen attributes come before the entry that ends a trial: they are held, and written with it. Nobody waits for the
-    disk when a trial begins: whatever is waited for next comes after it. Killed, or cut off from power, a search loses
-    no trial that has ended; those that were being evaluated are evaluated again. What was written here is not fetched
-    from the disk to be read, where nobody else wrote in between and all of it are entries.
+    """Optuna's journal file, several entries of which are written at once, and waited for only where something ends.
 
     Args:
         path: the journal.
+
+    Attributes:
+        path: the journal.
+        size: of the file in bytes after what was last appended here; None: nothing was.
     """
 
     def __init__(self, path: Path) -> None:
         lock = FileLock(path)
         super().__init__(str(path), lock_obj=lock)  # type: ignore[arg-type]  # it has acquire and release
-        self._path = path
+        self.path = path
         self._own_lock = lock
-        self._held: list[dict[str, Any]] = []
-        self._read: tuple[int, int] | None = None  # entries that were read, and the bytes they are; None: not known
-        self._unread: list[bytes] = []  # lines that were written here since
+        self._least = 0  # bytes that were read or appended here: entries that nobody may take away
+        self.size: int | None = None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries, a line each, all of them or none; attributes of a trial are held until another entry comes.
+        """Append entries; see `append`. Nobody waits for the disk where a trial begins.
+
+        Nor where a trial or a study gets an attribute: what makes it worth keeping is waited for later.
+        """
+        last = logs[-1]
+        begins = "study_id" in last and last.get("state") == TrialState.RUNNING
+        self.append(logs, wait=not (begins or any(key in last for key in ATTRIBUTES)))
+
+    def append(self, entries: Sequence[Mapping[str, Any]], *, wait: bool, behind: int | None = None) -> int | None:
+        """Append entries, a line each, all of them or none.
+
+        Args:
+            entries: as Optuna writes them.
+            wait: whether to wait until they are on the disk.
+            behind: size that the file must have, in bytes; None: any.
+
+        Returns:
+            The size of the file then, in bytes; None if it was another one before than it must have, and nothing was
+            appended.
 
         Raises:
-            StorageError: if the disk has no room for them, or fails; what was held is gone then.
+            StorageError: if the disk has no room for them, or fails; if the file has lost what was in it, or ends with
+                what is no entry.
         """
-        if all("trial_id" in entry and ("user_attr" in entry or "system_attr" in entry) for entry in logs):
-            self._held += logs
-            return
-        logs, self._held = [*self._held, *logs], []
-        lines = [_LINE.encode(entry).encode() + b"\n" for entry in logs]
+        lines = "".join([_LINE.encode(entry) + "\n" for entry in entries]).encode()
         try:
-            self._own_lock.acquire()
-            try:
-                begins = "study_id" in logs[-1] and logs[-1].get("state") == TrialState.RUNNING
-                self._append(b"".join(lines), wait=not (begins or "user_attr" in logs[-1]))
-            finally:
-                self._own_lock.release()
+            with self._own_lock.held():
+                size = self._checked_size()
+                if behind is not None and behind != size:
+                    return None
+                if size != self.size and (fault := _fault_at_end(self.path)):
+                    raise StorageError(f"{self.path}: {fault}; {KEPT}")
+                self._append(lines, wait=wait)
+                self.size = self._least = size + len(lines)
+                return self.size
         except OSError as error:
-            raise StorageError(f"{self._path}: {error.strerror or error}; {KEPT}") from error
-        self._unread += lines
+            raise StorageError(f"{self.path}: {error.strerror or error}; {KEPT}") from error
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """Yield the entries from a number on; none while attributes are held, after each of which it is asked for."""
-        if self._held:
-            return
-        size, lines, known = self._path.stat().st_size, self._unread, self._read
-        self._unread, self._read = [], None
-        if known == (log_number_from, size - sum(map(len, lines))):
-            self._read = log_number_from + len(lines), size
-            yield from json.loads(b"[" + b",".join(lines) + b"]")
-            return
-        count = log_number_from
-        for entry in super().read_logs(log_number_from):
-            count += 1
-            yield entry
-        with self._path.open("rb") as file:  # a last line that is no entry yet is left out by what reads the others
-            if file.seek(0, os.SEEK_END) == size and _ends_with_entry(file):
-                self._read = count, size
+        """Yield the entries from a number on.
+
+        Raises:
+            StorageError: if the file is gone, has lost what was in it, or a line of it is no entry.
+        """
+        number = log_number_from
+        try:
+            self._checked_size()
+            for entry in super().read_logs(log_number_from):
+                if not isinstance(entry, dict) or "op_code" not in entry:
+                    raise StorageError(f"{self.path}: line {number + 1} is no entry of a study")
+                number += 1
+                yield entry
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise StorageError(f"{self.path}: line {number + 1} is no entry of a study: {error}") from error
+        self._least = max(self._least, self._log_number_offset.get(number, 0))
+
+    def _checked_size(self) -> int:
+        """Return the size of the file in bytes."""
+        size = os.stat(self._file_path).st_size
+        if size < self._least:
+            raise StorageError(f"{self.path}: shorter than it was; somebody has cut or replaced it meanwhile")
+        return size
 
     def _append(self, rest: bytes, wait: bool) -> None:
         """Append bytes, all of them or none, and wait for the disk where asked to."""
-        with self._path.open("ab", buffering=0) as file:
+        with FileIO(self._file_path, "ab") as file:
             size, unwritten = file.seek(0, os.SEEK_END), memoryview(rest)
             try:
                 while unwritten:
@@ -144,6 +182,18 @@ class JournalFile(JournalFileBackend):
             except OSError:
                 file.truncate(size)
                 raise
+
+
+class Journal(JournalStorage):
+    """A journal file as Optuna's storage.
+
+    Args:
+        file: the journal.
+    """
+
+    def __init__(self, file: JournalFile) -> None:
+        super().__init__(file)
+        self.file = file
 
 
 @contextmanager
@@ -288,7 +338,7 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
             raise InputError(f"no study at {path}")
         else:
             _check_journal(path)
-        return JournalStorage(JournalFile(path))
+        return Journal(JournalFile(path))
     except OSError as error:
         if error.errno in NO_ROOM:
             raise StorageError(f"{path}: {error.strerror}; {KEPT}") from error
@@ -381,30 +431,37 @@ def _check_journal(path: Path) -> None:
         raise InputError(f"{path}: not a study: its first line is no entry of an Optuna journal")
 
 
-def _ends_with_entry(file: BinaryIO) -> bool:
-    """Say whether a file is empty or its last line is whole and an entry."""
-    size, count = file.seek(0, os.SEEK_END), 1 << 14
-    while True:
-        start = max(0, size - count)
-        file.seek(start)
-        tail = file.read(size - start)
-        end = tail.rfind(b"\n", 0, max(0, len(tail) - 1))  # of the line before
-        if end >= 0 or start == 0:
-            break
-        count *= 4
-    last = tail[end + 1 :]
+def _fault_at_end(path: Path) -> str | None:
+    """Return what is wrong with the last line of a journal."""
+    with path.open("rb") as file:
+        size, count = file.seek(0, os.SEEK_END), 1 << 14
+        while True:
+            start = max(0, size - count)
+            file.seek(start)
+            tail = file.read(size - start)
+            before = tail.rfind(b"\n", 0, max(0, len(tail) - 1))  # the end of the line before
+            if before >= 0 or start == 0:
+                break
+            count *= 4
+    last = tail[before + 1 :]
+    if not last:
+        return None
+    if not last.endswith(b"\n"):
+        return (
+            "its last line is torn, whoever wrote it was killed or still writes; it is dropped when this is run again"
+        )
     try:
-        return not last or (last.endswith(b"\n") and isinstance(json.loads(last), dict))
+        entry = json.loads(last)
     except ValueError:
-        return False
+        entry = None
+    return None if isinstance(entry, dict) and "op_code" in entry else "its last line is no entry of a study"
 
 
 def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        keep = end
+    with FileLock(path).held(), path.open("rb+") as file:
+        end = keep = file.seek(0, os.SEEK_END)
         while keep:
             step = min(keep, 1 << 16)
             file.seek(keep - step)

@@ -9,15 +9,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from sae_moo.errors import InputError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.objectives import Constraint, Evaluation, Objective, Screened, Stopped, feasible, violations
 from sae_moo.objectives.scores import packed, unpacked
 from sae_moo.recipe import Recipe, decode, digest, dumps, encode
@@ -26,13 +25,21 @@ from sae_moo.searchers.searcher import Proposal
 from sae_moo.study.executor import Answer
 from sae_moo.study.journal import OptunaStorage, reached
 from sae_moo.study.record import Ended, Inherited, Running, TrialRecord
+from sae_moo.study.writer import PARAM_RANGE, PLOTTED, Ending, writer_of
 
-# Numbers worth plotting are clipped into this range: Optuna wants a distribution that holds them.
-PARAM_RANGE = (-10.0, 10.0)
-PLOTTED = FloatDistribution(*PARAM_RANGE)
 # Attributes of a trial that are read again by us alone.
 INTERNAL = {"recipe", "resolved", "instances", "vector", "group_sparsity", "sparseness", "asked_after", "told"}
 INTERNAL |= {"allocations", "began"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A running trial that was begun here: what Optuna calls it, what was written, and the recipe that this says."""
+
+    identity: int
+    params: Mapping[str, float]
+    attributes: Mapping[str, Any]
+    recipe: Recipe
 
 
 class TrialStorage:
@@ -58,14 +65,14 @@ class TrialStorage:
             self.study = study_of(storage, name)
             self._id = storage.get_study_id_from_name(name)
         self._storage = storage
+        self._writer = writer_of(storage, self._id)
         self.objectives = tuple(objectives)
         self.constraints = tuple(constraints)
         self._limits = [_attribute(label) for constraint in self.constraints for label in constraint.labels]
         self._fingerprints = dict(fingerprints)
         self._digests: dict[Recipe, str] = {}  # every evaluated recipe -> what children call it
         self._recipes: dict[str, Recipe] = {}
-        # running trials that were begun here: number -> Optuna's identity, the recipe's text, the recipe
-        self._begun: dict[int, tuple[int, str, Recipe]] = {}
+        self._begun: dict[int, _Begun] = {}  # running trials that were begun here, by number
 
     def records(self) -> list[TrialRecord]:
         """Return all trials in order of their numbers.
@@ -76,7 +83,7 @@ class TrialStorage:
         """
         with reached(self._storage):
             trials = self.study.get_trials(deepcopy=False)
-        return [self._record(trial) for trial in trials]
+        return [self._read(trial) for trial in trials]
 
     def examined(self) -> tuple[list[TrialRecord], list[str]]:
         """Return the trials that can be read, in order of their numbers, and what is wrong with each of the others.
@@ -89,7 +96,7 @@ class TrialStorage:
             trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
             try:
-                records.append(self._record(trial))
+                records.append(self._read(trial))
             except InputError as error:
                 faults.append(str(error))
         return records, faults
@@ -119,34 +126,23 @@ class TrialStorage:
         Raises:
             StorageError: if it cannot be written; see `journal.reached`.
         """
-        params, written = params or {}, dumps(encode(proposal.recipe, self._digests))
-        template = FrozenTrial(
-            number=-1,  # the storage gives it one, and an identity
-            trial_id=-1,
-            state=TrialState.RUNNING,
-            value=None,
-            datetime_start=datetime.now(),
-            datetime_complete=None,
-            intermediate_values={},
-            system_attrs={},
-            params={name: _plotted(value) for name, value in params.items()},
-            distributions=dict.fromkeys(params, PLOTTED),
-            user_attrs={
-                "generation": proposal.generation,
-                "operator": proposal.operator,
-                "parents": list(parents),
-                "asked_after": asked_after,
-                "digest": name,
-                "recipe": written,
-                "versions": versions,
-                **({"vector": list(proposal.vector)} if proposal.vector else {}),
-                **({"allocations": allocations} if allocations is not None else {}),
-            },
-        )
+        shown = {name: _plotted(value) for name, value in (params or {}).items()}
+        attributes: dict[str, Any] = {
+            "generation": proposal.generation,
+            "operator": proposal.operator,
+            "parents": list(parents),
+            "asked_after": asked_after,
+            "digest": name,
+            "recipe": dumps(encode(proposal.recipe, self._digests)),
+            "versions": versions,
+        }
+        if proposal.vector:
+            attributes["vector"] = list(proposal.vector)
+        if allocations is not None:
+            attributes["allocations"] = allocations
         with reached(self._storage):
-            identity = self._storage.create_new_trial(self._id, template_trial=template)
-            number = int(self._storage.get_trial_number_from_id(identity))
-        self._begun[number] = identity, written, proposal.recipe
+            identity, number = self._writer.begin(shown, attributes)
+        self._begun[number] = _Begun(identity, shown, attributes, proposal.recipe)
         return number
 
     def finish(
@@ -184,29 +180,34 @@ class TrialStorage:
         params: Mapping[str, float],
     ) -> Ended:
         evaluation = answer.evaluation
-        identity = self._identity(number)
         attributes = _attributes(evaluation, told) | _whereabouts(answer)
         if repeats is not None:
             attributes["repeats"] = repeats
         if evaluation.recipe != proposal.recipe:
             attributes["resolved"] = dumps(encode(evaluation.recipe, self._digests))
-        for name, value in params.items():
-            self._storage.set_trial_param(identity, name, _plotted(value), PLOTTED)
-        for key, value in attributes.items():
-            self._storage.set_trial_user_attr(identity, key, value)
+        limits: dict[str, float] = {}
         if evaluation.ok:  # not by `Trial.set_constraint`, which keeps what a run that was killed here has left
             broken = violations(self.constraints, evaluation)
-            for key, amount in zip(self._limits, broken, strict=False):  # the last entry says only that it did not fail
+            limits = dict(zip(self._limits, map(float, broken), strict=False))  # the last says that it did not fail
+            for key, amount in limits.items():
                 if math.isnan(amount):
                     raise ValueError(f"trial {number}: {key} is not a number")
-                self._storage.set_trial_system_attr(identity, key, float(amount))
         # what `Study.tell` does beside this is for samplers, and a copy of the trial
         values = [float(objective.value(evaluation)) for objective in self.objectives] if evaluation.ok else None
         failed = TrialState.FAIL if evaluation.stopped is None else TrialState.PRUNED
-        self._storage.set_trial_state_values(identity, TrialState.COMPLETE if evaluation.ok else failed, values)
-        # all of a good one is written; beside what is there already, if a run was killed here
-        whole = number in self._begun and evaluation.ok and evaluation.scores
-        record = self._record(self._storage.get_trial(identity), evaluation if whole else None)
+        state = TrialState.COMPLETE if evaluation.ok else failed
+        params = {name: _plotted(value) for name, value in params.items()}
+        begun = self._begun.get(number)
+        identity = self._identity(number) if begun is None else begun.identity
+        certain = self._writer.finish(identity, Ending(state, values, attributes, limits, params))
+        if begun is not None and certain and evaluation.ok and evaluation.scores:
+            written = {**begun.params, **params}, {**begun.attributes, **attributes}
+            record = self._record(number, state, values, *written, evaluation)
+        else:  # beside what is there already, if a run was killed here
+            trial = self._storage.get_trial(identity)
+            if (trial.state, trial.user_attrs.get("told")) != (state, told):
+                raise StorageError(f"trial {number}: another process has ended it; a study is written by one at a time")
+            record = self._read(trial)
         assert isinstance(record, Ended)
         self._begun.pop(number, None)
         return record
@@ -251,65 +252,87 @@ class TrialStorage:
             else None,
         )
         with reached(self._storage):
-            adopted = self._record(self._storage.get_trial(self._storage.create_new_trial(self._id, template)))
+            adopted = self._read(self._storage.get_trial(self._storage.create_new_trial(self._id, template)))
         assert isinstance(adopted, Ended)
         return adopted
 
     def _identity(self, number: int) -> int:
-        """Return what Optuna calls a trial."""
-        if number in self._begun:
-            return self._begun[number][0]
+        """Return what Optuna calls a trial that was not begun here."""
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._id, number))
 
-    def _record(self, trial: FrozenTrial, evaluation: Evaluation | None = None) -> TrialRecord:
-        """Read a trial.
+    def _read(self, trial: FrozenTrial) -> TrialRecord:
+        """Read a trial as Optuna has it."""
+        return self._record(trial.number, trial.state, trial.values, trial.params, trial.user_attrs)
+
+    def _record(
+        self,
+        number: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        params: Mapping[str, float],
+        attrs: Mapping[str, Any],
+        evaluation: Evaluation | None = None,
+    ) -> TrialRecord:
+        """Return what a trial is by what was written to it.
 
         Args:
-            trial: as Optuna has it.
+            number: of the trial.
+            state: whether it has ended, and how.
+            values: of the objectives.
+            params: numbers worth plotting.
+            attrs: what it keeps.
             evaluation: what was written to it, and nothing else was, by which its means and errors are known; None:
                 what was written is read.
         """
-        attrs = trial.user_attrs
         try:
             asked: dict[str, Any] = {
-                "number": trial.number,
-                "asked": self._asked(trial.number, attrs["recipe"]),
+                "number": number,
+                "asked": self._asked(number, attrs["recipe"]),
                 "asked_digest": attrs["digest"],
                 "operator": attrs["operator"],
                 "generation": attrs["generation"],
                 "parents": tuple(attrs["parents"]),
                 "asked_after": attrs["asked_after"],
-                "params": dict(trial.params),
+                "params": dict(params),
                 "vector": tuple(attrs.get("vector", ())),
                 "allocations": attrs.get("allocations"),
             }
             if not isinstance(asked["asked_digest"], str) or not isinstance(asked["generation"], int):
                 raise TypeError("digest is text, generation a whole number")
-            if not trial.state.is_finished():
+            if not state.is_finished():
                 return Running(**asked)
-            record = self._ended(trial, asked, evaluation)
+            record = self._ended(state, values, attrs, asked, evaluation)
         except OtherGuest as error:
-            raise InputError(f"trial {trial.number}: {error}") from error
+            raise InputError(f"trial {number}: {error}") from error
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"trial {trial.number} was not written by sae-moo or is damaged: {error!r}") from error
+            raise InputError(f"trial {number} was not written by sae-moo or is damaged: {error!r}") from error
         self._digests[record.recipe] = record.digest
         self._recipes[record.digest] = record.recipe
         return record
 
     def _asked(self, number: int, written: str) -> Recipe:
         """Return the recipe that a text says; nobody needs to read what was written here just before."""
-        _, text, recipe = self._begun.get(number, (0, "", None))
-        return recipe if recipe is not None and text == written else decode(json.loads(written), self._recipes)
+        begun = self._begun.get(number)
+        if begun is not None and begun.attributes["recipe"] == written:
+            return begun.recipe
+        return decode(json.loads(written), self._recipes)
 
-    def _ended(self, trial: FrozenTrial, asked: Mapping[str, Any], known: Evaluation | None) -> Ended:
-        attrs, recipe, name = trial.user_attrs, asked["asked"], asked["asked_digest"]
+    def _ended(
+        self,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attrs: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        known: Evaluation | None,
+    ) -> Ended:
+        recipe, name = asked["asked"], asked["asked_digest"]
         if "resolved" in attrs:
             recipe = decode(json.loads(attrs["resolved"]), self._recipes)
             name = digest(recipe, self._fingerprints)
-        evaluation = _evaluation(recipe, attrs, trial.state) if known is None or known.recipe != recipe else known
-        values, stderr = {}, {}
+        evaluation = _evaluation(recipe, attrs, state) if known is None or known.recipe != recipe else known
+        named, stderr = {}, {}
         if evaluation.ok:
-            values = {o.name: float(value) for o, value in zip(self.objectives, trial.values, strict=True)}
+            named = {o.name: float(value) for o, value in zip(self.objectives, values or (), strict=True)}
             stderr = {task: evaluation.stderr(task) for task in evaluation.scores}
             stderr |= {objective.name: objective.stderr(evaluation) for objective in self.objectives}
         return Ended(
@@ -317,7 +340,7 @@ class TrialStorage:
             recipe=recipe,
             digest=name,
             evaluation=evaluation,
-            values=values,
+            values=named,
             stderr=stderr,
             feasible=feasible(self.constraints, evaluation),
             told=attrs["told"],
@@ -430,4 +453,6 @@ def _attribute(limit: str) -> str:
 
 
 def _plotted(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("expected numbers worth plotting, got NaN")
     return min(max(float(value), PARAM_RANGE[0]), PARAM_RANGE[1])

@@ -15,10 +15,12 @@ from sae_moo.recipe import Cast, Expert, Merge, Prune, digest
 from sae_moo.searchers.nsga import NsgaSearcher
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.searchers.space import LineageSpace
+from sae_moo.study import trials
 from sae_moo.study.executor import Job
 from sae_moo.study.local import LocalExecutor
 from sae_moo.study.loop import Study
 from sae_moo.study.record import tokens, told
+from sae_moo.study.writer import Writer
 
 MERGE = Merge("linear", (Expert("math"), Expert("code")), (0.5, 0.5))
 
@@ -133,9 +135,11 @@ def test_an_end_that_was_half_written_is_written_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
+        patched.setattr(trials, "writer_of", Writer)  # entry by entry, as to a database
         patched.setattr(storage, "set_trial_state_values", killed)
         with pytest.raises(Interrupted):
             run(tmp_path / "s", Asks(proposal), Screener(), 1)
+    assert setup.storage().study.trials[0].user_attrs["screened"]
     (record,) = run(tmp_path / "s", Asks(proposal), Screener(), 1).storage().records()
     assert record.params["sparsity block.0"] == 0.2
     assert record.evaluation.screened.chosen == 1
