@@ -30,16 +30,11 @@ if TYPE_CHECKING:
     from sae_moo.searchers.annealing import CyclicAnnealing
     from sae_moo.searchers.ground import Ground
     from sae_moo.searchers.nsga import NsgaSearcher
-    from sae_moo.searchers.operators import (
-        AttractionMating,
-        LineageSampling,
-        PruneMergeMutation,
-        RecipeDuplicates,
-        ZeroAwareCrossover,
-    )
+    from sae_moo.searchers.operators import LineageSampling, PruneMergeMutation, RecipeDuplicates, ZeroAwareCrossover
     from sae_moo.searchers.problem import MergeProblem
     from sae_moo.searchers.schedule import Schedule
     from sae_moo.searchers.searcher import Proposal, Searcher
+    from sae_moo.searchers.selection import AttractionMating
     from sae_moo.searchers.space import CoefficientSpace, LineageSpace
     from sae_moo.study.record import Ended, Running
 
@@ -64,13 +59,8 @@ _HOMES = {
     "searchers.searcher": ("Proposal", "Searcher"),
     "searchers.annealing": ("CyclicAnnealing",),
     "searchers.nsga": ("NsgaSearcher",),
-    "searchers.operators": (
-        "AttractionMating",
-        "LineageSampling",
-        "PruneMergeMutation",
-        "RecipeDuplicates",
-        "ZeroAwareCrossover",
-    ),
+    "searchers.operators": ("LineageSampling", "PruneMergeMutation", "RecipeDuplicates", "ZeroAwareCrossover"),
+    "searchers.selection": ("AttractionMating",),
     "searchers.problem": ("MergeProblem",),
     "searchers.ground": ("Ground",),
     "searchers.space": ("CoefficientSpace", "LineageSpace"),

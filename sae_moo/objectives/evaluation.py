@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_moo.objectives.scores import Score, mean, mean_score, mean_stderr, means, stderrs
+from sae_moo.objectives.scores import Score, mean, mean_score, mean_stderr, statistics
 from sae_moo.recipe import Recipe
 
 SPARSITY, SPEED = "sparsity", "speed"
@@ -141,7 +141,7 @@ class Evaluation:
             count = len(self.scores[task])
             alike = {name: row for name, row in self.scores.items() if len(row) == count}  # tables take less time
             table = np.array(list(alike.values()))
-            self._found.update(zip(alike, zip(means(table), stderrs(table), strict=True), strict=True))
+            self._found.update(zip(alike, zip(*statistics(table), strict=True), strict=True))
         return self._found[task]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,12 +15,16 @@ from numpy.typing import NDArray
 Split = Literal["search", "test"]
 SPLITS: tuple[Split, ...] = ("search", "test")
 DIGIT_ZERO = np.uint8(ord("0"))
+SEQUENTIAL = 8
+"""Numbers of which numpy adds up fewer one after another; `sum` does not in every Python."""
 Scores: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Task name -> score per instance."""
 
 
 def mean(row: NDArray[np.float64] | Sequence[float]) -> float:
     """Return the mean of scores, one per instance."""
+    if isinstance(row, list) and len(row) < SEQUENTIAL and set(map(type, row)) == {float}:
+        return reduce(add, row, 0.0) / len(row)
     return float(np.mean(row))
 
 
@@ -28,17 +34,17 @@ def stderr(row: NDArray[np.float64] | Sequence[float]) -> float:
     return float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
 
 
-def means(rows: NDArray[np.float64]) -> list[float]:
-    """Return the `mean` of every row of scores; shape (rows, instances)."""
-    found: list[float] = rows.mean(axis=1).tolist()
-    return found
-
-
-def stderrs(rows: NDArray[np.float64]) -> list[float]:
-    """Return the `stderr` of every row of scores; shape (rows, instances)."""
+def statistics(rows: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Return the `mean` and the `stderr` of every row of scores, the very numbers; shape (rows, instances)."""
     count = rows.shape[1]
-    found: list[float] = (rows.std(axis=1, ddof=1) / math.sqrt(count)).tolist() if count > 1 else [math.nan] * len(rows)
-    return found
+    middle = np.add.reduce(rows, axis=1, keepdims=True) / count
+    means: list[float] = middle[:, 0].tolist()
+    if count < 2:
+        return means, [math.nan] * len(rows)
+    apart = rows - middle
+    variance = np.add.reduce(np.multiply(apart, apart, out=apart), axis=1) / (count - 1)
+    errors: list[float] = (np.sqrt(variance) / math.sqrt(count)).tolist()
+    return means, errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +95,9 @@ def optimism(search: Score, test: Score) -> Optimism:
 
 def packed(row: Sequence[float]) -> str | list[float]:
     """Write scores that are all 0 or 1 as a text of digits, others as they are."""
-    scores = np.asarray(row, dtype=np.float64)
-    if not ((scores == 0.0) | (scores == 1.0)).all():
+    if not set(row) <= {0.0, 1.0}:
         return list(row)
-    return (scores.astype(np.uint8) + DIGIT_ZERO).tobytes().decode("ascii")
+    return "".join(["1" if score else "0" for score in row])
 
 
 def unpacked(row: str | Sequence[float]) -> tuple[float, ...]:

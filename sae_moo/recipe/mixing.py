@@ -51,7 +51,7 @@ def mixing_weights(
                 scale = params.get("scale", 1.0)
                 if not isinstance(scale, (int, float)):
                     scale = Rows.of(scale).per_group(groups).mean(axis=1, keepdims=True)
-                inputs = np.stack([found[child] for child in node.inputs])
+                inputs = np.array([found[child] for child in node.inputs])
                 if method.adds_to_base and not params.get("normalize", False):
                     found[node] = base + np.einsum("gi,igx->gx", weights * scale, inputs - base)
                 else:

@@ -433,7 +433,7 @@ def decode(document: object, known: Mapping[str, Recipe] | None = None) -> Recip
     return built[-1]
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 def dumps(document: object) -> str:

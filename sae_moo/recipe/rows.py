@@ -99,10 +99,13 @@ class Rows:
 
     def per_group(self, groups: int) -> NDArray[np.float64]:
         """Return a row for each group, the mean of all rows where they are by tensor; shape (groups, row's length)."""
-        width = max(map(len, self.rows))
         import numpy as np  # here, so that what only reads the catalogues starts at once
 
-        table = np.array([row * width if len(row) == 1 else row for row in self.rows], dtype=np.float64)
+        rows, widths = self.rows, set(map(len, self.rows))
+        width = max(widths)
+        if len(widths) > 1:
+            rows = tuple(row * width if len(row) == 1 else row for row in rows)
+        table = np.array(rows, dtype=np.float64)
         if self.placed and len(table) == groups:
             return table
         return np.broadcast_to(table.mean(axis=0) if self.placed else table[0], (groups, width))
@@ -147,11 +150,15 @@ def numbers(values: Any, where: str) -> Any:
     """Return what somebody gave as a row of numbers, or as rows of them; see `number`."""
     entries = _entries(values, where)
     kinds = set(map(type, entries))
-    if not all(hasattr(kind, "__len__") for kind in kinds) or all(issubclass(kind, (str, bytes)) for kind in kinds):
+    rows: Sequence[Sequence[object]]
+    if kinds <= {tuple, list} and kinds:
+        rows = entries  # type: ignore[assignment]  # as nearly all tables come
+    elif not all(hasattr(kind, "__len__") for kind in kinds) or all(issubclass(kind, (str, bytes)) for kind in kinds):
         return _row(entries, where)
-    rows = [_entries(row, where) for row in entries]
-    width = len(rows[0])
-    if width and all(len(row) == width for row in rows):  # a table is looked at as one row
+    else:
+        rows = [_entries(row, where) for row in entries]
+    widths = set(map(len, rows))
+    if len(widths) == 1 and (width := widths.pop()):  # a table is looked at as one row
         return tuple(zip(*[iter(_row(list(chain.from_iterable(rows)), where))] * width, strict=True))
     return tuple(_row(row, where) for row in rows)
 

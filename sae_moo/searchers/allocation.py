@@ -98,13 +98,14 @@ def inherited(
     Returns:
         Shape (groups,), not clipped.
     """
+    levels = [float(each[here].mean()) for each in parents]
     if parents and (level is None or rng.random() < settings.inherit):
-        level = float(parents[0][here].mean()) + rng.normal(0.0, settings.shift)
+        level = levels[0] + rng.normal(0.0, settings.shift)
     if level is None:
         raise ValueError("expected a level, or a parent to inherit it from")
     shape = rng.normal(0.0, settings.tilt) * depth
-    pruned = [each for each in parents if each[here].mean() >= SHAPED]
+    pruned = [place for place, mean in enumerate(levels) if mean >= SHAPED]
     if pruned and rng.random() < settings.shape:
-        given = pruned[int(rng.integers(len(pruned)))]
-        shape = given - given[here].mean() + rng.normal(0.0, settings.slope) * depth
+        place = pruned[int(rng.integers(len(pruned)))]
+        shape = parents[place] - levels[place] + rng.normal(0.0, settings.slope) * depth
     return level + shape + rng.normal(0.0, settings.noise if noise is None else noise, len(depth))

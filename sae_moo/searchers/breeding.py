@@ -166,3 +166,6 @@ class Ablation(Section):
     ladder: Annotated[int, Field(ge=0, le=10_000)] = Field(
         default=0, description="how many models of the first population are averages pruned to evenly spaced sparsities"
     )
+
+
+OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them

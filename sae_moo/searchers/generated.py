@@ -20,9 +20,9 @@ from sae_moo.recipe import BASE, STRUCTURED, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.searchers.credit import Gains
 from sae_moo.searchers.ground import Array
+from sae_moo.searchers.individuals import ALTERNATIVES, ORIGIN, Origin
 from sae_moo.searchers.learning import OFFSPRING, POPULATION, SHARE, Generator
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import ALTERNATIVES, ORIGIN, Origin
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ranking import by_front
 from sae_moo.searchers.schedule import Bandit, Choice

@@ -17,24 +17,16 @@ from pymoo.util.ref_dirs import get_reference_directions
 
 from sae_moo.objectives import Constraint, Evaluation, Objective
 from sae_moo.searchers.annealing import CyclicAnnealing
-from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.breeding import ABLATION, OPERATORS, Ablation, Operators
 from sae_moo.searchers.ground import ARITHMETIC
+from sae_moo.searchers.individuals import ALTERNATIVES, ORIGIN, Origin, row_of
 from sae_moo.searchers.methods import MethodChoice
-from sae_moo.searchers.operators import (
-    ABLATION,
-    ALTERNATIVES,
-    OPERATORS,
-    ORIGIN,
-    CoefficientSampling,
-    Origin,
-    RecipeDuplicates,
-    SeededTournament,
-    lineage_operators,
-)
+from sae_moo.searchers.operators import CoefficientSampling, LineageMating, RecipeDuplicates, lineage_operators
 from sae_moo.searchers.problem import EVALUATION, MergeProblem
 from sae_moo.searchers.ratio import AnnealedRatio
 from sae_moo.searchers.schedule import Adaptive, Schedule
 from sae_moo.searchers.searcher import Pace, Proposal, check_first
+from sae_moo.searchers.selection import SeededTournament
 from sae_moo.searchers.space import LineageSpace, Space
 from sae_moo.searchers.survival import QuickNSGA2
 
@@ -94,6 +86,7 @@ class NsgaSearcher:
                 self._methods = MethodChoice((ARITHMETIC, *settings.methods), objectives, constraints)
                 given["crossover"].method = self._methods.drawn
             given |= operators or {}
+            given["mating"] = LineageMating(given["selection"], given["crossover"], given["mutation"], self._seen)
             if isinstance(schedule, Schedule):  # the first mating comes after the callback's first call
                 given["callback"] = CyclicAnnealing(schedule, per=population if pace == "steady-state" else 1)
             else:
@@ -137,7 +130,8 @@ class NsgaSearcher:
         individual.F, individual.G = self.problem.outcome(evaluation)
         individual.set(EVALUATION, evaluation)
         if self._lineage:  # with scopes resolved, so that children inherit what takes one pass
-            individual.X = np.array([evaluation.recipe], dtype=object)
+            individual.X = row_of(evaluation.recipe)
+            self._seen.add(evaluation.recipe)
         individual.set(PROPOSAL, proposal)
         self._told.append(individual)
         if self._first or self._pace == "generational":
@@ -154,7 +148,7 @@ class NsgaSearcher:
         """
         if not self._lineage:
             raise ValueError("expected a search over lineages")
-        guest = Individual(X=np.array([evaluation.recipe], dtype=object))
+        guest = Individual(X=row_of(evaluation.recipe))
         guest.F, guest.G = self.problem.outcome(evaluation)
         guest.set(EVALUATION, evaluation)
         self._seen.add(evaluation.recipe)

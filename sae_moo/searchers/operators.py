@@ -7,8 +7,8 @@ draws, the scaling of the child's task vector and the targets per group are ours
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,47 +16,25 @@ from numpy.typing import NDArray
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.individual import Individual
+from pymoo.core.mating import Mating
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.sampling import Sampling
 from pymoo.core.selection import Selection
 
-from sae_moo.objectives import Evaluation
 from sae_moo.recipe import BASE, STRUCTURED, Cast, Expert, Merge, Recipe
 from sae_moo.recipe.mixing import mixing_weights
 from sae_moo.recipe.rows import Scalar
-from sae_moo.searchers import fitness
 from sae_moo.searchers.allocation import inherited
 from sae_moo.searchers.alternatives import alternatives
-from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers.breeding import ABLATION, OPERATORS, Ablation, Operators
 from sae_moo.searchers.ground import DIGITS, RANDOM, Ground
+from sae_moo.searchers.individuals import ALTERNATIVES, ORIGIN, TOTAL, Origin, Rng, born, required, row_of
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.ratio import RATIO
+from sae_moo.searchers.selection import AttractionMating
 from sae_moo.searchers.space import CoefficientSpace
 from sae_moo.searchers.structure import Structure, Structures, built, structure_of
-
-Rng = np.random.Generator
-ORIGIN = "origin"  # key of an individual's Origin in pymoo's population
-TOTAL = "total"  # key of an individual's local SAE score per group
-ARRAYS = "arrays"  # key of an individual's evaluation with its scores and sparsities as arrays
-ALTERNATIVES = "alternatives"  # key of other allocations of an individual's budget
-FOUNDERS = "founders"  # key of the evaluated original experts in `algorithm.data`
-OPERATORS, ABLATION = Operators(), Ablation()  # as our own search has them
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a candidate comes from.
-
-    Args:
-        operator: what made it.
-        parents: its parents' evaluations.
-        numbers: settings worth plotting.
-    """
-
-    operator: str
-    parents: tuple[Evaluation, ...] = ()
-    numbers: dict[str, float] = field(default_factory=dict)
 
 
 class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
@@ -88,7 +66,7 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
         self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return `n_samples` individuals; see the class."""
-        rng, ground, settings = _required(random_state), self.ground, self.settings
+        rng, ground, settings = required(random_state), self.ground, self.settings
         if ground.structured:
             count = min(n_samples, len(ground.starting_recipes()) + self.ablation.ladder)
             drawn = ground.first(count, rng, self.sparsest, self.ablation.ladder)
@@ -99,10 +77,7 @@ class LineageSampling(Sampling):  # type: ignore[misc]  # pymoo carries no types
                 drawn.append((RANDOM, ground.candidate(built(merged, structure, ground))))
         else:
             drawn = ground.first(n_samples, rng, self.sparsest, self.ablation.ladder, settings.tilt)
-        population = Population.new("X", _objects([recipe for _, recipe in drawn]))
-        for individual, (operator, _) in zip(population, drawn, strict=True):
-            individual.set(ORIGIN, Origin(operator))
-        return population
+        return born([(recipe, Origin(operator)) for operator, recipe in drawn])
 
 
 class CoefficientSampling(Sampling):  # type: ignore[misc]
@@ -119,82 +94,7 @@ class CoefficientSampling(Sampling):  # type: ignore[misc]
         self.sparsest = sparsest
 
     def _do(self, problem: Any, n_samples: int, *args: Any, random_state: Rng | None = None, **kwargs: Any) -> Any:
-        return self.space.first(n_samples, _required(random_state), self.sparsest)
-
-
-class SeededTournament(Selection):  # type: ignore[misc]
-    """Choose parents by binary tournament: constraint violation, then rank, then crowding, then a tossed coin."""
-
-    def _do(
-        self,
-        problem: Any,
-        pop: Any,
-        n_select: int,
-        n_parents: int,
-        *args: Any,
-        random_state: Rng | None = None,
-        **kw: Any,
-    ) -> Any:
-        rng = _required(random_state)
-        return np.array([[_tournament(pop, rng) for _ in range(n_parents)] for _ in range(n_select)])
-
-
-class AttractionMating(Selection):  # type: ignore[misc]
-    """Pair parents: the first by binary tournament, the second because it is good where the first is not.
-
-    The tournament compares constraint violation, then rank, then crowding, then tosses a coin. The second parent is
-    drawn in proportion to its attraction on per-instance scores (`fitness.attraction`), by total score when nobody
-    complements the first. With probability `founders` it is an original expert, so that lost material can come back.
-    The parents' local SAE scores are noted on them for the crossover. Failed evaluations are no parents.
-
-    Args:
-        ablation: `founders`; and `attraction`, without which the second parent is drawn by a second tournament.
-    """
-
-    def __init__(self, ablation: Ablation = ABLATION) -> None:
-        super().__init__()
-        self.ablation = ablation
-
-    def _do(
-        self,
-        problem: Any,
-        pop: Any,
-        n_select: int,
-        n_parents: int,
-        *args: Any,
-        random_state: Rng | None = None,
-        algorithm: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if n_parents != 2:
-            raise ValueError(f"AttractionMating: expected a crossover of 2 parents, got {n_parents}")
-        rng = _required(random_state)
-        usable = [individual for individual in pop if individual.data[EVALUATION].ok]
-        if not usable:
-            raise ValueError("AttractionMating: expected at least one candidate whose evaluation did not fail")
-        founders = _founders(usable, algorithm)
-        everyone = [*usable, *(each for each in founders if all(each is not other for other in usable))]
-        scores, sparsity = map(_table, zip(*map(_arrays, everyone), strict=True))
-        weight = fitness.instance_weights(everyone[0].data[EVALUATION])
-        totals = dict(zip(map(id, everyone), fitness.total(scores, sparsity, weight), strict=True))
-        scores = scores[: len(usable)]
-        pairs = np.empty((n_select, 2), dtype=object)
-        for pair in pairs:
-            first = _tournament(usable, rng)
-            pair[0] = usable[first]
-            if founders and rng.random() < self.ablation.founders:
-                pair[1] = founders[int(rng.integers(len(founders)))]
-            elif self.ablation.attraction:
-                pull = fitness.attraction(scores, first, weight)
-                if not pull.sum() > 0:  # nobody complements it
-                    overall = np.array([each.data[EVALUATION].sparsity for each in usable])
-                    pull = fitness.total(scores, overall, weight)
-                pair[1] = usable[int(rng.choice(len(usable), p=pull / pull.sum()))]
-            else:
-                pair[1] = usable[_tournament(usable, rng)]
-            for parent in pair:
-                parent.data[TOTAL] = totals[id(parent)]
-        return pairs
+        return self.space.first(n_samples, required(random_state), self.sparsest)
 
 
 class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
@@ -244,13 +144,9 @@ class ZeroAwareCrossover(Crossover):  # type: ignore[misc]
             random_state: the generator drawn from; needed.
             **kwargs: pymoo's; not used.
         """
-        rng = _required(random_state)
+        rng = required(random_state)
         pairs = [pop[pair] for pair in parents] if parents is not None else pop
-        born = [self._child(first, second, rng) for first, second in pairs]
-        children = Population.new("X", _objects([recipe for recipe, _ in born]))
-        for individual, (_, origin) in zip(children, born, strict=True):
-            individual.set(ORIGIN, origin)
-        return children
+        return born([self._child(first, second, rng) for first, second in pairs])
 
     def _child(self, first: Individual, second: Individual, rng: Rng) -> tuple[Recipe, Origin]:
         rows, settings = self.ground.rows, self.settings
@@ -371,12 +267,12 @@ class PruneMergeMutation(Mutation):  # type: ignore[misc]
         self, problem: Any, pop: Any, inplace: bool = True, *args: Any, random_state: Rng | None = None, **kwargs: Any
     ) -> Population:
         """Return the population with pruned recipes; individuals are changed in place, as pymoo's mating expects."""
-        rng = _required(random_state)
+        rng = required(random_state)
         for individual in pop:
             origin = individual.get(ORIGIN) or Origin("mutation")
             eta = self.ratio(rng) if callable(self.ratio) else self.ratio
             child = self.mutated(individual.get("X")[0], origin, eta, rng)
-            individual.set("X", _objects([child])[0])
+            individual.X = row_of(child)
             if self.allocations > 1:
                 others = alternatives(self.ground, child, self.allocations - 1, self.settings, rng)
                 individual.set(ALTERNATIVES, others)
@@ -435,6 +331,53 @@ def lineage_operators(
     }
 
 
+class LineageMating(Mating):  # type: ignore[misc]
+    """Breeds until there are as many children as asked, of which nobody has tried the recipe.
+
+    pymoo's own looks at all of the population each time; whoever searches knows what was tried.
+
+    Args:
+        selection: chooses the parents.
+        crossover: merges them.
+        mutation: prunes their child.
+        tried: recipes that were asked for or evaluated, those of the population among them; the owner adds to it.
+    """
+
+    def __init__(self, selection: Selection, crossover: Crossover, mutation: Mutation, tried: set[Recipe]) -> None:
+        super().__init__(selection, crossover, mutation)
+        self.tried = tried
+
+    def do(
+        self,
+        problem: Any,
+        pop: Any,
+        n_offsprings: int,
+        random_state: Rng | None = None,
+        n_max_iterations: int | None = None,
+        **kwargs: Any,
+    ) -> Population:
+        """Return as many children as asked, or fewer, where `n_max_iterations` matings gave no more.
+
+        Args:
+            problem: the pymoo problem.
+            pop: evaluated individuals.
+            n_offsprings: how many children.
+            random_state: the generator drawn from; needed.
+            n_max_iterations: how many matings at most; None: 100.
+            **kwargs: pymoo's.
+        """
+        children: dict[Recipe, Individual] = {}
+        for _ in range(n_max_iterations or self.n_max_iterations):
+            missing = n_offsprings - len(children)
+            for child in self._do(problem, pop, missing, random_state=random_state, **kwargs):
+                recipe = child.X[0]
+                if recipe not in self.tried:
+                    children.setdefault(recipe, child)
+            if len(children) >= n_offsprings:
+                break
+        return Population.create(*list(children.values())[:n_offsprings])
+
+
 class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
     """Drop candidates whose recipe is already in the population, among the offspring, or in `seen`.
 
@@ -446,68 +389,27 @@ class RecipeDuplicates(DuplicateElimination):  # type: ignore[misc]
         super().__init__()
         self.seen = set() if seen is None else seen
 
-    def _do(self, pop: Any, other: Any, is_duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        taken = set() if other is None else {individual.X[0] for individual in other}
+    def do(self, pop: Any, *others: Any, return_indices: bool = False, to_itself: bool = True) -> Any:
+        """Return who is left of a population, in its order.
+
+        Args:
+            pop: individuals.
+            *others: populations whose recipes are taken.
+            return_indices: whether to return, too, whose places these are, and those of the others.
+            to_itself: whether what repeats one of `pop` that comes before it, or is in `seen`, is dropped.
+        """
+        taken = {individual.X[0] for other in others for individual in other}
+        left: list[int] = []
         for i, individual in enumerate(pop):
             recipe = individual.X[0]
-            is_duplicate[i] = recipe in taken or (other is None and recipe in self.seen)
-            if other is None:
-                taken.add(recipe)
-        return is_duplicate
-
-
-def _arrays(individual: Individual) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return an individual's scores, shape (instances,), and sparsities, shape (groups,), which it keeps."""
-    evaluation = individual.data[EVALUATION]
-    known = individual.data.get(ARRAYS)
-    if known is None or known[0] is not evaluation:
-        found = fitness.instances(evaluation), np.array(evaluation.group_sparsity)
-        known = individual.data[ARRAYS] = evaluation, found
-    arrays: tuple[NDArray[np.float64], NDArray[np.float64]] = known[1]
-    return arrays
-
-
-def _table(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return rows of one length as an array, as `np.stack` does, which looks at each of them."""
-    return np.concatenate(rows).reshape(len(rows), len(rows[0]))
-
-
-def _founders(usable: list[Individual], algorithm: Any) -> list[Individual]:
-    """Return the original experts as first evaluated, remembered in the algorithm's own data."""
-    data: dict[str, Any] = {} if algorithm is None else algorithm.data
-    if FOUNDERS not in data:
-        made = [(individual, individual.get(ORIGIN)) for individual in usable]
-        data[FOUNDERS] = [individual for individual, origin in made if origin and origin.operator == "expert"]
-    founders: list[Individual] = data[FOUNDERS]
-    return founders
-
-
-def _tournament(pop: list[Individual], rng: Rng) -> int:
-    a, b = map(int, rng.integers(len(pop), size=2))
-    first, second = _standing(pop[a]), _standing(pop[b])
-    if first == second:
-        return a if rng.random() < 0.5 else b
-    return a if first < second else b
-
-
-def _standing(individual: Individual) -> tuple[float, int, float]:
-    """Return what the smaller of wins a tournament: violation, rank, and how crowded it is."""
-    data = individual.data
-    return float(individual.CV[0]), data.get("rank") or 0, -(data.get("crowding") or 0.0)
+            if recipe not in taken and not (to_itself and recipe in self.seen):
+                left.append(i)
+                if to_itself:
+                    taken.add(recipe)
+        kept = pop if len(left) == len(pop) else pop[left]
+        return (kept, left, sorted(set(range(len(pop))) - set(left))) if return_indices else kept
 
 
 def _whole(recipe: Recipe) -> bool:
     """Return whether a recipe is an expert as it was given, which nothing of this search has pruned."""
     return isinstance(recipe, Expert)
-
-
-def _objects(recipes: list[Recipe]) -> Any:
-    rows = np.empty((len(recipes), 1), dtype=object)
-    rows[:, 0] = recipes
-    return rows
-
-
-def _required(rng: Rng | None) -> Rng:
-    if rng is None:
-        raise ValueError("random_state: expected a numpy Generator; without one a run could not be repeated")
-    return rng

@@ -21,11 +21,11 @@ from sae_moo.objectives.front import Array, front_of
 from sae_moo.prediction.improvement import expected_gains
 from sae_moo.prediction.table import FeatureTable
 from sae_moo.recipe import Recipe
-from sae_moo.searchers.breeding import Operators
+from sae_moo.searchers.breeding import OPERATORS, Operators
 from sae_moo.searchers.coordinates import Coordinates
 from sae_moo.searchers.ground import ARITHMETIC
+from sae_moo.searchers.individuals import ORIGIN, Origin
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import OPERATORS, ORIGIN, Origin
 from sae_moo.searchers.outlook import Outlook, Outlooks
 from sae_moo.searchers.prescreening import EXPLORED, GAIN, Prescreening, predicted, uncertainty
 from sae_moo.searchers.problem import EVALUATION

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from typing import Any
 
 import numpy as np
+from moocore import pareto_rank
 from numpy.typing import NDArray
 from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowding
 from pymoo.core.population import Population
 from pymoo.util.randomized_argsort import randomized_argsort
+
+from sae_moo.objectives.scores import SEQUENTIAL
 
 
 class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carries no types
@@ -45,41 +50,53 @@ class QuickRankAndCrowding(RankAndCrowding):  # type: ignore[misc]  # pymoo carr
         return kept
 
     def _do(self, problem: Any, pop: Any, *args: Any, n_survive: int, random_state: Any = None, **kwargs: Any) -> Any:
-        values = np.array([individual.F for individual in pop], dtype=np.float64)
+        members = pop.tolist()
+        values = np.array([individual.F for individual in members], dtype=np.float64)
+        fronts: dict[int, list[int]] = {}
+        for i, rank in enumerate(pareto_rank(values).tolist()):
+            fronts.setdefault(rank, []).append(i)
         survivors: list[int] = []
-        for rank, front in enumerate(self.nds.do(values, n_stop_if_ranked=n_survive)):
+        for rank in sorted(fronts):
+            front, room = fronts[rank], n_survive - len(survivors)
+            if not room:
+                break
             distance = crowding(values[front])
             for i, each in zip(front, distance, strict=True):
-                pop[i].data["rank"], pop[i].data["crowding"] = rank, each
-            room = n_survive - len(survivors)
+                data = members[i].data
+                data["rank"], data["crowding"] = rank, each
             if len(front) > room:
-                order = randomized_argsort(distance, order="descending", method="numpy", random_state=random_state)
-                front = front[order[:room]]
-            survivors.extend(front)
+                order = randomized_argsort(
+                    np.array(distance), order="descending", method="numpy", random_state=random_state
+                )
+                front = [front[i] for i in order[:room]]
+            survivors += front
         return pop[survivors]
 
 
-def crowding(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def crowding(values: NDArray[np.float64]) -> list[float]:
     """Return the crowding distance of the members of a front (Deb et al. 2002), the very numbers that pymoo computes.
 
     Args:
         values: of the objectives, finite, shape (members, objectives).
 
     Returns:
-        The larger, the lonelier; infinite for the ends of every objective that differs; shape (members,).
+        One number for each member: the larger, the lonelier; infinite for the ends of every objective that differs.
     """
     members, objectives = values.shape
     if members <= 2:
-        return np.full(members, np.inf)
-    shares = np.zeros((members, objectives))
-    for objective, column in enumerate(values.T.tolist()):  # fronts are small: numbers take less time than arrays
+        return [np.inf] * members
+    shares = [[0.0] * members for _ in range(objectives)]
+    for share, column in zip(shares, values.T.tolist(), strict=True):  # fronts are small: numbers take less than arrays
         order = sorted(range(members), key=column.__getitem__)
         extent = column[order[-1]] - column[order[0]]
         if extent == 0.0:
             continue
         gaps = [np.inf, *[(column[b] - column[a]) / extent for a, b in pairwise(order)], np.inf]
-        shares[order, objective] = [before + after for before, after in pairwise(gaps)]
-    distance: NDArray[np.float64] = shares.sum(axis=1) / objectives
+        for i, before, after in zip(order, gaps, gaps[1:], strict=False):
+            share[i] = before + after
+    if objectives < SEQUENTIAL:
+        return [reduce(add, each, 0.0) / objectives for each in zip(*shares, strict=True)]
+    distance: list[float] = (np.array(shares).T.copy().sum(axis=1) / objectives).tolist()
     return distance
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_moo.objectives.scores import mean
 from sae_moo.recipe import BLOCKS, STRUCTURED, Recipe
 from sae_moo.recipe.groups import in_block
 from sae_moo.recipe.mixing import mixing_weights
@@ -36,12 +37,12 @@ class Plotted:
         self._tensors = tuple(tensors)
         self._mixing: dict[Recipe, NDArray[np.float64]] = {}
         self._blocks = [i for i, group in enumerate(groups) if in_block(group)]
-        self._ranges: dict[str, NDArray[np.int64]] = {}  # what a range is called -> its blocks
+        self._ranges: dict[str, list[int]] = {}  # what a range is called -> its blocks
         count = min(BLOCK_RANGES, len(self._blocks))
         for part in np.array_split(np.array(self._blocks), count) if count else ():
             first, last = int(part[0]), int(part[-1])
             label = groups[first] if first == last else f"{groups[first]}-{last - self._blocks[0]}"
-            self._ranges[f"sparsity {label}"] = part
+            self._ranges[f"sparsity {label}"] = part.tolist()
 
     def of(self, proposal: Proposal) -> dict[str, float]:
         """Return the numbers of a proposal; of one with alternatives, those that all of them have."""
@@ -52,8 +53,8 @@ class Plotted:
 
     def levels(self, recipe: Recipe) -> dict[str, float]:
         """Return the sparsity that a candidate asks for, by ranges of blocks."""
-        asked = _asked_sparsity(recipe, len(self._groups), self._tensors)
-        params = {label: round(float(asked[part].mean()), 4) for label, part in self._ranges.items()}
+        asked = _asked_sparsity(recipe, len(self._groups), self._tensors).tolist()
+        params = {label: round(mean([asked[i] for i in part]), 4) for label, part in self._ranges.items()}
         return params | _whole(recipe, self._blocks, len(self._groups))
 
 

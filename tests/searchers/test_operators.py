@@ -1,34 +1,38 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.callback import CallbackCollection
+from pymoo.core.crossover import Crossover
 from pymoo.core.individual import Individual
+from pymoo.core.mating import Mating
+from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
+from pymoo.core.selection import Selection
 from pymoo.optimize import minimize
 
 import sae_moo as sm
 from sae_moo.objectives import Evaluation, Sparsity, TaskMean
 from sae_moo.recipe import Cast, Expert, Merge, Prune
-from sae_moo.searchers import fitness
-from sae_moo.searchers.breeding import Ablation, Operators
+from sae_moo.searchers import fitness, selection
+from sae_moo.searchers.breeding import ABLATION, Ablation, Operators
 from sae_moo.searchers.ground import Ground
+from sae_moo.searchers.individuals import Origin
 from sae_moo.searchers.nsga import reference_directions
 from sae_moo.searchers.operators import (
-    ABLATION,
-    AttractionMating,
+    LineageMating,
     LineageSampling,
-    Origin,
     PruneMergeMutation,
     RecipeDuplicates,
-    SeededTournament,
     ZeroAwareCrossover,
 )
 from sae_moo.searchers.problem import EVALUATION
 from sae_moo.searchers.schedule import Schedule
+from sae_moo.searchers.selection import AttractionMating, SeededTournament
 from sae_moo.searchers.space import CoefficientSpace, LineageSpace
 
 GROUND = Ground(("math", "code"), (False, True, True, False))
@@ -259,6 +263,67 @@ def test_structured_targets_inherit_nothing():
     assert mutated.input.sparsity == 0.3
 
 
+@pytest.mark.parametrize("shares", [[1.0], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4], [1e-12, 5.0, 1e9], list(range(30))])
+def test_in_proportion_is_drawn_as_numpy_draws(shares):
+    shares = np.array(shares, dtype=np.float64)
+    ours, numpys = np.random.default_rng(0), np.random.default_rng(0)
+    drawn = [selection._drawn(shares, ours) for _ in range(300)]
+    assert drawn == [int(numpys.choice(len(shares), p=shares / shares.sum())) for _ in range(300)]
+    assert ours.random() == numpys.random()
+
+
+@pytest.mark.parametrize("shares", [[0.0, 0.0], [0.5, np.nan], [0.5, np.inf], [1.0, -0.5]])
+def test_in_proportion_to_what_is_no_share_nothing_is_drawn(shares):
+    with pytest.raises(ValueError, match="expected shares of at least 0, some above"):
+        selection._drawn(np.array(shares), np.random.default_rng(0))
+
+
+def test_a_mating_that_was_copied_with_its_population_pairs_as_the_other():
+    pop, mating = Population.create(*(individual(name) for name in ("math", "code", "law"))), AttractionMating()
+    mating._do(None, pop, 1, 2, random_state=np.random.default_rng(0))
+    pairs = []
+    for each, among in ((mating, pop), deepcopy((mating, pop))):
+        chosen = each._do(None, among, 5, 2, random_state=np.random.default_rng(1))
+        pairs.append([[(parent.X[0], parent.get("total").tolist()) for parent in pair] for pair in chosen])
+    assert pairs[0] == pairs[1]
+
+
+def test_a_mating_that_looked_before_pairs_as_one_that_did_not(monkeypatch):
+    """Populations in which members come, go, change places, share an evaluation, and are evaluated anew."""
+    rng, before = np.random.default_rng(0), AttractionMating()
+    founder = individual("founder", (0.5, 0.5), (0.0, 0.1, 0.1, 0.0))
+    founder.set("origin", Origin("expert"))
+    algorithm = SimpleNamespace(data={"founders": [founder]})
+    members = [individual(str(i), tuple(rng.random(2)), (0.0, *rng.random(2), 0.0)) for i in range(6)]
+    looked = []
+    total = fitness.total
+    monkeypatch.setattr(fitness, "total", lambda *given: looked.append(1) or total(*given))
+    for step in range(120):
+        match step % 6:
+            case 1:
+                members[int(rng.integers(6))] = individual(f"n{step}", tuple(rng.random(2)), (0.0, *rng.random(2), 0.0))
+            case 2:
+                rng.shuffle(members)
+            case 3:
+                members[0].set("evaluation", members[1].get("evaluation"))
+            case 4:
+                members[2].set("evaluation", individual(f"e{step}", tuple(rng.random(2))).get("evaluation"))
+            case 5 if founder not in members:
+                members.append(founder)
+            case 5:
+                members.remove(founder)
+        pop, seed = Population.create(*members), int(rng.integers(1 << 30))
+        told = []
+        for mating in (before, AttractionMating()):
+            pairs = mating._do(None, pop, 3, 2, random_state=np.random.default_rng(seed), algorithm=algorithm)
+            told.append([[(id(each), each.get("total").tolist()) for each in pair] for pair in pairs])
+        assert told[0] == told[1]
+    looked.clear()
+    for _ in range(5):
+        before._do(None, pop, 3, 2, random_state=rng, algorithm=algorithm)
+    assert not looked, "nothing had changed"
+
+
 def test_targets_stay_in_range():
     mutation = PruneMergeMutation(Ground(("math",), (True,), most=0.7), 0.6, Operators(noise=5.0))
     rng = np.random.default_rng(0)
@@ -266,6 +331,57 @@ def test_targets_stay_in_range():
     ratios = [each.input.sparsity[0] for each in asked if isinstance(each.input, Prune)]
     assert max(ratios) == 0.7
     assert any(isinstance(each.input, Expert) for each in asked), "a target of 0 prunes nothing"
+
+
+@pytest.mark.parametrize("asked", [1, 3, 8])
+def test_children_that_nobody_tried_are_bred_until_there_are_enough(asked):
+    """As pymoo breeds them that looks at everyone each time."""
+    names = [f"x{i}" for i in range(12)]
+    tried, told = {individual(name).X[0] for name in names[:6]}, []
+    for made in (
+        lambda *operators: LineageMating(*operators, tried),
+        lambda *operators: Mating(*operators, eliminate_duplicates=RecipeDuplicates(tried), n_max_iterations=100),
+    ):
+        draws = np.random.default_rng(3)
+        bred = [individual(names[int(i)]) for i in draws.integers(12, size=400)]
+        mating = made(Chosen(), Given(bred), NoMutation())
+        children = mating.do(None, Population.create(individual("x0")), asked, random_state=np.random.default_rng(0))
+        told.append(([child.X[0].input.name for child in children], len(bred)))
+    assert told[0] == told[1]
+    assert len(told[0][0]) == min(asked, 6)
+    assert not set(told[0][0]) & set(names[:6])
+
+
+class Chosen(Selection):
+    def _do(self, problem, pop, n_select, n_parents, **kwargs):
+        return np.zeros((n_select, n_parents), dtype=int)
+
+
+class NoMutation(Mutation):
+    def do(self, problem, pop, *args, **kwargs):
+        return pop
+
+
+class Given(Crossover):
+    """Gives children that are at hand, one a mating."""
+
+    def __init__(self, bred):
+        super().__init__(2, 1, prob=1.0)
+        self.bred = bred
+
+    def do(self, problem, pop, *args, **kwargs):
+        return Population.create(*(self.bred.pop() for _ in range(min(len(pop), len(self.bred)))))
+
+
+@pytest.mark.parametrize("to_itself", [True, False])
+def test_who_is_left_is_told_by_place_too(to_itself):
+    drop = RecipeDuplicates({individual("law").X[0]})
+    pop = Population.create(*(individual(name) for name in ("law", "math", "code", "math", "tax")))
+    kept, left, dropped = drop.do(pop, Population.create(individual("tax")), return_indices=True, to_itself=to_itself)
+    assert (left, dropped) == (([1, 2], [0, 3, 4]) if to_itself else ([0, 1, 2, 3], [4]))
+    assert [each is pop[i] for each, i in zip(kept, left, strict=True)] == [True] * len(left)
+    assert drop.do(pop[:0]) is not None
+    assert len(drop.do(pop[:0], pop)) == 0
 
 
 def test_duplicates_are_dropped_once():

@@ -13,7 +13,8 @@ from sae_moo.recipe import BLOCKS, MOE_EXPERTS, Cast, Expert, Prune
 from sae_moo.recipe.structure import chain, removed_blocks
 from sae_moo.searchers.breeding import Ablation, Operators
 from sae_moo.searchers.ground import Ground
-from sae_moo.searchers.operators import LineageSampling, Origin, PruneMergeMutation, ZeroAwareCrossover
+from sae_moo.searchers.individuals import Origin
+from sae_moo.searchers.operators import LineageSampling, PruneMergeMutation, ZeroAwareCrossover
 from sae_moo.searchers.space import CoefficientSpace
 from sae_moo.searchers.structure import Structure, Structures, built, structure_of, whole
 
