@@ -346,7 +346,8 @@ def open_storage(where: str | Path, write: bool) -> BaseStorage:
     except InputError:
         raise
     except Exception as error:  # whatever Optuna raises at entries that are not its own
-        raise InputError(f"{path}: not a study, or damaged: {str(error) or repr(error)}") from error
+        why = (str(error) or repr(error)).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not a study, or damaged: {why}") from error
 
 
 def create_or_load(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 from scripted_study import Setup, facts_of
 
-from sae_moo.errors import StorageError
+from sae_moo.errors import InputError, StorageError
 from sae_moo.objectives import Evaluation, Stopped
 from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.searcher import Proposal
@@ -242,9 +242,12 @@ def test_a_damaged_line_among_others_is_one_line(tmp_path, line):
     begun(storage)
     lines = setup.path.read_bytes().splitlines(keepends=True)
     setup.path.write_bytes(b"".join([*lines, line, lines[-1]]))
+    fault = f"line {len(lines) + 1} is no entry of a study"
     for act in (storage.records, lambda: begun(storage)):
-        with pytest.raises(StorageError, match=rf"/s: line {len(lines) + 1} is no entry of a study"):
+        with pytest.raises(StorageError, match=f"/s: {fault}"):
             act()
+    with pytest.raises(InputError, match=f"^{setup.path}: not a study, or damaged: {fault}"):
+        setup.storage()
 
 
 @pytest.mark.parametrize("read", [False, True])
