@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from sae_moo.recipe import Expert, Merge, Prune
+import pytest
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+
+from sae_moo.recipe import Cast, Expert, Merge, Prune
 from sae_moo.searchers.algorithms import ALGORITHMS
 from sae_moo.searchers.breeding import Operators
 from sae_moo.searchers.nsga import NsgaSearcher
-from sae_moo.searchers.operators import ZeroAwareCrossover
+from sae_moo.searchers.operators import PruneMergeMutation, ZeroAwareCrossover
 from sae_moo.searchers.schedule import Schedule
 from sae_moo.searchers.space import LineageSpace
 from sae_moo.testing.searchers import GROUND, LIMIT, OBJECTIVES, assignment, drive
@@ -61,6 +65,37 @@ def test_operators_of_ones_own_take_the_place_of_ours(landscape):
     searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, LIMIT, population=12, operators=operators)
     history = drive(searcher, landscape, 30)
     assert {p.operator for p, _ in history[12:]} == {"zero-aware crossover"}
+
+
+@pytest.mark.parametrize("pace", ["generational", "steady-state"])
+def test_what_was_evaluated_is_not_bred_again_as_it_was_resolved_either(pace, landscape):
+    """Children that are the very recipes of the population, whose scopes were resolved when they were evaluated."""
+
+    def resolved(recipe):
+        inner = recipe.input
+        return Cast(replace(inner, counts=(7, 9)), recipe.dtype) if isinstance(inner, Prune) else recipe
+
+    def evaluate(recipe):
+        return replace(landscape(recipe), recipe=resolved(recipe))
+
+    class Copying(ZeroAwareCrossover):
+        def do(self, problem, pop, *args, **kwargs):
+            bred.append(len(pop))
+            return Population.create(*(Individual(X=first.X.copy()) for first, _ in pop))
+
+    class Nothing(PruneMergeMutation):
+        def do(self, problem, pop, *args, **kwargs):
+            return pop
+
+    bred = []
+    operators = {"crossover": Copying(GROUND), "mutation": Nothing(GROUND)}
+    searcher = NsgaSearcher(LineageSpace(GROUND), OBJECTIVES, population=12, pace=pace, operators=operators)
+    for _ in range(12):
+        (proposal,) = searcher.ask(1)
+        searcher.tell(proposal, evaluate(proposal.recipe))
+    assert any(isinstance(each.X[0].input, Prune) and each.X[0].input.counts for each in searcher._algorithm.pop)
+    assert not searcher.ask(1)
+    assert len(bred) == 100
 
 
 def test_settings_out_of_range():

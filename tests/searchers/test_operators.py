@@ -344,9 +344,13 @@ def test_children_that_nobody_tried_are_bred_until_there_are_enough(asked):
     ):
         draws = np.random.default_rng(3)
         bred = [individual(names[int(i)]) for i in draws.integers(12, size=400)]
+        for place, child in enumerate(bred):
+            child.set("place", place)
         mating = made(Chosen(), Given(bred), NoMutation())
         children = mating.do(None, Population.create(individual("x0")), asked, random_state=np.random.default_rng(0))
-        told.append(([child.X[0].input.name for child in children], len(bred)))
+        told.append(
+            ([child.X[0].input.name for child in children], [child.get("place") for child in children], len(bred))
+        )
     assert told[0] == told[1]
     assert len(told[0][0]) == min(asked, 6)
     assert not set(told[0][0]) & set(names[:6])

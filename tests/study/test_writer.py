@@ -20,7 +20,7 @@ from sae_moo.recipe import Cast, Expert
 from sae_moo.searchers.searcher import Proposal
 from sae_moo.study import trials, writer
 from sae_moo.study.executor import Answer
-from sae_moo.study.journal import JournalFile, open_storage
+from sae_moo.study.journal import Journal, JournalFile, open_storage
 
 PROPOSAL = Proposal(Cast(Expert("math"), "float32"))
 FAILED = {"reason": "out of memory"}
@@ -270,6 +270,30 @@ def test_a_journal_that_was_cut_is_not_written_on(tmp_path, landscape, read, lef
     assert setup.path.read_bytes() == cut
     setup.path.write_bytes(whole)
     assert finished(storage, number, landscape, 3) == setup.storage().records()[3]
+
+
+def test_a_journal_that_was_cut_behind_a_reader_is_not_written_on(tmp_path, landscape):
+    setup = Setup(tmp_path / "s")
+    storage = setup.storage()
+    for told in range(3):
+        finished(storage, begun(storage), landscape, told)
+    reader = setup.storage()
+    reader.records()
+    lines = setup.path.read_bytes().splitlines(keepends=True)
+    setup.path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(StorageError, match="/s: shorter than it was"):
+        begun(reader)
+
+
+def test_what_a_storage_calls_a_new_trial_is_new(tmp_path, monkeypatch):
+    setup = Setup(tmp_path / "s")
+    storage = setup.storage()
+    begun(storage)
+    begun(storage)
+    setup.storage().study.set_user_attr("note", "x")
+    monkeypatch.setattr(Journal, "create_new_trial", lambda *given, **more: 1)
+    with pytest.raises(StorageError, match="/s: a trial that has begun is not in it"):
+        begun(storage)
 
 
 @pytest.mark.parametrize("again", [False, True])
