@@ -125,9 +125,9 @@ class JournalWriter(Writer):
             identity, number = last[0] + 1, last[1] + 1
         else:
             identity, number = super().begin(params, attributes)
-            self._size = self._file.size
             if identity <= self._newest:
                 raise StorageError(f"{self._file.path}: a trial that has begun is not in it; {KEPT}")
+            self._size = self._file.size
         self._newest = identity
         self._untouched.add(identity)
         self._last = identity, number
